@@ -1,0 +1,93 @@
+"""Log-probabilities of answers, the one place they are computed: for reference, policy and validation alike.
+
+Shapes: N sequences, P longest prompt, A longest answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Answered(NamedTuple):
+    """A prompt and one answer to it, as token ids; both have at least one."""
+
+    prompt_ids: Sequence[int]
+    answer_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+class AlignedBatch(NamedTuple):
+    """Sequences side by side, prompts ending and answers beginning at the same column.
+
+    So the logits that predict answers are one block of columns, and padding is only what prompts differ by
+    plus what answers differ by.
+    """
+
+    input_ids: Tensor  # (N, P + A) int64
+    attention_mask: Tensor  # (N, P + A) int64, 1 on tokens
+    position_ids: Tensor  # (N, P + A) int64, 0 on each first token
+    answer_ids: Tensor  # (N, A) int64
+    answer_mask: Tensor  # (N, A) bool
+
+
+def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> AlignedBatch:
+    """Lay out N sequences; what fills the gaps is masked everywhere, so its id does not matter."""
+    longest_prompt = max(len(sequence.prompt_ids) for sequence in sequences)
+    longest_answer = max(len(sequence.answer_ids) for sequence in sequences)
+    shape = (len(sequences), longest_prompt + longest_answer)
+    input_ids = torch.zeros(shape, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.int64)
+    for row, (prompt_ids, answer_ids) in enumerate(sequences):
+        first, last = longest_prompt - len(prompt_ids), longest_prompt + len(answer_ids)
+        input_ids[row, first:last] = torch.tensor([*prompt_ids, *answer_ids])
+        attention_mask[row, first:last] = 1
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    batch = AlignedBatch(
+        input_ids, attention_mask, position_ids, input_ids[:, longest_prompt:], attention_mask[:, longest_prompt:].bool()
+    )
+    return AlignedBatch(*(tensor.to(device) for tensor in batch))
+
+
+def token_logprobs(model: nn.Module, batch: AlignedBatch) -> Tensor:
+    """log pi(token | what comes before) of every answer token; (N, A) float32, 0 where there is none.
+
+    Only the logits that predict answers are computed, by the model itself (`logits_to_keep`), so that its own
+    soft-capping and scaling hold.
+    """
+    longest_answer = batch.answer_ids.shape[1]
+    first = batch.input_ids.shape[1] - longest_answer - 1
+    positions = torch.arange(first, first + longest_answer, device=batch.input_ids.device)
+    output: Any = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        logits_to_keep=positions,
+        use_cache=False,
+    )
+    logits = output.logits.float()  # (N, A, V)
+    losses = functional.cross_entropy(logits.flatten(0, 1), batch.answer_ids.flatten(), reduction="none")
+    return -losses.view_as(batch.answer_ids).masked_fill(~batch.answer_mask, 0.0)
+
+
+def answer_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str = "cpu") -> Tensor:
+    """log pi(answer | prompt) in nats, summed over answer tokens; (N,) float32, in the order given.
+
+    The sequences are split by length into two forward passes, because human and generated answers differ a lot
+    in length and would pad each other. It is always two (for N > 1), so that ranks stay in step under ZeRO-3.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    middle = len(order) // 2
+    sums = [
+        token_logprobs(model, align([sequences[index] for index in half], device)).sum(-1)
+        for half in (order[:middle], order[middle:])
+        if half
+    ]
+    inverse = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=sums[0].device)
+    return torch.cat(sums)[inverse]

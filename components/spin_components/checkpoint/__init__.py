@@ -1,0 +1,1 @@
+"""Close an iteration: choose its policy, publish it, decide whether to go on."""

@@ -1,0 +1,23 @@
+"""KFP component: choose, publish, decide."""
+
+from kfp import dsl
+
+from spin_components.images import CPU
+
+
+@dsl.component(base_image=CPU, install_kfp_package=False)
+def checkpoint(
+    run_uri: str, iteration: int, reference_uri: str, policy_uri: str, max_iterations: int, selection: dict
+) -> str:
+    """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
+    from spin_components.execution import perform
+
+    return perform(
+        "checkpoint.step:publish",
+        run_uri=run_uri,
+        iteration=iteration,
+        reference_uri=reference_uri,
+        policy_uri=policy_uri,
+        max_iterations=max_iterations,
+        selection=selection,
+    )

@@ -1,0 +1,1 @@
+"""Records, their source formats, the one chat renderer, and the collate function."""

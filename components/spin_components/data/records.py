@@ -1,0 +1,210 @@
+"""Records: a data file read as a stream, every record checked, every bad one located.
+
+A file is JSON lines (`.jsonl`, `.json`, either with `.gz`) or Parquet (`.parquet`); see `formats` for the records.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeAlias, cast
+from urllib.parse import unquote, urlsplit
+
+from spin_components.data.formats import FORMS, Conversation, parse_record
+from spin_components.errors import ConfigError, DataError
+
+NUM_LISTED = 10
+"""How many bad records are kept and named."""
+
+_ROWS_A_BATCH = 1024
+_JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A conversation and the line of the file (row, in Parquet) it was on, from 1."""
+
+    conversation: Conversation
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A line (row, in Parquet) that holds no usable conversation, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSet:
+    """What a file held: the good records in order, how many were bad, and the first ten of those."""
+
+    source: str
+    records: tuple[Record, ...]
+    num_bad: int
+    bad: tuple[BadRecord, ...]
+
+
+_Parsed: TypeAlias = Conversation | str  # the conversation, or what is wrong with it
+_ParsedLines: TypeAlias = Generator[tuple[int, _Parsed], None, None]  # with the line's number
+
+
+def read_records(path: str | Path, *, on_bad_record: str, max_records: int = 0) -> RecordSet:
+    """Read and check a data file.
+
+    Args:
+        path: a local path or a `file://` URI.
+        on_bad_record: "fail" refuses the file if any record is bad, "skip" drops and counts them.
+        max_records: stop after so many good records, what follows is not looked at; 0 reads all.
+
+    Raises:
+        ConfigError: `on_bad_record` or `max_records` is neither of its values.
+        DataError: the file cannot be read, holds no usable record, or, with "fail", holds a bad one.
+    """
+    if on_bad_record not in ("fail", "skip") or max_records < 0:
+        raise ConfigError(
+            f"reading {path}: on_bad_record is {on_bad_record!r} and max_records {max_records}, "
+            "expected 'fail' or 'skip', and a number of records or 0 for all"
+        )
+    source, file = str(path), _local_file(str(path))
+    records: list[Record] = []
+    bad: list[BadRecord] = []
+    num_bad = 0
+    unit = "row" if file.name.endswith(".parquet") else "line"
+    with closing(_parsed(source, file)) as parsed:
+        for line, found in parsed:
+            if isinstance(found, Conversation):
+                records.append(Record(found, line))
+                if len(records) == max_records:
+                    break
+            else:
+                num_bad += 1
+                if num_bad <= NUM_LISTED:
+                    bad.append(BadRecord(line, found))
+    if not records and not num_bad:
+        raise DataError(f"{source} holds no records, expected at least one with the keys of one of: {FORMS}")
+    if num_bad and (on_bad_record == "fail" or not records):
+        raise DataError(_refusal(source, unit, bad, num_bad, len(records)))
+    return RecordSet(source, tuple(records), num_bad, tuple(bad))
+
+
+def _refusal(source: str, unit: str, bad: list[BadRecord], num_bad: int, num_good: int) -> str:
+    lines = [f"{source}, {unit} {record.line}: {record.reason}" for record in bad]
+    if num_bad > len(bad):
+        lines.append(f"... and {num_bad - len(bad)} more")
+    what_to_do = "Correct or remove them" + (", or set data.on_bad_record to 'skip'." if num_good else ".")
+    return f"{num_bad} of {num_bad + num_good} records cannot be used. {what_to_do}\n  " + "\n  ".join(lines)
+
+
+def _local_file(source: str) -> Path:
+    """The existing file that a path or `file://` URI names.
+
+    Raises:
+        DataError: another scheme, nothing there, or not a file with a known suffix.
+    """
+    file = Path(source)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        uri = urlsplit(source)
+        if uri.scheme.lower() != "file" or uri.netloc not in ("", "localhost"):
+            raise DataError(
+                f"{source}: data on {uri.scheme}://{uri.netloc} is not supported, expected a local path or "
+                "file:///path; copy the file to a place that is mounted here"
+            )
+        file = Path(unquote(uri.path))
+    if file.is_dir():
+        raise DataError(f"{source} is a folder, expected a file; name one JSONL or Parquet file in it")
+    if not file.exists():
+        raise DataError(f"{source} does not exist, expected a JSONL or Parquet file; check the path and the mounts")
+    if not file.name.endswith((*_JSON_SUFFIXES, ".parquet")):
+        raise DataError(
+            f"{source} has the suffix {file.suffix!r}, expected .parquet or one of {', '.join(_JSON_SUFFIXES)}; "
+            "convert or rename the file"
+        )
+    return file
+
+
+def _parsed(source: str, file: Path) -> _ParsedLines:
+    return _parsed_rows(source, file) if file.name.endswith(".parquet") else _parsed_lines(source, file)
+
+
+def _parsed_lines(source: str, file: Path) -> _ParsedLines:
+    first = True
+    try:
+        with _open(file) as stream:
+            for line, raw in enumerate(stream, 1):
+                if line == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                raw = raw.strip()
+                if not raw:
+                    continue
+                if first and raw.startswith(b"["):
+                    raise DataError(
+                        f"{source}, line {line}: the file starts a JSON array, expected one JSON object a line; "
+                        "convert it to JSON lines"
+                    )
+                first = False
+                yield line, _parse_line(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source} cannot be read ({error}), expected a readable file of JSON lines") from error
+
+
+def _open(file: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+
+
+def _parse_line(raw: bytes) -> _Parsed:
+    try:
+        conversation = parse_record(json.loads(raw.decode("utf-8")))
+        if b"\\u" in raw:
+            _refuse_surrogates(conversation)
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} is not UTF-8 ({error.reason}), expected UTF-8 text"
+    except json.JSONDecodeError as error:
+        return f"not valid JSON ({error.msg} at column {error.colno}), expected one JSON object"
+    except RecursionError:
+        return "nested too deeply to be read, expected one JSON object with a conversation"
+    except ValueError as error:
+        return str(error)
+    return conversation
+
+
+def _refuse_surrogates(conversation: Conversation) -> None:
+    """JSON can escape half a surrogate pair, which is no character and has no tokens."""
+    for text in (conversation.answer, *(message.content for message in conversation.prompt)):
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"character {error.start + 1} of a turn is {text[error.start]!a}, half a surrogate pair, "
+                    "expected whole characters"
+                ) from error
+
+
+def _parsed_rows(source: str, file: Path) -> _ParsedLines:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, _parse_row(record)
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise DataError(f"{source}, after row {row}: cannot be read ({error}), expected a Parquet file") from error
+
+
+def _parse_row(record: object) -> _Parsed:
+    try:
+        return parse_record(record)
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,117 @@
+"""The Parquet files that travel between steps: token ids, never text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from spin_components.errors import IntegrityError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt with its human answer.
+
+    Attributes:
+        index: number of the record within the run.
+        prompt_ids: token ids up to where an answer begins.
+        actual_ids: the human answer's; its EOS is among them unless it was cut.
+        actual_ended: whether it is.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    actual_ids: list[int]
+    actual_ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The human's answer against the reference's.
+
+    Attributes:
+        generated_ids: sampled token ids; the EOS is among them only where it was sampled.
+        finish_reason: `stop` (EOS sampled), `stop_string`, or `length` (cut).
+    """
+
+    index: int
+    prompt_ids: list[int]
+    actual_ids: list[int]
+    generated_ids: list[int]
+    finish_reason: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Of both sequences."""
+        return 2 * len(self.prompt_ids) + len(self.actual_ids) + len(self.generated_ids)
+
+    def is_empty(self, eos_ids: Sequence[int]) -> bool:
+        """Whether the reference said nothing: no token, or none but EOS."""
+        return all(token in eos_ids for token in self.generated_ids)
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the reference said what the human did: the margin is 0 whatever the policy."""
+        return self.generated_ids == self.actual_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-probabilities of both answers of a pair under the reference, in nats, summed over answer tokens."""
+
+    index: int
+    ref_actual: float
+    ref_generated: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLoss:
+    """Negative log-likelihood of a held-out human answer, in nats, summed over its tokens."""
+
+    index: int
+    nll: float
+    num_tokens: int
+
+
+_IDS = pa.list_(pa.int32())
+_COLUMNS = {
+    "index": pa.int64(),
+    "prompt_ids": _IDS,
+    "actual_ids": _IDS,
+    "generated_ids": _IDS,
+    "actual_ended": pa.bool_(),
+    "finish_reason": pa.string(),
+    "ref_actual": pa.float32(),
+    "ref_generated": pa.float32(),
+    "nll": pa.float32(),
+    "num_tokens": pa.int32(),
+}
+
+Row = TypeVar("Row", Prompt, Pair, Score, AnswerLoss)
+
+
+def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
+    """Write rows of one kind; the same rows give the same bytes."""
+    schema = pa.schema([(field.name, _COLUMNS[field.name]) for field in fields(kind)])
+    parquet.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), path)
+
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Read what `write_rows` wrote.
+
+    Raises:
+        IntegrityError: the file is not there or has other columns.
+    """
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise IntegrityError(f"{path} cannot be read as Parquet: {error}") from error
+    expected = [field.name for field in fields(kind)]
+    if table.column_names != expected:
+        raise IntegrityError(f"{path} has the columns {table.column_names}, expected {expected}")
+    return [kind(**row) for row in table.to_pylist()]

@@ -1,0 +1,60 @@
+"""Every error this project raises on purpose.
+
+    SpinError                    a run cannot go on; the message says where, what, and what to do
+    ├── ConfigError              the command or the configuration is wrong          exit 2
+    ├── DataError                a record, a file or a data set is wrong            exit 2
+    ├── ModelError               a model folder cannot be used                      exit 2
+    ├── InputsChangedError       a finished step was made from other inputs         exit 2
+    ├── IntegrityError           an object is missing, truncated or altered         exit 1
+    ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
+    ├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
+    └── EngineError              a generation or training engine failed             exit 1
+"""
+
+from __future__ import annotations
+
+
+class SpinError(Exception):
+    """Base of the tree; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(SpinError):
+    """A setting is missing, unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class DataError(SpinError):
+    """Training or validation data cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ModelError(SpinError):
+    """A model or tokenizer cannot be loaded from where the configuration points."""
+
+    exit_code = 2
+
+
+class InputsChangedError(SpinError):
+    """A finished step exists that was made from other inputs."""
+
+    exit_code = 2
+
+
+class IntegrityError(SpinError):
+    """A stored object differs from what its manifest says."""
+
+
+class NonFiniteError(SpinError):
+    """A loss or a gradient is NaN or infinite; nothing was updated with it."""
+
+
+class StepZeroError(SpinError):
+    """The first loss of an iteration is not ln 2: policy and reference disagree."""
+
+
+class EngineError(SpinError):
+    """A generation or training engine failed or returned less than was asked for."""

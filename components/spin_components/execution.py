@@ -1,0 +1,169 @@
+"""How a component's one line becomes a running step: logging, events, the attempt's deadline, clean failure."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from spin_components.errors import SpinError
+from spin_components.events import EventLog
+from spin_components.settings import HardwareSettings, Settings
+from spin_components.store import layout
+from spin_components.store.manifests import Manifest
+from spin_components.store.run import RunStore
+
+logger = logging.getLogger(__name__)
+
+WARM_SERVER = "SPIN_WARM_SERVER"
+STOPPED = ""
+"""What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
+
+
+def perform(target: str, **arguments: Any) -> str:
+    """Run a step function, in the warm server of a local run where there is one, else in this process.
+
+    Args:
+        target: `module:function` below this package.
+        arguments: plain JSON values.
+
+    Returns: what the function returns, one string.
+
+    Raises:
+        SystemExit: the step failed in a way that is explained on standard error.
+    """
+    if address := os.environ.get(WARM_SERVER):
+        from spin_components.warm import request
+
+        return request(address, target, arguments)
+    return call(target, arguments)
+
+
+def call(target: str, arguments: dict[str, Any]) -> str:
+    """Import and call a step function; a SpinError becomes one message and an exit code."""
+    configure_logging()
+    module, function = target.split(":")
+    try:
+        return str(getattr(importlib.import_module(f"spin_components.{module}"), function)(**arguments))
+    except SpinError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        raise SystemExit(error.exit_code) from error
+
+
+def configure_logging() -> None:
+    """Lines of time, level and message on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.captureWarnings(True)
+    for name in ("httpx", "DeepSpeed", "vllm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@dataclass
+class Step:
+    """One step of a run as it executes."""
+
+    run: RunStore
+    events: EventLog
+    hardware: HardwareSettings
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def settings(self) -> Settings:
+        """What `prepare` recorded for this run, with the hardware of this attempt."""
+        recorded = Settings.model_validate(self.run.read_json(layout.RUN)["settings"])
+        return recorded.model_copy(update={"hardware": self.hardware})
+
+    @property
+    def duration_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def out_of_time(self) -> bool:
+        """Whether the attempt's wall-clock limit has passed."""
+        deadline = self.run.read_json(layout.ATTEMPT)["deadline"]
+        return deadline is not None and time.time() >= deadline
+
+    def stop(self, reason: str) -> str:
+        """Record that this step ends before its work is done, on purpose."""
+        logger.info("stopped: %s", reason)
+        self.events.write("stop", reason=reason)
+        return STOPPED
+
+    def reuse(self, manifest: Manifest) -> None:
+        """Record that a finished step was found."""
+        logger.info("already done, in %.1f s", manifest.duration_s)
+        self.events.write("reuse", finished_at=manifest.finished_at)
+
+    def finish(
+        self, key: str, *, inputs: dict[str, Any], outputs: dict[str, Any] | None = None, facts: dict[str, Any]
+    ) -> Manifest:
+        """Write the step's manifest: from here on it is done."""
+        manifest = Manifest(
+            step=str(self.events.labels["step"]),
+            inputs=inputs,
+            outputs=outputs or {},
+            facts=facts,
+            duration_s=round(self.duration_s, 3),
+        )
+        self.run.write_json(key, manifest.model_dump(mode="json"))
+        self.events.write("done", facts=facts, duration_s=manifest.duration_s)
+        return manifest
+
+
+@contextmanager
+def step(
+    name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labels: int | None
+) -> Iterator[Step]:
+    """A running step; its start, and how it failed if it does, become events.
+
+    Args:
+        name: of the step, as in the DAG.
+        run_uri: the run's address.
+        hardware: the attempt's `[hardware]` settings.
+        labels: iteration, epoch, shard.
+    """
+    run = RunStore(run_uri)
+    current = Step(run, EventLog(run.path(layout.EVENTS), {"step": name, **labels}), HardwareSettings(**hardware or {}))
+    current.events.write("start", pid=os.getpid())
+    try:
+        yield current
+    except SpinError as error:
+        current.events.write("fail", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        raise
+    except Exception as error:
+        current.events.write(
+            "fail", error=type(error).__name__, message=str(error), exit_code=1, traceback=traceback.format_exc()
+        )
+        raise
+
+
+def die_with_parent(interval_s: float = 0.5) -> None:
+    """End this process, and the group it leads, soon after its parent has ended.
+
+    A runner that is killed outright cannot end its children; without this they would go on writing beside the
+    run that replaces it.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval_s)
+        end_process_group()
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def end_process_group() -> None:
+    """Kill this process, and with it the group where it leads one."""
+    import signal
+
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)

@@ -1,0 +1,1 @@
+"""The reference plays: one sampled answer a prompt."""

@@ -1,0 +1,20 @@
+"""KFP component: one sampled answer a prompt, from the reference."""
+
+from kfp import dsl
+
+from spin_components.images import GENERATE
+
+
+@dsl.component(base_image=GENERATE, install_kfp_package=False)
+def generate(run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict) -> str:
+    """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
+    from spin_components.execution import perform
+
+    return perform(
+        "generate.step:generate_shard",
+        run_uri=run_uri,
+        iteration=iteration,
+        shard=shard,
+        reference_uri=reference_uri,
+        hardware=hardware,
+    )

@@ -1,0 +1,59 @@
+"""Model folders in Hugging Face layout, as files: what can be said of them without loading a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ModelError
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+
+
+def check_model_folder(folder: Path, *, what: str) -> dict[str, Any]:
+    """Refuse what cannot be a model before anything is loaded; returns the parsed `config.json`.
+
+    Raises:
+        ModelError: not a folder, no configuration, no safetensors, or no tokenizer.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(f"{what} = {str(folder)!r} {found}; expected a folder in Hugging Face layout, or builtin:NAME")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{what} = {str(folder)!r} has no config.json; expected a Hugging Face model folder") from error
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{what} = {str(folder)!r} has no *.safetensors; only that format is read, save the model with it first"
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{what} = {str(folder)!r} has no tokenizer; save it beside the weights with save_pretrained")
+    return dict(config)
+
+
+def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] | None:
+    """The end-of-sequence ids that the model's generation settings name, if they do."""
+    with suppress(FileNotFoundError, ValueError):
+        value = json.loads((folder / "generation_config.json").read_bytes()).get("eos_token_id")
+        if value is not None:
+            return value  # type: ignore[no-any-return]
+    return config.get("eos_token_id")
+
+
+def copy_companions(like: Path, folder: Path) -> None:
+    """Copy everything but weights from one model folder to another; `config.json` is told that weights are float32."""
+    for path in sorted(like.iterdir()):
+        if path.is_file() and not any(path.match(pattern) for pattern in (*WEIGHT_PATTERNS, *FOREIGN_WEIGHTS)):
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((like / "config.json").read_bytes())
+    config.pop("torch_dtype", None)
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Causal language models in Hugging Face layout: loading as they must be compared, saving as others load them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin_components.errors import ModelError
+from spin_components.model_folder import copy_companions
+from spin_components.settings import ModelSettings
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+_DROPOUTS = (
+    "attention_dropout",
+    "attn_pdrop",
+    "classifier_dropout",
+    "dropout",
+    "embd_pdrop",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "resid_pdrop",
+)
+
+
+def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu") -> Any:
+    """A causal language model with float32 weights and no dropout.
+
+    Float32, because an update at lr 5e-7 is smaller than bf16 can hold; no dropout, because policy and reference
+    must agree exactly before the first step.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+        without_dropout = {name: 0.0 for name in _DROPOUTS if getattr(config, name, 0.0)}
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=_attention(device),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            **without_dropout,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    return model.to(device)
+
+
+def _attention(device: torch.device | str) -> str:
+    """On a CPU the eager form is up to twice as fast as sdpa with a mask (tests/benchmarks/attention.py)."""
+    return "sdpa" if torch.device(device).type == "cuda" else "eager"
+
+
+def quiet_transformers() -> None:
+    """No progress bars for loading: a step's output is lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder: Path) -> None:
+    """Write weights as sharded safetensors with everything else as it lies in `like`.
+
+    The files beside the weights (tokenizer, template, generation settings) are copied, not written anew, so that
+    a policy differs from its base in weights alone; only the dtype in `config.json` follows the weights.
+
+    Args:
+        model: gives names and shard layout.
+        state_dict: float32 weights.
+        like: folder of the policy that training began from.
+        folder: to be created.
+    """
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, state_dict=dict(state_dict))
+    copy_companions(like, folder)

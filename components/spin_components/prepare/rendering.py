@@ -1,0 +1,102 @@
+"""From records to token ids: each rendered once, then split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_components.algorithm.order import derive_seed, permutation
+from spin_components.algorithm.schedules import resolve_count
+from spin_components.data.records import RecordSet
+from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.shards import Prompt
+from spin_components.errors import DataError
+from spin_components.model_folder import check_model_folder, generation_eos
+from spin_components.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedSet:
+    """Every record as token ids, by the setting it came from (`train`, `validation`)."""
+
+    prompts: dict[str, list[Prompt]]
+    eos_ids: list[int]
+    renderer: str
+    num_prompts_cut: int
+    num_answers_cut: int
+    num_refused: int
+
+    @property
+    def num_records(self) -> int:
+        return sum(len(prompts) for prompts in self.prompts.values())
+
+    def facts(self) -> dict[str, Any]:
+        """What the data manifest says of the rendering."""
+        return {
+            "eos_ids": self.eos_ids,
+            "renderer": self.renderer,
+            "num_prompts_cut": self.num_prompts_cut,
+            "num_answers_cut": self.num_answers_cut,
+            "num_unrenderable_records": self.num_refused,
+        }
+
+
+def render_records(records: dict[str, RecordSet], tokenizer: Any, base: Path, settings: Settings) -> RenderedSet:
+    """Render every record with the model's template.
+
+    Raises:
+        DataError: records the template or tokenizer refuses, unless `data.on_bad_record` is `skip`.
+        ModelError: the template ends turns with no token that could be found.
+    """
+    data = settings.data
+    eos_ids = find_eos_ids(tokenizer, generation_eos(base, check_model_folder(base, what="model.base")))
+    renderer = Renderer(tokenizer, eos_ids, max_length=data.max_length, max_prompt_length=data.max_prompt_length)
+    prompts: dict[str, list[Prompt]] = {}
+    refused: list[str] = []
+    cut_prompts = cut_answers = index = 0
+    for name, found in records.items():
+        prompts[name] = []
+        for record in found.records:
+            try:
+                rendered = renderer.render(record.conversation)
+            except ValueError as error:
+                refused.append(f"{found.source}, line {record.line}: {error}")
+                continue
+            prompts[name].append(Prompt(index, rendered.prompt_ids, rendered.actual_ids, rendered.actual_ended))
+            cut_prompts += bool(rendered.prompt_cut)
+            cut_answers += not rendered.actual_ended
+            index += 1
+    if refused and data.on_bad_record == "fail":
+        shown = "\n".join(f"  {line}" for line in refused[:10])
+        raise DataError(
+            f"{len(refused)} records cannot be rendered; the first of them:\n{shown}\n"
+            "Mend them, or set data.on_bad_record = 'skip' to leave them out."
+        )
+    return RenderedSet(prompts, eos_ids, renderer.fingerprint(), cut_prompts, cut_answers, len(refused))
+
+
+def split_records(rendered: RenderedSet, settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and validation prompts, by the files given or by a seeded split; then the limits.
+
+    Raises:
+        DataError: one of the two would be empty.
+    """
+    data = settings.data
+    train = rendered.prompts["train"]
+    if "validation" in rendered.prompts:
+        validation = rendered.prompts["validation"]
+    else:
+        num = resolve_count(data.validation_size, len(train))
+        held_out = set(permutation(len(train), derive_seed(settings.run.seed, "split"))[:num])
+        validation = [prompt for place, prompt in enumerate(train) if place in held_out]
+        train = [prompt for place, prompt in enumerate(train) if place not in held_out]
+    train = train[: data.max_train_records or None]
+    validation = validation[: data.max_validation_records or None]
+    for name, prompts in (("training", train), ("validation", validation)):
+        if not prompts:
+            raise DataError(
+                f"no {name} records are left of {rendered.num_records}; give more data, or change "
+                f"data.validation_size = {data.validation_size!r}"
+            )
+    return train, validation

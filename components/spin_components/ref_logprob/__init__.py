@@ -1,0 +1,1 @@
+"""Score both answers of every pair under the frozen reference, once an iteration."""

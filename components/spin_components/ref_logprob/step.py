@@ -1,0 +1,107 @@
+"""Log-probabilities of both answers under the reference: frozen, so computed once, and no second model in training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.data.shards import Pair, Score, read_rows, write_rows
+from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.errors import NonFiniteError
+from spin_components.execution import STOPPED, Step, step
+from spin_components.modeling import load_model
+from spin_components.store import layout
+from spin_components.store.digests import digest_file, verify_file
+from spin_components.store.manifests import finished, read_manifest
+from spin_components.store.models import model_digest, open_model
+
+logger = logging.getLogger(__name__)
+
+
+def score_shard(
+    run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict[str, Any]
+) -> str:
+    """Score one shard of an iteration.
+
+    Args:
+        run_uri: the run.
+        iteration: t.
+        shard: which part of the pairs.
+        reference_uri: the policy that generated them.
+        generations_uri: what `generate` returned; empty when the attempt has stopped.
+        hardware: the attempt's `[hardware]`.
+
+    Returns: URI of the Parquet file of scores, or empty when the attempt's time is up.
+    """
+    if generations_uri == STOPPED:
+        return STOPPED
+    with step("ref-logprob", run_uri, hardware, iteration=iteration, shard=shard) as current:
+        run, settings = current.run, current.settings
+        source, key = layout.generations(iteration, shard), layout.ref_logprobs(iteration, shard)
+        generations = read_manifest(run, layout.manifest_of(source))
+        compute = resolve_compute(settings.hardware, settings.training.precision)
+        inputs = {
+            "generations": generations.outputs[source].sha256,
+            "reference": model_digest(run, reference_uri),
+            "precision": compute.precision,
+            "eos_ids": read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"],
+        }
+        if manifest := finished(run, layout.manifest_of(key), inputs):
+            current.reuse(manifest)
+            return run.uri_of(key)
+        if current.out_of_time():
+            return current.stop("max_time")
+        verify_file(run.path(source), generations.outputs[source], what=f"generations {iteration}/{shard}")
+        found = read_rows(run.path(source), Pair)
+        pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
+        set_threads(settings.hardware)
+        folder = open_model(run, reference_uri, what="the reference policy")
+        model = load_model(folder, settings.model, device=compute.device).eval()
+        scores = score_pairs(model, pairs, compute, settings.training.micro_batch_size, current)
+        with run.staged(key) as path:
+            write_rows(path, Score, scores)
+        facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs)}
+        current.finish(layout.manifest_of(key), inputs=inputs, outputs={key: digest_file(run.path(key))}, facts=facts)
+        return run.uri_of(key)
+
+
+def score_pairs(
+    model: Any, pairs: Sequence[Pair], compute: Compute, micro_batch_size: int, current: Step | None = None
+) -> list[Score]:
+    """Both sums of every pair, in the order given; micro-batches as in training, so that both passes round alike.
+
+    Raises:
+        NonFiniteError: a log-probability is NaN or infinite; names the pair.
+    """
+    order = sorted(range(len(pairs)), key=lambda place: (pairs[place].num_tokens, place))
+    scores: dict[int, Score] = {}
+    reported = time.monotonic()
+    for start in range(0, len(order), micro_batch_size):
+        places = order[start : start + micro_batch_size]
+        chosen = [pairs[place] for place in places]
+        with torch.inference_mode(), compute.autocast():
+            logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(2, -1).cpu()
+        for place, pair, actual, generated in zip(places, chosen, *logprobs.tolist(), strict=True):
+            scores[place] = Score(pair.index, actual, generated)
+        if not torch.isfinite(logprobs).all():
+            raise NonFiniteError(
+                f"the reference gives a log-probability that is not finite to one of the pairs "
+                f"{[pair.index for pair in chosen]}; look at the model's weights"
+            )
+        if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
+            reported = time.monotonic()
+            current.events.write("progress", done=len(scores), total=len(pairs), unit="pairs")
+            logger.info("scored %d of %d pairs", len(scores), len(pairs))
+    return [scores[place] for place in range(len(pairs))]
+
+
+def both_answers(pairs: Sequence[Pair]) -> list[Answered]:
+    """The B human answers, then the B generated ones, each with its prompt."""
+    actual = [Answered(pair.prompt_ids, pair.actual_ids) for pair in pairs]
+    generated = [Answered(pair.prompt_ids, pair.generated_ids) for pair in pairs]
+    return actual + generated

@@ -1,0 +1,296 @@
+"""The settings of a run: one frozen section a step, limits in the types.
+
+Names and meanings follow NeMo-Aligner's SPIN configuration where it has them. Nothing heavy is imported here:
+the command line reads these before it knows whether torch is installed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+
+def _count_or_fraction(value: object) -> object:
+    """`"3"` is the count 3 and `"1.0"` the fraction 1.0: text keeps the difference that JSON numbers lose."""
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return float(value)
+    return value
+
+
+def _check_fraction(value: int | float) -> int | float:
+    if isinstance(value, float) and not 0.0 <= value <= 1.0:
+        raise ValueError("a float is a fraction, from 0.0 to 1.0; write an integer for a count")
+    if isinstance(value, int) and value < 0:
+        raise ValueError("a count is 0 or more")
+    return value
+
+
+CountOrFraction = Annotated[
+    int | float,
+    BeforeValidator(_count_or_fraction),
+    PlainSerializer(repr, return_type=str, when_used="json"),
+]
+"""An integer counts, a float is a fraction (NeMo's and Lightning's meaning); as JSON it is text, so `1` stays a count."""
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `""` (no limit: infinity), `"90"`, or NeMo's `"DD:HH:MM:SS"`.
+
+    Raises:
+        ValueError: the text has neither form.
+    """
+    if not text:
+        return float("inf")
+    parts = text.split(":")
+    if len(parts) not in (1, 4) or not all(part.replace(".", "", 1).isdigit() for part in parts):
+        raise ValueError(f"{text!r} is not a time; write seconds, or days:hours:minutes:seconds like 00:03:50:00")
+    if len(parts) == 1:
+        return float(parts[0])
+    days, hours, minutes, seconds = (float(part) for part in parts)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+class RunSettings(Section):
+    """Where the run lives and what holds for all of it."""
+
+    name: str = Field("spin", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="name shown in the UI")
+    uri: str = Field("", description="folder of the run; re-running with the same one resumes")
+    seed: int = Field(0, ge=0, lt=2**31, description="fixes split, sampling and data order")
+    max_time: str = Field("", description="wall-clock limit of one attempt: seconds or DD:HH:MM:SS; empty for none")
+
+    @field_validator("max_time")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        parse_duration(value)
+        return value
+
+    @property
+    def max_time_s(self) -> float:
+        return parse_duration(self.max_time)
+
+
+class ModelSettings(Section):
+    """The model that iteration 0 starts from."""
+
+    base: str = Field(min_length=1, description="folder in Hugging Face layout (safetensors), or builtin:NAME")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+
+
+class DataSettings(Section):
+    """Prompts with their human-written answers."""
+
+    train: str = Field(min_length=1, description="JSONL or Parquet file, or builtin:NAME")
+    validation: str = Field("", description="the same for validation; empty: split off train")
+    validation_size: CountOrFraction = Field(0.05, description="share or number of records split off when no file is given")
+    max_length: int = Field(1024, ge=8, description="tokens of prompt and answer together")
+    max_prompt_length: int = Field(512, ge=4, description="a longer prompt keeps its end")
+    max_train_records: int = Field(0, ge=0, description="use the first so many after the split; 0 for all")
+    max_validation_records: int = Field(0, ge=0, description="likewise for validation")
+    on_bad_record: Literal["fail", "skip"] = Field("fail", description="refuse the data set, or drop the record and count it")
+
+    _fraction = field_validator("validation_size")(_check_fraction)
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> DataSettings:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) leaves no room for an answer within "
+                f"max_length ({self.max_length}); make it smaller"
+            )
+        return self
+
+
+class SpinSettings(Section):
+    """The game: how many iterations, and how strongly the reference holds."""
+
+    max_iterations: int = Field(3, ge=1, le=32, description="rounds of self-play; may be lowered or raised later")
+    max_epochs: int = Field(1, ge=1, le=32, description="epochs an iteration")
+    max_steps: int = Field(-1, ge=-1, description="optimizer steps over all iterations; -1 for no limit")
+    ref_policy_kl_penalty: PositiveFloat | list[PositiveFloat] = Field(
+        0.2, description="beta: a number, or one number an iteration"
+    )
+
+    @model_validator(mode="after")
+    def _one_beta_an_iteration(self) -> SpinSettings:
+        check_per_iteration("ref_policy_kl_penalty", self.ref_policy_kl_penalty, self.max_iterations)
+        return self
+
+    def beta(self, iteration: int) -> float:
+        return per_iteration(self.ref_policy_kl_penalty, iteration)
+
+
+class GenerationSettings(Section):
+    """How the reference plays: one sampled answer a prompt."""
+
+    engine: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it pays")
+    temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0 is off")
+    repetition_penalty: PositiveFloat = 1.0
+    max_new_tokens: int = Field(256, ge=1, description="NeMo's length_params.max_length")
+    min_new_tokens: int = Field(0, ge=0, description="NeMo's length_params.min_length")
+    stop: list[str] = Field(default_factory=list, description="NeMo's sampling_params.end_strings")
+    shards: int = Field(1, ge=1, le=256, description="parts that are generated in parallel; fixed when compiled")
+    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")
+    kv_cache_gib: PositiveFloat = Field(1.0, description="vLLM's cache on a CPU, GiB")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_nemo(cls, values: Any) -> Any:
+        """Accept NeMo's `sampling_params` and `length_params` tables."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        sampling, lengths = values.pop("sampling_params", None) or {}, values.pop("length_params", None) or {}
+        names = {"max_length": "max_new_tokens", "min_length": "min_new_tokens", "end_strings": "stop"}
+        greedy = isinstance(sampling, dict) and sampling.get("use_greedy", False)
+        for table in (sampling, lengths):
+            if not isinstance(table, dict):
+                raise ValueError("sampling_params and length_params are tables")
+            for key, value in table.items():
+                if key in ("use_greedy", "all_probs", "compute_logprob", "add_BOS"):
+                    if value and key != "use_greedy":
+                        raise ValueError(f"sampling_params.{key} = {value!r} is not supported; leave it out")
+                    continue
+                values.setdefault(names.get(key, key), value)
+        if greedy:
+            values["temperature"] = 0.0
+        return values
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> GenerationSettings:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
+        return self
+
+
+class TrainingSettings(Section):
+    """How the policy learns within an iteration."""
+
+    backend: Literal["auto", "torch", "deepspeed"] = Field("auto", description="auto: DeepSpeed for more than one rank")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of compute; weights stay float32")
+    global_batch_size: int = Field(64, ge=1, description="pairs an optimizer step")
+    micro_batch_size: int = Field(1, ge=1, description="pairs a forward pass")
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    lr: PositiveFloat | list[PositiveFloat] = Field(5e-7, description="peak: a number, or one number an iteration")
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: CountOrFraction = Field(0.1, description="of an iteration's steps")
+    min_lr: float = Field(0.0, ge=0, description="the schedule ends here")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    rmsprop_alpha: float = Field(0.99, ge=0, lt=1)
+    eps: PositiveFloat = 1e-8
+    gradient_clip_val: float = Field(1.0, ge=0, description="norm; 0 is off")
+    limit_train_batches: CountOrFraction = Field(1.0, description="of an epoch's global batches")
+    save_interval: int = Field(0, ge=0, description="steps between saves inside an epoch; 0: only its end")
+    gradient_checkpointing: bool = False
+
+    _fractions = field_validator("warmup", "limit_train_batches")(_check_fraction)
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> TrainingSettings:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    def peak_lr(self, iteration: int) -> float:
+        return per_iteration(self.lr, iteration)
+
+
+class ValidationSettings(Section):
+    """Negative log-likelihood of held-out human answers."""
+
+    batch_size: int = Field(8, ge=1, description="answers a forward pass")
+    limit_val_batches: CountOrFraction = Field(1.0, description="of the validation batches")
+    val_check_interval: CountOrFraction = Field(
+        1.0, description="within an epoch: every so many steps, or share of it; 1.0 is its end only"
+    )
+
+    _fractions = field_validator("limit_val_batches", "val_check_interval")(_check_fraction)
+
+
+class SelectionSettings(Section):
+    """Which policy an iteration hands on, how many stay, and when to stop."""
+
+    epoch: Literal["last", "best"] = Field("last", description="which epoch's policy becomes the next reference")
+    save_top_k: int = Field(3, ge=-1, description="iterations whose weights stay, by val_loss; -1 for all; last and best always do")
+    patience: int = Field(0, ge=0, description="iterations without gain before stopping; 0 never stops early")
+    min_delta: float = Field(0.0, ge=0, description="a smaller fall of val_loss is no gain, nats")
+
+
+class HardwareSettings(Section):
+    """What one step may use; free to change between attempts."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ranks: int = Field(1, ge=1, description="training processes")
+    threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
+
+
+def per_iteration(value: float | list[float], iteration: int) -> float:
+    """The value that holds in an iteration: the number itself, or the list's entry."""
+    return value[iteration] if isinstance(value, list) else value
+
+
+def check_per_iteration(name: str, value: float | list[float], max_iterations: int) -> None:
+    """Refuse a list that has no entry for some iteration.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    if isinstance(value, list) and len(value) < max_iterations:
+        raise ValueError(
+            f"{name} has {len(value)} entries for {max_iterations} iterations; give one number, or one an iteration"
+        )
+
+
+class Settings(Section):
+    """All sections: what a configuration file holds and `run.json` records."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings
+    data: DataSettings
+    spin: SpinSettings = SpinSettings()
+    generation: GenerationSettings = GenerationSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    selection: SelectionSettings = SelectionSettings()
+    hardware: HardwareSettings = HardwareSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        check_per_iteration("training.lr", self.training.lr, self.spin.max_iterations)
+        rank_batch = self.training.micro_batch_size * self.hardware.ranks
+        if self.training.global_batch_size % rank_batch:
+            raise ValueError(
+                f"training.global_batch_size ({self.training.global_batch_size}) must be a multiple of "
+                f"training.micro_batch_size x hardware.ranks ({self.training.micro_batch_size} x {self.hardware.ranks})"
+            )
+        if self.training.backend == "torch" and self.hardware.ranks > 1:
+            raise ValueError(
+                f"training.backend = 'torch' trains on one rank, hardware.ranks is {self.hardware.ranks}; use 'deepspeed'"
+            )
+        return self

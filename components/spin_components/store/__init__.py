@@ -1,0 +1,1 @@
+"""A run in storage: addresses, layout, digests, manifests."""

@@ -1,0 +1,66 @@
+"""Where everything lies below a run's address. Keys are relative, with `/`; numbers are plain, files five digits wide."""
+
+from __future__ import annotations
+
+RUN = "run.json"
+ATTEMPT = "attempt.json"
+BEST = "best.json"
+LATEST = "latest.json"
+DATA = "data"
+DATA_MANIFEST = "data/manifest.json"
+VALIDATION = "data/validation-00000.parquet"
+BASE = -1
+"""The iteration number that stands for the base model."""
+BASE_VALIDATION = "base/validation.json"
+BUILTIN_MODEL = "inputs/model"
+EVENTS = "events"
+
+
+def train_shard(shard: int) -> str:
+    """Prompts and human answers of one shard."""
+    return f"{DATA}/train-{shard:05d}.parquet"
+
+
+def iteration(t: int) -> str:
+    """Folder of an iteration."""
+    return f"iterations/{t}"
+
+
+def generations(t: int, shard: int) -> str:
+    """Pairs of one shard: the human's answer and the reference's."""
+    return f"{iteration(t)}/generations/{shard:05d}.parquet"
+
+
+def ref_logprobs(t: int, shard: int) -> str:
+    """Two float32 sums a pair, under the reference."""
+    return f"{iteration(t)}/ref_logprobs/{shard:05d}.parquet"
+
+
+def manifest_of(parquet: str) -> str:
+    """The manifest beside a shard."""
+    return parquet.removesuffix(".parquet") + ".json"
+
+
+def epoch(t: int, e: int) -> str:
+    """Folder of an epoch."""
+    return f"{iteration(t)}/epochs/{e}"
+
+
+def epoch_manifest(t: int, e: int) -> str:
+    """Written when the epoch is complete."""
+    return f"{epoch(t, e)}/manifest.json"
+
+
+def partial(t: int, e: int) -> str:
+    """Pointer to the newest save inside an unfinished epoch."""
+    return f"{epoch(t, e)}/partial.json"
+
+
+def validation(t: int, e: int) -> str:
+    """Manifest of the validation after an epoch; iteration `BASE` is the base model."""
+    return BASE_VALIDATION if t == BASE else f"{epoch(t, e)}/validation.json"
+
+
+def checkpoint(t: int) -> str:
+    """Manifest that publishes an iteration."""
+    return f"{iteration(t)}/checkpoint.json"

@@ -1,0 +1,44 @@
+"""Models by their immutable address: found, checked, and only then used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spin_components.errors import IntegrityError
+from spin_components.store import layout
+from spin_components.store.digests import FileDigest, digest_of, verify_tree
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore, local_path
+
+
+def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
+    """What the files of a model must be: the base model's as `prepare` saw them, a policy's as its epoch wrote them.
+
+    Raises:
+        IntegrityError: no manifest of this run names the address.
+    """
+    base = run.read_json(layout.RUN)["base_model"]
+    if uri == base["uri"]:
+        return {name: FileDigest.model_validate(file) for name, file in base["files"].items()}
+    match (run.key_of(uri) or "").split("/"):
+        case ["iterations", t, "epochs", e, "policy"]:
+            key = layout.epoch_manifest(int(t), int(e))
+            if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(int(t), int(e))}/policy")):
+                return files
+    raise IntegrityError(f"{uri} is not a model of the run {run.uri}: no manifest there names it")
+
+
+def model_digest(run: RunStore, uri: str) -> str:
+    """One SHA-256 for a model; see `model_files` for errors."""
+    return digest_of(model_files(run, uri))
+
+
+def open_model(run: RunStore, uri: str, *, what: str) -> Path:
+    """The local folder of a model, every file checked against its digest.
+
+    Raises:
+        IntegrityError: a file is missing or altered, or no manifest names the model.
+    """
+    folder = local_path(uri, what=what)
+    verify_tree(folder, model_files(run, uri), what=f"{what} at {uri}")
+    return folder

@@ -1,0 +1,149 @@
+"""DeepSpeed ZeRO 0 to 3 on any number of ranks, on GPUs and on CPUs.
+
+The module's weights stay float32 and autocast does the mixed precision, as in the plain backend and in ref-logprob:
+DeepSpeed's own bf16 mode would run the residual stream in bf16, and the policy would not start as its reference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from torch import Tensor
+from torch import distributed as dist
+
+from spin_components.device import Compute
+from spin_components.settings import TrainingSettings
+from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+class DeepSpeedBackend:
+    """One rank of a DeepSpeed engine. See `Backend` for what each method does."""
+
+    def __init__(self, model: Any, settings: TrainingSettings, compute: Compute) -> None:
+        self.compute = compute
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._settings = settings
+        self._num_micro = settings.global_batch_size // (settings.micro_batch_size * self.ranks)
+        self._pending = False
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._finite = {name: torch.ones((), dtype=torch.bool, device=compute.device) for name, _ in named}
+        for name, parameter in named:
+            parameter.register_hook(self._watch(name))
+        self.model, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
+            config=self._config(),
+        )
+        self._module = self.model.module
+        self._named = dict(named)
+        self._set_num_updates(0)
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "train_batch_size": self._settings.global_batch_size,
+            "train_micro_batch_size_per_gpu": self._settings.micro_batch_size,
+            "gradient_accumulation_steps": self._num_micro,
+            "gradient_clipping": self._settings.gradient_clip_val,
+            "zero_optimization": {"stage": self._settings.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "torch_autocast": {"enabled": self.compute.precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": 2**31,
+        }
+
+    def _watch(self, name: str) -> Callable[[Tensor], None]:
+        def see(gradient: Tensor) -> None:
+            self._finite[name] &= torch.isfinite(gradient).all()
+
+        return see
+
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's optimizer under ZeRO's wrapper, over flat partitions; without ZeRO the optimizer itself."""
+        return getattr(self.model.optimizer, "optimizer", self.model.optimizer)  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        if self._pending:
+            self.model.step()  # within a global batch: counts the micro-batch, updates nothing
+        # DeepSpeed divides by the number of micro-batches and averages over ranks; ours is a sum already divided
+        self.model.backward(loss * (self._num_micro * self.ranks))
+        self._pending = True
+
+    def check_gradients(self) -> str | None:
+        bad = torch.stack([~finite for finite in self._finite.values()]).float()
+        dist.all_reduce(bad)
+        names = [name for name, count in zip(self._finite, bad.tolist(), strict=True) if count]
+        return names[0] if names else None
+
+    def apply(self, lr: float) -> float:
+        for group in self.model.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.step()
+        self._pending = False
+        norm = self.model.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def reduce_sum(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.compute.device)
+        dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, flag: bool) -> bool:
+        tensor = torch.tensor([float(flag)], device=self.compute.device)
+        dist.broadcast(tensor, src=0)
+        return bool(tensor.item())
+
+    def policy_state(self) -> Mapping[str, Tensor] | None:
+        if self._settings.zero_stage < 3:
+            return self._module.state_dict() if self.rank == 0 else None
+        state = {name: buffer for name, buffer in self._module.state_dict().items() if name not in self._named}
+        for name, parameter in self._named.items():
+            with deepspeed.zero.GatheredParameters(parameter):
+                if self.rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        tied = getattr(self._module, "all_tied_weights_keys", None) or {}
+        for copy, source in dict(tied).items():
+            if copy in state and source in self._named:
+                state[copy] = state[source]
+        return state if self.rank == 0 else None
+
+    def save_optimizer(self, folder: Path) -> None:
+        writer = StateWriter(folder) if self.rank == 0 else None
+        for name, parameter in self._named.items():
+            for key in STATE_KEYS[self._settings.optimizer]:
+                tensor = self._get_state(parameter, key)
+                if writer and tensor is not None:
+                    writer.add(f"{key}/{name}", tensor)
+        if writer:
+            writer.close()
+
+    def load_optimizer(self, folder: Path, num_updates: int) -> None:
+        for key_and_name, tensor in read_state(folder):
+            key, _, name = key_and_name.partition("/")
+            parameter = self._named[name]
+            if self._settings.zero_stage:
+                safe_set_full_optimizer_state(parameter, tensor.to(self.compute.device), key)
+            else:
+                self._base_optimizer.state[parameter][key] = tensor.to(parameter)
+        if not self._settings.zero_stage:
+            for parameter in self._named.values():
+                self._base_optimizer.state[parameter]["step"] = torch.tensor(0.0)
+        self._set_num_updates(num_updates)
+
+    def _get_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
+        if self._settings.zero_stage:
+            return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
+        return self._base_optimizer.state[parameter].get(key)
+
+    def _set_num_updates(self, num_updates: int) -> None:
+        """ZeRO takes an empty step to allocate its state; without this, bias correction would count it."""
+        for state in self._base_optimizer.state.values():
+            if "step" in state:
+                state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), num_updates)

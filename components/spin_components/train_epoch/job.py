@@ -1,0 +1,42 @@
+"""What every rank of an epoch is told, as one JSON value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spin_components.algorithm.trainer_state import TrainerState
+from spin_components.settings import Settings
+
+
+class EpochJob(BaseModel):
+    """One epoch to train.
+
+    Attributes:
+        run_uri: the run.
+        iteration: t.
+        epoch: within the iteration.
+        policy_uri: the weights to begin from; what lies beside them is kept.
+        trainer_uri: folder of trainer state to go on from; empty at the start of an iteration.
+        first_step: of the epoch that is still to do; above 0 when resuming inside it.
+        state: counters before that step.
+        inputs: what the epoch's manifest will say it was made from.
+        settings: of the run, with this attempt's hardware.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    run_uri: str
+    iteration: int
+    epoch: int
+    policy_uri: str
+    trainer_uri: str
+    first_step: int
+    state: TrainerState
+    inputs: dict[str, Any]
+    settings: Settings
+
+    @property
+    def where(self) -> str:
+        return f"iteration {self.iteration}, epoch {self.epoch}"

@@ -1,0 +1,112 @@
+"""Saves of an epoch: inside it as often as asked, at its end always; each whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from spin_components.algorithm.trainer_state import TrainerState
+from spin_components.execution import Step
+from spin_components.modeling import save_policy
+from spin_components.store import layout
+from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_tree
+from spin_components.store.manifests import Manifest, finished
+from spin_components.store.run import RunStore, local_path
+from spin_components.train_epoch.backend import Backend
+from spin_components.train_epoch.job import EpochJob
+
+_STATE, _ROWS, _RNG = "state.json", "metrics.json", "rng.safetensors"
+
+
+def _write_trainer(folder: Path, state: TrainerState, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+    (folder / _ROWS).write_text(json.dumps(rows), encoding="utf-8")
+    save_file({"torch": torch.get_rng_state()}, folder / _RNG)
+
+
+def _write(
+    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], key: str
+) -> dict[str, FileDigest]:
+    """Write `policy/` and `trainer/` below a key; returns their digests, by key below the run (rank 0)."""
+    weights = backend.policy_state()
+    folder = current.run.path(f".{key.replace('/', '-')}.part")
+    backend.save_optimizer(folder / "trainer")
+    outputs: dict[str, FileDigest] = {}
+    if backend.rank == 0 and weights is not None:
+        _write_trainer(folder / "trainer", state, rows)
+        module = getattr(backend.model, "module", backend.model)
+        save_policy(module, weights, Path(job.policy_uri), folder / "policy")
+        for part in ("policy", "trainer"):
+            with current.run.staged(f"{key}/{part}") as path:
+                (folder / part).replace(path)
+            outputs |= {f"{key}/{part}/{name}": file for name, file in digest_tree(current.run.path(f"{key}/{part}")).items()}
+        folder.rmdir()
+    return outputs
+
+
+def save_partial(
+    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], done: int
+) -> None:
+    """Save inside an epoch, after `done` of its steps; the save before it is removed when this one stands."""
+    key = f"{layout.epoch(job.iteration, job.epoch)}/partial/{done}"
+    outputs = _write(current, job, backend, state, rows, key)
+    if backend.rank == 0:
+        facts = {"done": done, "state": state.model_dump(mode="json"), "key": key}
+        manifest = Manifest(step="train-epoch (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
+        current.run.write_json(layout.partial(job.iteration, job.epoch), manifest.model_dump(mode="json"))
+        current.events.write("save", done=done)
+        for other in current.run.list(f"{layout.epoch(job.iteration, job.epoch)}/partial", "*"):
+            if other != key:
+                current.run.delete(other)
+
+
+def find_partial(run: RunStore, iteration: int, epoch: int, inputs: dict[str, Any]) -> Manifest | None:
+    """The newest save inside an unfinished epoch, verified.
+
+    Raises:
+        InputsChangedError: it was made from other inputs.
+        IntegrityError: its files are not what they were.
+    """
+    manifest = finished(run, layout.partial(iteration, epoch), inputs)
+    if manifest:
+        verify_tree(run.root, manifest.outputs, what="a save inside the epoch")
+    return manifest
+
+
+def save_epoch(
+    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], facts: dict[str, Any]
+) -> None:
+    """Commit a finished epoch: weights, trainer state, metrics, then the manifest; saves inside it go."""
+    key = layout.epoch(job.iteration, job.epoch)
+    outputs = _write(current, job, backend, state, rows, key)
+    if backend.rank == 0:
+        metrics = f"{key}/metrics.json"
+        current.run.write_json(metrics, {"summary": facts["metrics"], "steps": rows})
+        outputs[metrics] = digest_file(current.run.path(metrics))
+        facts = {**facts, "state": state.model_dump(mode="json"), "policy_uri": current.run.uri_of(f"{key}/policy")}
+        current.finish(layout.epoch_manifest(job.iteration, job.epoch), inputs=job.inputs, outputs=outputs, facts=facts)
+        current.run.delete(layout.partial(job.iteration, job.epoch))
+        current.run.delete(f"{key}/partial")
+
+
+def load_rows(job: EpochJob) -> list[dict[str, Any]]:
+    """Metrics of the steps of this epoch that an earlier attempt did."""
+    if not job.first_step:
+        return []
+    rows: list[dict[str, Any]] = json.loads((local_path(job.trainer_uri, what="trainer") / _ROWS).read_text("utf-8"))
+    return rows
+
+
+def load_trainer(job: EpochJob, backend: Backend) -> None:
+    """Take up optimizer state and random state from the save that the job names."""
+    if not job.trainer_uri:
+        return
+    folder = local_path(job.trainer_uri, what="trainer")
+    num_updates = job.state.step - job.state.iteration_start
+    backend.load_optimizer(folder, num_updates)
+    torch.set_rng_state(load_file(folder / _RNG)["torch"])

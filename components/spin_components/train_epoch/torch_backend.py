@@ -1,0 +1,69 @@
+"""Plain torch on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin_components.device import Compute
+from spin_components.settings import TrainingSettings
+from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+
+
+class TorchBackend:
+    """Gradients gather in `.grad`; one rank. See `Backend` for what each method does."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, model: Any, settings: TrainingSettings, compute: Compute) -> None:
+        self.model, self.compute = model, compute
+        self._settings = settings
+        self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._optimizer = build_optimizer(settings, [parameter for _, parameter in self._named])
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def check_gradients(self) -> str | None:
+        for name, parameter in self._named:
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return name
+        return None
+
+    def apply(self, lr: float) -> float:
+        limit = self._settings.gradient_clip_val or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], limit)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def reduce_sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def agree(self, flag: bool) -> bool:
+        return flag
+
+    def policy_state(self) -> Mapping[str, Tensor]:
+        return self.model.state_dict()  # type: ignore[no-any-return]
+
+    def save_optimizer(self, folder: Path) -> None:
+        writer = StateWriter(folder)
+        for name, parameter in self._named:
+            for key in STATE_KEYS[self._settings.optimizer]:
+                if key in self._optimizer.state[parameter]:
+                    writer.add(f"{key}/{name}", self._optimizer.state[parameter][key])
+        writer.close()
+
+    def load_optimizer(self, folder: Path, num_updates: int) -> None:
+        parameters = dict(self._named)
+        for key_and_name, tensor in read_state(folder):
+            key, _, name = key_and_name.partition("/")
+            parameter = parameters[name]
+            self._optimizer.state[parameter][key] = tensor.to(parameter)
+            self._optimizer.state[parameter]["step"] = torch.tensor(float(num_updates))

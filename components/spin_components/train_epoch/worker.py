@@ -1,0 +1,109 @@
+"""One rank of an epoch; `python -m spin_components.train_epoch.worker JOB.json` under torchrun."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.errors import SpinError
+from spin_components.events import EventLog
+from spin_components.execution import Step, configure_logging, die_with_parent
+from spin_components.modeling import load_model
+from spin_components.store import layout
+from spin_components.store.run import RunStore
+from spin_components.train_epoch.backend import Backend
+from spin_components.train_epoch.job import EpochJob
+from spin_components.train_epoch.loop import EpochLoop
+from spin_components.train_epoch.pairs import load_scored_pairs
+from spin_components.train_epoch.saving import load_trainer, save_epoch
+
+logger = logging.getLogger(__name__)
+
+
+def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: bool) -> bool:
+    """Train this rank's part of the epoch and commit the result.
+
+    Args:
+        job: the epoch.
+        current: the running step.
+        compute: this rank's device.
+        distributed: take DeepSpeed; the process group is there.
+
+    Returns: False when the attempt's time ran out first; what was done is saved.
+    """
+    data = load_scored_pairs(current.run, job.iteration)
+    model = load_model(Path(job.policy_uri), job.settings.model, device=compute.device)
+    model.train()
+    if job.settings.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    backend = _backend(model, job, compute, distributed)
+    load_trainer(job, backend)
+    loop = EpochLoop(job, backend, data, current)
+    started = time.monotonic()
+    loop.run()
+    if loop.stopped:
+        return False
+    save_epoch(current, job, backend, loop.state, loop.rows, _facts(loop, len(data.pairs), data.num_dropped, started))
+    return True
+
+
+def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> Backend:
+    if distributed:
+        from spin_components.train_epoch.deepspeed_backend import DeepSpeedBackend
+
+        return DeepSpeedBackend(model, job.settings.training, compute)
+    from spin_components.train_epoch.torch_backend import TorchBackend
+
+    return TorchBackend(model, job.settings.training, compute)
+
+
+def _facts(loop: EpochLoop, num_pairs: int, num_dropped: int, started: float) -> dict[str, Any]:
+    last = loop.rows[-1] if loop.rows else {}
+    return {
+        "num_pairs": num_pairs,
+        "num_dropped": num_dropped,
+        "num_steps": len(loop.rows),
+        "train_s": round(time.monotonic() - started, 3),
+        "metrics": {name: value for name, value in last.items() if name not in ("step", "iteration", "epoch")},
+    }
+
+
+def main(job_path: Path) -> None:
+    """Entry point of a rank that torchrun started."""
+    configure_logging()
+    die_with_parent()
+    job = EpochJob.model_validate(json.loads(job_path.read_text("utf-8")))
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    set_threads(job.settings.hardware, processes=ranks)
+    compute = resolve_compute(job.settings.hardware, job.settings.training.precision, local_rank=local_rank)
+    if compute.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from torch import distributed as dist
+
+    deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
+    labels = {"step": "train-epoch", "iteration": job.iteration, "epoch": job.epoch, "rank": rank}
+    run = RunStore(job.run_uri)
+    events = EventLog(run.path(layout.EVENTS), labels, enabled=rank == 0)
+    try:
+        finished = train_rank(job, Step(run, events, job.settings.hardware), compute, distributed=True)
+    except SpinError as error:
+        outcome = {"error": type(error).__name__, "message": str(error)}
+        job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
+        os._exit(1)  # other ranks may wait within a collective: torchrun ends them
+    job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps({"finished": finished}), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

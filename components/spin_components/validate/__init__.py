@@ -1,0 +1,1 @@
+"""Negative log-likelihood of held-out human answers: is the policy better?"""

@@ -1,0 +1,75 @@
+"""Negative log-likelihood of human answers, by the same code that scores answers in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.schedules import resolve_count
+from spin_components.data.shards import AnswerLoss, Prompt
+from spin_components.device import Compute
+from spin_components.errors import NonFiniteError
+from spin_components.settings import ValidationSettings
+
+
+def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:
+    """The held-out records that count, `limit_val_batches` observed, in batches alike in length."""
+    size = settings.batch_size
+    num = resolve_count(settings.limit_val_batches, -(-len(prompts) // size))
+    chosen = sorted(prompts[: num * size], key=lambda prompt: len(prompt.prompt_ids) + len(prompt.actual_ids))
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
+def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute) -> Iterator[list[AnswerLoss]]:
+    """Yield each batch's losses as they are computed.
+
+    Raises:
+        NonFiniteError: a loss is NaN or infinite.
+    """
+    for batch in batches:
+        answered = [Answered(prompt.prompt_ids, prompt.actual_ids) for prompt in batch]
+        with torch.inference_mode(), compute.autocast():
+            nlls = (-answer_logprobs(model, answered, compute.device)).tolist()
+        losses = [AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)]
+        if bad := [loss.index for loss in losses if not abs(loss.nll) < float("inf")]:
+            raise NonFiniteError(f"the policy's loss on the validation records {bad} is not finite; lower training.lr")
+        yield losses
+
+
+def mean_nll(losses: Sequence[AnswerLoss]) -> float:
+    """Mean over answer tokens, in nats: `val_loss`."""
+    return sum(loss.nll for loss in losses) / sum(loss.num_tokens for loss in losses)
+
+
+def distributed_val_loss(
+    model: Any,
+    batches: Sequence[Sequence[Prompt]],
+    compute: Compute,
+    *,
+    rank: int,
+    ranks: int,
+    reduce: Callable[[Tensor], Tensor],
+) -> float:
+    """`mean_nll` with the batches shared among ranks; every rank makes as many forward passes, as ZeRO-3 needs.
+
+    Args:
+        model: the policy, on every rank.
+        batches: the same list on every rank.
+        compute: device and precision.
+        rank: this rank, of `ranks`.
+        ranks: how many.
+        reduce: sums a tensor over ranks.
+    """
+    mine = [(batch, 1.0) for batch in batches[rank::ranks]]
+    rounds = -(-len(batches) // ranks)
+    mine += [(batches[0], 0.0)] * (rounds - len(mine))
+    sums = torch.zeros(2, dtype=torch.float64)
+    losses = answer_losses(model, [batch for batch, _ in mine], compute)
+    for (_, weight), found in zip(mine, losses, strict=True):
+        sums += weight * torch.tensor([sum(loss.nll for loss in found), sum(loss.num_tokens for loss in found)])
+    total_nll, total_tokens = reduce(sums.to(compute.device)).tolist()
+    return float(total_nll / total_tokens)

@@ -1,0 +1,73 @@
+"""Validate the policy that an epoch ended with, and the base model once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from spin_components.data.shards import AnswerLoss, Prompt, read_rows, write_rows
+from spin_components.device import resolve_compute, set_threads
+from spin_components.execution import STOPPED, Step, step
+from spin_components.modeling import load_model
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.digests import digest_file, verify_file
+from spin_components.store.manifests import finished, read_manifest
+from spin_components.store.models import model_digest, open_model
+from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
+
+logger = logging.getLogger(__name__)
+
+def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any]) -> str:
+    """Measure the held-out loss of one policy.
+
+    Args:
+        run_uri: the run.
+        iteration: t, or `layout.BASE`.
+        epoch: within the iteration.
+        policy_uri: what to validate; empty when the attempt has stopped.
+        hardware: the attempt's `[hardware]`.
+
+    Returns: `policy_uri`, validated; or empty when the attempt's time is up.
+    """
+    if policy_uri == STOPPED:
+        return STOPPED
+    with step("validate", run_uri, hardware, iteration=iteration, epoch=epoch) as current:
+        run, settings = current.run, current.settings
+        key = layout.validation(iteration, epoch)
+        data = read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]
+        compute = resolve_compute(settings.hardware, settings.training.precision)
+        inputs = {
+            "policy": model_digest(run, policy_uri),
+            "data": data.sha256,
+            "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
+            "validation.batch_size": settings.validation.batch_size,
+            "precision": compute.precision,
+        }
+        if manifest := finished(run, key, inputs):
+            current.reuse(manifest)
+            return policy_uri
+        if current.out_of_time():
+            return current.stop("max_time")
+        verify_file(run.path(layout.VALIDATION), data, what="the validation data")
+        set_threads(settings.hardware)
+        model = load_model(open_model(run, policy_uri, what="the policy"), settings.model, device=compute.device).eval()
+        losses = _measure(current, settings, model, compute)
+        table = key.removesuffix(".json") + ".parquet"
+        with run.staged(table) as path:
+            write_rows(path, AnswerLoss, losses)
+        facts = {"val_loss": mean_nll(losses), "num_answers": len(losses), "policy_uri": policy_uri}
+        current.finish(key, inputs=inputs, outputs={table: digest_file(run.path(table))}, facts=facts)
+        logger.info("val_loss %.4f on %d answers", facts["val_loss"], len(losses))
+        return policy_uri
+
+
+def _measure(current: Step, settings: Settings, model: Any, compute: Any) -> list[AnswerLoss]:
+    prompts = read_rows(current.run.path(layout.VALIDATION), Prompt)
+    batches = validation_batches(prompts, settings.validation)
+    losses: list[AnswerLoss] = []
+    for found in answer_losses(model, batches, compute):
+        losses += found
+        total = sum(len(batch) for batch in batches)
+        current.events.write("progress", done=len(losses), total=total, unit="answers")
+    return losses

@@ -1,0 +1,86 @@
+"""A run's configuration: a TOML file, overrides from the command line, checked as a whole, and what a pipeline takes of it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ConfigError
+from spin_components.settings import Settings
+from spin_components.settings_errors import parse_settings
+
+DEFAULT = "demo"
+_PACKAGE = Path(__file__).parent
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    folder = next(folder for folder in folders if folder.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_config(name_or_path: str) -> Path:
+    """A file, or one of the shipped configurations by its name.
+
+    Raises:
+        ConfigError: neither.
+    """
+    shipped = shipped_configs()
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    raise ConfigError(f"--config {name_or_path}: no such file; shipped by name: {', '.join(shipped)}")
+
+
+def load_settings(config: str | None = None, overrides: Sequence[str] = (), run_uri: str | None = None) -> Settings:
+    """Read and check a configuration.
+
+    Args:
+        config: a TOML file or a shipped name; the demo by default.
+        overrides: `section.key=value`, each value as in TOML, or bare text.
+        run_uri: replaces `run.uri`.
+
+    Raises:
+        ConfigError: every mistake at once.
+    """
+    path = find_config(config or DEFAULT)
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    if run_uri:
+        values.setdefault("run", {})["uri"] = run_uri
+    return parse_settings(values, source=str(path) if not overrides else f"{path} with --set")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {override}: expected section.key=value, for example spin.max_iterations=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"--set {override}: {section!r} is no section")
+    for part in key.split(".")[:-1]:
+        table = table.setdefault(part, {})
+    table[key.split(".")[-1]] = value
+
+
+def pipeline_parameters(settings: Settings) -> dict[str, Any]:
+    """The arguments of the compiled pipeline: one table a section, and the three a person changes most on their own."""
+    sections = settings.model_dump(mode="json")
+    run = sections.pop("run")
+    uri = run.pop("uri")
+    max_iterations = sections["spin"].pop("max_iterations")
+    return {"run_uri": uri, "max_iterations": max_iterations, "run": run, **sections}

@@ -1,0 +1,186 @@
+"""The loop of self-play, as a Kubeflow pipeline.
+
+    prepare -> validate the base -> iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
+
+    iteration(t, reference):
+        [generate -> ref-logprob] for each shard, in parallel
+        train-epoch 0 -> validate -> train-epoch 1 -> validate ...
+        checkpoint -> URI of the next reference, or "" to stop
+
+The reference of iteration t + 1 is what iteration t returns: an immutable address that travels as a string. KFP has no
+loop over tasks that feed each other, so the iterations are nested here, at compile time, and fewer may run.
+`kfp dsl compile --py dag.py --output spin.yaml` compiles `spin` at the end of this file: the demo's configuration.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from spin_components.checkpoint.component import checkpoint
+from spin_components.generate.component import generate
+from spin_components.prepare.component import prepare
+from spin_components.ref_logprob.component import ref_logprob
+from spin_components.settings import Settings
+from spin_components.store.layout import BASE
+from spin_components.train_epoch.component import train_epoch
+from spin_components.validate.component import validate
+from spin_pipeline.config import load_settings, pipeline_parameters
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is fixed when the pipeline is compiled.
+
+    Attributes:
+        max_iterations: at most so many; fewer can be asked for at run time.
+        max_epochs: epochs an iteration.
+        shards: generations in parallel.
+        parallelism: shards at the same time; 0 for all.
+    """
+
+    max_iterations: int
+    max_epochs: int
+    shards: int
+    parallelism: int
+
+
+def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
+    """The pipeline of a configuration: its shape fixed, its settings the parameters' defaults.
+
+    Args:
+        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs` and `generation.shards` give the shape.
+        parallelism: shards at the same time; 0 for all.
+    """
+    shape = Shape(settings.spin.max_iterations, settings.spin.max_epochs, settings.generation.shards, parallelism)
+    defaults = pipeline_parameters(settings)
+    iteration_of = _iteration_pipeline(shape)
+    compiled = {"max_iterations": shape.max_iterations, "max_epochs": shape.max_epochs, "shards": shape.shards}
+
+    @dsl.pipeline(name="spin", description="Self-play fine-tuning: the model learns to tell its answers from a human's.")
+    def spin(
+        run_uri: str = defaults["run_uri"],
+        max_iterations: int = defaults["max_iterations"],
+        run: dict = defaults["run"],  # type: ignore[type-arg]
+        model: dict = defaults["model"],  # type: ignore[type-arg]
+        data: dict = defaults["data"],  # type: ignore[type-arg]
+        spin: dict = defaults["spin"],  # type: ignore[type-arg]
+        generation: dict = defaults["generation"],  # type: ignore[type-arg]
+        training: dict = defaults["training"],  # type: ignore[type-arg]
+        validation: dict = defaults["validation"],  # type: ignore[type-arg]
+        selection: dict = defaults["selection"],  # type: ignore[type-arg]
+        hardware: dict = defaults["hardware"],  # type: ignore[type-arg]
+    ) -> None:
+        """Train a model by self-play; running again with the same run_uri resumes.
+
+        Args:
+            run_uri: Folder where everything about the run lies.
+            max_iterations: Rounds of self-play, at most as many as were compiled.
+            run: Seed and wall-clock limit.
+            model: The base model.
+            data: Prompts with human answers, and how long they may be.
+            spin: Epochs, max_steps, ref_policy_kl_penalty (beta).
+            generation: Engine and sampling of the reference's answers.
+            training: Optimizer, batch sizes, precision, backend.
+            validation: How the held-out loss is measured.
+            selection: What is kept and when to stop.
+            hardware: Device and ranks of a step.
+        """
+        prepared = _fresh(
+            prepare(
+                run_uri=run_uri,
+                max_iterations=max_iterations,
+                run=run,
+                model=model,
+                data=data,
+                spin=spin,
+                generation=generation,
+                training=training,
+                validation=validation,
+                selection=selection,
+                hardware=hardware,
+                compiled=compiled,
+            )
+        )
+        base = _fresh(validate(run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=prepared.output, hardware=hardware))
+        base.set_display_name("validate base")
+
+        def play(t: int, reference: Any) -> None:
+            """Iteration t, and within its condition all that follow."""
+            played = iteration_of(
+                run_uri=run_uri,
+                iteration=t,
+                reference_uri=reference.output,
+                max_iterations=max_iterations,
+                selection=selection,
+                hardware=hardware,
+            )
+            played.set_display_name(f"iteration {t}")
+            if t + 1 < shape.max_iterations:
+                with dsl.If(played.output != "", name=f"go-on-{t + 1}"):
+                    play(t + 1, played)
+
+        play(0, base)
+
+    return spin
+
+
+def _iteration_pipeline(shape: Shape) -> GraphComponent:
+    @dsl.pipeline(name="spin-iteration")
+    def spin_iteration(
+        run_uri: str,
+        iteration: int,
+        reference_uri: str,
+        max_iterations: int,
+        selection: dict,  # type: ignore[type-arg]
+        hardware: dict,  # type: ignore[type-arg]
+    ) -> str:
+        """One round: the reference plays, the policy learns, the next reference comes out."""
+        place = {"run_uri": run_uri, "iteration": iteration}
+        with dsl.ParallelFor(list(range(shape.shards)), parallelism=shape.parallelism or None) as shard:
+            played = _fresh(generate(**place, shard=shard, reference_uri=reference_uri, hardware=hardware))
+            scored = _fresh(
+                ref_logprob(
+                    **place,
+                    shard=shard,
+                    reference_uri=reference_uri,
+                    generations_uri=played.output,
+                    hardware=hardware,
+                )
+            )
+        policy_uri: Any = reference_uri
+        for epoch in range(shape.max_epochs):
+            trained = _fresh(
+                train_epoch(
+                    **place,
+                    epoch=epoch,
+                    policy_uri=policy_uri,
+                    scores_uris=dsl.Collected(scored.output),  # a fresh one for each: sharing one breaks the compiler
+                    hardware=hardware,
+                )
+            )
+            trained.set_display_name(f"train epoch {epoch}")
+            checked = _fresh(validate(**place, epoch=epoch, policy_uri=trained.output, hardware=hardware))
+            checked.set_display_name(f"validate epoch {epoch}")
+            policy_uri = checked.output
+        published = _fresh(
+            checkpoint(
+                **place,
+                reference_uri=reference_uri,
+                policy_uri=policy_uri,
+                max_iterations=max_iterations,
+                selection=selection,
+            )
+        )
+        return published.output  # type: ignore[no-any-return]
+
+    return spin_iteration
+
+
+def _fresh(task: Any) -> Any:
+    """KFP's cache knows addresses, not what lies behind them; each step decides by its manifest instead."""
+    return task.set_caching_options(False)
+
+
+spin = build(load_settings())

@@ -1,0 +1,105 @@
+"""A run on this machine: the driver started, its events shown, its end judged by what lies in storage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from spin_components.errors import ConfigError
+from spin_components.prepare.checks import check_inputs
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.run import RunStore
+from spin_pipeline.lock import locked
+from spin_pipeline.progress import EventTail, Narrator
+from spin_pipeline.status import RunStatus, read_status
+
+_POLL_S = 0.3
+_GRACE_S = 3.0
+LOG = "driver.log"
+
+
+class _Interrupted(Exception):
+    """A signal asked this process to end."""
+
+
+def run_local(settings: Settings, console: Console) -> RunStatus:
+    """Run or resume a run, and return how it stands at the end.
+
+    Raises:
+        ConfigError, DataError, ModelError: something is wrong that can be seen before any work.
+    """
+    if not settings.run.uri:
+        raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri DIR")
+    run = RunStore(settings.run.uri)
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
+    check_inputs(settings)
+    with locked(run.root) as lock:
+        tail = EventTail(run.path(layout.EVENTS), skip=True)
+        code = _drive(settings, run, lock, tail, Narrator(console))
+    status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
+    if status is None or (status.state == "interrupted" and code > 0):
+        _show_log(run, console)
+        failure = {"step": "driver", "error": "RuntimeError", "message": f"see {run.path(LOG)}", "exit_code": 1}
+        blank: dict[str, Any] = {"iteration": None, "epoch": None, "step": 0, "consumed_samples": 0, "best": None}
+        known = status.model_dump() if status else {"run_uri": run.uri, "iterations": [], "base": {}, **blank}
+        return RunStatus.model_validate({**known, "state": "failed", "failure": failure})
+    return status
+
+
+def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrator: Narrator) -> int:
+    """Start the driver, tell what happens, wait; a signal ends it and all its children. Returns its exit code."""
+    path = run.path(".settings.json")
+    path.write_text(settings.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "spin_pipeline.driver", str(path), str(lock)]
+    with run.path(LOG).open("ab") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,))
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while driver.poll() is None:
+            narrator.tell(tail.new())
+            time.sleep(_POLL_S)
+        narrator.tell(tail.new())
+        return driver.returncode
+    except _Interrupted:
+        narrator.interrupted()
+        return -signal.SIGTERM
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        narrator.close()
+        _end(driver)
+        path.unlink(missing_ok=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted
+
+
+def _end(driver: subprocess.Popen[bytes]) -> None:
+    """End the driver's process group; the steps notice that their callers are gone and end themselves."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(driver.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            driver.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            continue
+    driver.wait()
+
+
+def _show_log(run: RunStore, console: Console, num_lines: int = 15) -> None:
+    log = run.path(LOG)
+    lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
+    for line in [line for line in lines if line.strip()][-num_lines:]:
+        console.print(f"  {line}", style="dim", markup=False, highlight=False)
+

@@ -1,0 +1,57 @@
+"""One runner at a time on a run in a local folder: a lock that the kernel lets go of when its holders are gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spin_components.errors import ConfigError
+
+_NAME = ".lock"
+_PATIENCE_S = 15.0
+
+
+@contextmanager
+def locked(run_root: Path) -> Iterator[int]:
+    """Hold a run; yields the descriptor that child processes are to inherit, so that the lock lasts as long as they do.
+
+    Waits a little, because the steps of a runner that was killed need a moment to notice.
+
+    Raises:
+        ConfigError: another runner holds it.
+    """
+    run_root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_root / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _try(descriptor):
+            if time.monotonic() > deadline:
+                raise ConfigError(f"another runner is at work on {run_root}; wait for it, end it, or choose another run.uri")
+            time.sleep(0.2)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(run_root: Path) -> bool:
+    """Whether a runner, or a step it started, is alive on this machine."""
+    try:
+        descriptor = os.open(run_root / _NAME, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _try(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""A run's events as lines for a person."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+_PLAIN_INTERVAL_S = 10.0
+
+
+class EventTail:
+    """Reads what is appended to a folder of event files.
+
+    Args:
+        folder: the run's `events/`.
+        skip: pass over what is there already.
+    """
+
+    def __init__(self, folder: Path, *, skip: bool = False) -> None:
+        self._folder = folder
+        self._offsets: dict[Path, int] = {path: path.stat().st_size for path in folder.glob("*.jsonl")} if skip else {}
+
+    def new(self) -> list[dict[str, Any]]:
+        """Events since the last call, oldest first."""
+        events = []
+        for path in sorted(self._folder.glob("*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # still being written
+                    self._offsets[path] = self._offsets.get(path, 0) + len(line)
+                    events.append(json.loads(line))
+        return sorted(events, key=lambda event: float(event["time"]))
+
+
+def place_of(event: dict[str, Any]) -> str:
+    """The step of an event in words, e.g. `iteration 0  train-epoch 1`."""
+    name = str(event["step"])
+    if event.get("iteration", -1) < 0:
+        return "validate base" if name == "validate" else name
+    number = event.get("epoch", event.get("shard"))
+    return f"iteration {event['iteration']}  {name}" + ("" if number is None else f" {number}")
+
+
+class Narrator:
+    """Prints what is finished as lines, and what goes on as one moving line (in a terminal) or now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._last_moving = 0.0
+        self._training = ""
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "start": self._on_start,
+            "progress": self._on_progress,
+            "metrics": self._on_metrics,
+            "done": self._on_done,
+            "reuse": lambda event: self._line(event, "done before", style="dim"),
+            "resume": lambda event: self._line(event, f"going on after step {event['done']}"),
+            "validation": lambda event: self._line(event, f"val_loss {event['val_loss']:.4f} after step {event['step']}"),
+            "warning": lambda event: self._line(event, event["message"], style="yellow"),
+            "stop": lambda event: self._line(event, f"stopped: {event['reason']}", style="yellow"),
+            "fail": lambda event: self._line(event, f"failed: {event['error']}", style="red"),
+        }
+
+    def tell(self, events: list[dict[str, Any]]) -> None:
+        """Show some events."""
+        for event in events:
+            if handler := self._handlers.get(event["kind"]):
+                handler(event)
+
+    def interrupted(self) -> None:
+        """Say that the run was asked to end."""
+        self.close()
+        self._console.print("interrupted; the same command goes on from the last save", style="yellow")
+
+    def close(self) -> None:
+        """End the moving line."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _line(self, event: dict[str, Any], text: str, style: str = "") -> None:
+        self.close()
+        clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+        self._console.print(f"{clock}  {place_of(event):<26}{text}", style=style, highlight=False, markup=False)
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        self._training = ""
+        if self._console.is_terminal:
+            self._moving(event, "")
+
+    def _on_progress(self, event: dict[str, Any]) -> None:
+        self._moving(event, f"{event['done']}/{event['total']} {event['unit']}{self._training}")
+
+    def _on_metrics(self, event: dict[str, Any]) -> None:
+        self._training = f"  loss {event['loss']:.4f}  acc {event['acc']:.2f}  {event['step_time']:.1f} s a step"
+
+    def _on_done(self, event: dict[str, Any]) -> None:
+        self._line(event, f"{event['duration_s']:6.1f} s  {_summary(str(event['step']), event['facts'])}")
+
+    def _moving(self, event: dict[str, Any], text: str) -> None:
+        if self._console.is_terminal:
+            if self._status is None:
+                self._status = self._console.status("")
+                self._status.start()
+            self._status.update(f"{place_of(event)}  {text}")
+        elif time.monotonic() - self._last_moving > _PLAIN_INTERVAL_S:
+            self._last_moving = time.monotonic()
+            self._line(event, text)
+
+
+def _summary(step: str, facts: dict[str, Any]) -> str:
+    """What a finished step is worth telling, in a few words."""
+    if step == "prepare":
+        return f"{facts['num_train']} training prompts, {facts['num_validation']} for validation"
+    if step == "generate":
+        dropped = facts["num_empty"] + facts["num_identical"]
+        return (
+            f"{facts['num_pairs']} answers, {facts['mean_generated_tokens']:.0f} tokens each (human "
+            f"{facts['mean_actual_tokens']:.0f}), {facts['tokens_per_s']:.0f} tokens/s, {facts['engine']}"
+            + (f", {dropped} without signal" if dropped else "")
+        )
+    if step == "ref-logprob":
+        return f"{facts['num_pairs']} pairs scored"
+    if step == "train-epoch":
+        metrics = facts["metrics"]
+        if not metrics:
+            return "no step left to do"
+        return f"{facts['num_steps']} steps, loss {metrics['loss']:.4f}, acc {metrics['acc']:.2f}"
+    if step == "validate":
+        return f"val_loss {facts['val_loss']:.4f}"
+    return f"val_loss {facts['val_loss']:.4f}: {facts['decision']}"

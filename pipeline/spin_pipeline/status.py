@@ -1,0 +1,124 @@
+"""What a run's storage says of it: how far it is, what each iteration gave, how the last attempt ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from spin_components.errors import ConfigError
+from spin_components.events import read_events
+from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+from spin_pipeline.lock import is_locked
+
+State = Literal["running", "done", "failed", "stopped", "interrupted"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class IterationStatus(_Record):
+    """A published iteration."""
+
+    iteration: int
+    checkpoint_uri: str
+    val_loss: float
+    acc: float | None
+    rewards_actual_mean: float | None
+    rewards_generated_mean: float | None
+    num_pairs: int
+    decision: str
+    work_s: float
+
+
+class BestStatus(_Record):
+    """The iteration with the lowest val_loss."""
+
+    iteration: int
+    uri: str
+    val_loss: float
+
+
+class BaseStatus(_Record):
+    """The model that iteration 0 started from."""
+
+    val_loss: float | None = None
+
+
+class RunStatus(_Record):
+    """What `status --json` prints.
+
+    Attributes:
+        iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first.
+        best: None before an iteration is published.
+        failure: what ended the last attempt, where it failed.
+    """
+
+    run_uri: str
+    state: State
+    iteration: int | None
+    epoch: int | None
+    step: int
+    consumed_samples: int
+    best: BestStatus | None
+    iterations: list[IterationStatus]
+    base: BaseStatus
+    failure: dict[str, Any] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, the failure's own code, 3 where the same command goes on."""
+        if self.state == "done":
+            return 0
+        return int(self.failure["exit_code"]) if self.failure else 3
+
+
+def read_status(run_uri: str) -> RunStatus:
+    """Read a run's state from its storage alone.
+
+    Raises:
+        ConfigError: no run is there.
+    """
+    run = RunStore(run_uri)
+    if not run.exists(layout.ATTEMPT):
+        raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
+    keys = sorted(run.list("iterations", "*/checkpoint.json"), key=lambda key: int(Path(key).parent.name))
+    iterations = [IterationStatus.model_validate(read_manifest(run, key).facts) for key in keys]
+    base_key = layout.validation(layout.BASE, 0)
+    base = BaseStatus(val_loss=read_manifest(run, base_key).facts["val_loss"]) if run.exists(base_key) else BaseStatus()
+    started = run.read_json(layout.ATTEMPT)["started"]
+    events = read_events(run.path(layout.EVENTS))
+    latest = [event for event in events if event["time"] >= started]
+    state, failure = _state(run, latest, iterations)
+    trained = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
+    return RunStatus(
+        run_uri=run.uri,
+        state=state,
+        iteration=trained.get("iteration"),
+        epoch=trained.get("epoch"),
+        step=trained.get("step", 0),
+        consumed_samples=trained.get("consumed_samples", 0),
+        best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
+        iterations=iterations,
+        base=base,
+        failure=failure,
+    )
+
+
+def _state(
+    run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
+) -> tuple[State, dict[str, Any] | None]:
+    if is_locked(run.root):
+        return "running", None
+    if failures := [event for event in events if event["kind"] == "fail"]:
+        names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
+        return "failed", {name: failures[-1][name] for name in names if name in failures[-1]}
+    if any(event["kind"] == "stop" for event in events):
+        return "stopped", None
+    if iterations and iterations[-1].decision != "continue":
+        return "done", None
+    return "interrupted", None

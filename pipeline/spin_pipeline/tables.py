@@ -1,0 +1,55 @@
+"""A run's status as a table for a person."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from spin_pipeline.status import IterationStatus, RunStatus
+
+_COLUMNS = ("", "val_loss", "acc", "reward actual", "reward generated", "pairs", "seconds", "")
+
+
+def print_status(status: RunStatus, console: Console) -> None:
+    """Base and every iteration, which is best and where; then how the run stands."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for place, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if place in (0, len(_COLUMNS) - 1) else "right")
+    if status.base.val_loss is not None:
+        table.add_row("base", f"{status.base.val_loss:.4f}")
+    for row in status.iterations:
+        is_best = status.best is not None and status.best.iteration == row.iteration
+        table.add_row(*_cells(row, is_best), style="green" if is_best else "")
+    if table.row_count:
+        console.print()
+        console.print(table)
+        console.print()
+    if status.best:
+        console.print(f"best: iteration {status.best.iteration}, {status.best.uri}", highlight=False, soft_wrap=True)
+    _print_state(status, console)
+
+
+def _cells(row: IterationStatus, is_best: bool) -> list[str]:
+    numbers = (row.acc, row.rewards_actual_mean, row.rewards_generated_mean)
+    return [
+        f"iteration {row.iteration}",
+        f"{row.val_loss:.4f}",
+        *("-" if number is None else f"{number:.3f}" for number in numbers),
+        str(row.num_pairs),
+        f"{row.work_s:.0f}",
+        "best" if is_best else "",
+    ]
+
+
+def _print_state(status: RunStatus, console: Console) -> None:
+    if status.failure:
+        failure = status.failure
+        places = (f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if name in failure)
+        console.print(f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False)
+        console.print(str(failure["message"]), markup=False, highlight=False, soft_wrap=True)
+    elif status.state == "done":
+        console.print(f"done: {status.run_uri}", highlight=False, soft_wrap=True)
+    elif status.state == "running":
+        console.print("running")
+    else:
+        console.print(f"{status.state} before the end; the same command goes on", style="yellow", highlight=False)

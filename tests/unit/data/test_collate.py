@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spin_components.data.collate import spin_custom_collate
+from spin_components.errors import ConfigError, DataError
+
+
+def item(context: list[int], answer: list[int]) -> dict[str, Tensor]:
+    return {
+        "input_ids": torch.tensor(context + answer),
+        "mask": torch.tensor([False] * len(context) + [True] * len(answer)),
+        "context_ids": torch.tensor(context),
+        "answer_ids": torch.tensor(answer),
+    }
+
+
+def test_a_batch_by_hand() -> None:
+    batch = spin_custom_collate([item([5, 6, 7], [8]), item([5], [6, 2])], eos_id=2)
+    expected = {
+        "prompts_and_answers": torch.tensor([[5, 6, 7, 8], [5, 6, 2, 2]]),
+        "masks": torch.tensor([[False, False, False, True], [False, True, True, False]]),
+        "prompts_only": torch.tensor([[5, 6, 7], [5, 2, 2]]),
+        "answers_only": torch.tensor([[8, 2], [6, 2]]),
+        "prompt_lengths": torch.tensor([3, 1]),
+        "combined_lengths": torch.tensor([4, 3]),
+    }
+    assert batch.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(batch[key], value)  # checks the dtype too
+
+
+def test_ids_become_int64_and_masks_bool() -> None:
+    one = item([5], [6])
+    one = {key: value.to(torch.int32) for key, value in one.items()}
+    batch = spin_custom_collate([one], eos_id=2)
+    assert {key: value.dtype for key, value in batch.items()} == {
+        "prompts_and_answers": torch.int64,
+        "masks": torch.bool,
+        "prompts_only": torch.int64,
+        "answers_only": torch.int64,
+        "prompt_lengths": torch.int64,
+        "combined_lengths": torch.int64,
+    }
+
+
+@pytest.mark.parametrize("flag", ["reset_position_ids", "reset_attention_mask", "eod_mask_loss"])
+def test_unsupported_flags_are_refused_by_name(flag: str) -> None:
+    flags: dict[str, Any] = {flag: True}
+    with pytest.raises(ConfigError, match=f"{flag} = True is not supported"):
+        spin_custom_collate([item([5], [6])], 2, **flags)
+
+
+def test_flags_that_are_off_are_accepted() -> None:
+    assert spin_custom_collate([item([5], [6])], 2, False, False, False)["prompt_lengths"].tolist() == [1]
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(DataError, match="the batch is empty"):
+        spin_custom_collate([], 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mask": torch.tensor([True])}, "item 1: mask has 1 entries for 2 input_ids"),
+        ({"input_ids": torch.tensor([[5, 6]])}, r"input_ids is of shape \(1, 2\), expected a tensor of one dim"),
+        ({"answer_ids": [6]}, "answer_ids is a list, expected a tensor"),
+        ({"context_ids": torch.tensor([5.0])}, "context_ids is torch.float32, expected integers"),
+        ({"mask": torch.tensor([0.0, 1.0])}, "mask is torch.float32, expected bool"),
+    ],
+)
+def test_a_wrong_item_is_located(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        spin_custom_collate([item([5], [6]), item([5], [6]) | change], 2)
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(DataError, match=r"item 0: keys \['input_ids'\], without \['mask', 'context_ids', 'answer"):
+        spin_custom_collate([{"input_ids": torch.tensor([1])}], 2)

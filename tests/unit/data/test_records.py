@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spin_components.data.formats import Conversation, Message
+from spin_components.data.records import BadRecord, read_records
+from spin_components.errors import ConfigError, DataError
+
+GOOD = json.dumps({"prompt": "Hi", "response": "Hello"}).encode()
+HI = Conversation((Message("user", "Hi"),), "Hello")
+
+
+def written(path: Path, *lines: bytes) -> Path:
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_lines_are_counted_from_one_and_blank_ones_are_ignored(tmp_path: Path) -> None:
+    found = read_records(written(tmp_path / "a.jsonl", b"", GOOD, b"  \r", GOOD, b""), on_bad_record="fail")
+    assert [(record.line, record.conversation) for record in found.records] == [(2, HI), (4, HI)]
+    assert (found.source, found.num_bad, found.bad) == (str(tmp_path / "a.jsonl"), 0, ())
+
+
+def test_a_byte_order_mark_and_crlf_are_tolerated(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", b"\xef\xbb\xbf" + GOOD + b"\r", GOOD + b"\r")
+    assert len(read_records(path, on_bad_record="fail").records) == 2
+
+
+def test_a_file_uri_is_unquoted(tmp_path: Path) -> None:
+    path = written(tmp_path / "a b%.jsonl", GOOD)
+    found = read_records(path.as_uri(), on_bad_record="fail")
+    assert (len(found.records), found.source) == (1, path.as_uri())
+
+
+def test_gzip_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD + b"\n" + GOOD))
+    assert len(read_records(path, on_bad_record="fail").records) == 2
+
+
+@pytest.mark.parametrize("damage", [b"not gzip", gzip.compress(GOOD * 100)[:-12]])
+def test_damaged_gzip_is_refused(tmp_path: Path, damage: bytes) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_records(written(tmp_path / "a.jsonl.gz", damage), on_bad_record="skip")
+
+
+def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"messages": [turns, turns[:1], turns], "score": [1, 2, 3]}), path)
+    found = read_records(path, on_bad_record="skip")
+    assert [(record.line, record.conversation) for record in found.records] == [(1, HI), (3, HI)]
+    assert [record.line for record in found.bad] == [2]
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: messages\[0\] has role 'user' at the end"):
+        read_records(path, on_bad_record="fail")
+
+
+def test_a_file_that_only_calls_itself_parquet_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"after row 0: cannot be read .*expected a Parquet file"):
+        read_records(written(tmp_path / "a.parquet", GOOD), on_bad_record="skip")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"prompt": "Hi"', "not valid JSON .* at column 16"),
+        (b'{"prompt": "H\xffi", "response": "x"}', "byte 14 is not UTF-8"),
+        (b'{"prompt": "Hi", "response": "\\ud83d"}', r"character 1 of a turn is '\\ud83d', half a surrogate pair"),
+        (b'{"prompt": "Hi", "response": ""}', "is empty"),
+        (b'{"a": ' * 100_000, "not valid JSON|nested too deeply"),
+        (b"3", "the record is a number"),
+    ],
+)
+def test_a_bad_line_is_located_and_explained(tmp_path: Path, line: bytes, says: str) -> None:
+    path = written(tmp_path / "a.jsonl", GOOD, line, GOOD)
+    with pytest.raises(DataError, match=rf"1 of 3 records .*\n  .*a\.jsonl, line 2: .*({says})"):
+        read_records(path, on_bad_record="fail")
+    assert read_records(path, on_bad_record="skip").num_bad == 1
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", b'{"prompt": "Hi", "response": "\\ud83d\\ude00"}')
+    assert read_records(path, on_bad_record="fail").records[0].conversation.answer == "\U0001f600"
+
+
+def test_the_first_ten_bad_records_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", GOOD, *[b"{}"] * 12)
+    with pytest.raises(DataError) as caught:
+        read_records(path, on_bad_record="fail")
+    message = str(caught.value)
+    assert message.startswith("12 of 13 records")
+    assert "line 11:" in message  # lines 2 to 11 are the first ten
+    assert "line 12:" not in message
+    assert message.endswith("... and 2 more")
+
+
+def test_skip_counts_and_keeps_ten(tmp_path: Path) -> None:
+    found = read_records(written(tmp_path / "a.jsonl", GOOD, *[b"3"] * 12), on_bad_record="skip")
+    assert (len(found.records), found.num_bad, len(found.bad)) == (1, 12, 10)
+    assert isinstance(found.bad[0], BadRecord)
+    assert found.bad[0].line == 2
+
+
+def test_a_file_of_bad_records_is_refused_even_when_skipping(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 of 2 records cannot be used"):
+        read_records(written(tmp_path / "a.jsonl", b"3", b"{}"), on_bad_record="skip")
+
+
+def test_reading_stops_after_max_records_good_ones(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", GOOD, b"3", GOOD, b"3", GOOD)
+    found = read_records(path, on_bad_record="skip", max_records=2)
+    assert ([record.line for record in found.records], found.num_bad) == ([1, 3], 1)
+    assert len(read_records(path, on_bad_record="fail", max_records=1).records) == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(DataError, match="holds no records"):
+        read_records(written(tmp_path / "a.jsonl", text), on_bad_record="skip")
+
+
+def test_a_json_array_is_refused_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 1: the file starts a JSON array, expected one JSON object a line"):
+        read_records(written(tmp_path / "a.json", b"[", GOOD, b"]"), on_bad_record="skip")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a.jsonl", "hf://datasets/a.jsonl", "https://host/a.jsonl"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    with pytest.raises(DataError, match=r"not supported, expected a local path or file:///path"):
+        read_records(uri, on_bad_record="fail")
+
+
+def test_what_is_not_a_data_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
+        read_records(tmp_path / "missing.jsonl", on_bad_record="fail")
+    with pytest.raises(DataError, match="is a folder, expected a file"):
+        read_records(tmp_path, on_bad_record="fail")
+    with pytest.raises(DataError, match=r"suffix '\.csv', expected \.parquet or one of \.jsonl"):
+        read_records(written(tmp_path / "a.csv", GOOD), on_bad_record="fail")
+
+
+@pytest.mark.parametrize(("on_bad_record", "max_records"), [("ignore", 0), ("skip", -1)])
+def test_unknown_modes_are_refused(tmp_path: Path, on_bad_record: str, max_records: int) -> None:
+    with pytest.raises(ConfigError, match="expected 'fail' or 'skip'"):
+        read_records(written(tmp_path / "a.jsonl", GOOD), on_bad_record=on_bad_record, max_records=max_records)
+
+
+def test_importing_the_reader_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; import spin_components.data.formats, spin_components.data.records; "
+        "print(sorted({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
