@@ -13,9 +13,14 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn import functional
 
 from spin_components.device import Compute
 from spin_components.settings import TrainingSettings
@@ -44,7 +49,6 @@ class DeepSpeedBackend:
         )
         self._module = self.model.module
         self._named = dict(named)
-        self._set_num_updates(0)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -125,25 +129,42 @@ class DeepSpeedBackend:
             writer.close()
 
     def load_optimizer(self, folder: Path, num_updates: int) -> None:
+        self._allocate_state(num_updates)
         for key_and_name, tensor in read_state(folder):
             key, _, name = key_and_name.partition("/")
-            parameter = self._named[name]
-            if self._settings.zero_stage:
-                safe_set_full_optimizer_state(parameter, tensor.to(self.compute.device), key)
-            else:
-                self._base_optimizer.state[parameter][key] = tensor.to(parameter)
-        if not self._settings.zero_stage:
-            for parameter in self._named.values():
-                self._base_optimizer.state[parameter]["step"] = torch.tensor(0.0)
-        self._set_num_updates(num_updates)
+            self._set_state(self._named[name], key, tensor.to(self.compute.device))
+
+    def _allocate_state(self, num_updates: int) -> None:
+        """Give torch's optimizer the state that it would make on its first update, so that there is a place to load to."""
+        optimizer = self.model.optimizer
+        for partition in self._partitions():
+            self._base_optimizer.state[partition] = {
+                "step": torch.tensor(float(num_updates)),
+                **{key: torch.zeros_like(partition) for key in STATE_KEYS[self._settings.optimizer]},
+            }
+        if self._settings.zero_stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _partitions(self) -> list[Tensor]:
+        """This rank's float32 tensors that torch's optimizer updates."""
+        optimizer = self.model.optimizer
+        if self._settings.zero_stage == 0:
+            return list(self._named.values())
+        if self._settings.zero_stage == 3:
+            return list(optimizer.fp32_partitioned_groups_flat)
+        return list(optimizer.single_partition_of_fp32_groups)
 
     def _get_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
         if self._settings.zero_stage:
             return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
         return self._base_optimizer.state[parameter].get(key)
 
-    def _set_num_updates(self, num_updates: int) -> None:
-        """ZeRO takes an empty step to allocate its state; without this, bias correction would count it."""
-        for state in self._base_optimizer.state.values():
-            if "step" in state:
-                state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), num_updates)
+    def _set_state(self, parameter: Any, key: str, value: Tensor) -> None:
+        if self._settings.zero_stage == 0:
+            self._base_optimizer.state[parameter][key].copy_(value)
+        elif self._settings.zero_stage < 3:
+            safe_set_full_optimizer_state(parameter, value, key)
+        else:  # the last partition is padded where ranks do not divide the parameter, which the "full" call refuses
+            size = parameter.partition_numel()
+            padded = functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
+            safe_set_local_optimizer_state(parameter, padded[size * self.rank : size * (self.rank + 1)], key)

@@ -96,8 +96,13 @@ def main(job_path: Path) -> None:
     events = EventLog(run.path(layout.EVENTS), labels, enabled=rank == 0)
     try:
         finished = train_rank(job, Step(run, events, job.settings.hardware), compute, distributed=True)
-    except SpinError as error:
-        outcome = {"error": type(error).__name__, "message": str(error)}
+    except Exception as error:
+        logger.exception("rank %d failed", rank)
+        known = isinstance(error, SpinError)
+        outcome = {
+            "error": type(error).__name__ if known else "EngineError",
+            "message": str(error) if known else f"{job.where}, rank {rank}: {type(error).__name__}: {error}",
+        }
         job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
     job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps({"finished": finished}), encoding="utf-8")
