@@ -1,14 +1,14 @@
 """Every error this project raises on purpose.
 
-    SpinError                    a run cannot go on; the message says where, what, and what to do
-    ├── ConfigError              the command or the configuration is wrong          exit 2
-    ├── DataError                a record, a file or a data set is wrong            exit 2
-    ├── ModelError               a model folder cannot be used                      exit 2
-    ├── InputsChangedError       a finished step was made from other inputs         exit 2
-    ├── IntegrityError           an object is missing, truncated or altered         exit 1
-    ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
-    ├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
-    └── EngineError              a generation or training engine failed             exit 1
+SpinError                    a run cannot go on; the message says where, what, and what to do
+├── ConfigError              the command or the configuration is wrong          exit 2
+├── DataError                a record, a file or a data set is wrong            exit 2
+├── ModelError               a model folder cannot be used                      exit 2
+├── InputsChangedError       a finished step was made from other inputs         exit 2
+├── IntegrityError           an object is missing, truncated or altered         exit 1
+├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
+├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
+└── EngineError              a generation or training engine failed             exit 1
 """
 
 from __future__ import annotations

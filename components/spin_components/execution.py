@@ -118,9 +118,7 @@ class Step:
 
 
 @contextmanager
-def step(
-    name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labels: int | None
-) -> Iterator[Step]:
+def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labels: int | None) -> Iterator[Step]:
     """A running step; its start, and how it failed if it does, become events.
 
     Args:

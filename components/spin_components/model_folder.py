@@ -27,7 +27,9 @@ def check_model_folder(folder: Path, *, what: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
-        raise ModelError(f"{what} = {str(folder)!r} has no config.json; expected a Hugging Face model folder") from error
+        raise ModelError(
+            f"{what} = {str(folder)!r} has no config.json; expected a Hugging Face model folder"
+        ) from error
     except ValueError as error:
         raise ModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
     if not any(folder.glob("*.safetensors")):

@@ -34,7 +34,7 @@ CountOrFraction = Annotated[
     BeforeValidator(_count_or_fraction),
     PlainSerializer(repr, return_type=str, when_used="json"),
 ]
-"""An integer counts, a float is a fraction (NeMo's and Lightning's meaning); as JSON it is text, so `1` stays a count."""
+"""An integer counts, a float is a fraction, as in NeMo and Lightning; as JSON it is text, so `1` stays a count."""
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -93,12 +93,16 @@ class DataSettings(Section):
 
     train: str = Field(min_length=1, description="JSONL or Parquet file, or builtin:NAME")
     validation: str = Field("", description="the same for validation; empty: split off train")
-    validation_size: CountOrFraction = Field(0.05, description="share or number of records split off when no file is given")
+    validation_size: CountOrFraction = Field(
+        0.05, description="share or number of records split off when no file is given"
+    )
     max_length: int = Field(1024, ge=8, description="tokens of prompt and answer together")
     max_prompt_length: int = Field(512, ge=4, description="a longer prompt keeps its end")
     max_train_records: int = Field(0, ge=0, description="use the first so many after the split; 0 for all")
     max_validation_records: int = Field(0, ge=0, description="likewise for validation")
-    on_bad_record: Literal["fail", "skip"] = Field("fail", description="refuse the data set, or drop the record and count it")
+    on_bad_record: Literal["fail", "skip"] = Field(
+        "fail", description="refuse the data set, or drop the record and count it"
+    )
 
     _fraction = field_validator("validation_size")(_check_fraction)
 
@@ -237,7 +241,9 @@ class SelectionSettings(Section):
     """Which policy an iteration hands on, how many stay, and when to stop."""
 
     epoch: Literal["last", "best"] = Field("last", description="which epoch's policy becomes the next reference")
-    save_top_k: int = Field(3, ge=-1, description="iterations whose weights stay, by val_loss; -1 for all; last and best always do")
+    save_top_k: int = Field(
+        3, ge=-1, description="iterations whose weights stay, by val_loss; -1 for all; last and best always do"
+    )
     patience: int = Field(0, ge=0, description="iterations without gain before stopping; 0 never stops early")
     min_delta: float = Field(0.0, ge=0, description="a smaller fall of val_loss is no gain, nats")
 
@@ -291,6 +297,6 @@ class Settings(Section):
             )
         if self.training.backend == "torch" and self.hardware.ranks > 1:
             raise ValueError(
-                f"training.backend = 'torch' trains on one rank, hardware.ranks is {self.hardware.ranks}; use 'deepspeed'"
+                f"training.backend = 'torch' has one rank, hardware.ranks is {self.hardware.ranks}; use 'deepspeed'"
             )
         return self

@@ -33,7 +33,7 @@ def request(address: str, target: str, arguments: dict[str, Any]) -> str:
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        message = json.dumps({"target": target, "arguments": arguments, "folder": os.getcwd()}).encode()
+        message = json.dumps({"target": target, "arguments": arguments, "folder": str(Path.cwd())}).encode()
         sys.stdout.flush()
         sys.stderr.flush()
         socket.send_fds(connection, [struct.pack("!I", len(message))], [1, 2])

@@ -13,7 +13,9 @@ from spin_components.errors import SpinError
 from spin_pipeline import __version__
 from spin_pipeline.config import load_settings
 
-EXIT_CODES = "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on"
+EXIT_CODES = (
+    "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="TOML, or the name of a shipped one (tiny, demo, …); default: demo")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML, or the name of a shipped one (tiny, demo, …); default: demo"
+    )
     parser.add_argument("--run-uri", metavar="URI", help="folder of the run, instead of run.uri")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], dest="overrides", help="override a setting"

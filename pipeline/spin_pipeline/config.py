@@ -1,4 +1,4 @@
-"""A run's configuration: a TOML file, overrides from the command line, checked as a whole, and what a pipeline takes of it."""
+"""A run's configuration: a TOML file and overrides, checked as a whole, and what a pipeline takes of it."""
 
 from __future__ import annotations
 

@@ -58,19 +58,19 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
     iteration_of = _iteration_pipeline(shape)
     compiled = {"max_iterations": shape.max_iterations, "max_epochs": shape.max_epochs, "shards": shape.shards}
 
-    @dsl.pipeline(name="spin", description="Self-play fine-tuning: the model learns to tell its answers from a human's.")
+    @dsl.pipeline(name="spin", description="Self-play fine-tuning of a language model.")
     def spin(
         run_uri: str = defaults["run_uri"],
         max_iterations: int = defaults["max_iterations"],
-        run: dict = defaults["run"],  # type: ignore[type-arg]
-        model: dict = defaults["model"],  # type: ignore[type-arg]
-        data: dict = defaults["data"],  # type: ignore[type-arg]
-        spin: dict = defaults["spin"],  # type: ignore[type-arg]
-        generation: dict = defaults["generation"],  # type: ignore[type-arg]
-        training: dict = defaults["training"],  # type: ignore[type-arg]
-        validation: dict = defaults["validation"],  # type: ignore[type-arg]
-        selection: dict = defaults["selection"],  # type: ignore[type-arg]
-        hardware: dict = defaults["hardware"],  # type: ignore[type-arg]
+        run: dict = defaults["run"],
+        model: dict = defaults["model"],
+        data: dict = defaults["data"],
+        spin: dict = defaults["spin"],
+        generation: dict = defaults["generation"],
+        training: dict = defaults["training"],
+        validation: dict = defaults["validation"],
+        selection: dict = defaults["selection"],
+        hardware: dict = defaults["hardware"],
     ) -> None:
         """Train a model by self-play; running again with the same run_uri resumes.
 
@@ -133,8 +133,8 @@ def _iteration_pipeline(shape: Shape) -> GraphComponent:
         iteration: int,
         reference_uri: str,
         max_iterations: int,
-        selection: dict,  # type: ignore[type-arg]
-        hardware: dict,  # type: ignore[type-arg]
+        selection: dict,
+        hardware: dict,
     ) -> str:
         """One round: the reference plays, the policy learns, the next reference comes out."""
         place = {"run_uri": run_uri, "iteration": iteration}

@@ -17,7 +17,7 @@ from spin_components.prepare.checks import check_inputs
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.run import RunStore
-from spin_pipeline.lock import locked
+from spin_pipeline.lock import is_locked, locked
 from spin_pipeline.progress import EventTail, Narrator
 from spin_pipeline.status import RunStatus, read_status
 
@@ -26,7 +26,7 @@ _GRACE_S = 3.0
 LOG = "driver.log"
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """A signal asked this process to end."""
 
 
@@ -44,6 +44,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     with locked(run.root) as lock:
         tail = EventTail(run.path(layout.EVENTS), skip=True)
         code = _drive(settings, run, lock, tail, Narrator(console))
+    _wait_for_steps(run)
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
         _show_log(run, console)
@@ -59,8 +60,12 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
     path = run.path(".settings.json")
     path.write_text(settings.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "spin_pipeline.driver", str(path), str(lock)]
+    # the current folder is kept off the path: KFP imports `docker`, which a folder of that name would stand in for
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     with run.path(LOG).open("ab") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,))
+        driver = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,), env=environment
+        )
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while driver.poll() is None:
@@ -68,7 +73,7 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
             time.sleep(_POLL_S)
         narrator.tell(tail.new())
         return driver.returncode
-    except _Interrupted:
+    except _InterruptedError:
         narrator.interrupted()
         return -signal.SIGTERM
     finally:
@@ -80,7 +85,7 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _Interrupted
+    raise _InterruptedError
 
 
 def _end(driver: subprocess.Popen[bytes]) -> None:
@@ -97,9 +102,15 @@ def _end(driver: subprocess.Popen[bytes]) -> None:
     driver.wait()
 
 
+def _wait_for_steps(run: RunStore) -> None:
+    """Give steps whose runner was ended the moment they need to end themselves."""
+    deadline = time.monotonic() + _GRACE_S
+    while is_locked(run.root) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def _show_log(run: RunStore, console: Console, num_lines: int = 15) -> None:
     log = run.path(LOG)
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     for line in [line for line in lines if line.strip()][-num_lines:]:
         console.print(f"  {line}", style="dim", markup=False, highlight=False)
-

@@ -30,7 +30,9 @@ def locked(run_root: Path) -> Iterator[int]:
         deadline = time.monotonic() + _PATIENCE_S
         while not _try(descriptor):
             if time.monotonic() > deadline:
-                raise ConfigError(f"another runner is at work on {run_root}; wait for it, end it, or choose another run.uri")
+                raise ConfigError(
+                    f"another runner is at work on {run_root}; wait for it, end it, or choose another run.uri"
+                )
             time.sleep(0.2)
         yield descriptor
     finally:

@@ -64,7 +64,9 @@ class Narrator:
             "done": self._on_done,
             "reuse": lambda event: self._line(event, "done before", style="dim"),
             "resume": lambda event: self._line(event, f"going on after step {event['done']}"),
-            "validation": lambda event: self._line(event, f"val_loss {event['val_loss']:.4f} after step {event['step']}"),
+            "validation": lambda event: self._line(
+                event, f"val_loss {event['val_loss']:.4f} after step {event['step']}"
+            ),
             "warning": lambda event: self._line(event, event["message"], style="yellow"),
             "stop": lambda event: self._line(event, f"stopped: {event['reason']}", style="yellow"),
             "fail": lambda event: self._line(event, f"failed: {event['error']}", style="red"),

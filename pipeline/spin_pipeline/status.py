@@ -94,7 +94,7 @@ def read_status(run_uri: str) -> RunStatus:
     events = read_events(run.path(layout.EVENTS))
     latest = [event for event in events if event["time"] >= started]
     state, failure = _state(run, latest, iterations)
-    trained = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
+    trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
     return RunStatus(
         run_uri=run.uri,
         state=state,

@@ -45,7 +45,9 @@ def _print_state(status: RunStatus, console: Console) -> None:
     if status.failure:
         failure = status.failure
         places = (f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if name in failure)
-        console.print(f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False)
+        console.print(
+            f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False
+        )
         console.print(str(failure["message"]), markup=False, highlight=False, soft_wrap=True)
     elif status.state == "done":
         console.print(f"done: {status.run_uri}", highlight=False, soft_wrap=True)

@@ -50,7 +50,11 @@ def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> 
         attention_mask[row, first:last] = 1
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     batch = AlignedBatch(
-        input_ids, attention_mask, position_ids, input_ids[:, longest_prompt:], attention_mask[:, longest_prompt:].bool()
+        input_ids,
+        attention_mask,
+        position_ids,
+        input_ids[:, longest_prompt:],
+        attention_mask[:, longest_prompt:].bool(),
     )
     return AlignedBatch(*(tensor.to(device) for tensor in batch))
 

@@ -29,18 +29,18 @@ class Rewards(NamedTuple):
 
 
 def rewards(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Rewards:
-    """Implicit rewards r(x, a) of arXiv:2401.01335, equation 4.7's argument, with NeMo's `ref_policy_kl_penalty` as beta.
+    """Implicit rewards r(x, a) = beta * (log pi - log pi_ref), the terms of arXiv:2401.01335's objective.
 
     Args:
         policy: each (B,) float32, with gradient.
         reference: the same under the frozen reference; no gradient.
-        beta: weight of the log-ratio, > 0.
+        beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
     """
     return Rewards(beta * (policy.actual - reference.actual), beta * (policy.generated - reference.generated))
 
 
 def spin_losses(rewards: Rewards) -> Tensor:
-    """SPIN objective (arXiv:2401.01335) with the logistic loss, one value a pair: -log sigmoid(margin); (B,) float32."""
+    """SPIN objective (arXiv:2401.01335), logistic loss: -log sigmoid(margin) of each pair; (B,) float32."""
     return functional.softplus(rewards.generated - rewards.actual)
 
 

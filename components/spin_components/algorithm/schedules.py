@@ -15,7 +15,9 @@ def resolve_count(value: int | float, total: int, *, at_least: int = 1) -> int:
     return min(value, total)
 
 
-def learning_rate(schedule: str, step: int, *, num_steps: int, num_warmup: int, peak: float, floor: float = 0.0) -> float:
+def learning_rate(
+    schedule: str, step: int, *, num_steps: int, num_warmup: int, peak: float, floor: float = 0.0
+) -> float:
     """Learning rate of one optimizer step.
 
     Warm-up rises linearly and reaches the peak on step `num_warmup`; the decay after it would reach the floor

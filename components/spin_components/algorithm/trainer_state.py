@@ -29,9 +29,7 @@ class TrainerState(BaseModel):
 
     def after_step(self, num_pairs: int) -> TrainerState:
         """The state after one more optimizer step over `num_pairs` pairs."""
-        return self.model_copy(
-            update={"step": self.step + 1, "consumed_samples": self.consumed_samples + num_pairs}
-        )
+        return self.model_copy(update={"step": self.step + 1, "consumed_samples": self.consumed_samples + num_pairs})
 
     @property
     def iteration_start(self) -> int:

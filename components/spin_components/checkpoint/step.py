@@ -53,7 +53,11 @@ def publish(
         }
         key = layout.checkpoint(iteration)
         manifest = finished(run, key, inputs)
-        facts = manifest.facts if manifest else _facts(run, iteration, _choose(checks, rules), epochs, checks, reference_uri, settings)
+        facts = (
+            manifest.facts
+            if manifest
+            else _facts(run, iteration, _choose(checks, rules), epochs, checks, reference_uri, settings)
+        )
         losses = _losses(run, iteration, facts["val_loss"])
         steps_left = settings.spin.max_steps < 0 or facts["step"] < settings.spin.max_steps
         decision = decide(losses, rules, max_iterations=max_iterations, steps_left=steps_left)

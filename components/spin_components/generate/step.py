@@ -129,4 +129,3 @@ def _facts(pairs: list[Pair], eos_ids: list[int]) -> dict[str, Any]:
         "mean_actual_tokens": round(sum(len(pair.actual_ids) for pair in pairs) / len(pairs), 2),
         "mean_generated_tokens": round(sum(len(pair.generated_ids) for pair in pairs) / len(pairs), 2),
     }
-

@@ -1,4 +1,4 @@
-"""Generation with `transformers`: prompts sorted by length, left-padded batches, everything stated and nothing inherited."""
+"""Generation with `transformers`: prompts sorted by length, left-padded batches, no setting inherited."""
 
 from __future__ import annotations
 

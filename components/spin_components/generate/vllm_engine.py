@@ -17,7 +17,7 @@ _ROUNDS = 4
 
 
 class VllmEngine:
-    """The engine's seed fixes sampling as far as vLLM's batching does; requests carry none (vLLM's CPU build dies on it)."""
+    """Seeded as a whole, not by request: vLLM's CPU build dies on a request's own seed."""
 
     name = "vllm"
 
@@ -53,7 +53,9 @@ class VllmEngine:
                 disable_log_stats=True,
             )
         except (ImportError, RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"vLLM could not start with {self._folder}: {error}. Try generation.engine = 'transformers'.") from error
+            raise EngineError(
+                f"vLLM could not start with {self._folder}: {error}. Try generation.engine = 'transformers'."
+            ) from error
 
     def _parameters(self, max_new_tokens: int) -> Any:
         from vllm import SamplingParams

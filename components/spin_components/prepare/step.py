@@ -23,7 +23,7 @@ from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_file, digest_of, digest_tree
-from spin_components.store.manifests import Manifest, finished, now
+from spin_components.store.manifests import finished, now
 from spin_components.store.run import RunStore, local_path
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,13 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
             layout.RUN,
             {
                 "settings": checked.model_dump(mode="json"),
-                "base_model": {"uri": str(base), "files": {name: file.model_dump() for name, file in base_files.items()}},
-                "data": {name: {"uri": str(path), "sha256": digest_file(path).sha256} for name, path in sources.items()},
+                "base_model": {
+                    "uri": str(base),
+                    "files": {name: file.model_dump() for name, file in base_files.items()},
+                },
+                "data": {
+                    name: {"uri": str(path), "sha256": digest_file(path).sha256} for name, path in sources.items()
+                },
                 "seed": checked.run.seed,
                 "version": __version__,
                 "python": platform.python_version(),
@@ -183,9 +188,11 @@ def _write_data(
 
 
 def _report(rendered: RenderedSet, current: Step) -> None:
-    for what, number in (("prompts lost their beginning", rendered.num_prompts_cut), ("human answers were cut", rendered.num_answers_cut)):
+    for what, number in (
+        ("prompts lost their beginning", rendered.num_prompts_cut),
+        ("human answers were cut", rendered.num_answers_cut),
+    ):
         if number:
             message = f"{number} of {rendered.num_records} {what} to fit data.max_prompt_length / data.max_length"
             logger.warning(message)
             current.events.write("warning", message=message)
-

@@ -1,4 +1,4 @@
-"""Where everything lies below a run's address. Keys are relative, with `/`; numbers are plain, files five digits wide."""
+"""Where everything lies below a run's address: relative keys with `/`."""
 
 from __future__ import annotations
 

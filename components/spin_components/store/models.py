@@ -23,7 +23,9 @@ def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     match (run.key_of(uri) or "").split("/"):
         case ["iterations", t, "epochs", e, "policy"]:
             key = layout.epoch_manifest(int(t), int(e))
-            if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(int(t), int(e))}/policy")):
+            if run.exists(key) and (
+                files := read_manifest(run, key).outputs_below(f"{layout.epoch(int(t), int(e))}/policy")
+            ):
                 return files
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: no manifest there names it")
 

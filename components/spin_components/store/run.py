@@ -102,7 +102,7 @@ class RunStore:
             _sync(staging)
             if target.is_dir():
                 shutil.rmtree(target)
-            os.replace(staging, target)
+            staging.replace(target)
         finally:
             _remove(staging)
 

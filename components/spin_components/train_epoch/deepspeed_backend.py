@@ -135,7 +135,7 @@ class DeepSpeedBackend:
             self._set_state(self._named[name], key, tensor.to(self.compute.device))
 
     def _allocate_state(self, num_updates: int) -> None:
-        """Give torch's optimizer the state that it would make on its first update, so that there is a place to load to."""
+        """Give torch's optimizer the state it would make on its first update, as a place to load to."""
         optimizer = self.model.optimizer
         for partition in self._partitions():
             self._base_optimizer.state[partition] = {
@@ -156,8 +156,10 @@ class DeepSpeedBackend:
 
     def _get_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
         if self._settings.zero_stage:
-            return safe_get_full_optimizer_state(parameter, key)  # type: ignore[no-any-return]
-        return self._base_optimizer.state[parameter].get(key)
+            state: Tensor | None = safe_get_full_optimizer_state(parameter, key)
+        else:
+            state = self._base_optimizer.state[parameter].get(key)
+        return state
 
     def _set_state(self, parameter: Any, key: str, value: Tensor) -> None:
         if self._settings.zero_stage == 0:

@@ -71,6 +71,8 @@ def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
             "as the human did. Raise generation.temperature or generation.max_new_tokens, or stop here"
         )
     if len(precisions) > 1:
-        raise IntegrityError(f"shards of iteration {iteration} were scored in {sorted(precisions)}; set training.precision")
+        raise IntegrityError(
+            f"shards of iteration {iteration} were scored in {sorted(precisions)}; set training.precision"
+        )
     joined.sort(key=lambda row: row[0].index)
     return ScoredPairs([pair for pair, _ in joined], [score for _, score in joined], num_dropped, precisions.pop())

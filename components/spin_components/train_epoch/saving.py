@@ -44,7 +44,9 @@ def _write(
         for part in ("policy", "trainer"):
             with current.run.staged(f"{key}/{part}") as path:
                 (folder / part).replace(path)
-            outputs |= {f"{key}/{part}/{name}": file for name, file in digest_tree(current.run.path(f"{key}/{part}")).items()}
+            outputs |= {
+                f"{key}/{part}/{name}": file for name, file in digest_tree(current.run.path(f"{key}/{part}")).items()
+            }
         folder.rmdir()
     return outputs
 
@@ -79,7 +81,12 @@ def find_partial(run: RunStore, iteration: int, epoch: int, inputs: dict[str, An
 
 
 def save_epoch(
-    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], facts: dict[str, Any]
+    current: Step,
+    job: EpochJob,
+    backend: Backend,
+    state: TrainerState,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
 ) -> None:
     """Commit a finished epoch: weights, trainer state, metrics, then the manifest; saves inside it go."""
     key = layout.epoch(job.iteration, job.epoch)

@@ -81,7 +81,9 @@ def train_single_step(
 
 def _check_loss(loss: float, precision: str, is_step_zero: bool, where: str) -> None:
     if not math.isfinite(loss):
-        raise NonFiniteError(f"{where}: the loss is {loss}. Nothing was updated. Lower training.lr, or look at the data")
+        raise NonFiniteError(
+            f"{where}: the loss is {loss}. Nothing was updated. Lower training.lr, or look at the data"
+        )
     tolerance = STEP_ZERO_TOLERANCE[precision]
     if is_step_zero and abs(loss - STEP_ZERO_LOSS) > tolerance:
         raise StepZeroError(

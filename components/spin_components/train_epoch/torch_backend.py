@@ -31,7 +31,7 @@ class TorchBackend:
     def check_gradients(self) -> str | None:
         for name, parameter in self._named:
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return name
+                return str(name)
         return None
 
     def apply(self, lr: float) -> float:

@@ -34,7 +34,9 @@ def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Comp
         answered = [Answered(prompt.prompt_ids, prompt.actual_ids) for prompt in batch]
         with torch.inference_mode(), compute.autocast():
             nlls = (-answer_logprobs(model, answered, compute.device)).tolist()
-        losses = [AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)]
+        losses = [
+            AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)
+        ]
         if bad := [loss.index for loss in losses if not abs(loss.nll) < float("inf")]:
             raise NonFiniteError(f"the policy's loss on the validation records {bad} is not finite; lower training.lr")
         yield losses

@@ -18,6 +18,7 @@ from spin_components.validate.nll import answer_losses, mean_nll, validation_bat
 
 logger = logging.getLogger(__name__)
 
+
 def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any]) -> str:
     """Measure the held-out loss of one policy.
 

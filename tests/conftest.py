@@ -1,0 +1,69 @@
+"""What all tests share: a tiny model, a little data, settings over both, and a way to play them step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from spin_components.prepare.builtin import docstrings, make_tiny_llama
+from spin_components.settings import Settings
+from spin_components.settings_errors import parse_settings
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two-layer Llama of `tiny.toml`."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def question_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty questions with human answers, as prompt and response."""
+    path = tmp_path_factory.mktemp("data") / "questions.jsonl"
+    lines = (json.dumps({"prompt": question, "response": answer}) for question, answer in docstrings(limit=40))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_settings(tiny_llama: Path, question_file: Path, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a run that takes a few seconds; keyword arguments are section tables that override."""
+
+    def make(**sections: dict[str, Any]) -> Settings:
+        values: dict[str, dict[str, Any]] = {
+            "run": {"uri": str(tmp_path / "run")},
+            "model": {"base": str(tiny_llama)},
+            "data": {
+                "train": str(question_file),
+                "validation_size": 8,
+                "max_length": 160,
+                "max_prompt_length": 96,
+                "max_train_records": 20,
+            },
+            "spin": {"max_iterations": 1, "ref_policy_kl_penalty": 0.1},
+            "generation": {"engine": "transformers", "max_new_tokens": 16},
+            "training": {
+                "precision": "float32",
+                "global_batch_size": 8,
+                "micro_batch_size": 4,
+                "lr": 1e-3,
+                "lr_schedule": "constant",
+                "warmup": 0,
+            },
+            "hardware": {"device": "cpu"},
+        }
+        for name, table in sections.items():
+            values[name] = {**values.get(name, {}), **table}
+        return parse_settings(values, source="the test")
+
+    return make

@@ -1,0 +1,248 @@
+"""A whole run, step by step in this process: what it leaves in storage, and that it can be trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from spin_components.errors import (
+    ConfigError,
+    DataError,
+    InputsChangedError,
+    IntegrityError,
+    NonFiniteError,
+    StepZeroError,
+)
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+from spin_components.train_epoch.step import train
+
+MakeSettings = Callable[..., Settings]
+METRICS = {
+    "loss",
+    "acc",
+    "rewards_actual_mean",
+    "rewards_generated_mean",
+    "rewards_all_mean",
+    "rewards_all_std",
+    "grad_norm",
+    "lr",
+    "avg_generated_lengths",
+    "consumed_samples",
+    "step_time",
+    "epoch",
+    "iteration",
+    "step",
+}
+
+
+def test_two_iterations_of_two_epochs_lower_the_validation_loss_each(make_settings: MakeSettings) -> None:
+    run = play(make_settings(spin={"max_iterations": 2, "max_epochs": 2}))
+    base, first, second = val_losses(run)
+    assert second < first < base
+    # 20 pairs in batches of 8: 3 steps an epoch, 2 epochs, 2 iterations; the last batch of an epoch holds 4
+    steps = [
+        json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"] for t in (0, 1) for e in (0, 1)
+    ]
+    rows = [row for part in steps for row in part]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["consumed_samples"] for row in rows] == [8, 16, 20, 28, 36, 40, 48, 56, 60, 68, 76, 80]
+    assert [(row["iteration"], row["epoch"]) for row in rows] == [
+        (t, e) for t in (0, 1) for e in (0, 1) for _ in range(3)
+    ]
+    assert all(rows[0].keys() >= METRICS for _ in rows)
+    for first_of_iteration in (rows[0], rows[6]):
+        assert first_of_iteration["loss"] == pytest.approx(math.log(2), abs=1e-5)
+        assert first_of_iteration["rewards_all_std"] == pytest.approx(0, abs=1e-4)
+
+
+def test_same_seed_gives_identical_losses_and_weights(make_settings: MakeSettings, tmp_path: Path) -> None:
+    first, second = (
+        play(make_settings(run={"uri": str(tmp_path / name), "seed": 3}, spin={"max_iterations": 2})) for name in "ab"
+    )
+    assert losses(first) == losses(second)
+    digests = [
+        read_manifest(run, layout.checkpoint(1)).outputs["iterations/1/epochs/0/policy/model.safetensors"]
+        for run in (first, second)
+    ]
+    assert digests[0] == digests[1]
+    other = play(make_settings(run={"uri": str(tmp_path / "c"), "seed": 4}, spin={"max_iterations": 2}))
+    assert losses(first) != losses(other)
+
+
+def test_the_published_policy_is_a_plain_model_folder(make_settings: MakeSettings, tiny_llama: Path) -> None:
+    run = play(make_settings())
+    pointer = run.read_json(layout.BEST)
+    folder = Path(pointer["uri"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trained = load_file(folder / "model.safetensors")
+    before = load_file(tiny_llama / "model.safetensors")
+    assert trained.keys() == before.keys()
+    assert any((trained[name] != before[name]).any() for name in trained)
+    assert (model.model.embed_tokens.weight == trained["model.embed_tokens.weight"]).all()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / name).read_bytes() == (tiny_llama / name).read_bytes()
+
+
+def test_a_finished_run_does_nothing_again(make_settings: MakeSettings) -> None:
+    settings = make_settings(spin={"max_iterations": 2})
+    run = play(settings)
+    files = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
+    play(settings)
+    changed = {path.name for path, written in files.items() if path.stat().st_mtime_ns != written}
+    assert changed <= {"attempt.json", "best.json", "latest.json"}
+
+
+def test_iterations_can_be_raised_after_a_run_has_ended(make_settings: MakeSettings, tmp_path: Path) -> None:
+    whole = play(make_settings(run={"uri": str(tmp_path / "whole")}, spin={"max_iterations": 2}))
+    short = make_settings(spin={"max_iterations": 1})
+    assert play(short).read_json(layout.checkpoint(0))["facts"]["decision"] == "done"
+    run = play(make_settings(spin={"max_iterations": 2}))
+    assert run.read_json(layout.checkpoint(0))["facts"]["decision"] == "continue"
+    assert losses(run) == losses(whole)
+
+
+def test_changed_settings_are_refused_with_what_changed(make_settings: MakeSettings) -> None:
+    begin(make_settings())
+    with pytest.raises(
+        InputsChangedError, match=r"generation.temperature was 1.0, now 0.5; training.lr was 0.001, now"
+    ):
+        begin(make_settings(generation={"temperature": 0.5}, training={"lr": 2e-3}))
+
+
+def test_changed_data_is_refused(make_settings: MakeSettings, tmp_path: Path, question_file: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_bytes(question_file.read_bytes())
+    begin(make_settings(data={"train": str(data)}))
+    data.write_bytes(question_file.read_bytes() + b'{"prompt": "Why?", "response": "Because."}\n')
+    with pytest.raises(InputsChangedError, match="data.train \\(content\\)"):
+        begin(make_settings(data={"train": str(data)}))
+
+
+@pytest.mark.parametrize("key", ["iterations/0/generations/00000.parquet", "iterations/0/ref_logprobs/00000.parquet"])
+def test_an_altered_object_is_found_before_it_is_used(make_settings: MakeSettings, key: str) -> None:
+    settings = make_settings()
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    path = RunStore(settings.run.uri).path(key)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=key):
+        train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
+
+
+def test_an_altered_reference_is_found_before_it_is_used(make_settings: MakeSettings) -> None:
+    settings = make_settings(spin={"max_iterations": 2})
+    reference = play_iteration(settings, 0, begin(settings))
+    weights = Path(reference, "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="model.safetensors has"):
+        play_iteration(settings, 1, reference)
+
+
+def test_wrong_reference_weights_stop_the_run_at_step_zero(make_settings: MakeSettings, tmp_path: Path) -> None:
+    # score with one model, train another: what a stale reference or a mixed-up folder would do
+    settings = make_settings(spin={"max_iterations": 2})
+    base = begin(settings)
+    play_iteration(settings, 0, base)
+    trained = RunStore(settings.run.uri).uri_of(layout.epoch(0, 0) + "/policy")
+    scores = play_scores(settings, 1, base)
+    with pytest.raises(StepZeroError, match="iteration 1, epoch 0, step 0: the first loss"):
+        train(settings.run.uri, 1, 0, trained, scores, hardware(settings))
+
+
+def test_a_learning_rate_that_destroys_the_model_stops_before_the_next_update(make_settings: MakeSettings) -> None:
+    settings = make_settings(training={"lr": 1e30, "gradient_clip_val": 0.0})
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    with pytest.raises(NonFiniteError, match=r"iteration 0, epoch 0, step \d: .* Nothing was updated"):
+        train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
+
+
+def test_max_steps_ends_the_run(make_settings: MakeSettings) -> None:
+    run = play(make_settings(spin={"max_iterations": 3, "max_epochs": 2, "max_steps": 4}))
+    assert len(losses(run)) == 4
+    assert run.read_json(layout.checkpoint(0))["facts"]["decision"] == "done"
+    assert not run.exists(layout.checkpoint(1))
+
+
+def test_batches_can_be_limited_by_count_and_by_share(make_settings: MakeSettings, tmp_path: Path) -> None:
+    by_count = play(make_settings(run={"uri": str(tmp_path / "a")}, training={"limit_train_batches": 1}))
+    by_share = play(make_settings(run={"uri": str(tmp_path / "b")}, training={"limit_train_batches": 0.7}))
+    assert (len(losses(by_count)), len(losses(by_share))) == (1, 2)  # of 3
+
+
+def test_validation_inside_an_epoch_comes_at_its_interval(make_settings: MakeSettings) -> None:
+    run = play(make_settings(validation={"val_check_interval": 1}))
+    rows = json.loads(run.path("iterations/0/epochs/0/metrics.json").read_text())["steps"]
+    assert ["val_loss" in row for row in rows] == [True, True, False]  # the end of the epoch has its own step
+    assert rows[1]["val_loss"] < rows[0]["val_loss"]
+
+
+def test_shards_make_up_the_same_iteration(make_settings: MakeSettings) -> None:
+    run = play(make_settings(generation={"shards": 3}))
+    facts = run.read_json(layout.checkpoint(0))["facts"]
+    assert facts["num_pairs"] == 20
+    assert [part["num_pairs"] for part in facts["generation"]] == [7, 7, 6]
+
+
+def test_weights_beyond_save_top_k_go_and_the_last_and_best_stay(make_settings: MakeSettings) -> None:
+    run = play(make_settings(spin={"max_iterations": 3, "max_epochs": 2}, selection={"save_top_k": 1}))
+    kept = {t for t in range(3) if run.exists(layout.epoch(t, 1) + "/policy")}
+    best = run.read_json(layout.BEST)["iteration"]
+    assert kept == {best, 2}
+    assert not list(run.root.rglob("trainer"))
+    assert not run.exists(layout.epoch(2, 0) + "/policy")
+
+
+def test_patience_stops_a_run_that_does_not_get_better(make_settings: MakeSettings) -> None:
+    settings = make_settings(
+        spin={"max_iterations": 3}, training={"lr": 1e-12}, selection={"patience": 1, "min_delta": 0.01}
+    )
+    run = play(settings)
+    assert run.read_json(layout.checkpoint(0))["facts"]["decision"] == "saturated"
+    assert not run.exists(layout.checkpoint(1))
+
+
+def test_pairs_without_signal_are_dropped_and_counted(make_settings: MakeSettings, tmp_path: Path) -> None:
+    # the first token of some answers is made the EOS: the reference "said nothing" there
+    settings = make_settings(generation={"max_new_tokens": 1, "temperature": 0.0})
+    reference = begin(settings)
+    play_scores(settings, 0, reference)
+    run = RunStore(settings.run.uri)
+    generated = read_manifest(run, "iterations/0/generations/00000.json").facts
+    scored = read_manifest(run, "iterations/0/ref_logprobs/00000.json").facts
+    assert scored["num_dropped"] == generated["num_empty"] + generated["num_identical"]
+    assert scored["num_pairs"] + scored["num_dropped"] == 20
+
+
+def test_a_pipeline_of_another_shape_is_refused(make_settings: MakeSettings) -> None:
+    from spin_components.prepare.step import prepare
+
+    settings = make_settings(spin={"max_iterations": 2, "max_epochs": 2})
+    with pytest.raises(ConfigError, match=r"spin.max_epochs = 2, but this pipeline was compiled for 1"):
+        prepare(settings.run.uri, settings.model_dump(mode="json"), {"max_iterations": 2, "max_epochs": 1, "shards": 1})
+
+
+def test_an_unrenderable_record_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:
+    data = tmp_path / "bad.jsonl"
+    good = {"prompt": "Why?", "response": "Because."}
+    bad = {"messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi"}]}
+    data.write_text(
+        f"{json.dumps(good)}\n{json.dumps(bad)}\n{json.dumps(good)}\n{json.dumps(good)}\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=r"bad.jsonl, line 2"):
+        begin(make_settings(data={"train": str(data)}))
+    skipping = make_settings(data={"train": str(data), "on_bad_record": "skip", "validation_size": 1})
+    begin(skipping)
+    assert read_manifest(RunStore(skipping.run.uri), layout.DATA_MANIFEST).facts["num_bad_records"] == 1
