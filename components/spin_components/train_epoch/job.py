@@ -17,7 +17,8 @@ class EpochJob(BaseModel):
         run_uri: the run.
         iteration: t.
         epoch: within the iteration.
-        policy_uri: the weights to begin from; what lies beside them is kept.
+        policy_uri: the weights to begin from: a save inside the epoch when resuming.
+        like_uri: the policy the epoch began from; its files beside the weights are kept.
         trainer_uri: folder of trainer state to go on from; empty at the start of an iteration.
         first_step: of the epoch that is still to do; above 0 when resuming inside it.
         state: counters before that step.
@@ -31,6 +32,7 @@ class EpochJob(BaseModel):
     iteration: int
     epoch: int
     policy_uri: str
+    like_uri: str
     trainer_uri: str
     first_step: int
     state: TrainerState

@@ -40,7 +40,7 @@ def _write(
     if backend.rank == 0 and weights is not None:
         _write_trainer(folder / "trainer", state, rows)
         module = getattr(backend.model, "module", backend.model)
-        save_policy(module, weights, Path(job.policy_uri), folder / "policy")
+        save_policy(module, weights, Path(job.like_uri), folder / "policy")
         for part in ("policy", "trainer"):
             with current.run.staged(f"{key}/{part}") as path:
                 (folder / part).replace(path)

@@ -93,7 +93,7 @@ def _job(
     current: Step, settings: Settings, iteration: int, epoch: int, policy_uri: str, inputs: dict[str, Any]
 ) -> EpochJob:
     run = current.run
-    trainer_uri, first_step = "", 0
+    like_uri, trainer_uri, first_step = policy_uri, "", 0
     if partial := find_partial(run, iteration, epoch, inputs):
         key, first_step = partial.facts["key"], int(partial.facts["done"])
         policy_uri, trainer_uri = run.uri_of(f"{key}/policy"), run.uri_of(f"{key}/trainer")
@@ -110,6 +110,7 @@ def _job(
         iteration=iteration,
         epoch=epoch,
         policy_uri=policy_uri,
+        like_uri=like_uri,
         trainer_uri=trainer_uri,
         first_step=first_step,
         state=state,

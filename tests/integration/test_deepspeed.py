@@ -1,0 +1,63 @@
+"""Real DeepSpeed, two ranks on the CPU: the same losses as plain torch, and each goes on from the other's save."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playing import begin, hardware, losses, play, play_scores
+from safetensors.torch import load_file
+
+from spin_components.errors import NonFiniteError
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.run import RunStore
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+
+MakeSettings = Callable[..., Settings]
+TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, tmp_path: Path, stage: int) -> None:
+    # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
+    # leave a last batch of 4, where ranks are given filling
+    spin = {"max_epochs": 2}
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, spin=spin))
+    training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, spin=spin, training=training, hardware=TWO_RANKS))
+    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    weights = [load_file(run.path("iterations/0/epochs/1/policy/model.safetensors")) for run in (plain, zero)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+
+
+def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
+    spin = {"max_epochs": 2}
+    settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    uri = settings.run.uri
+    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, hardware(settings)), hardware(settings))
+    twin = tmp_path / "twin"
+    train(uri, 0, 1, policy, scores, hardware(settings))
+    expected = losses(RunStore(uri))
+    shutil.move(uri, twin)
+    # the same run, its second epoch by DeepSpeed: the backend is recorded when a run begins, ranks are the attempt's
+    shutil.copytree(twin, uri)
+    shutil.rmtree(RunStore(uri).path(layout.epoch(0, 1)))
+    train(uri, 0, 1, policy, scores, TWO_RANKS)
+    assert losses(RunStore(uri)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: MakeSettings) -> None:
+    training = {"lr": 1e30, "gradient_clip_val": 0.0, "backend": "deepspeed", "zero_stage": 2}
+    settings = make_settings(training=training, hardware=TWO_RANKS)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    with pytest.raises(NonFiniteError, match=r"iteration 0, epoch 0, step \d.*Nothing was updated"):
+        train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
+    assert not RunStore(settings.run.uri).exists(layout.epoch_manifest(0, 0))

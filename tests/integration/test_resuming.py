@@ -1,0 +1,117 @@
+"""Stopping and going on: inside an epoch, by time limit, and across backends."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playing import begin, hardware, losses, play, play_iteration, play_scores
+
+from spin_components.errors import IntegrityError
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+from spin_components.train_epoch.step import train
+
+MakeSettings = Callable[..., Settings]
+
+
+def _train(settings: Settings, reference: str, scores: list[str]) -> None:
+    train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
+
+
+def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
+    """Train in a process of its own and kill it outright once it has saved so often."""
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings, reference, scores))
+    process.start()
+    pointer = Path(settings.run.uri, layout.partial(0, 0))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.is_alive():
+        if pointer.exists() and json.loads(pointer.read_text("utf-8"))["facts"]["done"] >= num_saves:
+            break
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_a_killed_epoch_goes_on_from_its_last_save_to_the_same_end(
+    make_settings: MakeSettings, tmp_path: Path, optimizer: str
+) -> None:
+    training = {"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2, "optimizer": optimizer}
+    undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, training=training))
+    settings = make_settings(training=training)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    _train_until_killed(settings, reference, scores, num_saves=3)
+    run = RunStore(settings.run.uri)
+    assert run.exists(layout.partial(0, 0)), "it was to be killed inside the epoch"
+    play_iteration(settings, 0, reference)
+    assert losses(run) == losses(undisturbed)
+    policies = [
+        read_manifest(each, layout.epoch_manifest(0, 0)).outputs_below("iterations/0/epochs/0/policy")
+        for each in (run, undisturbed)
+    ]
+    assert policies[0] == policies[1]
+    assert not run.exists(layout.partial(0, 0))
+    assert not list(run.root.rglob("*.part"))
+
+
+def test_an_altered_save_is_found_before_it_is_used(make_settings: MakeSettings) -> None:
+    settings = make_settings(training={"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2})
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    _train_until_killed(settings, reference, scores, num_saves=1)
+    run = RunStore(settings.run.uri)
+    save = run.read_json(layout.partial(0, 0))["facts"]["key"]
+    optimizer = run.path(f"{save}/trainer/optimizer-00000.safetensors")
+    content = bytearray(optimizer.read_bytes())
+    content[-1] ^= 1
+    optimizer.write_bytes(content)
+    with pytest.raises(IntegrityError, match="optimizer-00000.safetensors has SHA-256"):
+        _train(settings, reference, scores)
+
+
+def test_the_time_limit_stops_cleanly_and_the_same_settings_go_on(make_settings: MakeSettings, tmp_path: Path) -> None:
+    undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, spin={"max_epochs": 2}))
+    settings = make_settings(spin={"max_epochs": 2})
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    run = RunStore(settings.run.uri)
+    attempt = run.read_json(layout.ATTEMPT)
+    run.write_json(layout.ATTEMPT, {**attempt, "deadline": time.time() - 1})
+    assert play_iteration(settings, 0, reference) == ""
+    assert not run.exists(layout.checkpoint(0))
+    assert train(settings.run.uri, 0, 0, reference, scores, hardware(settings)) == ""
+    resumed = play(settings)  # a new attempt has a new deadline
+    assert losses(resumed) == losses(undisturbed)
+
+
+def test_time_running_out_inside_an_epoch_saves_first(make_settings: MakeSettings, tmp_path: Path) -> None:
+    training = {"micro_batch_size": 1, "global_batch_size": 1}
+    undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, training=training))
+    settings = make_settings(training=training)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    run = RunStore(settings.run.uri)
+    attempt = run.read_json(layout.ATTEMPT)
+    for _ in range(50):
+        run.write_json(layout.ATTEMPT, {**attempt, "deadline": time.time() + 0.25})
+        if train(settings.run.uri, 0, 0, reference, scores, hardware(settings)):
+            break
+    stops = [
+        event
+        for path in run.path("events").glob("*train-epoch*")
+        for event in path.read_text().splitlines()
+        if '"stop"' in event
+    ]
+    assert stops, "the limit was to pass inside the epoch at least once"
+    assert losses(run) == losses(undisturbed)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from spin_components.algorithm.logprobs import Answered, align, answer_logprobs, token_logprobs
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # large, so that tokens and positions matter
+}
+CONFIGS: dict[str, Any] = {
+    "llama": LlamaConfig(**_SIZES, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**_SIZES, num_key_value_heads=2),
+    "gpt_neox": GPTNeoXConfig(**_SIZES),
+    # capped so hard that leaving it out would show, and a window shorter than the sequences
+    "gemma2": Gemma2Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=1.0,
+        final_logit_softcapping=2.0,
+        sliding_window=5,
+    ),
+}
+SEQUENCES = [
+    Answered([5, 6, 7, 8, 9, 10, 11], [12]),
+    Answered([20], [21, 22, 23, 24, 25, 26, 2]),
+    Answered([5, 6, 7], [0, 1, 2]),
+    Answered([40, 41], [42, 43, 44, 45, 46, 47, 48, 49, 2]),
+    Answered([63, 62, 61, 60, 59], [58, 57]),
+]
+
+
+@functools.cache
+def model_of(family: str) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="eager", dtype=torch.float32)
+    return model.eval()
+
+
+def alone(model: Any, sequence: Answered) -> Tensor:
+    """The definition: one sequence, no padding, all logits, log-softmax, the answer's tokens picked and summed."""
+    prompt_ids, answer_ids = list(sequence.prompt_ids), list(sequence.answer_ids)
+    logits = model(input_ids=torch.tensor([prompt_ids + answer_ids]), use_cache=False).logits[0]
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    first = len(prompt_ids) - 1  # the logits of the prompt's last token predict the answer's first
+    return torch.stack([logprobs[first + place, token] for place, token in enumerate(answer_ids)]).sum()
+
+
+def gradients(model: Any, values: Tensor, weights: Sequence[float]) -> dict[str, Tensor]:
+    model.zero_grad()
+    (values * torch.tensor(weights)).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_layout_by_hand() -> None:
+    batch = align([Answered([5, 6, 7], [8]), Answered([9], [10, 11])])
+    # prompts end, and answers begin, between the third and the fourth column
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 0], [0, 0, 9, 10, 11]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert [row[first:last] for row, first, last in zip(batch.position_ids.tolist(), (0, 2), (4, 5), strict=True)] == [
+        [0, 1, 2, 3],
+        [0, 1, 2],
+    ]
+    assert batch.answer_ids.tolist() == [[8, 0], [10, 11]]
+    assert batch.answer_mask.tolist() == [[True, False], [True, True]]
+
+
+def test_layout_has_the_types_models_want() -> None:
+    batch = align(SEQUENCES)
+    assert [tensor.dtype for tensor in batch] == [torch.int64] * 4 + [torch.bool]
+    assert (batch.position_ids >= 0).all()
+
+
+def test_length_is_that_of_prompt_and_answer() -> None:
+    assert len(Answered([1, 2, 3], [4, 5])) == 5
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_padded_batches_give_what_each_sequence_gives_alone(family: str) -> None:
+    model = model_of(family)
+    with torch.no_grad():
+        found = answer_logprobs(model, SEQUENCES)
+        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES])
+    assert (found.shape, found.dtype) == ((len(SEQUENCES),), torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+    assert expected.max() < -1.0  # an answer is worth nats, so that 1e-5 means something
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_gradients_are_those_of_the_sequences_alone(family: str) -> None:
+    model, weights = model_of(family), [1.0, -2.0, 0.5, 3.0, -1.0]
+    found = gradients(model, answer_logprobs(model, SEQUENCES), weights)
+    expected = gradients(model, torch.stack([alone(model, sequence) for sequence in SEQUENCES]), weights)
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * largest, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    "change", [{"final_logit_softcapping": None}, {"attn_logit_softcapping": None}, {"sliding_window": 64}]
+)
+def test_the_gemma2_of_this_file_would_show_a_cap_or_window_left_out(change: dict[str, Any]) -> None:
+    config = Gemma2Config.from_dict({**CONFIGS["gemma2"].to_dict(), **change})
+    other = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    other.load_state_dict(model_of("gemma2").state_dict())
+    with torch.no_grad():
+        differences = answer_logprobs(other, SEQUENCES) - answer_logprobs(model_of("gemma2"), SEQUENCES)
+    assert differences.abs().max() > 1e-3
+
+
+def test_order_is_kept() -> None:
+    model = model_of("llama")
+    with torch.no_grad():
+        forwards = answer_logprobs(model, SEQUENCES)
+        backwards = answer_logprobs(model, SEQUENCES[::-1])
+    torch.testing.assert_close(backwards, forwards.flip(0), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_few_sequences(num: int) -> None:
+    model = model_of("llama")
+    with torch.no_grad():
+        found = answer_logprobs(model, SEQUENCES[:num])
+        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES[:num]])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+
+
+def test_tokens_outside_an_answer_are_zero() -> None:
+    batch = align(SEQUENCES)
+    with torch.no_grad():
+        found = token_logprobs(model_of("llama"), batch)
+    assert found.shape == batch.answer_mask.shape
+    assert (found[~batch.answer_mask] == 0.0).all()
+    assert (found[batch.answer_mask] < 0.0).all()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("filling", [1, 2, 63])
+def test_what_fills_the_gaps_does_not_matter(family: str, filling: int) -> None:
+    batch = align(SEQUENCES)
+    input_ids = batch.input_ids.masked_fill(batch.attention_mask == 0, filling)
+    answer_ids = batch.answer_ids.masked_fill(~batch.answer_mask, filling)
+    with torch.no_grad():
+        before = token_logprobs(model_of(family), batch)
+        after = token_logprobs(model_of(family), batch._replace(input_ids=input_ids, answer_ids=answer_ids))
+    torch.testing.assert_close(after, before, rtol=0.0, atol=1e-6)
+
+
+def test_an_eos_that_is_also_the_pad_token_counts_like_any_other() -> None:
+    plain = model_of("llama")
+    config = LlamaConfig(**_SIZES, num_key_value_heads=2, eos_token_id=2, pad_token_id=2)
+    padded = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    padded.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(answer_logprobs(padded, SEQUENCES), answer_logprobs(plain, SEQUENCES))
+        # the second and the fourth answer end with EOS; without it they are likelier by what EOS costs
+        cut = [Answered(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
+        whole = answer_logprobs(padded, [SEQUENCES[1], SEQUENCES[3]])
+    assert (answer_logprobs(padded, cut) > whole).all()

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from spin_components.errors import IntegrityError
+from spin_components.store.digests import (
+    FileDigest,
+    digest_file,
+    digest_json,
+    digest_of,
+    digest_tree,
+    verify_file,
+    verify_tree,
+)
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+"""SHA-256 of `abc`, from FIPS 180-2."""
+
+
+def folder_of(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def test_a_file_is_its_size_and_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert digest_file(tmp_path / "a") == FileDigest(num_bytes=3, sha256=ABC)
+
+
+def test_a_tree_is_named_relative_to_its_folder_in_order(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"b/c/d": b"abc", "z": b"", "a": b"abc"})
+    (tmp_path / "empty").mkdir()
+    found = digest_tree(tmp_path)
+    assert list(found) == ["a", "b/c/d", "z"]
+    assert found["b/c/d"].sha256 == ABC
+
+
+def test_json_is_canonical() -> None:
+    assert digest_json({"a": 1, "b": [2, 3]}) == digest_json({"b": [2, 3], "a": 1})
+    assert digest_json({"a": 1, "b": [2, 3]}) != digest_json({"a": 1, "b": [3, 2]})
+    assert digest_json(1) != digest_json(1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}])
+def test_json_with_a_number_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        digest_json(value)
+
+
+def test_a_set_of_files_is_its_names_and_contents(tmp_path: Path) -> None:
+    first = digest_tree(folder_of(tmp_path / "1", {"a": b"abc", "b": b"x"}))
+    again = digest_tree(folder_of(tmp_path / "2", {"b": b"x", "a": b"abc"}))
+    renamed = digest_tree(folder_of(tmp_path / "3", {"a": b"abc", "c": b"x"}))
+    altered = digest_tree(folder_of(tmp_path / "4", {"a": b"abc", "b": b"y"}))
+    assert digest_of(first) == digest_of(again)
+    assert len({digest_of(files) for files in (first, renamed, altered, {})}) == 4
+
+
+def test_what_is_as_it_was_passes(tmp_path: Path) -> None:
+    expected = digest_tree(folder_of(tmp_path, {"a": b"abc", "b/c": b"x"}))
+    (tmp_path / "more").write_bytes(b"files beside them are of no concern")
+    verify_tree(tmp_path, expected, what="the reference policy")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (None, "a is missing; expected 3 bytes. the reference policy cannot be used"),
+        (b"ab", "a has 2 bytes, expected 3"),
+        (b"abd", f"a has SHA-256 .*, expected {ABC[:12]}"),
+    ],
+)
+def test_damage_is_found(tmp_path: Path, damage: bytes | None, says: str) -> None:
+    expected = digest_tree(folder_of(tmp_path, {"a": b"abc", "b": b"x"}))
+    (tmp_path / "a").unlink()
+    if damage is not None:
+        (tmp_path / "a").write_bytes(damage)
+    with pytest.raises(IntegrityError, match=says):
+        verify_tree(tmp_path, expected, what="the reference policy")
+    verify_tree(tmp_path, expected, what="the reference policy", names=["b"])
+
+
+def test_a_folder_in_place_of_a_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IntegrityError, match="is missing"):
+        verify_file(tmp_path / "a", FileDigest(num_bytes=3, sha256=ABC), what="x")

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin_components.data.shards import AnswerLoss, Pair, Prompt, Score, read_rows, write_rows
+from spin_components.errors import IntegrityError
+
+ROWS: list[tuple[type[Any], list[Any]]] = [
+    (Prompt, [Prompt(0, [1, 2], [3], True), Prompt(7, [2**31 - 1], [], False)]),
+    (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length")]),
+    (Score, [Score(3, -0.5, -1024.25), Score(1, 0.0, -3.0)]),  # numbers that float32 holds exactly
+    (AnswerLoss, [AnswerLoss(3, 12.5, 7)]),
+]
+KINDS = [kind.__name__ for kind, _ in ROWS]
+
+
+@pytest.mark.parametrize(("kind", "rows"), ROWS, ids=KINDS)
+def test_rows_come_back_as_they_were_in_their_order(tmp_path: Path, kind: type[Any], rows: list[Any]) -> None:
+    write_rows(tmp_path / "a.parquet", kind, rows)
+    assert read_rows(tmp_path / "a.parquet", kind) == rows
+
+
+@pytest.mark.parametrize(("kind", "rows"), ROWS, ids=KINDS)
+def test_no_rows_are_a_file_too(tmp_path: Path, kind: type[Any], rows: list[Any]) -> None:
+    write_rows(tmp_path / "a.parquet", kind, [])
+    assert read_rows(tmp_path / "a.parquet", kind) == []
+
+
+@pytest.mark.parametrize(("kind", "rows"), ROWS, ids=KINDS)
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path, kind: type[Any], rows: list[Any]) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / name, kind, rows)
+    write_rows(tmp_path / "c", kind, rows[:-1])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_scores_are_float32(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.parquet", Score, [Score(0, -0.1, -0.2)])
+    (score,) = read_rows(tmp_path / "a.parquet", Score)
+    # the float32 nearest to 0.1 is 13421773 / 2**27
+    assert score.ref_actual == -13421773 / 2**27
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.parquet", Prompt, [Prompt(0, [1], [2], True)])
+    with pytest.raises(IntegrityError, match=r"has the columns .*'actual_ended'\], expected .*'finish_reason'\]"):
+        read_rows(tmp_path / "a.parquet", Pair)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 and no more"])
+def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"a\.parquet cannot be read as Parquet"):
+        read_rows(tmp_path / "a.parquet", Score)
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_rows(path, Prompt, ROWS[0][1])
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        read_rows(path, Prompt)
+
+
+def test_tokens_of_a_pair_count_the_prompt_twice() -> None:
+    assert Pair(0, [1, 2, 3], [4], [5, 6], "stop").num_tokens == 9
+
+
+@pytest.mark.parametrize(("generated", "empty"), [([], True), ([2], True), ([2, 9], True), ([2, 4], False)])
+def test_nothing_but_eos_is_an_empty_answer(generated: list[int], empty: bool) -> None:
+    assert Pair(0, [1], [4], generated, "stop").is_empty([2, 9]) is empty
+
+
+def test_the_humans_own_answer_is_identical_only_with_its_eos() -> None:
+    assert Pair(0, [1], [4, 2], [4, 2], "stop").is_identical
+    assert not Pair(0, [1], [4, 2], [4], "length").is_identical

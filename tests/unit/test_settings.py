@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from spin_components.settings import (
+    DataSettings,
+    GenerationSettings,
+    HardwareSettings,
+    ModelSettings,
+    RunSettings,
+    Section,
+    SelectionSettings,
+    Settings,
+    SpinSettings,
+    TrainingSettings,
+    ValidationSettings,
+    parse_duration,
+)
+
+
+def settings(**sections: dict[str, Any]) -> Settings:
+    return Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}, **sections})
+
+
+def through_struct(values: Settings) -> Settings:
+    """By way of JSON whose numbers have all become floats, as in the protobuf Struct of a pipeline's parameters."""
+    text = json.dumps(values.model_dump(mode="json"))
+    return Settings.model_validate(json.loads(text, parse_int=float))
+
+
+def test_defaults_are_valid_and_nemos() -> None:
+    found = settings()
+    assert (found.spin.ref_policy_kl_penalty, found.training.global_batch_size) == (0.2, 64)
+    assert (found.generation.temperature, found.generation.top_p, found.generation.top_k) == (1.0, 1.0, 0)
+    assert (found.training.optimizer, found.selection.save_top_k, found.spin.max_steps) == ("adamw", 3, -1)
+
+
+def test_only_the_model_and_the_data_have_no_default() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"model": {}, "data": {}})
+    assert [error["loc"] for error in caught.value.errors()] == [("model", "base"), ("data", "train")]
+
+
+OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
+    (RunSettings, "name", ["", "Upper", "-x", "x-", "a_b", "x" * 64]),
+    (RunSettings, "seed", [-1, 2**31, 0.5]),
+    (RunSettings, "max_time", ["an hour", "1:00", "00:01:00", "-5", "1e3"]),
+    (ModelSettings, "base", [""]),
+    (DataSettings, "train", [""]),
+    (DataSettings, "validation_size", [-1, -0.1, 1.5, "1.5", "x", "nan", "inf", "-3", None]),
+    (DataSettings, "max_length", [7]),
+    (DataSettings, "max_prompt_length", [3]),
+    (DataSettings, "max_train_records", [-1]),
+    (DataSettings, "max_validation_records", [-1]),
+    (DataSettings, "on_bad_record", ["ignore"]),
+    (SpinSettings, "max_iterations", [0, 33, 1.5]),
+    (SpinSettings, "max_epochs", [0, 33]),
+    (SpinSettings, "max_steps", [-2]),
+    (SpinSettings, "ref_policy_kl_penalty", [0, -0.1, math.nan, math.inf, "x", [0.1, 0.1, 0.0]]),
+    (GenerationSettings, "engine", ["trt"]),
+    (GenerationSettings, "temperature", [-0.1, 10.1, math.nan]),
+    (GenerationSettings, "top_p", [0, 1.1]),
+    (GenerationSettings, "top_k", [-1]),
+    (GenerationSettings, "repetition_penalty", [0]),
+    (GenerationSettings, "max_new_tokens", [0]),
+    (GenerationSettings, "min_new_tokens", [-1]),
+    (GenerationSettings, "stop", ["text, no list"]),
+    (GenerationSettings, "shards", [0, 257]),
+    (GenerationSettings, "batch_size", [0]),
+    (GenerationSettings, "tensor_parallel", [0]),
+    (GenerationSettings, "gpu_memory_utilization", [0, 1.1]),
+    (GenerationSettings, "kv_cache_gib", [0]),
+    (TrainingSettings, "backend", ["megatron"]),
+    (TrainingSettings, "zero_stage", [4, -1, 1.5, "x"]),
+    (TrainingSettings, "precision", ["fp16"]),
+    (TrainingSettings, "global_batch_size", [0]),
+    (TrainingSettings, "micro_batch_size", [0]),
+    (TrainingSettings, "optimizer", ["sgd"]),
+    (TrainingSettings, "lr", [0, -1e-6, math.inf, [1e-6, 0.0]]),
+    (TrainingSettings, "lr_schedule", ["step"]),
+    (TrainingSettings, "warmup", [-1, 1.1]),
+    (TrainingSettings, "min_lr", [-1e-9]),
+    (TrainingSettings, "weight_decay", [-0.1]),
+    (TrainingSettings, "adam_beta1", [-0.1, 1]),
+    (TrainingSettings, "adam_beta2", [-0.1, 1]),
+    (TrainingSettings, "rmsprop_alpha", [-0.1, 1]),
+    (TrainingSettings, "eps", [0]),
+    (TrainingSettings, "gradient_clip_val", [-1]),
+    (TrainingSettings, "limit_train_batches", [-1, 1.1]),
+    (TrainingSettings, "save_interval", [-1]),
+    (ValidationSettings, "batch_size", [0]),
+    (ValidationSettings, "limit_val_batches", [-1, 1.1]),
+    (ValidationSettings, "val_check_interval", [-1, 1.1]),
+    (SelectionSettings, "epoch", ["first"]),
+    (SelectionSettings, "save_top_k", [-2]),
+    (SelectionSettings, "patience", [-1]),
+    (SelectionSettings, "min_delta", [-0.1]),
+    (HardwareSettings, "device", ["tpu"]),
+    (HardwareSettings, "ranks", [0]),
+    (HardwareSettings, "threads", [-1]),
+]
+NEEDED: dict[type[Section], dict[str, Any]] = {ModelSettings: {"base": "m"}, DataSettings: {"train": "d"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [(section, name, value) for section, name, values in OUT_OF_RANGE for value in values],
+    ids=lambda part: part.__name__ if isinstance(part, type) else repr(part)[:20],
+)
+def test_what_lies_outside_the_limits_is_refused(section: type[Section], name: str, value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        section.model_validate({**NEEDED.get(section, {}), name: value})
+    assert {error["loc"][0] for error in caught.value.errors()} == {name}
+
+
+def test_every_setting_but_switches_has_limits_that_are_tried_here() -> None:
+    free = {
+        (RunSettings, "uri"),
+        (ModelSettings, "trust_remote_code"),
+        (DataSettings, "validation"),
+        (TrainingSettings, "gradient_checkpointing"),
+    }
+    tried = {(section, name) for section, name, _ in OUT_OF_RANGE}
+    every = {(section, name) for section, _ in tried for name in section.model_fields}
+    assert every - tried - free == set()
+
+
+@pytest.mark.parametrize("section", [RunSettings, DataSettings, TrainingSettings, HardwareSettings])
+def test_unknown_keys_are_refused(section: type[Section]) -> None:
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        section.model_validate({**NEEDED.get(section, {}), "surprise": 1})
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        settings().spin.max_epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"data": {"train": "d", "max_length": 64, "max_prompt_length": 64}}, "leaves no room for an answer"),
+        ({"generation": {"min_new_tokens": 9, "max_new_tokens": 8}}, r"min_new_tokens \(9\) exceeds max_new_tokens"),
+        ({"training": {"global_batch_size": 6, "micro_batch_size": 4}}, r"global_batch_size \(6\) must be a multiple"),
+        ({"training": {"global_batch_size": 6, "micro_batch_size": 2}, "hardware": {"ranks": 2}}, r"\(2 x 2\)"),
+        ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, "trains on one rank, hardware.ranks is 2"),
+        ({"spin": {"max_iterations": 3, "ref_policy_kl_penalty": [0.1, 0.2]}}, "has 2 entries for 3 iterations"),
+        ({"training": {"lr": [1e-6]}, "spin": {"max_iterations": 2}}, "training.lr has 1 entries for 2 iterations"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        settings(**sections)
+
+
+def test_one_number_holds_for_every_iteration() -> None:
+    found = settings(spin={"ref_policy_kl_penalty": 0.1}, training={"lr": 1e-6})
+    assert [found.spin.beta(t) for t in range(3)] == [0.1] * 3
+    assert [found.training.peak_lr(t) for t in range(3)] == [1e-6] * 3
+
+
+def test_a_list_has_one_number_an_iteration() -> None:
+    # the paper's schedule
+    found = settings(
+        spin={"max_iterations": 4, "ref_policy_kl_penalty": [0.1, 0.1, 0.1, 5.0]},
+        training={"lr": [5e-7, 5e-7, 1e-7, 1e-7]},
+    )
+    assert [found.spin.beta(t) for t in range(4)] == [0.1, 0.1, 0.1, 5.0]
+    assert [found.training.peak_lr(t) for t in range(4)] == [5e-7, 5e-7, 1e-7, 1e-7]
+
+
+def test_a_list_may_be_longer_than_the_run() -> None:
+    assert settings(spin={"max_iterations": 1, "ref_policy_kl_penalty": [0.1, 5.0]}).spin.beta(0) == 0.1
+
+
+def test_nemos_generation_tables_are_accepted() -> None:
+    found = GenerationSettings.model_validate(
+        {
+            "sampling_params": {
+                "use_greedy": False,
+                "temperature": 0.7,
+                "top_k": 50,
+                "top_p": 0.9,
+                "repetition_penalty": 1.2,
+                "add_BOS": False,
+                "all_probs": False,
+                "compute_logprob": False,
+                "end_strings": ["<|endoftext|>", "<extra_id_1>"],
+            },
+            "length_params": {"max_length": 128, "min_length": 1},
+        }
+    )
+    assert found == GenerationSettings(
+        temperature=0.7,
+        top_k=50,
+        top_p=0.9,
+        repetition_penalty=1.2,
+        stop=["<|endoftext|>", "<extra_id_1>"],
+        max_new_tokens=128,
+        min_new_tokens=1,
+    )
+
+
+def test_nemos_greedy_is_temperature_0() -> None:
+    found = GenerationSettings.model_validate({"sampling_params": {"use_greedy": True, "temperature": 0.7}})
+    assert found.temperature == 0.0
+
+
+def test_our_own_name_goes_before_nemos() -> None:
+    found = GenerationSettings.model_validate({"max_new_tokens": 5, "length_params": {"max_length": 7}})
+    assert found.max_new_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"sampling_params": {"add_BOS": True}}, "add_BOS = True is not supported"),
+        ({"sampling_params": {"temprature": 1.0}}, "temprature"),
+        ({"length_params": 5}, "are tables"),
+        ({"sampling_params": ["top_k"]}, "are tables"),
+        ({"length_params": {"max_length": 0}}, "max_new_tokens"),
+    ],
+)
+def test_what_nemos_tables_may_not_hold_is_refused(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        GenerationSettings.model_validate(tables)
+
+
+COUNTS_OR_FRACTIONS = [
+    ("data", "validation_size"),
+    ("training", "warmup"),
+    ("training", "limit_train_batches"),
+    ("validation", "limit_val_batches"),
+    ("validation", "val_check_interval"),
+]
+
+
+@pytest.mark.parametrize(("section", "name"), COUNTS_OR_FRACTIONS)
+@pytest.mark.parametrize("value", [1, 1.0, 0, 0.0, 500, 0.05, 1 / 3, 1e-7])
+def test_a_count_stays_a_count_and_a_fraction_a_fraction(section: str, name: str, value: float) -> None:
+    before = settings(**{section: {"train": "d", name: value} if section == "data" else {name: value}})
+    as_json = Settings.model_validate(before.model_dump(mode="json"))
+    as_text = Settings.model_validate_json(before.model_dump_json())
+    for after in (before, as_json, as_text, through_struct(before)):
+        found = getattr(getattr(after, section), name)
+        assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("1.0", 1.0), ("0.5", 0.5), ("1e-1", 0.1)])
+def test_a_count_or_fraction_may_be_text(text: str, value: float) -> None:
+    found = TrainingSettings.model_validate({"warmup": text}).warmup
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_all_settings_survive_numbers_that_became_floats() -> None:
+    before = settings(
+        run={"seed": 7, "max_time": "00:03:50:00"},
+        spin={"max_iterations": 2, "ref_policy_kl_penalty": [1, 5.0]},
+        generation={"top_k": 50, "stop": ["###"], "shards": 4},
+        training={"zero_stage": 3, "lr": 1e-6, "save_interval": 10, "gradient_checkpointing": True},
+        selection={"save_top_k": -1, "patience": 2},
+        hardware={"ranks": 2, "threads": 1},
+    )
+    after = through_struct(before)
+    assert after == before
+    assert repr(after) == repr(before)  # 1 == 1.0, but they do not look the same
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", math.inf),
+        ("0", 0.0),
+        ("90", 90.0),
+        ("1.5", 1.5),
+        ("00:03:50:00", 3 * 3600 + 50 * 60),
+        ("2:01:00:30", 2 * 86400 + 3600 + 30),
+        ("00:00:00:00.5", 0.5),
+    ],
+)
+def test_durations_by_hand(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert RunSettings(max_time=text).max_time_s == seconds
+
+
+def test_a_duration_may_be_a_number() -> None:
+    assert RunSettings.model_validate({"max_time": 90}).max_time_s == 90.0
+
+
+@pytest.mark.parametrize("text", ["1:00", "00:01:00", "1:2:3:4:5", "x", "-1", "1.2.3", " ", ":::", "1h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a time; write seconds, or days:hours:minutes:seconds"):
+        parse_duration(text)
