@@ -12,7 +12,7 @@ from pathlib import Path
 from spin_components.errors import ConfigError
 
 _NAME = ".lock"
-_PATIENCE_S = 15.0
+_PATIENCE_S = 5.0
 
 
 @contextmanager

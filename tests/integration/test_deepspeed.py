@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playing import begin, hardware, losses, play, play_scores
 from safetensors.torch import load_file
 
+from playing import begin, hardware, losses, play, play_scores
 from spin_components.errors import NonFiniteError
 from spin_components.settings import Settings
 from spin_components.store import layout

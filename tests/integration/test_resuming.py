@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playing import begin, hardware, losses, play, play_iteration, play_scores
 
+from playing import begin, hardware, losses, play, play_iteration, play_scores
 from spin_components.errors import IntegrityError
 from spin_components.settings import Settings
 from spin_components.store import layout
@@ -76,7 +76,7 @@ def test_an_altered_save_is_found_before_it_is_used(make_settings: MakeSettings)
     content = bytearray(optimizer.read_bytes())
     content[-1] ^= 1
     optimizer.write_bytes(content)
-    with pytest.raises(IntegrityError, match="optimizer-00000.safetensors has SHA-256"):
+    with pytest.raises(IntegrityError, match=r"optimizer-00000.safetensors has SHA-256"):
         _train(settings, reference, scores)
 
 

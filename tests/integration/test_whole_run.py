@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
 from spin_components.errors import (
     ConfigError,
     DataError,
@@ -124,7 +124,7 @@ def test_changed_data_is_refused(make_settings: MakeSettings, tmp_path: Path, qu
     data.write_bytes(question_file.read_bytes())
     begin(make_settings(data={"train": str(data)}))
     data.write_bytes(question_file.read_bytes() + b'{"prompt": "Why?", "response": "Because."}\n')
-    with pytest.raises(InputsChangedError, match="data.train \\(content\\)"):
+    with pytest.raises(InputsChangedError, match=r"data.train \(content\)"):
         begin(make_settings(data={"train": str(data)}))
 
 
@@ -146,7 +146,7 @@ def test_an_altered_reference_is_found_before_it_is_used(make_settings: MakeSett
     reference = play_iteration(settings, 0, begin(settings))
     weights = Path(reference, "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match="model.safetensors has"):
+    with pytest.raises(IntegrityError, match=r"model.safetensors has"):
         play_iteration(settings, 1, reference)
 
 

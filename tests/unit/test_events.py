@@ -50,7 +50,7 @@ def test_a_line_whose_writer_died_is_passed_over(tmp_path: Path) -> None:
     log = EventLog(tmp_path, LABELS)
     log.write("start")
     with log.path.open("ab") as file:
-        file.write('{"time": 1.0, "kind": "metr'.encode() + b"\xc3")
+        file.write(b'{"time": 1.0, "kind": "metr' + b"\xc3")
     assert [event["kind"] for event in read_events(tmp_path)] == ["start"]
 
 

@@ -148,7 +148,7 @@ def test_settings_are_frozen() -> None:
         ({"generation": {"min_new_tokens": 9, "max_new_tokens": 8}}, r"min_new_tokens \(9\) exceeds max_new_tokens"),
         ({"training": {"global_batch_size": 6, "micro_batch_size": 4}}, r"global_batch_size \(6\) must be a multiple"),
         ({"training": {"global_batch_size": 6, "micro_batch_size": 2}, "hardware": {"ranks": 2}}, r"\(2 x 2\)"),
-        ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, "trains on one rank, hardware.ranks is 2"),
+        ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, "hardware.ranks is 2; use .deepspeed."),
         ({"spin": {"max_iterations": 3, "ref_policy_kl_penalty": [0.1, 0.2]}}, "has 2 entries for 3 iterations"),
         ({"training": {"lr": [1e-6]}, "spin": {"max_iterations": 2}}, "training.lr has 1 entries for 2 iterations"),
     ],

@@ -71,7 +71,7 @@ def test_missing_sections_are_named() -> None:
         ({"spin": {"ref_policy_kl_penalty": [0.1]}}, "spin: ref_policy_kl_penalty has 1 entries for 3 iterations"),
         ({"training": {"lr": [1e-6]}}, "configuration: training.lr has 1 entries for 3 iterations"),
         ({"generation": {"sampling_params": {"all_probs": True}}}, "generation: sampling_params.all_probs = True"),
-        ({"generation": {"length_params": {"max_len": 5}}}, "generation.max_len: unknown key; did you mean 'max_"),
+        ({"generation": {"length_params": {"max_lenght": 5}}}, "generation.max_lenght: unknown key; expected one of"),
         ({"spin": 3}, "spin = 3: input should be a valid dictionary"),
     ],
 )

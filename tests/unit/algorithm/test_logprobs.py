@@ -52,6 +52,7 @@ SEQUENCES = [
 
 @functools.cache
 def model_of(family: str) -> Any:
+    torch.set_num_threads(1)  # for models this small more of them only wait for each other
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="eager", dtype=torch.float32)
     return model.eval()

@@ -1,0 +1,122 @@
+"""Real vLLM on the CPU, one engine for all tests here: it takes half a minute to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from playing import losses, play, val_losses
+from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.data.shards import Pair, read_rows
+from spin_components.device import Compute
+from spin_components.generate.engine import Answer, Sampling
+from spin_components.generate.transformers_engine import TransformersEngine
+from spin_components.generate.vllm_engine import VllmEngine
+from spin_components.modeling import load_model, load_tokenizer
+from spin_components.settings import GenerationSettings, ModelSettings, Settings
+from spin_components.store.manifests import read_manifest
+
+CPU = Compute(torch.device("cpu"), "float32")
+EOS = 2  # <|im_end|> of the tiny model
+
+
+def _sampling(**settings: Any) -> Sampling:
+    return Sampling(GenerationSettings(batch_size=16, **settings), [EOS], seed=5)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_llama: Path) -> Iterator[VllmEngine]:
+    opened = VllmEngine(tiny_llama, ModelSettings(base=str(tiny_llama)), _sampling(max_new_tokens=24), CPU)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_llama: Path) -> list[list[int]]:
+    tokenizer = load_tokenizer(tiny_llama, ModelSettings(base=str(tiny_llama)))
+    texts = [f"What does function {number} do{' and why' * (number % 3)}?" for number in range(20)]
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    return [tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False) for m in messages]
+
+
+def _answers(engine: VllmEngine | TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
+    found = dict(engine.generate(prompts, limits))
+    assert sorted(found) == list(range(len(prompts)))
+    return [found[place] for place in range(len(prompts))]
+
+
+def test_each_answer_keeps_its_own_limit_and_its_eos_only_where_sampled(
+    engine: VllmEngine, prompts: list[list[int]]
+) -> None:
+    engine._sampling = _sampling(max_new_tokens=24)
+    limits = [24 - place % 8 for place in range(len(prompts))]
+    for answer, limit in zip(_answers(engine, prompts, limits), limits, strict=True):
+        assert 1 <= len(answer.token_ids) <= limit
+        assert EOS not in answer.token_ids[:-1]
+        assert (answer.token_ids[-1] == EOS) == (answer.finish_reason == "stop")
+        assert (len(answer.token_ids) == limit) or answer.finish_reason == "stop"
+
+
+def test_greedy_answers_are_those_of_transformers(
+    engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
+) -> None:
+    sampling = _sampling(max_new_tokens=24, temperature=0.0)
+    engine._sampling = sampling
+    limits = [24] * len(prompts)
+    other = TransformersEngine(tiny_llama, ModelSettings(base=str(tiny_llama)), sampling, CPU)
+    ours, theirs = _answers(engine, prompts, limits), _answers(other, prompts, limits)
+    # a tie in float32 may fall differently; all but one answer alike shows that weights and prompts are the same
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) - 1
+
+
+def test_no_answer_is_shorter_than_the_minimum(engine: VllmEngine, prompts: list[list[int]]) -> None:
+    engine._sampling = _sampling(max_new_tokens=24, min_new_tokens=12)
+    assert min(len(answer.token_ids) for answer in _answers(engine, prompts, [24] * len(prompts))) >= 12
+
+
+def test_a_stop_string_ends_an_answer_and_is_told_from_eos(
+    engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
+) -> None:
+    engine._sampling = _sampling(max_new_tokens=24, stop=["e", "t", "a"])
+    tokenizer = load_tokenizer(tiny_llama, ModelSettings(base=str(tiny_llama)))
+    answers = _answers(engine, prompts, [24] * len(prompts))
+    stopped = [answer for answer in answers if answer.finish_reason == "stop_string"]
+    assert stopped
+    for answer in stopped:
+        assert any(text in tokenizer.decode(answer.token_ids) for text in ("e", "t", "a"))
+        assert answer.token_ids[-1] != EOS
+
+
+def test_a_run_with_vllm_ends_as_one_with_transformers_does(make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings(generation={"engine": "vllm", "shards": 1})
+    run = play(settings)
+    assert read_manifest(run, "iterations/0/generations/00000.json").facts["engine"] == "vllm"
+    base, trained = val_losses(run)
+    assert trained < base
+    assert losses(run)[0] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_sampled_tokens_are_likely_under_the_model_that_is_said_to_have_sampled_them(
+    engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
+) -> None:
+    # mean log-probability of sampled tokens is minus the entropy; uniform over 512 tokens would give -6.24
+    engine._sampling = _sampling(max_new_tokens=24)
+    answers = _answers(engine, prompts, [24] * len(prompts))
+    model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
+    rows = [Answered(prompt, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+    with torch.inference_mode():
+        total = float(answer_logprobs(model, rows).sum())
+        logits = model(torch.tensor([prompts[0]])).logits[0, -1]
+    entropy = float(torch.distributions.Categorical(logits=logits).entropy())
+    assert total / sum(len(answer.token_ids) for answer in answers) == pytest.approx(-entropy, abs=0.5)
+
+
+def test_pairs_of_a_run_hold_the_sampled_ids(make_settings: Callable[..., Settings]) -> None:
+    run = play(make_settings())
+    pairs = read_rows(run.path("iterations/0/generations/00000.parquet"), Pair)
+    assert {pair.finish_reason for pair in pairs} <= {"stop", "length"}
+    assert all(pair.generated_ids[-1] == EOS for pair in pairs if pair.finish_reason == "stop")

@@ -1,0 +1,217 @@
+"""What a person types, for real: processes, the KFP runner, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from spin_components.store.run import RunStore
+
+SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+
+
+def spin(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    command = [*SPIN, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+
+
+def status_of(run: Path) -> dict[str, Any]:
+    """What `status --json` says."""
+    result = spin("status", str(run), "--json")
+    assert result.returncode == 0, result.stderr
+    status: dict[str, Any] = json.loads(result.stdout)
+    return status
+
+
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of every published file, and of the data between."""
+    manifests = [*run.glob("iterations/*/*/*.json"), *run.glob("iterations/*/checkpoint.json")]
+    outputs = [json.loads(path.read_text("utf-8")).get("outputs", {}) for path in manifests]
+    return {key: file["sha256"] for output in outputs for key, file in output.items() if "metrics" not in key}
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny.toml`, undisturbed."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    result = spin("run", "--config", "tiny", "--run-uri", str(run))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "best: iteration 1" in result.stdout
+    return run
+
+
+def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run: Path) -> None:
+    status = status_of(tiny_run)
+    assert status["run_uri"] == str(tiny_run)
+    assert status["state"] == "done"
+    assert (status["iteration"], status["epoch"], status["step"], status["consumed_samples"]) == (1, 1, 16, 128)
+    first, second = status["iterations"]
+    assert second["val_loss"] < first["val_loss"] < status["base"]["val_loss"]
+    assert [first["decision"], second["decision"]] == ["continue", "done"]
+    assert status["best"] == {"iteration": 1, "uri": second["checkpoint_uri"], "val_loss": second["val_loss"]}
+    assert first["num_pairs"] == 32
+    assert {"acc", "rewards_actual_mean", "rewards_generated_mean", "checkpoint_uri"} <= first.keys()
+
+
+def test_the_same_command_again_does_nothing_and_ends_well(tiny_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.glob("iterations/**/*") if path.is_file()}
+    result = spin("run", "--config", "tiny", "--run-uri", str(tiny_run))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (
+        result.stdout.count("done before") == 16
+    )  # prepare, base, 2 x (generate, ref-logprob, 2 x (train, validate), checkpoint)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it got there"
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def _start(run: Path) -> subprocess.Popen[str]:
+    command = [*SPIN, "run", "--config", "tiny", "--run-uri", str(run)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+
+def _processes_of(run: Path) -> list[psutil.Process]:
+    """Processes that hold the run's lock or were started for it."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            names = [str(file.path) for file in process.open_files()] + (process.info["cmdline"] or [])
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(name.startswith(str(run)) for name in names):
+            found.append(process)
+    return found
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_place(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    for place in ("iterations/0/generations/00000.json", "iterations/0/epochs/0/manifest.json", "iterations/1/epochs"):
+        process = _start(run)
+        _wait_for(run / place, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in run.glob("iterations/0/**/*.json")}
+    result = spin("run", "--config", "tiny", "--run-uri", str(run))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished step was done again"
+    assert digests(run) == digests(tiny_run)
+    assert not list(run.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_all_its_children(tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "stopped"
+    process = _start(run)
+    _wait_for(run / "base/validation.json", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 3, output
+    assert "the same command goes on" in output
+    assert _processes_of(run) == []
+    assert status_of(run)["state"] == "interrupted"
+
+
+def test_a_second_runner_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "busy"
+    process = _start(run)
+    try:
+        _wait_for(run / "attempt.json", process)
+        result = spin("run", "--config", "tiny", "--run-uri", str(run))
+        assert result.returncode == 2
+        assert "another runner is at work" in result.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_a_time_limit_ends_with_code_3(tmp_path: Path) -> None:
+    result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), "--set", "run.max_time=1")
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert "stopped before the end; the same command goes on" in result.stdout
+    assert status_of(tmp_path / "run")["state"] == "stopped"
+
+
+def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0")
+    result = spin("run", "--config", "tiny", "--run-uri", str(run), *settings)
+    assert result.returncode == 1
+    assert "NonFiniteError" in result.stdout
+    assert "Nothing was updated" in result.stdout
+    status = status_of(run)
+    assert status["state"] == "failed"
+    assert status["failure"]["step"] == "train-epoch"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
+        (["data.train=."], "is a folder"),
+        (["data.train=s3://bucket/data.jsonl"], "s3"),
+        (["model.base=nowhere"], "does not exist"),
+        (["model.base=builtin:gpt-5"], "no such builtin"),
+        (["spin.max_iteration=3"], "did you mean 'max_iterations'?"),
+        (["spin.max_iterations=many"], "spin.max_iterations = 'many'"),
+        (["training.lr=-1"], "training.lr"),
+        (["training.global_batch_size=7"], "multiple of"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "events").exists(), "a step was started"
+    print(f"{time.monotonic() - started:.1f} s")  # noqa: T201 - shown with -s; a limit here would fail on a busy machine
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text('[model]\nbase = 3\n[data]\ntrain = ""\n[spin]\nmax_epochs = 0\n[generation]\ntop_q = 1\n')
+    result = spin("run", "--config", str(config))
+    assert result.returncode == 2
+    for place in ("data.train", "spin.max_epochs", "generation.top_q"):
+        assert place in result.stderr
+
+
+def test_status_of_nothing_says_so(tmp_path: Path) -> None:
+    result = spin("status", str(tmp_path / "nowhere"))
+    assert result.returncode == 2
+    assert "no run at" in result.stderr
+
+
+def test_compile_writes_what_kfp_reads_and_needs_no_torch(tmp_path: Path) -> None:
+    output = tmp_path / "spin.yaml"
+    code = (
+        "import sys; from spin_pipeline.cli import main; "
+        f"assert main(['compile', '--config', 'tiny', '-o', {str(output)!r}]) == 0; "
+        "sys.exit(sorted({'torch', 'transformers', 'vllm', 'deepspeed'} & sys.modules.keys()) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert result.returncode == 0, result.stderr
+    from kfp.components import load_component_from_file
+
+    pipeline = load_component_from_file(str(output))
+    assert pipeline.name == "spin"
+    assert pipeline.component_spec.inputs["max_iterations"].default == 2
+    assert RunStore(str(tmp_path)).list("", "*.yaml") == ["spin.yaml"]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from spin_pipeline.config import load_settings
+from spin_pipeline.dag import build, spin
+
+DAG = Path(__file__).parents[2] / "pipeline" / "spin_pipeline" / "dag.py"
+
+
+def compiled(max_iterations: int, max_epochs: int, shards: int = 1) -> dict[str, Any]:
+    """The pipeline's IR as plain values."""
+    overrides = [
+        f"spin.max_iterations={max_iterations}",
+        f"spin.max_epochs={max_epochs}",
+        f"generation.shards={shards}",
+    ]
+    return ir_of(build(load_settings("tiny", overrides)))
+
+
+def ir_of(pipeline: Any) -> dict[str, Any]:
+    ir: dict[str, Any] = json_format.MessageToDict(pipeline.pipeline_spec)
+    return ir
+
+
+def tasks(ir: dict[str, Any], component: dict[str, Any] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every task that runs in a container, through all nested graphs: its image's command target, and its spec."""
+    graph = (component or ir["root"])["dag"]["tasks"]
+    for task in graph.values():
+        inner = ir["components"][task["componentRef"]["name"]]
+        if "dag" in inner:
+            yield from tasks(ir, inner)
+        else:
+            container = ir["deploymentSpec"]["executors"][inner["executorLabel"]]["container"]
+            yield container["args"][-1], task  # --function_to_execute NAME
+
+
+def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
+    # once: prepare, and validate of the base; 4 iterations of 2 epochs, one train and one validate each
+    assert Counter(name for name, _ in tasks(compiled(4, 2))) == {
+        "prepare": 1,
+        "validate": 1 + 4 * 2,
+        "generate": 4,
+        "ref_logprob": 4,
+        "train_epoch": 4 * 2,
+        "checkpoint": 4,
+    }
+
+
+def test_a_single_iteration_has_no_condition() -> None:
+    ir = compiled(1, 1)
+    assert len(list(tasks(ir))) == 7
+    assert not any("triggerPolicy" in task for task in ir["root"]["dag"]["tasks"].values())
+
+
+def test_each_iteration_after_the_first_waits_for_an_address() -> None:
+    ir = compiled(4, 1)
+    graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    conditions = [
+        task["triggerPolicy"]["condition"]
+        for graph in graphs
+        for task in graph["dag"]["tasks"].values()
+        if "condition" in task.get("triggerPolicy", {})
+    ]
+    assert len(conditions) == 3
+    assert all(condition.endswith("Output'] != ''") for condition in conditions)
+
+
+def test_caching_is_off_for_every_task() -> None:
+    for name, task in tasks(compiled(4, 2)):
+        assert not task["cachingOptions"].get("enableCache", False), name
+
+
+def test_shards_change_the_loop_and_not_the_number_of_tasks() -> None:
+    one, many = compiled(1, 1), compiled(1, 1, shards=5)
+    assert Counter(name for name, _ in tasks(one)) == Counter(name for name, _ in tasks(many))
+    assert '"5"' not in str(one)
+    loops = [
+        task["parameterIterator"]["items"]["raw"]
+        for component in many["components"].values()
+        for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    ]
+    assert loops == ["[0, 1, 2, 3, 4]"]
+
+
+def test_the_settings_are_the_parameters_defaults() -> None:
+    parameters = compiled(4, 2)["root"]["inputDefinitions"]["parameters"]
+    assert parameters["max_iterations"]["defaultValue"] == 4
+    assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
+    assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
+    assert len(parameters) == 11
+
+
+def test_no_component_installs_anything_when_it_starts() -> None:
+    assert "pip install" not in str(compiled(2, 2))
+
+
+def test_the_pipeline_of_the_module_is_the_demo() -> None:
+    assert ir_of(spin) == ir_of(build(load_settings("demo")))
+
+
+def test_building_imports_no_torch() -> None:
+    code = (
+        "import sys; from spin_pipeline.dag import build; from spin_pipeline.config import load_settings\n"
+        "build(load_settings('demo'))\n"
+        "print(*[name for name in ('torch', 'transformers', 'vllm', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_kfps_own_command_compiles_the_module(tmp_path: Path) -> None:
+    output = tmp_path / "spin.yaml"
+    command = [sys.executable, "-m", "kfp", "dsl", "compile", "--py", str(DAG), "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert 10_000 < output.stat().st_size < 200 * 1024
+
+
+@pytest.mark.parametrize(("max_iterations", "max_epochs", "limit_kib"), [(4, 2, 200), (3, 1, 100)])
+def test_the_compiled_pipeline_is_small(tmp_path: Path, max_iterations: int, max_epochs: int, limit_kib: int) -> None:
+    from spin_pipeline.cli import main
+
+    output = tmp_path / "new" / "spin.yaml"
+    sets = [f"--set=spin.max_iterations={max_iterations}", f"--set=spin.max_epochs={max_epochs}"]
+    assert main(["compile", "--config", "tiny", *sets, "-o", str(output)]) == 0
+    assert output.stat().st_size < limit_kib * 1024
