@@ -36,7 +36,7 @@ class EventLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event, ensure_ascii=False, default=str) + "\n")
+                file.write(json.dumps(event, default=str) + "\n")
         except OSError as error:
             if not self._broken:
                 logger.warning("events cannot be written to %s: %s", self.path, error)

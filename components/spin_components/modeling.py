@@ -68,6 +68,8 @@ def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | 
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    # an embedding with padding gives its row no gradient, and in many models padding and EOS are one token
+    model.get_input_embeddings().padding_idx = None
     return model.to(device)
 
 

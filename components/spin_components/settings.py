@@ -29,6 +29,12 @@ def _check_fraction(value: int | float) -> int | float:
     return value
 
 
+def _check_some(value: int | float) -> int | float:
+    if value == 0:
+        raise ValueError("0 leaves nothing; give a count of 1 or more, or a fraction above 0.0")
+    return value
+
+
 CountOrFraction = Annotated[
     int | float,
     BeforeValidator(_count_or_fraction),
@@ -206,6 +212,7 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
 
     _fractions = field_validator("warmup", "limit_train_batches")(_check_fraction)
+    _not_none = field_validator("limit_train_batches")(_check_some)
 
     @field_validator("zero_stage", mode="before")
     @classmethod
@@ -219,6 +226,13 @@ class TrainingSettings(Section):
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of "
                 f"micro_batch_size ({self.micro_batch_size})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_in_order(self) -> TrainingSettings:
+        lowest = min(self.lr) if isinstance(self.lr, list) else self.lr
+        if self.min_lr > lowest:
+            raise ValueError(f"min_lr ({self.min_lr}) exceeds lr ({lowest}); the schedule falls from lr to min_lr")
         return self
 
     def peak_lr(self, iteration: int) -> float:
@@ -235,6 +249,7 @@ class ValidationSettings(Section):
     )
 
     _fractions = field_validator("limit_val_batches", "val_check_interval")(_check_fraction)
+    _not_none = field_validator("limit_val_batches")(_check_some)
 
 
 class SelectionSettings(Section):

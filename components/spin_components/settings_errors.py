@@ -25,22 +25,30 @@ def parse_settings(values: dict[str, Any], *, source: str) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        lines = sorted({_explain(detail) for detail in error.errors(include_url=False)})
+        lines = _lines(error.errors(include_url=False))
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(f"{count} in {source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
+def _lines(details: list[ErrorDetails]) -> list[str]:
+    """One line a field: a union reports each of its members' failures, a person changes the field."""
+    places: dict[str, list[str]] = {}
+    for detail in details:
+        place = ".".join(str(part) for part in detail["loc"][:2]) or "configuration"
+        places.setdefault(place, []).append(_explain(detail))
+    return [f"{place}{'; or '.join(dict.fromkeys(messages))}" for place, messages in sorted(places.items())]
+
+
 def _explain(detail: ErrorDetails) -> str:
-    # a union reports each of its members' failures below the field: the field is what a person can change
-    place = ".".join(str(part) for part in detail["loc"][:2]) or "configuration"
+    """What follows the name of the field."""
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {_suggest(detail)}"
+        return f": unknown key; {_suggest(detail)}"
     if detail["type"] == "missing":
-        return f"{place}: missing; it has no default"
+        return ": missing; it has no default"
     if not detail["loc"] or isinstance(detail["input"], (dict, BaseModel)):
-        return f"{place}: {message}"
-    return f"{place} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
+        return f": {message}"
+    return f" = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def _suggest(detail: ErrorDetails) -> str:

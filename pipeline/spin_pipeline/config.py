@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_settings(config: str | None = None, overrides: Sequence[str] = (), run_
     for override in overrides:
         _apply(values, override)
     if run_uri:
-        values.setdefault("run", {})["uri"] = run_uri
+        _put(values, ["run", "uri"], run_uri, source=f"--run-uri {run_uri}")
     return parse_settings(values, source=str(path) if not overrides else f"{path} with --set")
 
 
@@ -65,16 +66,25 @@ def _apply(values: dict[str, Any], override: str) -> None:
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"--set {override}: expected section.key=value, for example spin.max_iterations=2")
+    _put(values, [section, *key.split(".")], _value(text), source=f"--set {override}")
+
+
+def _value(text: str) -> Any:
+    """A value as in TOML; what is none, or would be a date, is text."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
-    table = values.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"--set {override}: {section!r} is no section")
-    for part in key.split(".")[:-1]:
+        return text
+    return text if isinstance(value, (date, time)) else value
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any, *, source: str) -> None:
+    table = values
+    for depth, part in enumerate(path[:-1], start=1):
         table = table.setdefault(part, {})
-    table[key.split(".")[-1]] = value
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: {'.'.join(path[:depth])} is {table!r}, expected a table")
+    table[path[-1]] = value
 
 
 def pipeline_parameters(settings: Settings) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class EventTail:
                     if not line.endswith(b"\n"):
                         break  # still being written
                     self._offsets[path] = self._offsets.get(path, 0) + len(line)
-                    events.append(json.loads(line))
+                    with suppress(ValueError):  # what a full disk cut
+                        events.append(json.loads(line))
         return sorted(events, key=lambda event: float(event["time"]))
 
 

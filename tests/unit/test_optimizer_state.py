@@ -62,9 +62,7 @@ def test_training_goes_on_bit_for_bit_from_saved_state(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_state_is_saved_by_parameter_name(
-    make_random_llama: Callable[[], Any], tmp_path: Path, optimizer: str
-) -> None:
+def test_state_is_saved_by_parameter_name(make_random_llama: Callable[[], Any], tmp_path: Path, optimizer: str) -> None:
     backend = backend_of(make_random_llama(), optimizer)
     train(backend, range(1))
     backend.save_optimizer(tmp_path)

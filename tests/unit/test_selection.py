@@ -8,9 +8,7 @@ from spin_components.settings import SelectionSettings
 
 def decision(losses: list[float], *, patience: int = 0, min_delta: float = 0.0, max_iterations: int = 9) -> str:
     """After the iterations whose val_loss follows that of the base model."""
-    return decide(
-        losses, SelectionSettings(patience=patience, min_delta=min_delta), max_iterations=max_iterations
-    )
+    return decide(losses, SelectionSettings(patience=patience, min_delta=min_delta), max_iterations=max_iterations)
 
 
 def test_the_last_iteration_is_done_whatever_its_loss() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spin_components import __version__
-from spin_components.errors import InputsChangedError
+from spin_components.errors import InputsChangedError, IntegrityError
 from spin_components.store.digests import FileDigest
 from spin_components.store.run import RunStore
 
@@ -43,7 +43,13 @@ def read_manifest(run: RunStore, key: str) -> Manifest:
     Raises:
         IntegrityError: it is missing or unreadable.
     """
-    return Manifest.model_validate(run.read_json(key))
+    try:
+        return Manifest.model_validate(run.read_json(key))
+    except ValidationError as error:
+        problems = "; ".join(f"{detail['loc']}: {detail['msg']}" for detail in error.errors()[:3])
+        raise IntegrityError(
+            f"{run.uri_of(key)} is no manifest ({problems}); delete it to have its step run again"
+        ) from error
 
 
 def finished(run: RunStore, key: str, inputs: dict[str, Any]) -> Manifest | None:

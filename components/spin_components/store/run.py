@@ -29,10 +29,15 @@ def local_path(uri: str, *, what: str) -> Path:
         raise ConfigError(f"{what} is empty; expected a path or file:// URI")
     parts = urlsplit(uri)
     if parts.scheme == "file":
-        return Path(unquote(parts.path)).absolute()
+        return _normal(unquote(parts.path))
     if parts.scheme and "://" in uri:
         raise ConfigError(f"{what} = {uri!r}: scheme {parts.scheme!r} is not supported; expected a path or file:// URI")
-    return Path(uri).absolute()
+    return _normal(uri)
+
+
+def _normal(path: str) -> Path:
+    """Absolute and without `..`, so that one place has one name."""
+    return Path(os.path.normpath(Path(path).absolute()))
 
 
 class RunStore:
@@ -99,6 +104,8 @@ class RunStore:
         staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             yield staging
+            if not staging.exists():
+                raise IntegrityError(f"nothing was written for {target}; what was there is kept")
             _sync(staging)
             if target.is_dir():
                 shutil.rmtree(target)

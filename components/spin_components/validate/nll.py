@@ -17,11 +17,17 @@ from spin_components.settings import ValidationSettings
 
 
 def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:
-    """The held-out records that count, `limit_val_batches` observed, in batches alike in length."""
+    """The held-out records that count, `limit_val_batches` observed, in batches alike in length.
+
+    A single answer left over joins the batch before it, so that ranks stay in step; see `answer_logprobs`.
+    """
     size = settings.batch_size
     num = resolve_count(settings.limit_val_batches, -(-len(prompts) // size))
     chosen = sorted(prompts[: num * size], key=lambda prompt: len(prompt.prompt_ids) + len(prompt.actual_ids))
-    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]  # a batch of one makes one forward pass, any other two
+    return batches
 
 
 def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute) -> Iterator[list[AnswerLoss]]:

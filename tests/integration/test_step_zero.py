@@ -1,0 +1,64 @@
+"""The first loss of an iteration, on the demo's model: ln 2, whatever the batches, in float32 and in bf16."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE, AnswerLogprobs, spin_loss
+from spin_components.algorithm.order import permutation
+from spin_components.data.formats import Conversation, Message
+from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.shards import Pair
+from spin_components.device import Compute, Precision
+from spin_components.modeling import load_model, load_tokenizer
+from spin_components.prepare.builtin import docstrings, make_smollm2
+from spin_components.ref_logprob.step import both_answers, score_pairs
+from spin_components.settings import ModelSettings
+
+NUM_PAIRS = 8
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair]]:
+    """SmolLM2-135M and pairs whose "generated" answer is the human answer to another question."""
+    folder: Path = tmp_path_factory.mktemp("models") / "smollm2"
+    make_smollm2(folder)
+    settings = ModelSettings(base=str(folder))
+    tokenizer = load_tokenizer(folder, settings)
+    eos_ids = find_eos_ids(tokenizer, 2)
+    assert eos_ids == [2], "SmolLM2 ends a turn with <|im_end|>"
+    renderer = Renderer(tokenizer, eos_ids, max_length=192, max_prompt_length=128)
+    found = list(docstrings(limit=2 * NUM_PAIRS))
+    pairs = []
+    for index, ((question, answer), (_, other)) in enumerate(zip(found[:NUM_PAIRS], found[NUM_PAIRS:], strict=True)):
+        prompt = (Message("user", question),)
+        actual, generated = (renderer.render(Conversation(prompt, text)) for text in (answer, other))
+        pairs.append(Pair(index, actual.prompt_ids, actual.actual_ids, generated.actual_ids[:-1], "length"))
+    return load_model(folder, settings).eval(), pairs
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_first_loss_is_ln_2_however_pairs_are_batched(
+    demo_model: tuple[Any, list[Pair]], precision: Precision
+) -> None:
+    model, pairs = demo_model
+    compute = Compute(torch.device("cpu"), precision)
+    scores = score_pairs(model, pairs, compute, micro_batch_size=4)
+    shuffled = permutation(NUM_PAIRS, seed=1)
+    rows = []
+    for start in range(0, NUM_PAIRS, 2):  # other neighbours, other batch size: other padding
+        chosen = [pairs[place] for place in shuffled[start : start + 2]]
+        with torch.inference_mode(), compute.autocast():
+            rows.append(answer_logprobs(model, both_answers(chosen)).view(2, -1))
+    policy = AnswerLogprobs(*torch.cat(rows, dim=1))
+    reference = AnswerLogprobs(
+        torch.tensor([scores[place].ref_actual for place in shuffled]),
+        torch.tensor([scores[place].ref_generated for place in shuffled]),
+    )
+    assert abs(float(spin_loss(policy, reference, beta=0.1)) - math.log(2)) < STEP_ZERO_TOLERANCE[precision]
