@@ -30,12 +30,18 @@ PAIRS = [
 ]
 
 
+def score(model: Any, micro_batch_size: int) -> list[Score]:
+    """All pairs as one global batch."""
+    training = TrainingSettings(micro_batch_size=micro_batch_size, global_batch_size=120)
+    return score_pairs(model, PAIRS, CPU, [range(5)], training)
+
+
 def scored(model: Any, *shifts: float) -> ScoredPairs:
     """The pairs under the model itself; the first human answers less likely by so many nats."""
-    scores = score_pairs(model, PAIRS, CPU, micro_batch_size=2)
+    scores = score(model, micro_batch_size=2)
     for place, shift in enumerate(shifts):
         scores[place] = replace(scores[place], ref_actual=scores[place].ref_actual - shift)
-    return ScoredPairs(PAIRS, scores, 0, "float32")
+    return ScoredPairs(PAIRS, scores, [tuple(range(5))], 0)
 
 
 def split(*parts: Sequence[int], filling: int = 0) -> list[MicroBatch]:
@@ -186,7 +192,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter_and_updates_nothing(
 def test_a_reference_score_that_is_nan_stops_before_the_update(make_random_llama: Callable[[], Any]) -> None:
     model = make_random_llama()
     before, data = weights(model), scored(model)
-    data.scores[3] = Score(3, math.nan, -1.0)
+    data.scores[3] = Score(3, math.nan, -1.0, 0)
     with pytest.raises(NonFiniteError, match="the loss is nan"):
         stepped(backend_of(model), data, SPLITS[2])
     assert unchanged(model, before)
@@ -196,10 +202,10 @@ def test_scoring_in_any_micro_batches_gives_the_same_sums_in_the_order_given(
     make_random_llama: Callable[[], Any],
 ) -> None:
     model = make_random_llama()
-    alone = score_pairs(model, PAIRS, CPU, micro_batch_size=1)
+    alone = score(model, micro_batch_size=1)
     assert [score.index for score in alone] == [0, 1, 2, 3, 4]
     for size in (2, 3, 5, 8):
-        found = score_pairs(model, PAIRS, CPU, micro_batch_size=size)
+        found = score(model, micro_batch_size=size)
         for one, other in zip(alone, found, strict=True):
             assert other.ref_actual == pytest.approx(one.ref_actual, abs=1e-5)
             assert other.ref_generated == pytest.approx(one.ref_generated, abs=1e-5)
@@ -210,7 +216,7 @@ def test_scoring_with_a_model_that_is_not_finite_names_the_pairs(make_random_lla
     with torch.no_grad():
         model.lm_head.weight[22, 0] = math.nan
     with pytest.raises(NonFiniteError, match="not finite"):
-        score_pairs(model, PAIRS, CPU, micro_batch_size=2)
+        score(model, micro_batch_size=2)
 
 
 def test_both_answers_are_the_humans_first() -> None:

@@ -22,39 +22,41 @@ def permutation(num: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one rank computes at a time.
+    """What is computed at a time.
 
     Attributes:
-        pairs: indices of pairs; never empty, and as many in every micro-batch of a plan.
+        pairs: indices of pairs; never empty, and as many in every micro-batch.
         weights: 1.0 for a pair, 0.0 for one repeated only to fill the batch.
     """
 
     pairs: tuple[int, ...]
     weights: tuple[float, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class EpochPlan:
-    """The global batches of one epoch, each a list of pair indices."""
-
-    batches: tuple[tuple[int, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    @property
+    def is_filling(self) -> bool:
+        """Whether nothing in it counts."""
+        return not any(self.weights)
 
 
-def plan_epoch(num_pairs: int, global_batch_size: int, seed: int, limit: int | None = None) -> EpochPlan:
-    """Shuffle the pairs and cut them into global batches; the last may be smaller, no pair is left out.
+def form_batches(num_pairs: int, global_batch_size: int, seed: int) -> list[tuple[int, ...]]:
+    """Shuffle pairs and cut them into global batches; the last may be smaller, no pair is left out.
+
+    This is done once an iteration, when the reference is scored: a pair then keeps its neighbours, is padded alike
+    in both passes, and rounds alike. In bf16 another batch shape moves the log-probability of an answer by some
+    tenths of a nat, which would hide a real difference between policy and reference at step 0.
 
     Args:
-        num_pairs: of the iteration.
+        num_pairs: to share out.
         global_batch_size: pairs an optimizer step.
-        seed: of this epoch; see `derive_seed`.
-        limit: keep only so many batches.
+        seed: see `derive_seed`.
     """
     order = permutation(num_pairs, seed)
-    batches = [tuple(order[start : start + global_batch_size]) for start in range(0, num_pairs, global_batch_size)]
-    return EpochPlan(tuple(batches[:limit]))
+    return [tuple(order[start : start + global_batch_size]) for start in range(0, num_pairs, global_batch_size)]
+
+
+def order_batches(num_batches: int, seed: int, limit: int | None = None) -> list[int]:
+    """The order in which an epoch takes its global batches, at most `limit` of them."""
+    return permutation(num_batches, seed)[:limit]
 
 
 def micro_batches(
@@ -70,7 +72,8 @@ def micro_batches(
         ranks: training processes.
         num: micro-batches a rank; num * ranks * micro_batch_size >= len(batch).
 
-    Returns: `num` micro-batches; a short batch is filled with its shortest pair at weight 0.
+    Returns: `num` micro-batches; a short batch is filled with its shortest pair at weight 0. What they hold does
+        not depend on how many ranks share them.
     """
     ordered = sorted(batch, key=lambda index: (lengths[index], index))
     filling = num * ranks * micro_batch_size - len(ordered)

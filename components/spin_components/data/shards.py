@@ -62,11 +62,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Log-probabilities of both answers of a pair under the reference, in nats, summed over answer tokens."""
+    """Log-probabilities of both answers of a pair under the reference, in nats, summed over answer tokens.
+
+    Attributes:
+        batch: number of the global batch, within the shard, that the pair was scored in and is trained in.
+    """
 
     index: int
     ref_actual: float
     ref_generated: float
+    batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ _COLUMNS = {
     "finish_reason": pa.string(),
     "ref_actual": pa.float32(),
     "ref_generated": pa.float32(),
+    "batch": pa.int32(),
     "nll": pa.float32(),
     "num_tokens": pa.int32(),
 }

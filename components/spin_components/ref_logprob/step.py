@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.order import derive_seed, form_batches, micro_batches
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.execution import STOPPED, Step, step
 from spin_components.modeling import load_model
+from spin_components.settings import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.digests import digest_file, verify_file
 from spin_components.store.manifests import finished, read_manifest
@@ -49,6 +51,9 @@ def score_shard(
             "generations": generations.outputs[source].sha256,
             "reference": model_digest(run, reference_uri),
             "precision": compute.precision,
+            "run.seed": settings.run.seed,
+            "training.global_batch_size": settings.training.global_batch_size,
+            "training.micro_batch_size": settings.training.micro_batch_size,
             "eos_ids": read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"],
         }
         if manifest := finished(run, layout.manifest_of(key), inputs):
@@ -62,7 +67,9 @@ def score_shard(
         set_threads(settings.hardware)
         folder = open_model(run, reference_uri, what="the reference policy")
         model = load_model(folder, settings.model, device=compute.device).eval()
-        scores = score_pairs(model, pairs, compute, settings.training.micro_batch_size, current)
+        seed = derive_seed(settings.run.seed, "batches", iteration, shard)
+        batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
+        scores = score_pairs(model, pairs, compute, batches, settings.training, current)
         with run.staged(key) as path:
             write_rows(path, Score, scores)
         facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs)}
@@ -71,32 +78,50 @@ def score_shard(
 
 
 def score_pairs(
-    model: Any, pairs: Sequence[Pair], compute: Compute, micro_batch_size: int, current: Step | None = None
+    model: Any,
+    pairs: Sequence[Pair],
+    compute: Compute,
+    batches: Sequence[Sequence[int]],
+    training: TrainingSettings,
+    current: Step | None = None,
 ) -> list[Score]:
-    """Both sums of every pair, in the order given; micro-batches as in training, so that both passes round alike.
+    """Both sums of every pair, in the order given, in the very micro-batches that training will compute.
+
+    Args:
+        model: the reference.
+        pairs: of one shard.
+        compute: device and precision.
+        batches: places of pairs, by global batch; see `algorithm.order.form_batches`.
+        training: batch sizes.
+        current: the running step, to report to.
 
     Raises:
-        NonFiniteError: a log-probability is NaN or infinite; names the pair.
+        NonFiniteError: a log-probability is NaN or infinite; names the pairs.
     """
-    order = sorted(range(len(pairs)), key=lambda place: (pairs[place].num_tokens, place))
+    size = training.micro_batch_size
+    lengths = [pair.num_tokens for pair in pairs]
     scores: dict[int, Score] = {}
     reported = time.monotonic()
-    for start in range(0, len(order), micro_batch_size):
-        places = order[start : start + micro_batch_size]
-        chosen = [pairs[place] for place in places]
-        with torch.inference_mode(), compute.autocast():
-            logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(2, -1).cpu()
-        for place, pair, actual, generated in zip(places, chosen, *logprobs.tolist(), strict=True):
-            scores[place] = Score(pair.index, actual, generated)
-        if not torch.isfinite(logprobs).all():
-            raise NonFiniteError(
-                f"the reference gives a log-probability that is not finite to one of the pairs "
-                f"{[pair.index for pair in chosen]}; look at the model's weights"
-            )
-        if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
-            reported = time.monotonic()
-            current.events.write("progress", done=len(scores), total=len(pairs), unit="pairs")
-            logger.info("scored %d of %d pairs", len(scores), len(pairs))
+    for number, batch in enumerate(batches):
+        for micro in micro_batches(
+            batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
+        ):
+            if micro.is_filling:
+                continue
+            chosen = [pairs[place] for place in micro.pairs]
+            with torch.inference_mode(), compute.autocast():
+                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(2, -1).cpu()
+            if not torch.isfinite(logprobs).all():
+                raise NonFiniteError(
+                    f"the reference gives a log-probability that is not finite to one of the pairs "
+                    f"{[pair.index for pair in chosen]}; look at the model's weights"
+                )
+            for place, pair, actual, generated in zip(micro.pairs, chosen, *logprobs.tolist(), strict=True):
+                scores[place] = Score(pair.index, actual, generated, number)
+            if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
+                reported = time.monotonic()
+                current.events.write("progress", done=len(scores), total=len(pairs), unit="pairs")
+                logger.info("scored %d of %d pairs", len(scores), len(pairs))
     return [scores[place] for place in range(len(pairs))]
 
 

@@ -18,6 +18,8 @@ class Backend(Protocol):
     ranks: int
     compute: Compute
     model: Any
+    needs_filling: bool
+    """Whether every global batch must come as the same number of micro-batches, even where some count nothing."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this rank's part of the global batch's mean loss."""

@@ -32,6 +32,8 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 class DeepSpeedBackend:
     """One rank of a DeepSpeed engine. See `Backend` for what each method does."""
 
+    needs_filling = True
+
     def __init__(self, model: Any, settings: TrainingSettings, compute: Compute) -> None:
         self.compute = compute
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()

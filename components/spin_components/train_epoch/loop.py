@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from spin_components.algorithm.order import EpochPlan, derive_seed, micro_batches, plan_epoch
+from spin_components.algorithm.order import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.shards import Prompt, read_rows
@@ -22,12 +22,11 @@ from spin_components.validate.nll import distributed_val_loss, validation_batche
 logger = logging.getLogger(__name__)
 
 
-def epoch_plan(job: EpochJob, num_pairs: int) -> EpochPlan:
-    """The epoch's global batches: the same for every rank, backend and attempt."""
+def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:
+    """The epoch's global batches in their order: the same for every rank, backend and attempt."""
     seed = derive_seed(job.settings.run.seed, "order", job.iteration, job.epoch)
-    size = job.settings.training.global_batch_size
-    limit = resolve_count(job.settings.training.limit_train_batches, -(-num_pairs // size))
-    return plan_epoch(num_pairs, size, seed, limit)
+    limit = resolve_count(job.settings.training.limit_train_batches, len(data.batches))
+    return [data.batches[number] for number in order_batches(len(data.batches), seed, limit)]
 
 
 class EpochLoop:
@@ -41,18 +40,18 @@ class EpochLoop:
 
     def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, current: Step) -> None:
         self._job, self._backend, self._data, self._current = job, backend, data, current
-        self._plan = epoch_plan(job, len(data.pairs))
+        self._batches = epoch_batches(job, data)
         self._lengths = [pair.num_tokens for pair in data.pairs]
-        self._num_updates = len(self._plan) * job.settings.spin.max_epochs
+        self._num_updates = len(self._batches) * job.settings.spin.max_epochs
         self._val_batches: list[list[Prompt]] = []
-        self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._plan))
+        self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._batches))
         self.rows: list[dict[str, Any]] = load_rows(job)
         self.stopped = False
 
     def run(self) -> None:
         """Do what is left of the epoch, or of it what `max_steps` and the attempt's time allow."""
         spin, training = self._job.settings.spin, self._job.settings.training
-        for step in range(self._job.first_step, len(self._plan)):
+        for step in range(self._job.first_step, len(self._batches)):
             if spin.max_steps >= 0 and self.state.step >= spin.max_steps:
                 logger.info("max_steps = %d reached", spin.max_steps)
                 break
@@ -62,7 +61,7 @@ class EpochLoop:
                 return
             self._step(step)
             done = step + 1
-            if done < len(self._plan):
+            if done < len(self._batches):
                 self._validate(done)
                 if training.save_interval and done % training.save_interval == 0:
                     self._save(done)
@@ -70,8 +69,8 @@ class EpochLoop:
     def _step(self, step: int) -> None:
         started = time.monotonic()
         job, training = self._job, self._job.settings.training
-        batch = self._plan.batches[step]
-        place = job.epoch * len(self._plan) + step
+        batch = self._batches[step]
+        place = job.epoch * len(self._batches) + step
         share = micro_batches(
             batch,
             self._lengths,
@@ -115,21 +114,21 @@ class EpochLoop:
         }
         self.rows.append(row)
         self._current.events.write("metrics", **row)
-        self._current.events.write("progress", done=step + 1, total=len(self._plan), unit="steps")
+        self._current.events.write("progress", done=step + 1, total=len(self._batches), unit="steps")
         logger.info(
             "step %d of %d: loss %.4f, acc %.2f, grad norm %.3g, %.2f pairs/s",
             step + 1,
-            len(self._plan),
+            len(self._batches),
             metrics["loss"],
             metrics["acc"],
             metrics["grad_norm"],
-            len(self._plan.batches[step]) / step_time,
+            len(self._batches[step]) / step_time,
         )
 
     def _validate(self, done: int) -> None:
         """Validation inside the epoch, by `val_check_interval`; the end of the epoch has its own step."""
         settings = self._job.settings.validation
-        interval = resolve_count(settings.val_check_interval, len(self._plan))
+        interval = resolve_count(settings.val_check_interval, len(self._batches))
         if not interval or done % interval:
             return
         if not self._val_batches:

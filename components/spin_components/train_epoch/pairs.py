@@ -17,16 +17,16 @@ class ScoredPairs:
     """Pairs to train on, and what the reference gives both answers of each.
 
     Attributes:
-        pairs: in the order of their index.
+        pairs: shard after shard, each in the order of its index.
         scores: of the same pairs, in the same order.
+        batches: places of pairs, by global batch, as they were scored.
         num_dropped: pairs without signal: an empty answer, or the human's own.
-        precision: the compute precision the scores were made with.
     """
 
     pairs: list[Pair]
     scores: list[Score]
+    batches: list[tuple[int, ...]]
     num_dropped: int
-    precision: str
 
 
 def shard_manifests(run: RunStore, iteration: int) -> list[tuple[Manifest, Manifest]]:
@@ -52,27 +52,28 @@ def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
         DataError: no pair is left to train on.
         IntegrityError: a shard is missing or altered, or the two files of a shard do not belong together.
     """
-    joined: list[tuple[Pair, Score]] = []
-    num_dropped, precisions = 0, set()
+    pairs: list[Pair] = []
+    scores: list[Score] = []
+    batches: list[tuple[int, ...]] = []
+    num_dropped = 0
     for generated, scored in shard_manifests(run, iteration):
         for manifest in (generated, scored):
             for key, digest in manifest.outputs.items():
                 verify_file(run.path(key), digest, what=f"{manifest.step} of iteration {iteration}")
-        pairs = {pair.index: pair for key in generated.outputs for pair in read_rows(run.path(key), Pair)}
-        scores = [score for key in scored.outputs for score in read_rows(run.path(key), Score)]
-        if not {score.index for score in scores} <= pairs.keys():
+        by_index = {pair.index: pair for key in generated.outputs for pair in read_rows(run.path(key), Pair)}
+        found = [score for key in scored.outputs for score in read_rows(run.path(key), Score)]
+        if not {score.index for score in found} <= by_index.keys():
             raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {list(generated.outputs)}")
-        joined += [(pairs[score.index], score) for score in scores]
+        members: dict[int, list[int]] = {}
+        for place, score in enumerate(found, start=len(scores)):
+            members.setdefault(score.batch, []).append(place)
+        batches += [tuple(members[number]) for number in sorted(members)]
+        pairs += [by_index[score.index] for score in found]
+        scores += found
         num_dropped += scored.facts["num_dropped"]
-        precisions.add(str(scored.inputs["precision"]))
-    if not joined:
+    if not pairs:
         raise DataError(
             f"all {num_dropped} pairs of iteration {iteration} are without signal: the reference answered nothing, or "
             "as the human did. Raise generation.temperature or generation.max_new_tokens, or stop here"
         )
-    if len(precisions) > 1:
-        raise IntegrityError(
-            f"shards of iteration {iteration} were scored in {sorted(precisions)}; set training.precision"
-        )
-    joined.sort(key=lambda row: row[0].index)
-    return ScoredPairs([pair for pair, _ in joined], [score for _, score in joined], num_dropped, precisions.pop())
+    return ScoredPairs(pairs, scores, batches, num_dropped)

@@ -57,6 +57,8 @@ def train_single_step(
     device = backend.compute.device
     sums = torch.zeros(len(METRIC_SUMS), dtype=torch.float64, device=device)
     for micro in micro_batches:
+        if micro.is_filling and not backend.needs_filling:
+            continue
         pairs = [data.pairs[index] for index in micro.pairs]  # B
         reference = AnswerLogprobs(
             torch.tensor([data.scores[index].ref_actual for index in micro.pairs], device=device),

@@ -71,8 +71,8 @@ def _inputs(
     precisions = {str(scored.inputs["precision"]) for _, scored in shards}
     if precisions != {compute.precision}:
         raise ConfigError(
-            f"ref-logprob computed in {', '.join(sorted(precisions))}, train-epoch would in {compute.precision}; policy and "
-            "reference must be computed alike. Set training.precision, or use like machines"
+            f"ref-logprob computed in {', '.join(sorted(precisions))}, train-epoch would in {compute.precision}; "
+            "policy and reference must be computed alike. Set training.precision, or use like machines"
         )
     pairs = [{key: file.sha256 for m in manifests for key, file in m.outputs.items()} for manifests in shards]
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}

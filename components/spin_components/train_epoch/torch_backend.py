@@ -18,6 +18,7 @@ class TorchBackend:
     """Gradients gather in `.grad`; one rank. See `Backend` for what each method does."""
 
     rank, ranks = 0, 1
+    needs_filling = False
 
     def __init__(self, model: Any, settings: TrainingSettings, compute: Compute) -> None:
         self.model, self.compute = model, compute

@@ -6,25 +6,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spin_components.algorithm.order import MicroBatch, derive_seed, micro_batches, permutation, plan_epoch
+from spin_components.algorithm.order import (
+    MicroBatch,
+    derive_seed,
+    form_batches,
+    micro_batches,
+    order_batches,
+    permutation,
+)
 
 
 @given(st.integers(0, 200), st.integers(1, 32), st.integers(0, 2**31 - 1))
 @settings(deadline=None)
-def test_each_pair_comes_exactly_once_an_epoch(num_pairs: int, size: int, seed: int) -> None:
-    plan = plan_epoch(num_pairs, size, seed)
-    assert sorted(index for batch in plan.batches for index in batch) == list(range(num_pairs))
-    assert all(len(batch) == size for batch in plan.batches[:-1])
-    assert len(plan) == -(-num_pairs // size)
+def test_each_pair_is_in_exactly_one_batch(num_pairs: int, size: int, seed: int) -> None:
+    batches = form_batches(num_pairs, size, seed)
+    assert sorted(index for batch in batches for index in batch) == list(range(num_pairs))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert len(batches) == -(-num_pairs // size)
 
 
 def test_the_last_batch_takes_what_is_left() -> None:
-    assert [len(batch) for batch in plan_epoch(11, 4, seed=3).batches] == [4, 4, 3]
+    assert [len(batch) for batch in form_batches(11, 4, seed=3)] == [4, 4, 3]
 
 
-def test_an_epoch_is_a_function_of_its_seed() -> None:
-    assert plan_epoch(50, 8, seed=1) == plan_epoch(50, 8, seed=1)
-    assert plan_epoch(50, 8, seed=1) != plan_epoch(50, 8, seed=2)
+def test_batches_and_their_order_are_functions_of_the_seed() -> None:
+    assert form_batches(50, 8, seed=1) == form_batches(50, 8, seed=1)
+    assert form_batches(50, 8, seed=1) != form_batches(50, 8, seed=2)
+    assert order_batches(50, seed=1) == order_batches(50, seed=1)
+    assert order_batches(50, seed=1) != order_batches(50, seed=2)
 
 
 def test_the_order_does_not_change_from_one_release_to_the_next() -> None:
@@ -33,10 +42,11 @@ def test_the_order_does_not_change_from_one_release_to_the_next() -> None:
     assert derive_seed(0, "order", 1, 2) == 0x3779D366
 
 
-def test_a_limit_keeps_the_first_batches() -> None:
-    whole = plan_epoch(50, 8, seed=5)
-    assert plan_epoch(50, 8, seed=5, limit=2).batches == whole.batches[:2]
-    assert plan_epoch(50, 8, seed=5, limit=100) == whole
+def test_an_epoch_takes_every_batch_once_or_the_first_so_many() -> None:
+    whole = order_batches(7, seed=5)
+    assert sorted(whole) == list(range(7))
+    assert order_batches(7, seed=5, limit=2) == whole[:2]
+    assert order_batches(7, seed=5, limit=100) == whole
 
 
 def test_seeds_of_different_purposes_differ_and_are_in_range() -> None:

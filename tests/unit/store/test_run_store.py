@@ -142,7 +142,7 @@ def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path: Path) -> No
     with run.staged("policy") as path:
         path.mkdir()
         (path / "weights").write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), run.staged("policy"):
+    with pytest.raises(IntegrityError), run.staged("policy"):
         pass
     assert files_below(tmp_path) == {"policy/weights": b"old"}
 
