@@ -69,8 +69,16 @@ def test_greedy_answers_are_those_of_transformers(
     limits = [24] * len(prompts)
     other = TransformersEngine(tiny_llama, ModelSettings(base=str(tiny_llama)), sampling, CPU)
     ours, theirs = _answers(engine, prompts, limits), _answers(other, prompts, limits)
-    # a tie in float32 may fall differently; all but one answer alike shows that weights and prompts are the same
-    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) - 1
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) // 2
+    model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
+    for prompt, one, other in zip(prompts, ours, theirs, strict=True):
+        # where they part, the two tokens must be a tie to rounding: same weights, same prompt, same template
+        pairs = list(zip(one.token_ids, other.token_ids, strict=False))
+        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        if place is not None:
+            with torch.inference_mode():
+                logits = model(torch.tensor([prompt + one.token_ids[:place]])).logits[0, -1]
+            assert abs(float(logits[pairs[place][0]] - logits[pairs[place][1]])) < 2e-3
 
 
 def test_no_answer_is_shorter_than_the_minimum(engine: VllmEngine, prompts: list[list[int]]) -> None:

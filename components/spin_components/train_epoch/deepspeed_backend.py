@@ -91,10 +91,13 @@ class DeepSpeedBackend:
     def apply(self, lr: float) -> float:
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
+        norm = None
+        if self._settings.zero_stage == 0:  # DeepSpeed has reduced the gradients, and tells their norm only under ZeRO
+            gradients = [parameter.grad for parameter in self._named.values() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
         self.model.step()
         self._pending = False
-        norm = self.model.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(self.model.get_global_grad_norm() if norm is None else norm)
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.to(self.compute.device)
