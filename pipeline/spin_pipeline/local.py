@@ -41,6 +41,9 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     run = RunStore(settings.run.uri)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
     check_inputs(settings)
+    console.print(
+        f"run {settings.run.name}: {run.root} (everything steps print: {LOG})", highlight=False, soft_wrap=True
+    )
     with locked(run.root) as lock:
         tail = EventTail(run.path(layout.EVENTS), skip=True)
         code = _drive(settings, run, lock, tail, Narrator(console))
@@ -77,10 +80,12 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
         narrator.interrupted()
         return -signal.SIGTERM
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in previous:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave children behind
         narrator.close()
         _end(driver)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         path.unlink(missing_ok=True)
 
 

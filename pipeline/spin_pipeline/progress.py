@@ -94,7 +94,8 @@ class Narrator:
     def _line(self, event: dict[str, Any], text: str, style: str = "") -> None:
         self.close()
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-        self._console.print(f"{clock}  {place_of(event):<26}{text}", style=style, highlight=False, markup=False)
+        line = f"{clock}  {place_of(event):<28}{text}"
+        self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._training = ""

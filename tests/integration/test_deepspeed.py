@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +22,23 @@ MakeSettings = Callable[..., Settings]
 TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 
 
+def val_losses_inside(run: RunStore) -> list[float]:
+    """val_loss of the validations inside epochs."""
+    paths = sorted(run.root.glob("iterations/*/epochs/*/metrics.json"))
+    rows = [row for path in paths for row in json.loads(path.read_text("utf-8"))["steps"]]
+    return [row["val_loss"] for row in rows if "val_loss" in row]
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, tmp_path: Path, stage: int) -> None:
     # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
     # leave a last batch of 4, where ranks are given filling
-    spin = {"max_epochs": 2}
-    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, spin=spin))
+    common = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
-    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, spin=spin, training=training, hardware=TWO_RANKS))
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
     assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    assert val_losses_inside(zero) == pytest.approx(val_losses_inside(plain), abs=1e-5)
     weights = [load_file(run.path("iterations/0/epochs/1/policy/model.safetensors")) for run in (plain, zero)]
     assert weights[0].keys() == weights[1].keys()
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])

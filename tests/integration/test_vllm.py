@@ -71,13 +71,13 @@ def test_greedy_answers_are_those_of_transformers(
     ours, theirs = _answers(engine, prompts, limits), _answers(other, prompts, limits)
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) // 2
     model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
-    for prompt, one, other in zip(prompts, ours, theirs, strict=True):
+    for prompt, ours_here, theirs_here in zip(prompts, ours, theirs, strict=True):
         # where they part, the two tokens must be a tie to rounding: same weights, same prompt, same template
-        pairs = list(zip(one.token_ids, other.token_ids, strict=False))
+        pairs = list(zip(ours_here.token_ids, theirs_here.token_ids, strict=False))
         place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
         if place is not None:
             with torch.inference_mode():
-                logits = model(torch.tensor([prompt + one.token_ids[:place]])).logits[0, -1]
+                logits = model(torch.tensor([prompt + ours_here.token_ids[:place]])).logits[0, -1]
             assert abs(float(logits[pairs[place][0]] - logits[pairs[place][1]])) < 2e-3
 
 

@@ -17,7 +17,7 @@ import pytest
 from spin_components.store.run import RunStore
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def spin(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
