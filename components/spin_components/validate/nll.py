@@ -38,7 +38,8 @@ def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Comp
     """
     for batch in batches:
         answered = [Answered(prompt.prompt_ids, prompt.actual_ids) for prompt in batch]
-        with torch.inference_mode(), compute.autocast():
+        # not inference mode: under ZeRO-3 the gathered weights would be of no use to the training that goes on
+        with torch.no_grad(), compute.autocast():
             nlls = (-answer_logprobs(model, answered, compute.device)).tolist()
         losses = [
             AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)
