@@ -74,7 +74,7 @@ def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | 
 
 
 def _attention(device: torch.device | str) -> str:
-    """On a CPU eager attention is as fast as sdpa at these lengths (tests/benchmarks/attention.py: 1.01), and simpler."""
+    """On a CPU eager attention is as fast as sdpa at short lengths (tests/benchmarks/attention.py: 1.01)."""
     return "sdpa" if torch.device(device).type == "cuda" else "eager"
 
 
