@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from s3_server import S3Server
 from spin_components.prepare.builtin import docstrings, make_tiny_llama
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
@@ -33,6 +34,22 @@ def question_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (json.dumps({"prompt": question, "response": answer}) for question, answer in docstrings(limit=40))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that all tests share; each takes a prefix of its own. Not to be killed."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The shared server, with this process's environment pointing to it and a cache of the test's own."""
+    for name, value in {**s3_server.variables, "SPIN_CACHE_DIR": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture

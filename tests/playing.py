@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 from spin_components.checkpoint.step import publish
@@ -11,6 +11,7 @@ from spin_components.prepare.step import prepare
 from spin_components.ref_logprob.step import score_shard
 from spin_components.settings import Settings
 from spin_components.store import layout
+from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
@@ -46,14 +47,19 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
     return publish(uri, iteration, reference, policy, settings.spin.max_iterations, selection)
 
 
-def play(settings: Settings) -> RunStore:
+def play(settings: Settings) -> LocalRun:
+    """A whole run in a local folder, or what is left of it."""
+    play_anywhere(settings)
+    return LocalRun(Path(settings.run.uri))
+
+
+def play_anywhere(settings: Settings) -> None:
     """A whole run, or what is left of it."""
     reference = begin(settings)
     for iteration in range(settings.spin.max_iterations):
         reference = play_iteration(settings, iteration, reference)
         if not reference:
             break
-    return RunStore(settings.run.uri)
 
 
 def hardware(settings: Settings) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def hardware(settings: Settings) -> dict[str, Any]:
 def losses(run: RunStore) -> list[float]:
     """The loss of every training step of a run, in order."""
     keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
-    return [row["loss"] for key in keys for row in json.loads(run.path(key).read_text("utf-8"))["steps"]]
+    return [row["loss"] for key in keys for row in run.read_json(key)["steps"]]
 
 
 def val_losses(run: RunStore) -> list[float]:

@@ -5,6 +5,9 @@ SpinError                    a run cannot go on; the message says where, what, a
 ├── DataError                a record, a file or a data set is wrong            exit 2
 ├── ModelError               a model folder cannot be used                      exit 2
 ├── InputsChangedError       a finished step was made from other inputs         exit 2
+├── BusyError                another runner is at work on the run              exit 2
+├── StorageAccessError       storage refuses what the run needs                exit 2
+├── StorageError             storage does not answer, or has no room           exit 1
 ├── IntegrityError           an object is missing, truncated or altered         exit 1
 ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
 ├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
@@ -42,6 +45,22 @@ class InputsChangedError(SpinError):
     """A finished step exists that was made from other inputs."""
 
     exit_code = 2
+
+
+class BusyError(SpinError):
+    """Another runner, or another attempt, is at work on the run."""
+
+    exit_code = 2
+
+
+class StorageAccessError(SpinError):
+    """Storage refuses: keys, bucket, permission, clock or address are wrong; trying again does not help."""
+
+    exit_code = 2
+
+
+class StorageError(SpinError):
+    """Storage did not answer in the time allowed, or is full; the same command goes on once it does."""
 
 
 class IntegrityError(SpinError):

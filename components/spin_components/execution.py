@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -10,29 +11,33 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from spin_components.errors import SpinError
+from spin_components.errors import SpinError, StorageError
 from spin_components.events import EventLog
 from spin_components.settings import HardwareSettings, Settings
 from spin_components.store import layout
+from spin_components.store.lease import LeaseHolder, this_host
 from spin_components.store.manifests import Manifest
-from spin_components.store.run import RunStore
+from spin_components.store.run import RunStore, open_run
 
 logger = logging.getLogger(__name__)
 
 WARM_SERVER = "SPIN_WARM_SERVER"
+_ATTEMPT = "SPIN_ATTEMPT"
+_QUIET_S = 2.0
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
 
 
-def perform(target: str, **arguments: Any) -> str:
+def perform(target: str, attempt: str, **arguments: Any) -> str:
     """Run a step function, in the warm server of a local run where there is one, else in this process.
 
     Args:
         target: `module:function` below this package.
+        attempt: id of the pipeline run that the step is part of.
         arguments: plain JSON values.
 
     Returns: what the function returns, one string.
@@ -43,13 +48,14 @@ def perform(target: str, **arguments: Any) -> str:
     if address := os.environ.get(WARM_SERVER):
         from spin_components.warm import request
 
-        return request(address, target, arguments)
-    return call(target, arguments)
+        return request(address, target, attempt, arguments)
+    return call(target, attempt, arguments)
 
 
-def call(target: str, arguments: dict[str, Any]) -> str:
+def call(target: str, attempt: str, arguments: dict[str, Any]) -> str:
     """Import and call a step function; a SpinError becomes one message and an exit code."""
     configure_logging()
+    os.environ[_ATTEMPT] = attempt
     module, function = target.split(":")
     try:
         return str(getattr(importlib.import_module(f"spin_components.{module}"), function)(**arguments))
@@ -68,11 +74,17 @@ def configure_logging() -> None:
 
 @dataclass
 class Step:
-    """One step of a run as it executes."""
+    """One step of a run as it executes.
+
+    Attributes:
+        is_last: whether the attempt ends with this step, so that the run is free.
+    """
 
     run: RunStore
     events: EventLog
     hardware: HardwareSettings
+    lease: LeaseHolder | None = None
+    is_last: bool = False
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -93,6 +105,7 @@ class Step:
     def stop(self, reason: str) -> str:
         """Record that this step ends before its work is done, on purpose."""
         logger.info("stopped: %s", reason)
+        self.is_last = True
         self.events.write("stop", reason=reason)
         return STOPPED
 
@@ -112,9 +125,19 @@ class Step:
             facts=facts,
             duration_s=round(self.duration_s, 3),
         )
-        self.run.write_json(key, manifest.model_dump(mode="json"))
+        self.commit(key, manifest)
         self.events.write("done", facts=facts, duration_s=manifest.duration_s)
         return manifest
+
+    def commit(self, key: str, manifest: Manifest) -> None:
+        """Write a manifest, if this attempt still holds the run.
+
+        Raises:
+            BusyError: another attempt has taken it.
+        """
+        if self.lease:
+            self.lease.claim()
+        self.run.write_json(key, manifest.model_dump(mode="json"))
 
 
 @contextmanager
@@ -127,19 +150,65 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
         hardware: the attempt's `[hardware]` settings.
         labels: iteration, epoch, shard.
     """
-    run = RunStore(run_uri)
-    current = Step(run, EventLog(run.path(layout.EVENTS), {"step": name, **labels}), HardwareSettings(**hardware or {}))
+    with open_run(run_uri) as run:
+        if name == "prepare":
+            run.probe()
+        attempt = os.environ.get(_ATTEMPT, "")
+        lease = LeaseHolder(run, attempt or f"{this_host()}:{os.getpid()}")
+        current = Step(run, EventLog(run, {"step": name, **labels}), HardwareSettings(**hardware or {}), lease)
+        current.is_last = not attempt
+        run.on_progress = _Transfers(current.events)
+        try:
+            with _explained(current):
+                yield current
+        except BaseException:
+            current.is_last = True
+            raise
+        finally:
+            current.events.close()
+            lease.close()
+            if current.is_last:
+                with suppress(SpinError):  # it is over in a while by itself
+                    lease.release()
+
+
+@contextmanager
+def _explained(current: Step) -> Iterator[None]:
+    """Make the start of a step, and how it failed if it does, events."""
     current.events.write("start", pid=os.getpid())
     try:
-        yield current
+        yield
     except SpinError as error:
         current.events.write("fail", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
         raise
     except Exception as error:
+        if _is_full(error):
+            message = f"no space is left below {current.run.scratch}; free some, and run the same command ({error})"
+            current.events.write("fail", error="StorageError", message=message, exit_code=1)
+            raise StorageError(message) from error
         current.events.write(
             "fail", error=type(error).__name__, message=str(error), exit_code=1, traceback=traceback.format_exc()
         )
         raise
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk is full; libraries that write by themselves tell it in words only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+class _Transfers:
+    """Makes progress events of transfers that take a while, a few a minute."""
+
+    def __init__(self, events: EventLog) -> None:
+        self._events, self._told = events, time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._told > _QUIET_S:
+            self._told = time.monotonic()
+            self._events.write("transfer", what=what, done=done >> 20, total=total >> 20, unit="MiB")
+            logger.info("%s: %d of %d MiB", what, done >> 20, total >> 20)
 
 
 def die_with_parent(interval_s: float = 0.5) -> None:

@@ -15,29 +15,33 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
 
 
-def check_model_folder(folder: Path, *, what: str) -> dict[str, Any]:
+def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[str, Any]:
     """Refuse what cannot be a model before anything is loaded; returns the parsed `config.json`.
+
+    Args:
+        folder: on this machine.
+        what: the setting it came from, for the error.
+        address: what that setting says, where it is not the folder.
 
     Raises:
         ModelError: not a folder, no configuration, no safetensors, or no tokenizer.
     """
+    address = address or str(folder)
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(f"{what} = {str(folder)!r} {found}; expected a folder in Hugging Face layout, or builtin:NAME")
+        raise ModelError(f"{what} = {address!r} {found}; expected a folder in Hugging Face layout, or builtin:NAME")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
-        raise ModelError(
-            f"{what} = {str(folder)!r} has no config.json; expected a Hugging Face model folder"
-        ) from error
+        raise ModelError(f"{what} = {address!r} has no config.json; expected a Hugging Face model folder") from error
     except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
+        raise ModelError(f"{address}/config.json is not JSON: {error}") from error
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{what} = {str(folder)!r} has no *.safetensors; only that format is read, save the model with it first"
+            f"{what} = {address!r} has no *.safetensors; only that format is read, save the model with it first"
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(f"{what} = {str(folder)!r} has no tokenizer; save it beside the weights with save_pretrained")
+        raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
     return dict(config)
 
 

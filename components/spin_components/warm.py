@@ -23,7 +23,7 @@ from spin_components.execution import WARM_SERVER, call, die_with_parent, end_pr
 READY = "ready"
 
 
-def request(address: str, target: str, arguments: dict[str, Any]) -> str:
+def request(address: str, target: str, attempt: str, arguments: dict[str, Any]) -> str:
     """Have the server at a socket address run a step, with this process's standard output and error.
 
     Returns: what the step returns.
@@ -33,7 +33,8 @@ def request(address: str, target: str, arguments: dict[str, Any]) -> str:
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
-        message = json.dumps({"target": target, "arguments": arguments, "folder": str(Path.cwd())}).encode()
+        order = {"target": target, "attempt": attempt, "arguments": arguments, "folder": str(Path.cwd())}
+        message = json.dumps(order).encode()
         sys.stdout.flush()
         sys.stderr.flush()
         socket.send_fds(connection, [struct.pack("!I", len(message))], [1, 2])
@@ -105,7 +106,7 @@ def _end_with_caller(connection: socket.socket) -> None:
 def _outcome(message: dict[str, Any]) -> dict[str, Any]:
     try:
         os.chdir(message["folder"])
-        return {"result": call(message["target"], message["arguments"])}
+        return {"result": call(message["target"], message["attempt"], message["arguments"])}
     except SystemExit as error:
         return {"exit_code": error.code if isinstance(error.code, int) else 1}
     except BaseException:

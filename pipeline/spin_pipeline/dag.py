@@ -28,6 +28,9 @@ from spin_components.train_epoch.component import train_epoch
 from spin_components.validate.component import validate
 from spin_pipeline.config import load_settings, pipeline_parameters
 
+ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+"""The pipeline run, as its steps know it: they hold the lease on the run's storage together."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -75,7 +78,7 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
         """Train a model by self-play; running again with the same run_uri resumes.
 
         Args:
-            run_uri: Folder where everything about the run lies.
+            run_uri: Where everything about the run lies: s3://bucket/prefix, or a folder that all steps share.
             max_iterations: Rounds of self-play, at most as many as were compiled.
             run: Seed and wall-clock limit.
             model: The base model.
@@ -89,6 +92,7 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
         """
         prepared = _fresh(
             prepare(
+                attempt=ATTEMPT,
                 run_uri=run_uri,
                 max_iterations=max_iterations,
                 run=run,
@@ -103,7 +107,11 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
                 compiled=compiled,
             )
         )
-        base = _fresh(validate(run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=prepared.output, hardware=hardware))
+        base = _fresh(
+            validate(
+                attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=prepared.output, hardware=hardware
+            )
+        )
         base.set_display_name("validate base")
 
         def play(t: int, reference: Any) -> None:
@@ -137,7 +145,7 @@ def _iteration_pipeline(shape: Shape) -> GraphComponent:
         hardware: dict,
     ) -> str:
         """One round: the reference plays, the policy learns, the next reference comes out."""
-        place = {"run_uri": run_uri, "iteration": iteration}
+        place = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": iteration}
         with dsl.ParallelFor(list(range(shape.shards)), parallelism=shape.parallelism or None) as shard:
             played = _fresh(generate(**place, shard=shard, reference_uri=reference_uri, hardware=hardware))
             scored = _fresh(

@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ConfigError
+from spin_components.events import EventTail
 from spin_components.prepare.checks import check_inputs
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.run import RunStore
+from spin_components.store.lease import check_free
+from spin_components.store.run import RunStore, open_run
 from spin_pipeline.lock import is_locked, locked
-from spin_pipeline.progress import EventTail, Narrator
+from spin_pipeline.progress import Narrator
 from spin_pipeline.status import RunStatus, read_status
 
 _POLL_S = 0.3
@@ -34,24 +36,28 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     """Run or resume a run, and return how it stands at the end.
 
     Raises:
-        ConfigError, DataError, ModelError: something is wrong that can be seen before any work.
+        ConfigError, DataError, ModelError, StorageAccessError: something is wrong that can be seen before any work.
+        BusyError: another runner is at work on it.
     """
     if not settings.run.uri:
         raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri DIR")
-    run = RunStore(settings.run.uri)
+    run = open_run(settings.run.uri)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
+    run.probe()
     check_inputs(settings)
+    log = run.scratch / LOG
     console.print(
-        f"run {settings.run.name}: {run.root} (everything steps print: {LOG})", highlight=False, soft_wrap=True
+        f"run {settings.run.name}: {run.uri} (everything steps print: {log})", highlight=False, soft_wrap=True
     )
-    with locked(run.root) as lock:
-        tail = EventTail(run.path(layout.EVENTS), skip=True)
+    with locked(run.scratch) as lock:
+        check_free(run)
+        tail = EventTail(run, skip=True)
         code = _drive(settings, run, lock, tail, Narrator(console))
     _wait_for_steps(run)
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
         _show_log(run, console)
-        failure = {"step": "driver", "error": "RuntimeError", "message": f"see {run.path(LOG)}", "exit_code": 1}
+        failure = {"step": "driver", "error": "RuntimeError", "message": f"see {log}", "exit_code": 1}
         blank: dict[str, Any] = {"iteration": None, "epoch": None, "step": 0, "consumed_samples": 0, "best": None}
         known = status.model_dump() if status else {"run_uri": run.uri, "iterations": [], "base": {}, **blank}
         return RunStatus.model_validate({**known, "state": "failed", "failure": failure})
@@ -60,12 +66,12 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
 
 def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrator: Narrator) -> int:
     """Start the driver, tell what happens, wait; a signal ends it and all its children. Returns its exit code."""
-    path = run.path(".settings.json")
+    path = run.scratch / ".settings.json"
     path.write_text(settings.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "spin_pipeline.driver", str(path), str(lock)]
     # the current folder is kept off the path: KFP imports `docker`, which a folder of that name would stand in for
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    with run.path(LOG).open("ab") as log:
+    with (run.scratch / LOG).open("ab") as log:
         driver = subprocess.Popen(
             command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,), env=environment
         )
@@ -110,12 +116,12 @@ def _end(driver: subprocess.Popen[bytes]) -> None:
 def _wait_for_steps(run: RunStore) -> None:
     """Give steps whose runner was ended the moment they need to end themselves."""
     deadline = time.monotonic() + _GRACE_S
-    while is_locked(run.root) and time.monotonic() < deadline:
+    while is_locked(run.scratch) and time.monotonic() < deadline:
         time.sleep(0.1)
 
 
 def _show_log(run: RunStore, console: Console, num_lines: int = 15) -> None:
-    log = run.path(LOG)
+    log = run.scratch / LOG
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     for line in [line for line in lines if line.strip()][-num_lines:]:
         console.print(f"  {line}", style="dim", markup=False, highlight=False)

@@ -1,4 +1,8 @@
-"""One runner at a time on a run in a local folder: a lock that the kernel lets go of when its holders are gone."""
+"""One runner at a time on a run on this machine: a lock that the kernel lets go of when its holders are gone.
+
+The lease in the run's storage (`spin_components.store.lease`) does the same between machines, but cannot know at once
+that a process has died.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +13,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spin_components.errors import ConfigError
+from spin_components.errors import BusyError
 
 _NAME = ".lock"
 _PATIENCE_S = 5.0
 
 
 @contextmanager
-def locked(run_root: Path) -> Iterator[int]:
+def locked(scratch: Path) -> Iterator[int]:
     """Hold a run; yields the descriptor that child processes are to inherit, so that the lock lasts as long as they do.
 
     Waits a little, because the steps of a runner that was killed need a moment to notice.
 
+    Args:
+        scratch: the run's folder on this machine.
+
     Raises:
-        ConfigError: another runner holds it.
+        BusyError: another runner holds it.
     """
-    run_root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_root / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    scratch.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(scratch / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + _PATIENCE_S
         while not _try(descriptor):
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"another runner is at work on {run_root}; wait for it, end it, or choose another run.uri"
+                raise BusyError(
+                    f"another runner of this machine is at work ({scratch / _NAME} is held); wait for it, end it, "
+                    "or choose another run.uri"
                 )
             time.sleep(0.2)
         yield descriptor
@@ -39,10 +47,10 @@ def locked(run_root: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def is_locked(run_root: Path) -> bool:
+def is_locked(scratch: Path) -> bool:
     """Whether a runner, or a step it started, is alive on this machine."""
     try:
-        descriptor = os.open(run_root / _NAME, os.O_RDWR)
+        descriptor = os.open(scratch / _NAME, os.O_RDWR)
     except OSError:
         return False
     try:

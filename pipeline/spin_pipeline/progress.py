@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
 
 _PLAIN_INTERVAL_S = 10.0
-
-
-class EventTail:
-    """Reads what is appended to a folder of event files.
-
-    Args:
-        folder: the run's `events/`.
-        skip: pass over what is there already.
-    """
-
-    def __init__(self, folder: Path, *, skip: bool = False) -> None:
-        self._folder = folder
-        self._offsets: dict[Path, int] = {path: path.stat().st_size for path in folder.glob("*.jsonl")} if skip else {}
-
-    def new(self) -> list[dict[str, Any]]:
-        """Events since the last call, oldest first."""
-        events = []
-        for path in sorted(self._folder.glob("*.jsonl")):
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # still being written
-                    self._offsets[path] = self._offsets.get(path, 0) + len(line)
-                    with suppress(ValueError):  # what a full disk cut
-                        events.append(json.loads(line))
-        return sorted(events, key=lambda event: float(event["time"]))
 
 
 def place_of(event: dict[str, Any]) -> str:
@@ -62,6 +32,7 @@ class Narrator:
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "start": self._on_start,
             "progress": self._on_progress,
+            "transfer": lambda event: self._moving(event, f"{event['what']}: {event['done']}/{event['total']} MiB"),
             "metrics": self._on_metrics,
             "done": self._on_done,
             "reuse": lambda event: self._line(event, "done before", style="dim"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -10,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from spin_components.errors import ConfigError
 from spin_components.events import read_events
 from spin_components.store import layout
+from spin_components.store.lease import read_lease
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore
+from spin_components.store.run import RunStore, open_run
 from spin_pipeline.lock import is_locked
 
 State = Literal["running", "done", "failed", "stopped", "interrupted"]
@@ -82,16 +82,17 @@ def read_status(run_uri: str) -> RunStatus:
 
     Raises:
         ConfigError: no run is there.
+        StorageAccessError, StorageError: storage refuses, or does not answer.
     """
-    run = RunStore(run_uri)
+    run = open_run(run_uri)
     if not run.exists(layout.ATTEMPT):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
-    keys = sorted(run.list("iterations", "*/checkpoint.json"), key=lambda key: int(Path(key).parent.name))
+    keys = [layout.checkpoint(t) for t in published_iterations(run)]
     iterations = [IterationStatus.model_validate(read_manifest(run, key).facts) for key in keys]
     base_key = layout.validation(layout.BASE, 0)
     base = BaseStatus(val_loss=read_manifest(run, base_key).facts["val_loss"]) if run.exists(base_key) else BaseStatus()
     started = run.read_json(layout.ATTEMPT)["started"]
-    events = read_events(run.path(layout.EVENTS))
+    events = read_events(run)
     latest = [event for event in events if event["time"] >= started]
     state, failure = _state(run, latest, iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
@@ -109,10 +110,16 @@ def read_status(run_uri: str) -> RunStatus:
     )
 
 
+def published_iterations(run: RunStore) -> list[int]:
+    """Numbers of the iterations that have a checkpoint, in order."""
+    return sorted(int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json"))
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
-    if is_locked(run.root):
+    lease = read_lease(run)
+    if is_locked(run.scratch) or (lease and lease.remaining_s):
         return "running", None
     if failures := [event for event in events if event["kind"] == "fail"]:
         names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")

@@ -7,13 +7,20 @@ from spin_components.images import CPU
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def checkpoint(
-    run_uri: str, iteration: int, reference_uri: str, policy_uri: str, max_iterations: int, selection: dict
+    attempt: str,
+    run_uri: str,
+    iteration: int,
+    reference_uri: str,
+    policy_uri: str,
+    max_iterations: int,
+    selection: dict,
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
     from spin_components.execution import perform
 
     return perform(
         "checkpoint.step:publish",
+        attempt=attempt,
         run_uri=run_uri,
         iteration=iteration,
         reference_uri=reference_uri,

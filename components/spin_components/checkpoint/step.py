@@ -70,8 +70,9 @@ def publish(
         else:
             current.reuse(manifest)
             if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
-                run.write_json(key, manifest.model_copy(update={"facts": facts}).model_dump(mode="json"))
+                current.commit(key, manifest.model_copy(update={"facts": facts}))
         _point_and_prune(current, iteration, rules, settings)
+        current.is_last = current.is_last or decision != "continue"
         logger.info("iteration %d: val_loss %.4f (base %.4f): %s", iteration, losses[-1], losses[0], decision)
         return str(facts["checkpoint_uri"]) if decision == "continue" else STOPPED
 

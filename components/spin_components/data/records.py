@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import zlib
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias, cast
-from urllib.parse import unquote, urlsplit
 
 from spin_components.data.formats import FORMS, Conversation, parse_record
 from spin_components.errors import ConfigError, DataError
+from spin_components.store.sources import DATA_SUFFIXES, Source
 
 NUM_LISTED = 10
 """How many bad records are kept and named."""
 
 _ROWS_A_BATCH = 1024
-_JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +54,17 @@ _Parsed: TypeAlias = Conversation | str  # the conversation, or what is wrong wi
 _ParsedLines: TypeAlias = Generator[tuple[int, _Parsed], None, None]  # with the line's number
 
 
-def read_records(path: str | Path, *, on_bad_record: str, max_records: int = 0) -> RecordSet:
+def read_source(source: Source, *, on_bad_record: str) -> list[RecordSet]:
+    """Read and check every file of a source; see `read_records`."""
+    return [read_records(path, address=uri, on_bad_record=on_bad_record) for uri, path in source.files.items()]
+
+
+def read_records(path: Path, *, on_bad_record: str, max_records: int = 0, address: str = "") -> RecordSet:
     """Read and check a data file.
 
     Args:
-        path: a local path or a `file://` URI.
+        path: of the file on this machine.
+        address: what it is called in errors; its path by default.
         on_bad_record: "fail" refuses the file if any record is bad, "skip" drops and counts them.
         max_records: stop after so many good records, what follows is not looked at; 0 reads all.
 
@@ -73,7 +77,7 @@ def read_records(path: str | Path, *, on_bad_record: str, max_records: int = 0) 
             f"reading {path}: on_bad_record is {on_bad_record!r} and max_records {max_records}, "
             "expected 'fail' or 'skip', and a number of records or 0 for all"
         )
-    source, file = str(path), _local_file(str(path))
+    source, file = address or str(path), _known(path)
     records: list[Record] = []
     bad: list[BadRecord] = []
     num_bad = 0
@@ -103,28 +107,15 @@ def _refusal(source: str, unit: str, bad: list[BadRecord], num_bad: int, num_goo
     return f"{num_bad} of {num_bad + num_good} records cannot be used. {what_to_do}\n  " + "\n  ".join(lines)
 
 
-def _local_file(source: str) -> Path:
-    """The existing file that a path or `file://` URI names.
+def _known(file: Path) -> Path:
+    """Refuse a file whose suffix tells nothing.
 
     Raises:
-        DataError: another scheme, nothing there, or not a file with a known suffix.
+        DataError: naming the suffixes that are known.
     """
-    file = Path(source)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
-        uri = urlsplit(source)
-        if uri.scheme.lower() != "file" or uri.netloc not in ("", "localhost"):
-            raise DataError(
-                f"{source}: data on {uri.scheme}://{uri.netloc} is not supported, expected a local path or "
-                "file:///path; copy the file to a place that is mounted here"
-            )
-        file = Path(unquote(uri.path))
-    if file.is_dir():
-        raise DataError(f"{source} is a folder, expected a file; name one JSONL or Parquet file in it")
-    if not file.exists():
-        raise DataError(f"{source} does not exist, expected a JSONL or Parquet file; check the path and the mounts")
-    if not file.name.endswith((*_JSON_SUFFIXES, ".parquet")):
+    if not file.name.endswith(DATA_SUFFIXES):
         raise DataError(
-            f"{source} has the suffix {file.suffix!r}, expected .parquet or one of {', '.join(_JSON_SUFFIXES)}; "
+            f"{file} has the suffix {file.suffix!r}, expected one of {', '.join(DATA_SUFFIXES)}; "
             "convert or rename the file"
         )
     return file

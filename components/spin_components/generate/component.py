@@ -6,12 +6,13 @@ from spin_components.images import GENERATE
 
 
 @dsl.component(base_image=GENERATE, install_kfp_package=False)
-def generate(run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict) -> str:
+def generate(attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
     from spin_components.execution import perform
 
     return perform(
         "generate.step:generate_shard",
+        attempt=attempt,
         run_uri=run_uri,
         iteration=iteration,
         shard=shard,

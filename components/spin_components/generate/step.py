@@ -17,7 +17,6 @@ from spin_components.generate.engine import Answer, Engine, Sampling, choose_eng
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.digests import digest_file, verify_file
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 
@@ -55,17 +54,19 @@ def generate_shard(run_uri: str, iteration: int, shard: int, reference_uri: str,
             return run.uri_of(key)
         if current.out_of_time():
             return current.stop("max_time")
-        verify_file(run.path(source), data.outputs[source], what=f"training shard {shard}")
-        prompts = read_rows(run.path(source), Prompt)
-        facts = _play(current, settings, prompts, reference_uri, data.facts["eos_ids"], key)
-        outputs = {key: digest_file(run.path(key))}
-        current.finish(layout.manifest_of(key), inputs=inputs, outputs=outputs, facts=facts)
+        what = f"training shard {shard}"
+        folder = run.fetch({source: data.outputs[source]}, what=what, made_by=layout.DATA_MANIFEST)
+        prompts = read_rows(folder / source, Prompt)
+        pairs, facts = _play(current, settings, prompts, reference_uri, data.facts["eos_ids"])
+        with run.staged(key) as staged:
+            write_rows(staged.path, Pair, pairs)
+        current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
 
 
 def _play(
-    current: Step, settings: Settings, prompts: list[Prompt], reference_uri: str, eos_ids: list[int], key: str
-) -> dict[str, Any]:
+    current: Step, settings: Settings, prompts: list[Prompt], reference_uri: str, eos_ids: list[int]
+) -> tuple[list[Pair], dict[str, Any]]:
     labels = current.events.labels
     folder = open_model(current.run, reference_uri, what="the reference policy")
     set_threads(settings.hardware)
@@ -83,8 +84,6 @@ def _play(
         Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, answer.token_ids, answer.finish_reason)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    with current.run.staged(key) as path:
-        write_rows(path, Pair, pairs)
     facts = _facts(pairs, eos_ids) | {
         "engine": name,
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),
@@ -95,7 +94,7 @@ def _play(
         message = f"{cut} of {len(pairs)} generated answers were cut at generation.max_new_tokens and carry no EOS"
         logger.warning(message)
         current.events.write("warning", message=message)
-    return facts
+    return pairs, facts
 
 
 def _limits(prompts: Sequence[Prompt], settings: Settings) -> list[int]:

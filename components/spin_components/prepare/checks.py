@@ -1,29 +1,35 @@
-"""What can be checked in a second or two, before any model or tokenizer is loaded."""
+"""What can be checked before any model or tokenizer is loaded: in a second or two, but for data that is far away."""
 
 from __future__ import annotations
 
-from spin_components.data.records import read_records
+from spin_components.data.records import read_source
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
 from spin_components.settings import Settings
-from spin_components.store.run import local_path
+from spin_components.store.addresses import check_address, local_path, scheme_of
+from spin_components.store.sources import Sources
 
 
 def check_inputs(settings: Settings) -> None:
-    """The checks that need no model and no tokenizer: every record and every folder, in a second or two.
+    """The checks that need no model and no tokenizer: every address and every record.
 
     Raises:
         ConfigError, DataError, ModelError: what was given cannot be used.
+        StorageAccessError, StorageError: storage refuses, or does not answer.
     """
-    if builtin.is_builtin(settings.model.base):
-        builtin.check_builtin(settings.model.base, what="model.base", kinds=builtin.MODELS)
+    base = settings.model.base
+    if builtin.is_builtin(base):
+        builtin.check_builtin(base, what="model.base", kinds=builtin.MODELS)
+    elif scheme_of(base) == "file":
+        check_model_folder(local_path(base, what="model.base"), what="model.base", address=base)
     else:
-        check_model_folder(local_path(settings.model.base, what="model.base"), what="model.base")
-    for name, source in named_sources(settings).items():
-        if builtin.is_builtin(source):
-            builtin.check_builtin(source, what=f"data.{name}", kinds=builtin.DATA_SETS)
-        else:
-            read_records(source, on_bad_record=settings.data.on_bad_record)
+        check_address(base, what="model.base")
+    with Sources() as sources:
+        for name, uri in named_sources(settings).items():
+            if builtin.is_builtin(uri):
+                builtin.check_builtin(uri, what=f"data.{name}", kinds=builtin.DATA_SETS)
+            else:
+                read_source(sources.open_data(uri, what=f"data.{name}"), on_bad_record=settings.data.on_bad_record)
 
 
 def named_sources(settings: Settings) -> dict[str, str]:

@@ -7,6 +7,7 @@ from spin_components.images import CPU
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def prepare(
+    attempt: str,
     run_uri: str,
     max_iterations: int,
     run: dict,
@@ -34,4 +35,4 @@ def prepare(
         "selection": selection,
         "hardware": hardware,
     }
-    return perform("prepare.step:prepare", run_uri=run_uri, settings=settings, compiled=compiled)
+    return perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)

@@ -42,7 +42,7 @@ class RenderedSet:
         }
 
 
-def render_records(records: dict[str, RecordSet], tokenizer: Any, base: Path, settings: Settings) -> RenderedSet:
+def render_records(records: dict[str, list[RecordSet]], tokenizer: Any, base: Path, settings: Settings) -> RenderedSet:
     """Render every record with the model's template.
 
     Raises:
@@ -55,9 +55,9 @@ def render_records(records: dict[str, RecordSet], tokenizer: Any, base: Path, se
     prompts: dict[str, list[Prompt]] = {}
     refused: list[str] = []
     cut_prompts = cut_answers = index = 0
-    for name, found in records.items():
+    for name, sets in records.items():
         prompts[name] = []
-        for record in found.records:
+        for found, record in [(each, record) for each in sets for record in each.records]:
             try:
                 rendered = renderer.render(record.conversation)
             except ValueError as error:

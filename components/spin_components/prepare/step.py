@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from spin_components import __version__
-from spin_components.data.records import read_records
+from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError
 from spin_components.execution import Step, step
@@ -22,9 +23,10 @@ from spin_components.prepare.rendering import RenderedSet, render_records, split
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
-from spin_components.store.digests import FileDigest, digest_file, digest_of, digest_tree
-from spin_components.store.manifests import finished, now
-from spin_components.store.run import RunStore, local_path
+from spin_components.store.digests import FileDigest, FileDigests, digest_of
+from spin_components.store.manifests import Manifest, finished, now
+from spin_components.store.run import RunStore
+from spin_components.store.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +55,20 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     hardware = checked.hardware.model_dump(mode="json")
     with step("prepare", run_uri, hardware) as current:
         _begin_attempt(current.run, checked)
-        base = _base_model(current.run, checked)
-        sources = _data_sources(current.run, checked)
-        base_files = digest_tree(base)
-        inputs = _inputs(checked, base_files, sources)
+        base = _base_model(current, checked)
+        sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
+        base_files = base.digests
+        found = {name: source.digests for name, source in sources.items()}
+        inputs = _inputs(checked, base_files, found)
         if manifest := finished(current.run, layout.DATA_MANIFEST, inputs):
             current.reuse(manifest)
-            return str(base)
+            return base.uri
         current.run.write_json(
             layout.RUN,
             {
                 "settings": checked.model_dump(mode="json"),
-                "base_model": {
-                    "uri": str(base),
-                    "files": {name: file.model_dump() for name, file in base_files.items()},
-                },
-                "data": {
-                    name: {"uri": str(path), "sha256": digest_file(path).sha256} for name, path in sources.items()
-                },
+                "base_model": {"uri": base.uri, "files": _plain(base_files)},
+                "data": {name: {"uri": source.uri, "files": _plain(found[name])} for name, source in sources.items()},
                 "seed": checked.run.seed,
                 "version": __version__,
                 "python": platform.python_version(),
@@ -78,8 +76,12 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
                 "created_at": now(),
             },
         )
-        _write_data(current, checked, base, sources, inputs)
-        return str(base)
+        _write_data(current, checked, base.folder, sources, inputs)
+        return base.uri
+
+
+def _plain(files: FileDigests) -> dict[str, Any]:
+    return {name: file.model_dump() for name, file in files.items()}
 
 
 def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
@@ -102,42 +104,46 @@ def _begin_attempt(run: RunStore, settings: Settings) -> None:
     started = time.time()
     deadline = started + limit_s if limit_s < float("inf") else None
     run.write_json(layout.ATTEMPT, {"started_at": now(), "started": started, "deadline": deadline})
-    run.sweep("")
+    run.sweep()
 
 
-def _base_model(run: RunStore, settings: Settings) -> Path:
-    source = settings.model.base
-    if not builtin.is_builtin(source):
-        folder = local_path(source, what="model.base")
+def _base_model(current: Step, settings: Settings) -> Source:
+    uri, what = settings.model.base, "model.base"
+    if builtin.is_builtin(uri):
+        name = builtin.check_builtin(uri, what=what, kinds=builtin.MODELS)
+        source = _made(current, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
     else:
-        name = builtin.check_builtin(source, what="model.base", kinds=builtin.MODELS)
-        folder = run.path(layout.BUILTIN_MODEL)
-        if not folder.exists():
-            logger.info("making %s", source)
-            with run.staged(layout.BUILTIN_MODEL) as staging:
-                builtin.MODELS[name](staging)
-    check_model_folder(folder, what="model.base")
-    return folder
+        source = current.run.sources.open_model(uri, what=what)
+    check_model_folder(source.folder, what=what, address=source.uri)
+    return source
 
 
-def _data_sources(run: RunStore, settings: Settings) -> dict[str, Path]:
-    paths = {}
-    for name, source in named_sources(settings).items():
-        if builtin.is_builtin(source):
-            key = f"inputs/{name}.jsonl"
-            kind = builtin.check_builtin(source, what=f"data.{name}", kinds=builtin.DATA_SETS)
-            if not run.exists(key):
-                with run.staged(key) as staging:
-                    builtin.DATA_SETS[kind](staging)
-            paths[name] = run.path(key)
-        else:
-            paths[name] = local_path(source, what=f"data.{name}")
-            if not paths[name].is_file():
-                read_records(source, on_bad_record="fail")  # says what is wrong with it
-    return paths
+def _data(current: Step, name: str, uri: str) -> Source:
+    what = f"data.{name}"
+    if not builtin.is_builtin(uri):
+        return current.run.sources.open_data(uri, what=what)
+    kind = builtin.check_builtin(uri, what=what, kinds=builtin.DATA_SETS)
+    return _made(current, uri, layout.builtin_data(name), layout.inputs_manifest(name), builtin.DATA_SETS[kind])
 
 
-def _inputs(settings: Settings, base: dict[str, FileDigest], sources: dict[str, Path]) -> dict[str, Any]:
+def _made(current: Step, uri: str, key: str, manifest_key: str, make: Callable[[Path], None]) -> Source:
+    """A builtin model or data set as it lies in the run; made where it does not yet."""
+    run = current.run
+    manifest = finished(run, manifest_key, {"builtin": uri})
+    if manifest is None:
+        logger.info("making %s", uri)
+        with run.staged(key) as staged:
+            make(staged.path)
+        manifest = Manifest(step="prepare (builtin)", inputs={"builtin": uri}, outputs=staged.outputs)
+        current.commit(manifest_key, manifest)
+    folder = run.fetch(manifest.outputs, what=uri, made_by=manifest_key)
+    if key in manifest.outputs:
+        path = folder / key
+        return Source(run.uri_of(key), path.parent, (path.name,), is_file=True)
+    return Source(run.uri_of(key), folder / key, tuple(manifest.outputs_below(key)))
+
+
+def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, FileDigest]]) -> dict[str, Any]:
     """What the whole run depends on, flat: each setting by its name, and the digests of model and data."""
     flat = {
         f"{section}.{key}": value
@@ -145,8 +151,13 @@ def _inputs(settings: Settings, base: dict[str, FileDigest], sources: dict[str, 
         for key, value in table.items()
     }
     kept = {name: value for name, value in flat.items() if not name.startswith(FREE_SETTINGS)}
-    digests = {f"data.{name} (content)": digest_file(path).sha256 for name, path in sources.items()}
-    return {**kept, **digests, "model.base (content)": digest_of(base)}
+    contents = {f"data.{name} (content)": _content(files) for name, files in data.items()}
+    return {**kept, **contents, "model.base (content)": digest_of(base)}
+
+
+def _content(files: FileDigests) -> str:
+    """A single file is what it holds, whatever its name."""
+    return next(iter(files.values())).sha256 if len(files) == 1 else digest_of(files)
 
 
 def _versions() -> dict[str, str]:
@@ -160,28 +171,28 @@ def _versions() -> dict[str, str]:
 
 
 def _write_data(
-    current: Step, settings: Settings, base: Path, sources: dict[str, Path], inputs: dict[str, Any]
+    current: Step, settings: Settings, base: Path, sources: dict[str, Source], inputs: dict[str, Any]
 ) -> None:
     data, run = settings.data, current.run
-    records = {name: read_records(path, on_bad_record=data.on_bad_record) for name, path in sources.items()}
+    records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
     rendered = render_records(records, load_tokenizer(base, settings.model), base, settings)
     train, validation = split_records(rendered, settings)
     _report(rendered, current)
-    outputs = {}
+    outputs: dict[str, FileDigest] = {}
     shards = settings.generation.shards
     if len(train) < shards:
         raise DataError(f"{len(train)} training prompts cannot fill generation.shards = {shards}; lower it")
     files = {layout.train_shard(shard): train[shard::shards] for shard in range(shards)}
     for key, rows in {**files, layout.VALIDATION: validation}.items():
-        with run.staged(key) as path:
-            write_rows(path, Prompt, rows)
-        outputs[key] = digest_file(run.path(key))
+        with run.staged(key) as staged:
+            write_rows(staged.path, Prompt, rows)
+        outputs |= staged.outputs
     facts = {
         "num_train": len(train),
         "num_validation": len(validation),
         "num_shards": shards,
         **rendered.facts(),
-        "num_bad_records": sum(found.num_bad for found in records.values()),
+        "num_bad_records": sum(found.num_bad for sets in records.values() for found in sets),
     }
     current.finish(layout.DATA_MANIFEST, inputs=inputs, outputs=outputs, facts=facts)
     logger.info("%d training prompts, %d for validation", len(train), len(validation))

@@ -7,13 +7,14 @@ from spin_components.images import TRAIN
 
 @dsl.component(base_image=TRAIN, install_kfp_package=False)
 def ref_logprob(
-    run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
+    attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
 ) -> str:
     """Score both answers of every pair of a shard; return the scores' URI. See `ref_logprob.step`."""
     from spin_components.execution import perform
 
     return perform(
         "ref_logprob.step:score_shard",
+        attempt=attempt,
         run_uri=run_uri,
         iteration=iteration,
         shard=shard,

@@ -18,7 +18,6 @@ from spin_components.execution import STOPPED, Step, step
 from spin_components.modeling import load_model
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
-from spin_components.store.digests import digest_file, verify_file
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 
@@ -61,8 +60,9 @@ def score_shard(
             return run.uri_of(key)
         if current.out_of_time():
             return current.stop("max_time")
-        verify_file(run.path(source), generations.outputs[source], what=f"generations {iteration}/{shard}")
-        found = read_rows(run.path(source), Pair)
+        what = f"generations {iteration}/{shard}"
+        files = run.fetch({source: generations.outputs[source]}, what=what, made_by=layout.manifest_of(source))
+        found = read_rows(files / source, Pair)
         pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
         set_threads(settings.hardware)
         folder = open_model(run, reference_uri, what="the reference policy")
@@ -70,10 +70,10 @@ def score_shard(
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
         scores = score_pairs(model, pairs, compute, batches, settings.training, current)
-        with run.staged(key) as path:
-            write_rows(path, Score, scores)
+        with run.staged(key) as staged:
+            write_rows(staged.path, Score, scores)
         facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs)}
-        current.finish(layout.manifest_of(key), inputs=inputs, outputs={key: digest_file(run.path(key))}, facts=facts)
+        current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -49,28 +49,33 @@ def digest_of(files: FileDigests) -> str:
     return digest_json({name: file.sha256 for name, file in files.items()})
 
 
-def verify_tree(folder: Path, expected: FileDigests, *, what: str, names: Iterable[str] | None = None) -> None:
+def verify_tree(folder: Path, expected: FileDigests, *, what: str, remedy: str = "") -> None:
     """Check files against their digests before they are used.
 
     Args:
         folder: where the files are.
         expected: what each must be.
         what: named in the error, e.g. "the reference policy".
-        names: check only these; all by default.
+        remedy: what a person can do, for the error.
 
     Raises:
         IntegrityError: a file is missing, has another size or other content.
     """
-    for name in expected if names is None else names:
-        verify_file(folder / name, expected[name], what=what)
+    for name, digest in expected.items():
+        verify_file(folder / name, digest, what=what, remedy=remedy)
 
 
-def verify_file(path: Path, expected: FileDigest, *, what: str) -> None:
+def verify_file(path: Path, expected: FileDigest, *, what: str, remedy: str = "") -> None:
     """Check one file; see `verify_tree`."""
-    hint = f"{what} cannot be used. Delete the manifest of the step that wrote it to have it made again."
     if not path.is_file():
-        raise IntegrityError(f"{path} is missing; expected {expected.num_bytes} bytes. {hint}")
+        raise damaged(str(path), "is missing", f"{expected.num_bytes} bytes", what=what, remedy=remedy)
     if (size := path.stat().st_size) != expected.num_bytes:
-        raise IntegrityError(f"{path} has {size} bytes, expected {expected.num_bytes}. {hint}")
+        raise damaged(str(path), f"has {size} bytes", str(expected.num_bytes), what=what, remedy=remedy)
     if (found := digest_file(path).sha256) != expected.sha256:
-        raise IntegrityError(f"{path} has SHA-256 {found[:12]}…, expected {expected.sha256[:12]}…. {hint}")
+        raise damaged(str(path), f"has SHA-256 {found[:12]}…", f"{expected.sha256[:12]}…", what=what, remedy=remedy)
+
+
+def damaged(address: str, found: str, expected: str, *, what: str, remedy: str = "") -> IntegrityError:
+    """The error for an object that is not what its manifest says: where, found, expected, what to do."""
+    message = f"{address} {found}, expected {expected}. {what} cannot be used"
+    return IntegrityError(f"{message}; {remedy}" if remedy else f"{message}; put back what was there")

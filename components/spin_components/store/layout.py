@@ -4,6 +4,7 @@ from __future__ import annotations
 
 RUN = "run.json"
 ATTEMPT = "attempt.json"
+LEASE = "lease.json"
 BEST = "best.json"
 LATEST = "latest.json"
 DATA = "data"
@@ -14,6 +15,16 @@ BASE = -1
 BASE_VALIDATION = "base/validation.json"
 BUILTIN_MODEL = "inputs/model"
 EVENTS = "events"
+
+
+def inputs_manifest(name: str) -> str:
+    """Written when a builtin model or data set, `inputs/NAME`, is complete."""
+    return f"inputs/{name}.json"
+
+
+def builtin_data(name: str) -> str:
+    """A builtin data set as a file, by the setting that names it."""
+    return f"inputs/{name}.jsonl"
 
 
 def train_shard(shard: int) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from spin_components.errors import IntegrityError
 from spin_components.store import layout
-from spin_components.store.digests import FileDigest, digest_of, verify_tree
+from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore, local_path
+from spin_components.store.run import RunStore
 
 
 def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
@@ -36,11 +36,16 @@ def model_digest(run: RunStore, uri: str) -> str:
 
 
 def open_model(run: RunStore, uri: str, *, what: str) -> Path:
-    """The local folder of a model, every file checked against its digest.
+    """The local folder of a model, every file checked against its digest; it stays until the run is closed.
 
     Raises:
         IntegrityError: a file is missing or altered, or no manifest names the model.
     """
-    folder = local_path(uri, what=what)
-    verify_tree(folder, model_files(run, uri), what=f"{what} at {uri}")
-    return folder
+    files, folder = model_files(run, uri), run.key_of(uri)
+    what = f"{what} at {uri}"
+    if folder is None:
+        return run.sources.fetch_model(uri, files, what=what)
+    epoch = folder.rpartition("/")[0]
+    made_by = layout.inputs_manifest("model") if folder == layout.BUILTIN_MODEL else f"{epoch}/manifest.json"
+    below = {f"{folder}/{name}": digest for name, digest in files.items()}
+    return run.fetch(below, what=what, made_by=made_by) / folder

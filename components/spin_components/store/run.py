@@ -1,80 +1,82 @@
-"""The storage of one run: keys in, local paths out, every write whole or not at all."""
+"""The storage of one run: keys in, verified local files out, every write whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from spin_components.errors import ConfigError, IntegrityError
+from spin_components.errors import IntegrityError
+from spin_components.store.addresses import S3Address, parse_address, scheme_of
+from spin_components.store.digests import FileDigest
 
+if TYPE_CHECKING:
+    from spin_components.store.sources import Sources
 
-def local_path(uri: str, *, what: str) -> Path:
-    """The path that a plain path or a `file://` URI names.
-
-    Args:
-        uri: the address.
-        what: the setting it came from, for the error.
-
-    Raises:
-        ConfigError: empty, or of another scheme.
-    """
-    if not uri:
-        raise ConfigError(f"{what} is empty; expected a path or file:// URI")
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return _normal(unquote(parts.path))
-    if parts.scheme and "://" in uri:
-        raise ConfigError(f"{what} = {uri!r}: scheme {parts.scheme!r} is not supported; expected a path or file:// URI")
-    return _normal(uri)
+Progress = Callable[[str, int, int], None]
+"""Told of a long transfer: its direction and object in words, bytes done, bytes in all."""
 
 
-def _normal(path: str) -> Path:
-    """Absolute and without `..`, so that one place has one name."""
-    return Path(os.path.normpath(Path(path).absolute()))
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What is being written.
 
-
-class RunStore:
-    """Files of a run below one folder.
-
-    A write goes to a hidden name beside its place and is renamed into it, so that a reader, or a process that
-    comes after a crash, finds the whole object or none.
+    Attributes:
+        path: a file to write or a folder to fill.
+        outputs: filled when the write is over: key below the run to digest.
     """
 
-    def __init__(self, run_uri: str) -> None:
-        self.root = local_path(run_uri, what="run.uri")
-        if self.root.exists() and not self.root.is_dir():
-            raise ConfigError(f"run.uri = {run_uri!r} is a file; expected a folder, or a name that is free")
+    path: Path
+    outputs: dict[str, FileDigest] = field(default_factory=dict)
 
-    @property
-    def uri(self) -> str:
-        return str(self.root)
 
-    def path(self, key: str) -> Path:
-        """Local path of an object, whether it exists or not."""
-        return self.root / key
+class Appender(Protocol):
+    """Takes lines for one object; losing some is a warning, never an error."""
+
+    def write(self, line: str) -> None:
+        """Append one line."""
+
+    def close(self) -> None:
+        """Have everything stored."""
+
+
+class RunStore(ABC):
+    """Objects of a run below one address.
+
+    Attributes:
+        uri: the run's address.
+        scratch: a folder of this machine for what is on its way; what lies there may be lost.
+        on_progress: told of transfers that take a while.
+    """
+
+    uri: str
+    scratch: Path
+    on_progress: Progress | None = None
 
     def uri_of(self, key: str) -> str:
         """Address of an object, as it travels between steps."""
-        return str(self.root / key)
+        return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str | None:
         """The key of an address within this run; None for an address elsewhere."""
-        path = local_path(uri, what="address")
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else None
-
-    def exists(self, key: str) -> bool:
-        return self.path(key).exists()
+        if scheme_of(uri) not in ("file", "s3"):
+            return None
+        text, root = str(parse_address(uri, what="address")), f"{self.uri}/"
+        return text.removeprefix(root) if text.startswith(root) else None
 
     def list(self, prefix: str, pattern: str) -> list[str]:
-        """Keys below a folder that match a glob pattern, sorted."""
-        return sorted(path.relative_to(self.root).as_posix() for path in self.path(prefix).glob(pattern))
+        """Keys of files below a prefix, relative to which they match a pattern with as many `/`; sorted."""
+        start = f"{prefix}/" if prefix else ""
+        depth = pattern.count("/")
+        names = ((key, key.removeprefix(start)) for key in self.sizes(prefix))
+        return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
     def read_json(self, key: str) -> Any:
         """Parse a JSON object.
@@ -82,64 +84,122 @@ class RunStore:
         Raises:
             IntegrityError: it is missing or not JSON.
         """
-        path = self.path(key)
+        content = self.read(key)
+        if content is None:
+            raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
         try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError as error:
-            raise IntegrityError(f"{path} is missing; the step that writes it has not finished") from error
+            return json.loads(content)
         except ValueError as error:
-            raise IntegrityError(f"{path} is not JSON ({error}); delete it to have its step run again") from error
+            raise IntegrityError(
+                f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
+            ) from error
 
     def write_json(self, key: str, value: object) -> None:
         """Write a JSON object, replacing any that is there, in one move."""
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        with self.staged(key) as path:
-            path.write_text(text, encoding="utf-8")
+        self.write(key, text.encode())
 
     @contextmanager
-    def staged(self, key: str) -> Iterator[Path]:
-        """A path to write a file or fill a folder at; it takes the place of `key` when the block ends well."""
-        target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            yield staging
-            if not staging.exists():
-                raise IntegrityError(f"nothing was written for {target}; what was there is kept")
-            _sync(staging)
-            if target.is_dir():
-                shutil.rmtree(target)
-            staging.replace(target)
-        finally:
-            _remove(staging)
+    def staged(self, key: str) -> Iterator[Staged]:
+        """Write a file or folder; it takes the place of `key`, whole, when the block ends well."""
+        with self._staging(key) as path:
+            staged = Staged(path)
+            yield staged
+            if not path.exists():
+                raise IntegrityError(f"nothing was written for {self.uri_of(key)}; what was there is kept")
+            staged.outputs.update(self._publish(path, key))
 
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Every file below a prefix (all of them: `""`): key to bytes."""
+
+    @abstractmethod
+    def read(self, key: str, offset: int = 0) -> bytes | None:
+        """A small file's content from an offset on; None where it is missing."""
+
+    @abstractmethod
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small file, replacing any that is there, in one move."""
+
+    @abstractmethod
+    def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
+        """Have files on this machine, each checked against its digest.
+
+        Args:
+            files: key below the run to digest.
+            what: they are, for the error.
+            made_by: key of the manifest to delete to have them made again.
+
+        Returns: a folder that has every file under its key, to be read only, until `close`.
+
+        Raises:
+            IntegrityError: a file is missing or altered.
+        """
+
+    @abstractmethod
     def delete(self, key: str) -> int:
-        """Remove a file or folder if it is there; returns the bytes freed."""
-        path = self.path(key)
-        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        num_bytes = sum(file.stat().st_size for file in files)
-        _remove(path)
-        return num_bytes
+        """Remove a file, or everything below a prefix, if it is there; returns the bytes freed."""
 
-    def sweep(self, prefix: str) -> None:
-        """Remove what writers that died left below a folder."""
-        for path in self.path(prefix).rglob(".*.part"):
-            _remove(path)
+    @abstractmethod
+    def sweep(self) -> None:
+        """Remove what writers that died left behind; nobody may be writing."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Write, read and delete a small object.
+
+        Raises:
+            StorageAccessError: that does not work here; says why and what to check.
+        """
+
+    @abstractmethod
+    def appender(self, key: str) -> Appender:
+        """Lines for one object, or for several that begin with its name."""
+
+    @abstractmethod
+    def _staging(self, key: str) -> AbstractContextManager[Path]:
+        """A free path to write at, removed at the end if it is still there."""
+
+    @abstractmethod
+    def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
+        """Move what lies at a staging path to its key, in place of what was there; returns digests by key."""
+
+    @cached_property
+    def sources(self) -> Sources:
+        """What the run takes from elsewhere; open until `close`."""
+        from spin_components.store.sources import Sources
+
+        return Sources()
+
+    def close(self) -> None:
+        """Let go of what `fetch` and `sources` have given."""
+        if "sources" in self.__dict__:
+            self.sources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def open_run(run_uri: str) -> RunStore:
+    """The storage at an address; nothing is created or contacted.
 
+    Raises:
+        ConfigError: the address cannot be one, or object storage is not configured.
+    """
+    address = parse_address(run_uri, what="run.uri")
+    if isinstance(address, S3Address):
+        from spin_components.store.remote import S3Run
 
-def _sync(path: Path) -> None:
-    """Have the bytes on disk before a name points to them."""
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        return S3Run(address)
+    from spin_components.store.local import LocalRun
+
+    return LocalRun(address)

@@ -6,12 +6,15 @@ from spin_components.images import TRAIN
 
 
 @dsl.component(base_image=TRAIN, install_kfp_package=False)
-def train_epoch(run_uri: str, iteration: int, epoch: int, policy_uri: str, scores_uris: list, hardware: dict) -> str:
+def train_epoch(
+    attempt: str, run_uri: str, iteration: int, epoch: int, policy_uri: str, scores_uris: list, hardware: dict
+) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
     from spin_components.execution import perform
 
     return perform(
         "train_epoch.step:train",
+        attempt=attempt,
         run_uri=run_uri,
         iteration=iteration,
         epoch=epoch,

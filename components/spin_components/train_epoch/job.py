@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -15,11 +16,13 @@ class EpochJob(BaseModel):
 
     Attributes:
         run_uri: the run.
+        attempt: whoever holds the run's lease.
         iteration: t.
         epoch: within the iteration.
-        policy_uri: the weights to begin from: a save inside the epoch when resuming.
-        like_uri: the policy the epoch began from; its files beside the weights are kept.
-        trainer_uri: folder of trainer state to go on from; empty at the start of an iteration.
+        policy: folder of the weights to begin from: a save inside the epoch when resuming.
+        like: folder of the policy the epoch began from; its files beside the weights are kept.
+        trainer: folder of trainer state to go on from; None at the start of an iteration.
+        scratch: a free path that all ranks share, to write saves at before they are stored.
         first_step: of the epoch that is still to do; above 0 when resuming inside it.
         state: counters before that step.
         inputs: what the epoch's manifest will say it was made from.
@@ -29,11 +32,13 @@ class EpochJob(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     run_uri: str
+    attempt: str
     iteration: int
     epoch: int
-    policy_uri: str
-    like_uri: str
-    trainer_uri: str
+    policy: Path
+    like: Path
+    trainer: Path | None
+    scratch: Path
     first_step: int
     state: TrainerState
     inputs: dict[str, Any]

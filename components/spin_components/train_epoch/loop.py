@@ -12,6 +12,7 @@ from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.shards import Prompt, read_rows
 from spin_components.execution import Step
 from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.pairs import ScoredPairs
@@ -132,7 +133,7 @@ class EpochLoop:
         if not interval or done % interval:
             return
         if not self._val_batches:
-            prompts = read_rows(self._current.run.path(layout.VALIDATION), Prompt)
+            prompts = self._validation_prompts()
             self._val_batches = validation_batches(prompts, settings)
         self._backend.model.eval()
         val_loss = distributed_val_loss(
@@ -147,6 +148,12 @@ class EpochLoop:
         self.rows[-1]["val_loss"] = val_loss
         self._current.events.write("validation", step=self.state.step, val_loss=val_loss)
         logger.info("val_loss %.4f after step %d", val_loss, done)
+
+    def _validation_prompts(self) -> list[Prompt]:
+        run = self._current.run
+        files = {layout.VALIDATION: read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]}
+        folder = run.fetch(files, what="the validation data", made_by=layout.DATA_MANIFEST)
+        return read_rows(folder / layout.VALIDATION, Prompt)
 
     def _save(self, done: int) -> None:
         save_partial(self._current, self._job, self._backend, self.state, self.rows, done)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.errors import DataError, IntegrityError
 from spin_components.store import layout
-from spin_components.store.digests import verify_file
 from spin_components.store.manifests import Manifest, read_manifest
 from spin_components.store.run import RunStore
 
@@ -58,10 +57,11 @@ def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
     num_dropped = 0
     for generated, scored in shard_manifests(run, iteration):
         for manifest in (generated, scored):
-            for key, digest in manifest.outputs.items():
-                verify_file(run.path(key), digest, what=f"{manifest.step} of iteration {iteration}")
-        by_index = {pair.index: pair for key in generated.outputs for pair in read_rows(run.path(key), Pair)}
-        found = [score for key in scored.outputs for score in read_rows(run.path(key), Score)]
+            made_by = layout.manifest_of(next(iter(manifest.outputs)))
+            what = f"{manifest.step} of iteration {iteration}"
+            folder = run.fetch(manifest.outputs, what=what, made_by=made_by)
+        by_index = {pair.index: pair for key in generated.outputs for pair in read_rows(folder / key, Pair)}
+        found = [score for key in scored.outputs for score in read_rows(folder / key, Score)]
         if not {score.index for score in found} <= by_index.keys():
             raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {list(generated.outputs)}")
         members: dict[int, list[int]] = {}

@@ -13,9 +13,8 @@ from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.execution import Step
 from spin_components.modeling import save_policy
 from spin_components.store import layout
-from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_tree
-from spin_components.store.manifests import Manifest, finished
-from spin_components.store.run import RunStore, local_path
+from spin_components.store.digests import FileDigest
+from spin_components.store.manifests import Manifest
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 
@@ -34,19 +33,17 @@ def _write(
 ) -> dict[str, FileDigest]:
     """Write `policy/` and `trainer/` below a key; returns their digests, by key below the run (rank 0)."""
     weights = backend.policy_state()
-    folder = current.run.path(f".{key.replace('/', '-')}.part")
+    folder = job.scratch
     backend.save_optimizer(folder / "trainer")
     outputs: dict[str, FileDigest] = {}
     if backend.rank == 0 and weights is not None:
         _write_trainer(folder / "trainer", state, rows)
         module = getattr(backend.model, "module", backend.model)
-        save_policy(module, weights, Path(job.like_uri), folder / "policy")
+        save_policy(module, weights, job.like, folder / "policy")
         for part in ("policy", "trainer"):
-            with current.run.staged(f"{key}/{part}") as path:
-                (folder / part).replace(path)
-            outputs |= {
-                f"{key}/{part}/{name}": file for name, file in digest_tree(current.run.path(f"{key}/{part}")).items()
-            }
+            with current.run.staged(f"{key}/{part}") as staged:
+                (folder / part).replace(staged.path)
+            outputs |= staged.outputs
         folder.rmdir()
     return outputs
 
@@ -60,24 +57,11 @@ def save_partial(
     if backend.rank == 0:
         facts = {"done": done, "state": state.model_dump(mode="json"), "key": key}
         manifest = Manifest(step="train-epoch (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
-        current.run.write_json(layout.partial(job.iteration, job.epoch), manifest.model_dump(mode="json"))
+        current.commit(layout.partial(job.iteration, job.epoch), manifest)
         current.events.write("save", done=done)
-        for other in current.run.list(f"{layout.epoch(job.iteration, job.epoch)}/partial", "*"):
-            if other != key:
-                current.run.delete(other)
-
-
-def find_partial(run: RunStore, iteration: int, epoch: int, inputs: dict[str, Any]) -> Manifest | None:
-    """The newest save inside an unfinished epoch, verified.
-
-    Raises:
-        InputsChangedError: it was made from other inputs.
-        IntegrityError: its files are not what they were.
-    """
-    manifest = finished(run, layout.partial(iteration, epoch), inputs)
-    if manifest:
-        verify_tree(run.root, manifest.outputs, what="a save inside the epoch")
-    return manifest
+        saves = current.run.sizes(f"{layout.epoch(job.iteration, job.epoch)}/partial")
+        for other in {"/".join(name.split("/")[:6]) for name in saves} - {key}:
+            current.run.delete(other)
 
 
 def save_epoch(
@@ -93,8 +77,9 @@ def save_epoch(
     outputs = _write(current, job, backend, state, rows, key)
     if backend.rank == 0:
         metrics = f"{key}/metrics.json"
-        current.run.write_json(metrics, {"summary": facts["metrics"], "steps": rows})
-        outputs[metrics] = digest_file(current.run.path(metrics))
+        with current.run.staged(metrics) as staged:
+            staged.path.write_text(json.dumps({"summary": facts["metrics"], "steps": rows}, indent=2), "utf-8")
+        outputs |= staged.outputs
         facts = {**facts, "state": state.model_dump(mode="json"), "policy_uri": current.run.uri_of(f"{key}/policy")}
         current.finish(layout.epoch_manifest(job.iteration, job.epoch), inputs=job.inputs, outputs=outputs, facts=facts)
         current.run.delete(layout.partial(job.iteration, job.epoch))
@@ -103,17 +88,16 @@ def save_epoch(
 
 def load_rows(job: EpochJob) -> list[dict[str, Any]]:
     """Metrics of the steps of this epoch that an earlier attempt did."""
-    if not job.first_step:
+    if not job.first_step or job.trainer is None:
         return []
-    rows: list[dict[str, Any]] = json.loads((local_path(job.trainer_uri, what="trainer") / _ROWS).read_text("utf-8"))
+    rows: list[dict[str, Any]] = json.loads((job.trainer / _ROWS).read_text("utf-8"))
     return rows
 
 
 def load_trainer(job: EpochJob, backend: Backend) -> None:
     """Take up optimizer state and random state from the save that the job names."""
-    if not job.trainer_uri:
+    if job.trainer is None:
         return
-    folder = local_path(job.trainer_uri, what="trainer")
     num_updates = job.state.step - job.state.iteration_start
-    backend.load_optimizer(folder, num_updates)
-    torch.set_rng_state(load_file(folder / _RNG)["torch"])
+    backend.load_optimizer(job.trainer, num_updates)
+    torch.set_rng_state(load_file(job.trainer / _RNG)["torch"])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from spin_components.execution import STOPPED, Step, step
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_json
+from spin_components.store.local import remove
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.pairs import shard_manifests
-from spin_components.train_epoch.saving import find_partial
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,11 @@ def train(
         if current.out_of_time():
             return current.stop("max_time")
         job = _job(current, settings, iteration, epoch, policy_uri, inputs)
-        if not _train(current, job, compute):
-            return current.stop("max_time")
+        try:
+            if not _train(current, job, compute):
+                return current.stop("max_time")
+        finally:
+            remove(job.scratch)
         return str(read_manifest(run, key).facts["policy_uri"])
 
 
@@ -92,31 +96,42 @@ def _inputs(
 def _job(
     current: Step, settings: Settings, iteration: int, epoch: int, policy_uri: str, inputs: dict[str, Any]
 ) -> EpochJob:
-    run = current.run
-    like_uri, trainer_uri, first_step = policy_uri, "", 0
-    if partial := find_partial(run, iteration, epoch, inputs):
-        key, first_step = partial.facts["key"], int(partial.facts["done"])
-        policy_uri, trainer_uri = run.uri_of(f"{key}/policy"), run.uri_of(f"{key}/trainer")
+    run, first_step, trainer = current.run, 0, None
+    like = policy = open_model(run, policy_uri, what="the policy to train")
+    if partial := finished(run, layout.partial(iteration, epoch), inputs):
+        what, made_by = "a save inside the epoch", layout.partial(iteration, epoch)
+        folder = run.fetch(partial.outputs, what=what, made_by=made_by) / partial.facts["key"]
+        policy, trainer, first_step = folder / "policy", folder / "trainer", int(partial.facts["done"])
         state = TrainerState.model_validate(partial.facts["state"])
         logger.info("going on after step %d of this epoch", first_step)
         current.events.write("resume", done=first_step)
     else:
-        open_model(run, policy_uri, what="the policy to train")
         state = _state_before(run, settings, iteration, epoch)
         if epoch > 0:
-            trainer_uri = run.uri_of(f"{layout.epoch(iteration, epoch - 1)}/trainer")
+            trainer = _trainer_before(run, iteration, epoch)
     return EpochJob(
         run_uri=run.uri,
+        attempt=current.lease.owner if current.lease else "",
         iteration=iteration,
         epoch=epoch,
-        policy_uri=policy_uri,
-        like_uri=like_uri,
-        trainer_uri=trainer_uri,
+        policy=policy,
+        like=like,
+        trainer=trainer,
+        scratch=run.scratch / f".epoch-{iteration}-{epoch}-{uuid.uuid4().hex[:8]}.part",
         first_step=first_step,
         state=state,
         inputs=inputs,
         settings=settings,
     )
+
+
+def _trainer_before(run: RunStore, iteration: int, epoch: int) -> Path:
+    """The trainer's folder as the epoch before left it."""
+    key = f"{layout.epoch(iteration, epoch - 1)}/trainer"
+    made_by = layout.epoch_manifest(iteration, epoch - 1)
+    found = read_manifest(run, made_by).outputs_below(key)
+    files = {f"{key}/{name}": file for name, file in found.items()}
+    return run.fetch(files, what="the trainer's state", made_by=made_by) / key
 
 
 def _state_before(run: RunStore, settings: Settings, iteration: int, epoch: int) -> TrainerState:

@@ -15,8 +15,8 @@ from spin_components.errors import SpinError
 from spin_components.events import EventLog
 from spin_components.execution import Step, configure_logging, die_with_parent
 from spin_components.modeling import load_model
-from spin_components.store import layout
-from spin_components.store.run import RunStore
+from spin_components.store.lease import LeaseHolder
+from spin_components.store.run import open_run
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.loop import EpochLoop
@@ -38,7 +38,7 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
     data = load_scored_pairs(current.run, job.iteration)
-    model = load_model(Path(job.policy_uri), job.settings.model, device=compute.device)
+    model = load_model(job.policy, job.settings.model, device=compute.device)
     model.train()
     if job.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -92,11 +92,14 @@ def main(job_path: Path) -> None:
 
     deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
     labels = {"step": "train-epoch", "iteration": job.iteration, "epoch": job.epoch, "rank": rank}
-    run = RunStore(job.run_uri)
-    events = EventLog(run.path(layout.EVENTS), labels, enabled=rank == 0)
+    run = open_run(job.run_uri)
+    events = EventLog(run, labels, enabled=rank == 0)
+    lease = LeaseHolder(run, job.attempt) if rank == 0 else None
     try:
-        finished = train_rank(job, Step(run, events, job.settings.hardware), compute, distributed=True)
+        current = Step(run, events, job.settings.hardware, lease)
+        finished = train_rank(job, current, compute, distributed=True)
     except Exception as error:
+        events.close()
         logger.exception("rank %d failed", rank)
         known = isinstance(error, SpinError)
         outcome = {
@@ -105,6 +108,10 @@ def main(job_path: Path) -> None:
         }
         job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
+    events.close()
+    if lease:
+        lease.close()
+    run.close()
     job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps({"finished": finished}), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()

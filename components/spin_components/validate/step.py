@@ -6,12 +6,11 @@ import logging
 from typing import Any
 
 from spin_components.data.shards import AnswerLoss, Prompt, read_rows, write_rows
-from spin_components.device import resolve_compute, set_threads
+from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.execution import STOPPED, Step, step
 from spin_components.modeling import load_model
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.digests import digest_file, verify_file
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
@@ -50,21 +49,22 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
             return policy_uri
         if current.out_of_time():
             return current.stop("max_time")
-        verify_file(run.path(layout.VALIDATION), data, what="the validation data")
+        files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
+        prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
         model = load_model(open_model(run, policy_uri, what="the policy"), settings.model, device=compute.device).eval()
-        losses = _measure(current, settings, model, compute)
-        table = key.removesuffix(".json") + ".parquet"
-        with run.staged(table) as path:
-            write_rows(path, AnswerLoss, losses)
+        losses = _measure(current, settings, model, compute, prompts)
+        with run.staged(key.removesuffix(".json") + ".parquet") as staged:
+            write_rows(staged.path, AnswerLoss, losses)
         facts = {"val_loss": mean_nll(losses), "num_answers": len(losses), "policy_uri": policy_uri}
-        current.finish(key, inputs=inputs, outputs={table: digest_file(run.path(table))}, facts=facts)
+        current.finish(key, inputs=inputs, outputs=staged.outputs, facts=facts)
         logger.info("val_loss %.4f on %d answers", facts["val_loss"], len(losses))
         return policy_uri
 
 
-def _measure(current: Step, settings: Settings, model: Any, compute: Any) -> list[AnswerLoss]:
-    prompts = read_rows(current.run.path(layout.VALIDATION), Prompt)
+def _measure(
+    current: Step, settings: Settings, model: Any, compute: Compute, prompts: list[Prompt]
+) -> list[AnswerLoss]:
     batches = validation_batches(prompts, settings.validation)
     losses: list[AnswerLoss] = []
     for found in answer_losses(model, batches, compute):

@@ -1,0 +1,135 @@
+"""Addresses of data, models and runs: plain paths, `file://`, `s3://` and `hf://`."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from spin_components.errors import ConfigError
+
+_EXPECTED = "expected a path, file:///path or s3://bucket/prefix"
+_BUCKET = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]")
+_REPOSITORY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Address:
+    """A bucket and a key or prefix in it, without leading or trailing `/`."""
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}".rstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """A repository of a model hub, `hf://[datasets/]org/name[@revision][/path]`.
+
+    Attributes:
+        kind: `model` or `dataset`.
+        repository: `org/name`.
+        revision: branch, tag or commit.
+        path: a file or folder within it; empty for all of it.
+    """
+
+    kind: str
+    repository: str
+    revision: str
+    path: str
+
+    def __str__(self) -> str:
+        folder = "datasets/" if self.kind == "dataset" else ""
+        path = f"/{self.path}" if self.path else ""
+        return f"hf://{folder}{self.repository}@{self.revision}{path}"
+
+
+def scheme_of(uri: str) -> str:
+    """`file`, `s3`, `hf`, or whatever else stands before `://`; a plain path is `file`."""
+    scheme, separator, _ = uri.partition("://")
+    return scheme.lower() if separator else "file"
+
+
+def check_address(uri: str, *, what: str) -> None:
+    """Refuse an address of no known form; nothing is contacted.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if scheme_of(uri) == "hf":
+        parse_hub(uri, what=what)
+    else:
+        parse_address(uri, what=what)
+
+
+def parse_address(uri: str, *, what: str) -> Path | S3Address:
+    """Where an address points.
+
+    Args:
+        uri: a path, `file://` or `s3://`.
+        what: the setting it came from, for the error.
+
+    Raises:
+        ConfigError: empty, malformed, or of another scheme.
+    """
+    return parse_s3(uri, what=what) if scheme_of(uri) == "s3" else local_path(uri, what=what)
+
+
+def local_path(uri: str, *, what: str) -> Path:
+    """The absolute path, without `..`, that a plain path or a `file://` URI names.
+
+    Raises:
+        ConfigError: empty, or of another scheme.
+    """
+    if not uri:
+        raise ConfigError(f"{what} is empty; {_EXPECTED}")
+    if scheme_of(uri) != "file":
+        raise ConfigError(f"{what} = {uri!r}: scheme {scheme_of(uri)!r} is not supported here; {_EXPECTED}")
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+        raise ConfigError(f"{what} = {uri!r} names the host {parts.netloc!r}; write file:///path with three slashes")
+    path = unquote(parts.path) if parts.scheme == "file" else uri
+    return Path(os.path.normpath(Path(path).absolute()))
+
+
+def parse_s3(uri: str, *, what: str) -> S3Address:
+    """Bucket and key of `s3://bucket/key`.
+
+    Raises:
+        ConfigError: no bucket, a name that cannot be one, or parts that an S3 address does not have.
+    """
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    if "@" in bucket or ":" in bucket:
+        raise ConfigError(
+            f"{what} names more than a bucket before the first '/'; expected s3://bucket/prefix. "
+            "The endpoint is taken from S3_ENDPOINT and keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"{what} = {uri!r}: {bucket!r} cannot be a bucket's name; expected s3://bucket/prefix")
+    parts = [part for part in key.split("/") if part]
+    if "." in parts or ".." in parts:
+        raise ConfigError(f"{what} = {uri!r}: '.' and '..' have no meaning in object storage; name the prefix itself")
+    return S3Address(bucket, "/".join(parts))
+
+
+def parse_hub(uri: str, *, what: str) -> HubAddress:
+    """Repository, revision and path of `hf://[datasets/]org/name[@revision][/path]`.
+
+    Raises:
+        ConfigError: no such form.
+    """
+    rest = uri.partition("://")[2].strip("/")
+    kind = "model"
+    for prefix, found in (("datasets/", "dataset"), ("models/", "model")):
+        if rest.startswith(prefix):
+            kind, rest = found, rest.removeprefix(prefix)
+    parts = rest.split("/")
+    repository, path = "/".join(parts[:2]), "/".join(parts[2:])
+    name, _, revision = repository.partition("@")
+    if not _REPOSITORY.fullmatch(name) or (revision == "" and "@" in repository):
+        raise ConfigError(f"{what} = {uri!r}: expected hf://org/name, hf://org/name@revision or hf://datasets/org/name")
+    return HubAddress(kind, name, revision or "main", path)

@@ -1,0 +1,160 @@
+"""A run in a local folder: files are written beside their place and renamed into it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from spin_components.errors import ConfigError, StorageAccessError
+from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
+from spin_components.store.run import RunStore
+
+logger = logging.getLogger(__name__)
+
+
+class LocalRun(RunStore):
+    """Files of a run below one folder.
+
+    A write goes to a hidden name beside its place and is renamed into it, so that a reader, or a process that
+    comes after a crash, finds the whole object or none.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+        self.scratch = root
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or a name that is free")
+
+    def path(self, key: str) -> Path:
+        """Local path of an object, whether it exists or not."""
+        return self.root / key
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        paths = (path for path in self.path(prefix).rglob("*") if path.is_file())
+        keys = {path.relative_to(self.root).as_posix(): path for path in paths}
+        return {key: path.stat().st_size for key, path in keys.items() if not _is_staging(key)}
+
+    def read(self, key: str, offset: int = 0) -> bytes | None:
+        try:
+            with self.path(key).open("rb") as file:
+                file.seek(offset)
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, content: bytes) -> None:
+        with self._staging(key) as path:
+            path.write_bytes(content)
+            self._move(path, key)
+
+    def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
+        remedy = f"delete {self.uri_of(made_by)} to have its step done again" if made_by else ""
+        for key, digest in files.items():
+            verify_file(self.path(key), digest, what=what, remedy=remedy)
+        return self.root
+
+    def delete(self, key: str) -> int:
+        path = self.path(key)
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        num_bytes = sum(file.stat().st_size for file in files)
+        remove(path)
+        return num_bytes
+
+    def sweep(self) -> None:
+        for path in self.root.rglob(".*.part"):
+            remove(path)
+
+    def probe(self) -> None:
+        path = self.path(f".probe.{uuid.uuid4().hex[:8]}.part")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"probe")
+            if path.read_bytes() != b"probe":
+                raise OSError("what is read is not what was written")
+            path.unlink()
+        except OSError as error:
+            raise StorageAccessError(
+                f"run.uri = {self.uri!r} cannot be written and read back: {error.strerror or error}; "
+                "check its permissions and the space left, or choose another folder"
+            ) from error
+
+    def appender(self, key: str) -> FileAppender:
+        return FileAppender(self.path(key))
+
+    @contextmanager
+    def _staging(self, key: str) -> Iterator[Path]:
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            yield staging
+        finally:
+            remove(staging)
+
+    def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
+        if path.is_dir():
+            outputs = {f"{key}/{name}": file for name, file in digest_tree(path).items()}
+        else:
+            outputs = {key: digest_file(path)}
+        self._move(path, key)
+        return outputs
+
+    def _move(self, path: Path, key: str) -> None:
+        target = self.path(key)
+        _sync(path)
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+
+
+class FileAppender:
+    """Appends to a file; a full disk is a warning."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._broken = False
+
+    def write(self, line: str) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            if not self._broken:
+                logger.warning("%s cannot be written: %s", self._path, error)
+            self._broken = True
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+def _is_staging(key: str) -> bool:
+    return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the bytes on disk before a name points to them."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

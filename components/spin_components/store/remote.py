@@ -1,0 +1,249 @@
+"""A run in object storage: files are uploaded when they are whole, and fetched through the cache of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from spin_components.errors import SpinError, StorageAccessError, StorageError
+from spin_components.store.addresses import S3Address
+from spin_components.store.bucket import Bucket
+from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
+from spin_components.store.digests import FileDigest, damaged
+from spin_components.store.local import remove
+from spin_components.store.run import RunStore
+from spin_components.store.transfer import Transfers
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 256 << 10
+_FLUSH_S = 2.0
+_QUIET_BYTES = 32 << 20
+
+
+class S3Run(RunStore):
+    """Objects of a run below one prefix of a bucket.
+
+    A file is one object, which S3 makes visible whole. A folder is several, so it means something only once a manifest
+    names it. What is uploaded stays in the cache: the next step on this machine finds it there.
+    """
+
+    def __init__(self, address: S3Address) -> None:
+        self.uri = str(address)
+        self.scratch = cache_folder() / "runs" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+        self._prefix = f"{address.key}/" if address.key else ""
+        self._bucket = Bucket(address.bucket)
+        self._view: View | None = None
+
+    @cached_property
+    def _cache(self) -> FileCache:
+        return FileCache(cache_folder(), cache_limit())
+
+    @cached_property
+    def _transfers(self) -> Transfers:
+        return Transfers(self._bucket)
+
+    def exists(self, key: str) -> bool:
+        return self._bucket.stat(self._prefix + key) is not None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        start = f"{self._prefix}{prefix}/" if prefix else self._prefix
+        return {info.key.removeprefix(self._prefix): info.num_bytes for info in self._bucket.objects(start)}
+
+    def read(self, key: str, offset: int = 0) -> bytes | None:
+        return self._bucket.get(self._prefix + key, offset)
+
+    def write(self, key: str, content: bytes) -> None:
+        self._bucket.put(self._prefix + key, content)
+
+    def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
+        if self._view is None:
+            self._view = self._cache.view()
+        for _ in range(3):  # another process may trim the cache between a download and its link
+            lacking = self._view.lacking(files)
+            if not lacking:
+                return self._view.folder
+            self._download(
+                {key: digest for key, digest in lacking.items() if not self._cache.has(digest)}, what, made_by
+            )
+            for key, digest in lacking.items():
+                if not self._cache.link(digest, self._view.place(key, digest)):
+                    self._view.forget(key)
+            self._cache.trim()
+        raise StorageError(f"files of {self.uri} leave the cache {cache_folder()} as they come; raise SPIN_CACHE_GIB")
+
+    def _download(self, files: Mapping[str, FileDigest], what: str, made_by: str) -> None:
+        wanted = list({digest.sha256: (key, digest) for key, digest in files.items()}.values())
+        remedy = f"delete {self.uri_of(made_by)} to have its step done again" if made_by else ""
+        targets: dict[str, tuple[Path, int]] = {}
+        for key, digest in wanted:
+            info = self._bucket.stat(self._prefix + key)
+            if info is None:
+                raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
+            if info.num_bytes != digest.num_bytes:
+                raise damaged(
+                    self.uri_of(key), f"has {info.num_bytes} bytes", str(digest.num_bytes), what=what, remedy=remedy
+                )
+            targets[self._prefix + key] = (self._cache.free_path(), digest.num_bytes)
+        try:
+            with self._watched(f"fetching {what}", sum(digest.num_bytes for _, digest in wanted)) as report:
+                found = self._transfers.download_all(targets, report)
+            for key, digest in wanted:
+                received = found[self._prefix + key]
+                if received.sha256 != digest.sha256:
+                    raise damaged(
+                        self.uri_of(key),
+                        f"has SHA-256 {received.sha256[:12]}…",
+                        f"{digest.sha256[:12]}…",
+                        what=what,
+                        remedy=remedy,
+                    )
+                self._cache.add(targets[self._prefix + key][0], digest)
+        finally:
+            for path, _ in targets.values():
+                path.unlink(missing_ok=True)
+
+    def delete(self, key: str) -> int:
+        path = self._prefix + key
+        found = [info for info in self._bucket.objects(path) if info.key == path or info.key.startswith(f"{path}/")]
+        self._bucket.delete(info.key for info in found)
+        return sum(info.num_bytes for info in found)
+
+    def sweep(self) -> None:
+        for key, upload in self._bucket.uploads(self._prefix):
+            logger.info("an upload of s3://%s/%s was begun and not ended; it is dropped", self._bucket.name, key)
+            self._bucket.abort_upload(key, upload)
+        for path in self.scratch.glob(".*.part"):
+            remove(path)
+
+    def probe(self) -> None:
+        bucket = self._bucket.for_probing()
+        key, content = f"{self._prefix}.probe-{uuid.uuid4().hex}", socket.gethostname().encode()
+        try:
+            bucket.put(key, content)
+            found = bucket.get(key)
+            bucket.delete([key])
+        except StorageError as error:
+            raise StorageAccessError(str(error)) from error
+        if found != content:
+            raise StorageAccessError(
+                f"{self.uri} gives back other bytes than were written; check what stands between here and "
+                f"{bucket.endpoint}"
+            )
+
+    def appender(self, key: str) -> ChunkAppender:
+        return ChunkAppender(self._bucket, self._prefix + key)
+
+    @contextmanager
+    def _staging(self, key: str) -> Iterator[Path]:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        staging = self.scratch / f".{Path(key).name}.{uuid.uuid4().hex[:8]}.part"
+        try:
+            yield staging
+        finally:
+            remove(staging)
+
+    def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
+        if path.is_dir():
+            names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            files = {path / name: f"{key}/{name}" for name in names}
+        else:
+            files = {path: key}
+        total = sum(file.stat().st_size for file in files)
+        with self._watched(f"storing {key}", total) as report:
+            uploaded = self._transfers.upload_all({file: self._prefix + name for file, name in files.items()}, report)
+        outputs = {name: uploaded[self._prefix + name] for name in files.values()}
+        if path.is_dir():
+            self._bucket.delete(self._prefix + old for old in self.sizes(key) if old not in outputs)
+        for file, name in files.items():
+            self._cache.add(file, outputs[name])
+        self._cache.trim()
+        return outputs
+
+    @contextmanager
+    def _watched(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        lock, done = threading.Lock(), 0
+
+        def report(num_bytes: int) -> None:
+            nonlocal done
+            with lock:
+                done += num_bytes
+                if self.on_progress and total > _QUIET_BYTES:
+                    self.on_progress(what, done, total)
+
+        yield report
+
+    def close(self) -> None:
+        super().close()
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+        if "_transfers" in self.__dict__:
+            self._transfers.close()
+            del self.__dict__["_transfers"]
+
+
+class ChunkAppender:
+    """Lines that become objects `NAME-00000`, `NAME-00001`, …: a chunk is rewritten as it grows, then left alone.
+
+    A thread of its own writes every two seconds. Storage that does not answer is a warning; lines beyond 16 chunks
+    that wait are dropped.
+    """
+
+    def __init__(self, bucket: Bucket, key: str) -> None:
+        self._bucket, (self._name, _, self._suffix) = bucket, key.rpartition(".")
+        self._lock = threading.Lock()
+        self._chunk = bytearray()
+        self._full: list[tuple[int, bytes]] = []
+        self._number, self._stored = 0, 0
+        self._ended = threading.Event()
+        self._broken = False
+        self._thread = threading.Thread(target=self._work, name="events", daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            self._chunk += line.encode() + b"\n"
+            if len(self._chunk) >= _CHUNK_BYTES:
+                self._full = [*self._full, (self._number, bytes(self._chunk))][-16:]
+                self._number, self._stored, self._chunk = self._number + 1, 0, bytearray()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._flush()
+
+    def _work(self) -> None:
+        while not self._ended.wait(_FLUSH_S):
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            full, self._full = self._full, []
+            content = bytes(self._chunk)
+            number, grown = self._number, len(content) > self._stored
+        try:
+            for place, chunk in full:
+                self._bucket.put(self._key(place), chunk)
+            if grown:
+                self._bucket.put(self._key(number), content)
+                with self._lock:
+                    if self._number == number:
+                        self._stored = len(content)
+            self._broken = False
+        except SpinError as error:
+            if not self._broken:
+                logger.warning("events are not stored: %s", error)
+            self._broken = True
+            with self._lock:
+                self._full = [*full, *self._full][-16:]
+
+    def _key(self, number: int) -> str:
+        return f"{self._name}-{number:05d}.{self._suffix}"

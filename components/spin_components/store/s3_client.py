@@ -1,0 +1,159 @@
+"""A client for S3-compatible storage, made from the environment alone.
+
+Nothing about endpoint or keys travels in a parameter, a manifest or a log line.
+
+| variable | what it is |
+| --- | --- |
+| S3_ENDPOINT (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) | http(s)://host[:port]; AWS itself where it is not set |
+| AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN | keys |
+| MINIO_ACCESS_KEY, MINIO_SECRET_KEY; accesskey, secretkey | the same by MinIO's names, and by KFP's Secret's |
+| S3_SECRET_DIR | a mounted Secret: a folder with the files accesskey and secretkey |
+| AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE | AWS's credentials file |
+| AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_* | the identity of a pod; on AWS, an instance's as well |
+| AWS_REGION (AWS_DEFAULT_REGION) | region |
+| AWS_CA_BUNDLE (SSL_CERT_FILE) | certificates to trust |
+| S3_ADDRESSING_STYLE | path or virtual; virtual on AWS, path elsewhere |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provider, StaticProvider
+from urllib3.util import Timeout
+
+from spin_components.errors import ConfigError, StorageAccessError
+
+_AWS = "s3.amazonaws.com"
+_KEY_NAMES = (
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"),
+    ("accesskey", "secretkey"),
+)
+_IDENTITY = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where requests go."""
+
+    host: str
+    secure: bool
+
+    @property
+    def is_aws(self) -> bool:
+        return self.host.endswith("amazonaws.com") or self.host.endswith("amazonaws.com.cn")
+
+    def __str__(self) -> str:
+        return f"{'https' if self.secure else 'http'}://{self.host}"
+
+
+def find_endpoint(environment: Mapping[str, str]) -> Endpoint:
+    """The endpoint that the environment names.
+
+    Raises:
+        ConfigError: it is no URL of a server.
+    """
+    for name in ("S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if text := environment.get(name, "").strip():
+            parts = urlsplit(text if "://" in text else f"https://{text}")
+            if parts.username or parts.password:
+                raise ConfigError(f"{name} holds keys; give them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+                raise ConfigError(f"{name} = {text!r}: expected http://host:port or https://host, and no path")
+            return Endpoint(parts.netloc, parts.scheme == "https")
+    return Endpoint(_AWS, True)
+
+
+def connect(environment: Mapping[str, str] | None = None, *, timeout_s: float = 30.0) -> tuple[Minio, Endpoint]:
+    """A client that retries nothing by itself; see `bucket.Bucket` for that.
+
+    Args:
+        environment: `os.environ` by default.
+        timeout_s: for a connection to answer; a connection is made within 5 s or not at all.
+
+    Raises:
+        ConfigError: the endpoint or another variable is malformed.
+        StorageAccessError: no keys are found.
+    """
+    environment = os.environ if environment is None else environment
+    endpoint = find_endpoint(environment)
+    bundle = environment.get("AWS_CA_BUNDLE") or environment.get("SSL_CERT_FILE")
+    if bundle and not Path(bundle).is_file():
+        raise ConfigError(f"AWS_CA_BUNDLE or SSL_CERT_FILE names {bundle}, which is no file")
+    pool = urllib3.PoolManager(
+        timeout=Timeout(connect=min(5.0, timeout_s), read=timeout_s),
+        maxsize=_CONNECTIONS,
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=bundle or _certificates(),
+        retries=False,
+    )
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    if not region and not endpoint.is_aws:
+        region = "us-east-1"
+    client = Minio(
+        endpoint.host,
+        secure=endpoint.secure,
+        region=region,
+        credentials=_credentials(environment, endpoint),
+        http_client=pool,
+    )
+    match environment.get("S3_ADDRESSING_STYLE", "auto"):
+        case "path":
+            client.disable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        case "virtual":
+            client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        case "auto" | "":
+            pass
+        case other:
+            raise ConfigError(f"S3_ADDRESSING_STYLE = {other!r}: expected path, virtual or auto")
+    return client, endpoint
+
+
+def _credentials(environment: Mapping[str, str], endpoint: Endpoint) -> Provider:
+    for access, secret in _KEY_NAMES:
+        if environment.get(access) and environment.get(secret):
+            token = environment.get("AWS_SESSION_TOKEN") if access.startswith("AWS") else None
+            return StaticProvider(environment[access], environment[secret], token or None)
+        if environment.get(access) or environment.get(secret):
+            found, missing = (access, secret) if environment.get(access) else (secret, access)
+            raise StorageAccessError(f"{found} is set but {missing} is not; storage needs both")
+    if folder := environment.get("S3_SECRET_DIR"):
+        return _mounted(Path(folder))
+    shared = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    if shared.is_file():
+        return AWSConfigProvider(str(shared), environment.get("AWS_PROFILE"))
+    if endpoint.is_aws or any(environment.get(name) for name in _IDENTITY):
+        timeout = Timeout(connect=2.0, read=5.0)
+        return IamAwsProvider(http_client=urllib3.PoolManager(timeout=timeout, retries=False))
+    raise StorageAccessError(
+        f"no keys for {endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or S3_SECRET_DIR to a mounted "
+        "Secret with accesskey and secretkey"
+    )
+
+
+def _mounted(folder: Path) -> Provider:
+    try:
+        access, secret = ((folder / name).read_text("utf-8").strip() for name in ("accesskey", "secretkey"))
+    except OSError as error:
+        raise StorageAccessError(
+            f"S3_SECRET_DIR = {str(folder)!r}: {error.strerror}; expected the files accesskey and secretkey"
+        ) from error
+    return StaticProvider(access, secret)
+
+
+def _certificates() -> str:
+    import certifi
+
+    return certifi.where()

@@ -1,0 +1,172 @@
+"""Files to and from a bucket: in parts, in parallel, in bounded memory, with their SHA-256 computed on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from minio.datatypes import Part
+
+from spin_components.errors import StorageError
+from spin_components.store.bucket import Bucket
+from spin_components.store.digests import FileDigest
+
+PART_BYTES = 16 << 20
+"""Of a part; larger where a file would have more than S3's 10 000 parts."""
+
+_MAX_PARTS = 10_000
+_CONNECTIONS = 6
+_FILES = 3
+_BLOCK_BYTES = 1 << 20
+
+Report = Callable[[int], None]
+"""Told of bytes as they are done."""
+
+
+def _ignore(num_bytes: int) -> None:
+    """For a transfer that nobody watches."""
+
+
+class Transfers:
+    """Moves files between this machine and one bucket.
+
+    Up to three files and six parts are on their way at a time. An upload holds at most nine parts in memory, a
+    download a megabyte a connection: it writes blocks to their places and hashes them in order, from the page cache.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+        self._parts = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="part")
+        self._files = ThreadPoolExecutor(_FILES, thread_name_prefix="file")
+        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._files.shutdown(cancel_futures=True)
+        self._parts.shutdown(cancel_futures=True)
+
+    def upload_all(self, files: Mapping[Path, str], report: Report = _ignore) -> dict[str, FileDigest]:
+        """Upload files, each to its key; returns their digests by key."""
+        found = self._each({key: partial(self.upload, path, key, report) for path, key in files.items()})
+        return {key: found[key] for key in files.values()}
+
+    def download_all(self, files: Mapping[str, tuple[Path, int]], report: Report = _ignore) -> dict[str, FileDigest]:
+        """Download objects, each key to its path; the size in bytes of each is known. Returns what was received."""
+        return self._each({key: partial(self.download, key, path, size, report) for key, (path, size) in files.items()})
+
+    def _each(self, jobs: Mapping[str, Callable[[], FileDigest]]) -> dict[str, FileDigest]:
+        futures = {key: self._files.submit(job) for key, job in jobs.items()}
+        try:
+            return {key: future.result() for key, future in futures.items()}
+        finally:
+            for future in futures.values():
+                future.cancel()
+
+    def upload(self, path: Path, key: str, report: Report = _ignore) -> FileDigest:
+        """Upload one file; the object is there whole, or not at all."""
+        num_bytes = path.stat().st_size
+        if num_bytes <= PART_BYTES:
+            content = path.read_bytes()
+            self._bucket.put(key, content)
+            report(num_bytes)
+            return FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        upload = self._bucket.begin_upload(key)
+        try:
+            parts, digest = self._upload_parts(path, key, upload, _part_size(num_bytes), report)
+            if digest.num_bytes != num_bytes:
+                raise StorageError(f"{path} changed from {num_bytes} to {digest.num_bytes} bytes while it was uploaded")
+            self._bucket.complete_upload(key, upload, parts, num_bytes)
+        except BaseException:
+            self._abort(key, upload)
+            raise
+        return digest
+
+    def _upload_parts(
+        self, path: Path, key: str, upload: str, size: int, report: Report
+    ) -> tuple[list[Part], FileDigest]:
+        sha256, num_bytes = hashlib.sha256(), 0
+        futures: list[Future[Part]] = []
+        failed = threading.Event()
+
+        def send(number: int, content: bytes) -> Part:
+            try:
+                part = self._bucket.put_part(key, upload, number, content)
+                report(len(content))
+                return part
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                self._slots.release()
+
+        try:
+            with path.open("rb", buffering=0) as file:
+                while not failed.is_set() and (content := _read(file.readinto, size)):
+                    self._slots.acquire()
+                    futures.append(self._parts.submit(send, len(futures) + 1, content))
+                    sha256.update(content)
+                    num_bytes += len(content)
+            parts = [future.result() for future in futures]
+        finally:
+            for future in futures:
+                if future.cancel():
+                    self._slots.release()
+        return parts, FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            self._bucket.abort_upload(key, upload)
+        except Exception:  # the reason for giving up matters more; `sweep` aborts it later
+            return
+
+    def download(self, key: str, path: Path, num_bytes: int, report: Report = _ignore) -> FileDigest:
+        """Download one object to a path; returns the digest of what was received."""
+        size = _part_size(num_bytes)
+        sha256 = hashlib.sha256()
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        futures: list[Future[None]] = []
+
+        def receive(offset: int) -> None:
+            length = min(size, num_bytes - offset)
+            self._bucket.get_part(key, offset, length, lambda place, block: _write(descriptor, block, place))
+            report(length)
+
+        try:
+            futures = [self._parts.submit(receive, offset) for offset in range(0, num_bytes, size)]
+            for number, future in enumerate(futures):
+                future.result()
+                end = min((number + 1) * size, num_bytes)
+                for place in range(number * size, end, _BLOCK_BYTES):
+                    sha256.update(os.pread(descriptor, min(_BLOCK_BYTES, end - place), place))
+        finally:
+            for future in futures:
+                future.cancel()
+            for future in futures:  # nobody writes to a descriptor that is closed
+                if not future.cancelled():
+                    future.exception()
+            os.close(descriptor)
+        return FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
+
+
+def _part_size(num_bytes: int) -> int:
+    return max(PART_BYTES, -(-num_bytes // _MAX_PARTS))
+
+
+def _read(readinto: Callable[[memoryview], int | None], size: int) -> bytes:
+    """Up to `size` bytes; fewer only at the end of the file."""
+    buffer = bytearray(size)
+    view, filled = memoryview(buffer), 0
+    while filled < size and (found := readinto(view[filled:])):
+        filled += found
+    return bytes(view[:filled])
+
+
+def _write(descriptor: int, block: bytes, place: int) -> None:
+    while block:
+        written = os.pwrite(descriptor, block, place)
+        block, place = block[written:], place + written

@@ -1,0 +1,86 @@
+"""A real S3 server, `nanio`, as a process of its own: buckets are folders, objects are files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ACCESS_KEY = "spin-test-access-key"
+SECRET_KEY = "spin-test-secret-key-that-must-not-leak"
+BUCKET = "bucket"
+
+
+class S3Server:
+    """Listens on a loopback port of its own; can be killed and started again on the same port and data.
+
+    Args:
+        folder: the buckets lie in; `BUCKET` is created.
+        environment: variables beside the usual ones.
+    """
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / BUCKET).mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a client's environment needs."""
+        return {
+            "S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }
+
+    def start(self) -> None:
+        """Start the server and wait until it listens."""
+        command = [shutil.which("nanio", path=Path(sys.executable).parent) or "nanio", "serve"]
+        command += ["--data-dir", str(self.folder), "--host", "127.0.0.1", "--port", str(self.port)]
+        keys = {"NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY}
+        self._process = subprocess.Popen(
+            [*command, "--no-access-log", "--log-level", "error"], env={**os.environ, **keys, **self._environment}
+        )
+        wait_for_port(self.port, self._process)
+
+    def kill(self) -> None:
+        """End it at once, in the middle of whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def path(self, key: str, bucket: str = BUCKET) -> Path:
+        """The file of an object."""
+        return self.folder / bucket / key
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    """Return once something listens."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            return
+        except OSError:
+            assert process.poll() is None, "the S3 server ended as it was started"
+            assert time.monotonic() < deadline, "the S3 server does not listen"
+            time.sleep(0.05)
