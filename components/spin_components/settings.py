@@ -72,7 +72,7 @@ class RunSettings(Section):
     """Where the run lives and what holds for all of it."""
 
     name: str = Field("spin", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="name shown in the UI")
-    uri: str = Field("", description="folder of the run; re-running with the same one resumes")
+    uri: str = Field("", description="folder or s3://bucket/prefix of the run; the same one resumes")
     seed: int = Field(0, ge=0, lt=2**31, description="fixes split, sampling and data order")
     max_time: str = Field("", description="wall-clock limit of one attempt: seconds or DD:HH:MM:SS; empty for none")
 
@@ -90,14 +90,24 @@ class RunSettings(Section):
 class ModelSettings(Section):
     """The model that iteration 0 starts from."""
 
-    base: str = Field(min_length=1, description="folder in Hugging Face layout (safetensors), or builtin:NAME")
+    base: str = Field(
+        min_length=1,
+        description="folder in Hugging Face layout: path, s3://…, hf://org/name@revision; or builtin:NAME",
+    )
+    sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="refuse a base model whose files have another digest"
+    )
+    forked_from: str = Field("", description="run and iteration that the base comes from; set by --fork-from")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
 
 
 class DataSettings(Section):
     """Prompts with their human-written answers."""
 
-    train: str = Field(min_length=1, description="JSONL or Parquet file, or builtin:NAME")
+    train: str = Field(
+        min_length=1,
+        description="JSONL or Parquet file, or a folder of them: path, s3://…, hf://datasets/org/name; or builtin:NAME",
+    )
     validation: str = Field("", description="the same for validation; empty: split off train")
     validation_size: CountOrFraction = Field(
         0.05, description="share or number of records split off when no file is given"

@@ -54,11 +54,18 @@ def load_settings(config: str | None = None, overrides: Sequence[str] = (), run_
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    return check_settings(values, overrides, run_uri, source=str(path))
+
+
+def check_settings(
+    values: dict[str, Any], overrides: Sequence[str] = (), run_uri: str | None = None, *, source: str
+) -> Settings:
+    """Apply overrides to section tables and check the whole; see `load_settings`."""
     for override in overrides:
         _apply(values, override)
     if run_uri:
         _put(values, ["run", "uri"], run_uri, source=f"--run-uri {run_uri}")
-    return parse_settings(values, source=str(path) if not overrides else f"{path} with --set")
+    return parse_settings(values, source=f"{source} with --set" if overrides else source)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -13,6 +13,7 @@ from spin_components.store.lease import read_lease
 from spin_components.store.manifests import read_manifest
 from spin_components.store.run import RunStore, open_run
 from spin_pipeline.lock import is_locked
+from spin_pipeline.published import iterations as iterations_of
 
 State = Literal["running", "done", "failed", "stopped", "interrupted"]
 
@@ -87,7 +88,7 @@ def read_status(run_uri: str) -> RunStatus:
     run = open_run(run_uri)
     if not run.exists(layout.ATTEMPT):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
-    keys = [layout.checkpoint(t) for t in published_iterations(run)]
+    keys = [layout.checkpoint(t) for t in iterations_of(run)]
     iterations = [IterationStatus.model_validate(read_manifest(run, key).facts) for key in keys]
     base_key = layout.validation(layout.BASE, 0)
     base = BaseStatus(val_loss=read_manifest(run, base_key).facts["val_loss"]) if run.exists(base_key) else BaseStatus()
@@ -108,11 +109,6 @@ def read_status(run_uri: str) -> RunStatus:
         base=base,
         failure=failure,
     )
-
-
-def published_iterations(run: RunStore) -> list[int]:
-    """Numbers of the iterations that have a checkpoint, in order."""
-    return sorted(int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json"))
 
 
 def _state(

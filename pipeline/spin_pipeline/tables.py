@@ -5,9 +5,24 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from spin_pipeline.garbage import Garbage
 from spin_pipeline.status import IterationStatus, RunStatus
 
 _COLUMNS = ("", "val_loss", "acc", "reward actual", "reward generated", "pairs", "seconds", "")
+
+
+def print_garbage(garbage: Garbage, console: Console, *, dry_run: bool) -> None:
+    """What is, or would be, deleted, and how much that is."""
+    for key, size in sorted(garbage.files.items()):
+        console.print(f"{size:>14,}  {key}", highlight=False, markup=False, soft_wrap=True)
+    for name in garbage.unfinished:
+        console.print(f"{'unfinished':>14}  {name}", highlight=False, markup=False, soft_wrap=True)
+    verb = "would free" if dry_run else "freed"
+    console.print(
+        f"{verb} {garbage.num_bytes / 2**20:.1f} MiB in {len(garbage.files)} files, and "
+        f"{len(garbage.unfinished)} unfinished writes",
+        highlight=False,
+    )
 
 
 def print_status(status: RunStatus, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from spin_components import __version__
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
-from spin_components.errors import ConfigError, DataError
+from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.execution import Step, step
 from spin_components.model_folder import check_model_folder
 from spin_components.modeling import load_tokenizer
@@ -57,7 +57,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         _begin_attempt(current.run, checked)
         base = _base_model(current, checked)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
-        base_files = base.digests
+        base_files = _checked(base, checked.model.sha256)
         found = {name: source.digests for name, source in sources.items()}
         inputs = _inputs(checked, base_files, found)
         if manifest := finished(current.run, layout.DATA_MANIFEST, inputs):
@@ -78,6 +78,17 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         )
         _write_data(current, checked, base.folder, sources, inputs)
         return base.uri
+
+
+def _checked(base: Source, sha256: str) -> dict[str, FileDigest]:
+    """The base model's files, if they are those that the settings name."""
+    files = base.digests
+    if sha256 and (found := digest_of(files)) != sha256:
+        raise ModelError(
+            f"model.base = {base.uri!r} has the digest {found[:12]}…, model.sha256 says {sha256[:12]}…; "
+            "name the model that is meant, or leave model.sha256 empty"
+        )
+    return files
 
 
 def _plain(files: FileDigests) -> dict[str, Any]:

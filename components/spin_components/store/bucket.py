@@ -78,10 +78,13 @@ class Bucket:
         self.name = name
         self._deadline_s = float(os.environ.get(DEADLINE, 300)) if deadline_s is None else deadline_s
         self._client, self.endpoint = connect(timeout_s=timeout_s)
+        self._level = logging.WARNING
 
     def for_probing(self) -> Bucket:
         """The same bucket with little patience."""
-        return Bucket(self.name, deadline_s=_PROBE_DEADLINE_S, timeout_s=_PROBE_TIMEOUT_S)
+        bucket = Bucket(self.name, deadline_s=_PROBE_DEADLINE_S, timeout_s=_PROBE_TIMEOUT_S)
+        bucket._level = logging.DEBUG
+        return bucket
 
     def put(self, key: str, content: bytes) -> None:
         """Write an object in one request."""
@@ -231,7 +234,7 @@ class Bucket:
     def _note(self, verb: str, key: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number in (1, 4, 8) or state.attempt_number % 16 == 0:
-            logger.warning("%s %s: %s; trying again", verb, self._where(key), _in_short(error))
+            logger.log(self._level, "%s %s: %s; trying again", verb, self._where(key), _in_short(error))
 
     def _refusal(self, verb: str, key: str, code: str | None, message: str | None) -> StorageAccessError:
         advice = _ADVICE.get(code or "", message or "")
@@ -239,7 +242,7 @@ class Bucket:
 
     def _gave_up(self, verb: str, key: str, error: BaseException) -> StorageError:
         return StorageError(
-            f"{verb} {self._where(key)}: no useful answer from {self.endpoint} in {self._deadline_s:.0f} s "
+            f"{verb} {self._where(key)}: no useful answer from {self.endpoint} within {self._deadline_s:.0f} s "
             f"({_in_short(error)}); check that the storage runs and S3_ENDPOINT is right, then run the same command"
         )
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,9 +69,8 @@ class LocalRun(RunStore):
         remove(path)
         return num_bytes
 
-    def sweep(self) -> None:
-        for path in self.root.rglob(".*.part"):
-            remove(path)
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        return sweep_folder(self.root, dry_run=dry_run)
 
     def probe(self) -> None:
         path = self.path(f".probe.{uuid.uuid4().hex[:8]}.part")
@@ -139,6 +138,15 @@ class FileAppender:
 
 def _is_staging(key: str) -> bool:
     return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
+
+
+def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
+    """Remove, or only name, files and folders that were being written."""
+    found = sorted(folder.rglob(".*.part"))
+    for path in found:
+        if not dry_run:
+            remove(path)
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def remove(path: Path) -> None:

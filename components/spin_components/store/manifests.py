@@ -64,7 +64,8 @@ def finished(run: RunStore, key: str, inputs: dict[str, Any]) -> Manifest | None
     if differences := differing(manifest.inputs, inputs):
         raise InputsChangedError(
             f"{run.uri_of(key)} was made from other inputs: {'; '.join(differences)}. "
-            "Go back to those, or choose another run.uri; what is finished is neither reused nor overwritten."
+            "What is finished is neither reused nor overwritten: go back to those, choose another run.uri, or start a "
+            "new run from a finished iteration with --fork-from RUN_URI --iteration N."
         )
     return manifest
 

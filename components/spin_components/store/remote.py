@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from spin_components.store.addresses import S3Address
 from spin_components.store.bucket import Bucket
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.digests import FileDigest, damaged
-from spin_components.store.local import remove
+from spin_components.store.local import remove, sweep_folder
 from spin_components.store.run import RunStore
 from spin_components.store.transfer import Transfers
 
@@ -116,12 +116,13 @@ class S3Run(RunStore):
         self._bucket.delete(info.key for info in found)
         return sum(info.num_bytes for info in found)
 
-    def sweep(self) -> None:
-        for key, upload in self._bucket.uploads(self._prefix):
-            logger.info("an upload of s3://%s/%s was begun and not ended; it is dropped", self._bucket.name, key)
-            self._bucket.abort_upload(key, upload)
-        for path in self.scratch.glob(".*.part"):
-            remove(path)
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        uploads = self._bucket.uploads(self._prefix)
+        for key, upload in uploads:
+            if not dry_run:
+                logger.info("the upload of s3://%s/%s was begun and not ended; it is dropped", self._bucket.name, key)
+                self._bucket.abort_upload(key, upload)
+        return [key.removeprefix(self._prefix) for key, _ in uploads] + sweep_folder(self.scratch, dry_run=dry_run)
 
     def probe(self) -> None:
         bucket = self._bucket.for_probing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -145,8 +145,8 @@ class RunStore(ABC):
         """Remove a file, or everything below a prefix, if it is there; returns the bytes freed."""
 
     @abstractmethod
-    def sweep(self) -> None:
-        """Remove what writers that died left behind; nobody may be writing."""
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        """Remove what writers that died left behind, or only name it; nobody may be writing."""
 
     @abstractmethod
     def probe(self) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
 from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provider, StaticProvider
 from urllib3.util import Timeout
 
@@ -42,6 +43,10 @@ _IDENTITY = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 _CONNECTIONS = 16
+_SET_KEYS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and S3_ENDPOINT where it is not AWS), or S3_SECRET_DIR to a "
+    "mounted Secret with accesskey and secretkey"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +138,25 @@ def _credentials(environment: Mapping[str, str], endpoint: Endpoint) -> Provider
         return _mounted(Path(folder))
     shared = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     if shared.is_file():
-        return AWSConfigProvider(str(shared), environment.get("AWS_PROFILE"))
+        return _Explained(AWSConfigProvider(str(shared), environment.get("AWS_PROFILE")), str(shared))
     if endpoint.is_aws or any(environment.get(name) for name in _IDENTITY):
         timeout = Timeout(connect=2.0, read=5.0)
-        return IamAwsProvider(http_client=urllib3.PoolManager(timeout=timeout, retries=False))
-    raise StorageAccessError(
-        f"no keys for {endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or S3_SECRET_DIR to a mounted "
-        "Secret with accesskey and secretkey"
-    )
+        inner = IamAwsProvider(http_client=urllib3.PoolManager(timeout=timeout, retries=False))
+        return _Explained(inner, f"the identity of this machine or pod, tried because no keys are set for {endpoint}")
+    raise StorageAccessError(f"no keys for {endpoint}: {_SET_KEYS}")
+
+
+class _Explained(Provider):
+    """Another provider, whose failures say where keys were looked for."""
+
+    def __init__(self, inner: Provider, where: str) -> None:
+        self._inner, self._where = inner, where
+
+    def retrieve(self) -> Credentials:
+        try:
+            return self._inner.retrieve()
+        except (ValueError, KeyError, OSError, urllib3.exceptions.HTTPError) as error:
+            raise StorageAccessError(f"no keys from {self._where} ({error}); {_SET_KEYS}") from error
 
 
 def _mounted(folder: Path) -> Provider:

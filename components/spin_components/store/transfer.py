@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -17,12 +18,14 @@ from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest
 
 PART_BYTES = 16 << 20
-"""Of a part; larger where a file would have more than S3's 10 000 parts."""
+"""Of a part of an upload; larger where a file would have more than S3's 10 000 parts."""
+
+RANGE_BYTES = 64 << 20
+"""Of one request of a download."""
 
 _MAX_PARTS = 10_000
-_CONNECTIONS = 6
+_CONNECTIONS = 4
 _FILES = 3
-_BLOCK_BYTES = 1 << 20
 
 Report = Callable[[int], None]
 """Told of bytes as they are done."""
@@ -35,8 +38,8 @@ def _ignore(num_bytes: int) -> None:
 class Transfers:
     """Moves files between this machine and one bucket.
 
-    Up to three files and six parts are on their way at a time. An upload holds at most nine parts in memory, a
-    download a megabyte a connection: it writes blocks to their places and hashes them in order, from the page cache.
+    Up to three files and four requests are on their way at a time. An upload holds at most seven parts in memory, a
+    download a megabyte a connection: blocks go to their places in the file and are hashed there, in order.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -126,8 +129,7 @@ class Transfers:
 
     def download(self, key: str, path: Path, num_bytes: int, report: Report = _ignore) -> FileDigest:
         """Download one object to a path; returns the digest of what was received."""
-        size = _part_size(num_bytes)
-        sha256 = hashlib.sha256()
+        size, sha256 = RANGE_BYTES, hashlib.sha256()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         futures: list[Future[None]] = []
 
@@ -137,12 +139,11 @@ class Transfers:
             report(length)
 
         try:
+            os.truncate(descriptor, num_bytes)
             futures = [self._parts.submit(receive, offset) for offset in range(0, num_bytes, size)]
             for number, future in enumerate(futures):
                 future.result()
-                end = min((number + 1) * size, num_bytes)
-                for place in range(number * size, end, _BLOCK_BYTES):
-                    sha256.update(os.pread(descriptor, min(_BLOCK_BYTES, end - place), place))
+                _hash_range(sha256, descriptor, number * size, min(size, num_bytes - number * size))
         finally:
             for future in futures:
                 future.cancel()
@@ -164,6 +165,17 @@ def _read(readinto: Callable[[memoryview], int | None], size: int) -> bytes:
     while filled < size and (found := readinto(view[filled:])):
         filled += found
     return bytes(view[:filled])
+
+
+def _hash_range(sha256: hashlib._Hash, descriptor: int, offset: int, num_bytes: int) -> None:
+    """Hash what was just written, where it lies in memory already."""
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    with (
+        mmap.mmap(descriptor, offset + num_bytes - start, prot=mmap.PROT_READ, offset=start) as pages,
+        memoryview(pages) as view,
+        view[offset - start :] as wanted,
+    ):
+        sha256.update(wanted)
 
 
 def _write(descriptor: int, block: bytes, place: int) -> None:

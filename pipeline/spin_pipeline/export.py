@@ -1,0 +1,136 @@
+"""A published policy as a plain Hugging Face folder, with a model card that tells where it comes from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ConfigError
+from spin_components.store import layout
+from spin_components.store.addresses import parse_address
+from spin_components.store.manifests import read_manifest
+from spin_components.store.models import open_model
+from spin_components.store.run import RunStore, open_run
+from spin_pipeline.published import Published, find_published, iterations
+
+CARD = "README.md"
+_LAST = "config.json"
+
+
+def export_model(run_uri: str, which: str, destination: str) -> tuple[Published, str]:
+    """Copy a policy, checked, to a folder or prefix that is free; `config.json` comes last.
+
+    Args:
+        run_uri: the run.
+        which: iteration, by number or `best`.
+        destination: a path or `s3://bucket/prefix`.
+
+    Returns: what was exported, and its address.
+
+    Raises:
+        ConfigError: no such run or iteration, or something lies at the destination.
+        IntegrityError: the policy is not what its manifest says.
+        StorageAccessError, StorageError: storage refuses, or does not answer.
+    """
+    address = str(parse_address(destination, what="DEST"))
+    parent, _, name = address.rpartition("/")
+    if not name or parent in ("", "s3:/"):
+        raise ConfigError(f"DEST = {destination!r}: expected a folder below a path, or s3://bucket/prefix")
+    with open_run(run_uri) as run, open_run(parent) as target:
+        published = find_published(run, which)
+        if taken := target.sizes(name):
+            raise ConfigError(f"{address} holds {len(taken)} files already; choose another DEST, or remove them first")
+        folder = open_model(run, published.uri, what="the policy to export")
+        with target.staged(name) as staged:
+            _copy(folder, list(published.files), staged.path)
+            (staged.path / CARD).write_text(model_card(run, published), encoding="utf-8")
+        target.write(f"{name}/{_LAST}", (folder / _LAST).read_bytes())
+    return published, address
+
+
+def _copy(folder: Path, names: list[str], to: Path) -> None:
+    for name in names:
+        if name not in (CARD, _LAST):
+            path = to / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, path)
+
+
+def model_card(run: RunStore, published: Published) -> str:
+    """Markdown: what was trained, from what, on what, with which settings, and what each iteration gave."""
+    record = run.read_json(layout.RUN)
+    settings, base = record["settings"], record["base_model"]
+    data = read_manifest(run, layout.DATA_MANIFEST)
+    losses: list[tuple[str, float, dict[str, Any] | None]] = [
+        ("base", read_manifest(run, layout.validation(layout.BASE, 0)).facts["val_loss"], None)
+    ]
+    for t in iterations(run):
+        if t <= published.iteration:
+            facts = read_manifest(run, layout.checkpoint(t)).facts
+            losses.append((f"iteration {t}", facts["val_loss"], facts))
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [spin, self-play-fine-tuning]",
+            "---",
+            "",
+            f"# {settings['run']['name']}, iteration {published.iteration}",
+            "",
+            "Trained by self-play fine-tuning (SPIN, [arXiv:2401.01335](https://arxiv.org/abs/2401.01335)) with "
+            f"SPIN pipelines {record['version']}.",
+            "",
+            "| | val_loss (nats a token) | pairs | beta | peak lr |",
+            "| --- | --- | --- | --- | --- |",
+            *(_row(name, loss, facts) for name, loss, facts in losses),
+            "",
+            "## Lineage",
+            "",
+            *_lineage(run, published, record, base, data.facts),
+            "",
+            "## Settings",
+            "",
+            *_tables(settings),
+            "",
+        ]
+    )
+
+
+def _row(name: str, loss: float, facts: dict[str, Any] | None) -> str:
+    if facts is None:
+        return f"| {name} | {loss:.4f} | | | |"
+    cells = (facts["num_pairs"], facts["ref_policy_kl_penalty"], facts["peak_lr"])
+    return f"| {name} | {loss:.4f} | {' | '.join(f'{cell}' for cell in cells)} |"
+
+
+def _lineage(
+    run: RunStore, published: Published, record: dict[str, Any], base: dict[str, Any], data: dict[str, Any]
+) -> list[str]:
+    facts = published.manifest.facts
+    forked = record["settings"]["model"].get("forked_from")
+    return [
+        f"- run: `{run.uri}`, begun {record['created_at']}, seed {record['seed']}",
+        f"- base model: `{base['uri']}`" + (f", forked from {forked}" if forked else ""),
+        *(f"- {name} data: `{source['uri']}`" for name, source in record["data"].items()),
+        f"- prompts: {data['num_train']} for training, {data['num_validation']} held out",
+        f"- optimizer steps: {facts['step']}, pairs seen: {facts['consumed_samples']}",
+        f"- reference of this iteration: `{facts['reference_uri']}`",
+        f"- SHA-256 over the files of this model: `{published.sha256}`",
+        f"- packages: {', '.join(f'{name} {version}' for name, version in record['packages'].items())}",
+    ]
+
+
+def _tables(settings: dict[str, Any]) -> list[str]:
+    lines = ["```toml"]
+    for section, table in settings.items():
+        if section not in ("hardware", "run"):
+            lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+    return [*lines[:-1], "```"]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
