@@ -14,7 +14,7 @@ from playing import begin, hardware, losses, play, play_scores
 from spin_components.errors import NonFiniteError
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.run import RunStore
+from spin_components.store.local import LocalRun
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
 
@@ -22,7 +22,7 @@ MakeSettings = Callable[..., Settings]
 TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 
 
-def val_losses_inside(run: RunStore) -> list[float]:
+def val_losses_inside(run: LocalRun) -> list[float]:
     """val_loss of the validations inside epochs."""
     paths = sorted(run.root.glob("iterations/*/epochs/*/metrics.json"))
     rows = [row for path in paths for row in json.loads(path.read_text("utf-8"))["steps"]]
@@ -53,13 +53,13 @@ def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSetting
     policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, hardware(settings)), hardware(settings))
     twin = tmp_path / "twin"
     train(uri, 0, 1, policy, scores, hardware(settings))
-    expected = losses(RunStore(uri))
+    expected = losses(LocalRun(Path(uri)))
     shutil.move(uri, twin)
     # the same run, its second epoch by DeepSpeed: the backend is recorded when a run begins, ranks are the attempt's
     shutil.copytree(twin, uri)
-    shutil.rmtree(RunStore(uri).path(layout.epoch(0, 1)))
+    shutil.rmtree(LocalRun(Path(uri)).path(layout.epoch(0, 1)))
     train(uri, 0, 1, policy, scores, TWO_RANKS)
-    assert losses(RunStore(uri)) == pytest.approx(expected, abs=1e-5)
+    assert losses(LocalRun(Path(uri))) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: MakeSettings) -> None:
@@ -69,4 +69,4 @@ def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: Ma
     scores = play_scores(settings, 0, reference)
     with pytest.raises(NonFiniteError, match=r"iteration 0, epoch 0, step \d.*Nothing was updated"):
         train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
-    assert not RunStore(settings.run.uri).exists(layout.epoch_manifest(0, 0))
+    assert not LocalRun(Path(settings.run.uri)).exists(layout.epoch_manifest(0, 0))

@@ -16,8 +16,8 @@ from playing import begin, hardware, losses, play, play_iteration, play_scores
 from spin_components.errors import IntegrityError
 from spin_components.settings import Settings
 from spin_components.store import layout
+from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore
 from spin_components.train_epoch.step import train
 
 MakeSettings = Callable[..., Settings]
@@ -52,7 +52,7 @@ def test_a_killed_epoch_goes_on_from_its_last_save_to_the_same_end(
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     _train_until_killed(settings, reference, scores, num_saves=3)
-    run = RunStore(settings.run.uri)
+    run = LocalRun(Path(settings.run.uri))
     assert run.exists(layout.partial(0, 0)), "it was to be killed inside the epoch"
     play_iteration(settings, 0, reference)
     assert losses(run) == losses(undisturbed)
@@ -70,7 +70,7 @@ def test_an_altered_save_is_found_before_it_is_used(make_settings: MakeSettings)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     _train_until_killed(settings, reference, scores, num_saves=1)
-    run = RunStore(settings.run.uri)
+    run = LocalRun(Path(settings.run.uri))
     save = run.read_json(layout.partial(0, 0))["facts"]["key"]
     optimizer = run.path(f"{save}/trainer/optimizer-00000.safetensors")
     content = bytearray(optimizer.read_bytes())
@@ -85,7 +85,7 @@ def test_the_time_limit_stops_cleanly_and_the_same_settings_go_on(make_settings:
     settings = make_settings(spin={"max_epochs": 2})
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    run = RunStore(settings.run.uri)
+    run = LocalRun(Path(settings.run.uri))
     attempt = run.read_json(layout.ATTEMPT)
     run.write_json(layout.ATTEMPT, {**attempt, "deadline": time.time() - 1})
     assert play_iteration(settings, 0, reference) == ""
@@ -101,7 +101,7 @@ def test_time_running_out_inside_an_epoch_saves_first(make_settings: MakeSetting
     settings = make_settings(training=training)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    run = RunStore(settings.run.uri)
+    run = LocalRun(Path(settings.run.uri))
     attempt = run.read_json(layout.ATTEMPT)
     for _ in range(50):
         run.write_json(layout.ATTEMPT, {**attempt, "deadline": time.time() + 0.25})

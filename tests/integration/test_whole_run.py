@@ -23,8 +23,8 @@ from spin_components.errors import (
 )
 from spin_components.settings import Settings
 from spin_components.store import layout
+from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore
 from spin_components.train_epoch.step import train
 
 MakeSettings = Callable[..., Settings]
@@ -102,7 +102,7 @@ def test_a_finished_run_does_nothing_again(make_settings: MakeSettings) -> None:
     files = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
     play(settings)
     changed = {path.name for path, written in files.items() if path.stat().st_mtime_ns != written}
-    assert changed <= {"attempt.json", "best.json", "latest.json"}
+    assert changed <= {"attempt.json", "best.json", "latest.json", "lease.json"}
 
 
 def test_iterations_can_be_raised_after_a_run_has_ended(make_settings: MakeSettings, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_altered_object_is_found_before_it_is_used(make_settings: MakeSetting
     settings = make_settings()
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    path = RunStore(settings.run.uri).path(key)
+    path = LocalRun(Path(settings.run.uri)).path(key)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -158,7 +158,7 @@ def test_wrong_reference_weights_stop_the_run_at_step_zero(make_settings: MakeSe
     settings = make_settings(spin={"max_iterations": 2})
     base = begin(settings)
     play_iteration(settings, 0, base)
-    trained = RunStore(settings.run.uri).uri_of(layout.epoch(0, 0) + "/policy")
+    trained = LocalRun(Path(settings.run.uri)).uri_of(layout.epoch(0, 0) + "/policy")
     scores = play_scores(settings, 1, base)
     with pytest.raises(StepZeroError, match="iteration 1, epoch 0, step 0: the first loss"):
         train(settings.run.uri, 1, 0, trained, scores, hardware(settings))
@@ -201,7 +201,7 @@ def test_shards_make_up_the_same_iteration(make_settings: MakeSettings) -> None:
 
 def test_weights_beyond_save_top_k_go_and_the_last_and_best_stay(make_settings: MakeSettings) -> None:
     run = play(make_settings(spin={"max_iterations": 3, "max_epochs": 2}, selection={"save_top_k": 1}))
-    kept = {t for t in range(3) if run.exists(layout.epoch(t, 1) + "/policy")}
+    kept = {t for t in range(3) if run.sizes(layout.epoch(t, 1) + "/policy")}
     best = run.read_json(layout.BEST)["iteration"]
     assert kept == {best, 2}
     assert not list(run.root.rglob("trainer"))
@@ -222,7 +222,7 @@ def test_pairs_without_signal_are_dropped_and_counted(make_settings: MakeSetting
     settings = make_settings(generation={"max_new_tokens": 1, "temperature": 0.0})
     reference = begin(settings)
     play_scores(settings, 0, reference)
-    run = RunStore(settings.run.uri)
+    run = LocalRun(Path(settings.run.uri))
     generated = read_manifest(run, "iterations/0/generations/00000.json").facts
     scored = read_manifest(run, "iterations/0/ref_logprobs/00000.json").facts
     assert scored["num_dropped"] == generated["num_empty"] + generated["num_identical"]
@@ -248,4 +248,4 @@ def test_an_unrenderable_record_is_named(make_settings: MakeSettings, tmp_path: 
         begin(make_settings(data={"train": str(data)}))
     skipping = make_settings(data={"train": str(data), "on_bad_record": "skip", "validation_size": 1})
     begin(skipping)
-    assert read_manifest(RunStore(skipping.run.uri), layout.DATA_MANIFEST).facts["num_bad_records"] == 1
+    assert read_manifest(LocalRun(Path(skipping.run.uri)), layout.DATA_MANIFEST).facts["num_bad_records"] == 1

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from spin_components.store.run import RunStore
+from spin_components.store.local import LocalRun
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -164,8 +164,8 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
-        (["data.train=."], "is a folder"),
-        (["data.train=s3://bucket/data.jsonl"], "s3"),
+        (["data.train=docker"], "holds no data file"),
+        (["data.train=ftp://host/data.jsonl"], "scheme 'ftp' is not supported"),
         (["model.base=nowhere"], "does not exist"),
         (["model.base=builtin:gpt-5"], "no such builtin"),
         (["spin.max_iteration=3"], "did you mean 'max_iterations'?"),
@@ -214,4 +214,4 @@ def test_compile_writes_what_kfp_reads_and_needs_no_torch(tmp_path: Path) -> Non
     pipeline = load_component_from_file(str(output))
     assert pipeline.name == "spin"
     assert pipeline.component_spec.inputs["max_iterations"].default == 2
-    assert RunStore(str(tmp_path)).list("", "*.yaml") == ["spin.yaml"]
+    assert LocalRun(tmp_path).list("", "*.yaml") == ["spin.yaml"]

@@ -1,0 +1,256 @@
+"""What is done with finished iterations: export, fork, gc. Through the command line, in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from playing import play, play_anywhere
+from s3_server import BUCKET, S3Server
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.digests import digest_of, digest_tree
+from spin_components.store.lease import LeaseHolder
+from spin_components.store.local import LocalRun
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import open_run
+from spin_pipeline.cli import main
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
+    """A run of two iterations; not to be written to."""
+    root = tmp_path_factory.mktemp("finished")
+    settings = Settings.model_validate(
+        {
+            "run": {"uri": str(root / "run")},
+            "model": {"base": str(tiny_llama)},
+            "data": {
+                "train": str(question_file),
+                "validation_size": 8,
+                "max_length": 160,
+                "max_prompt_length": 96,
+                "max_train_records": 16,
+            },
+            "spin": {"max_iterations": 2, "ref_policy_kl_penalty": 0.1},
+            "generation": {"engine": "transformers", "max_new_tokens": 8},
+            "training": {"precision": "float32", "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
+            "selection": {"save_top_k": 1},
+            "hardware": {"device": "cpu"},
+        }
+    )
+    return play(settings)
+
+
+@pytest.fixture
+def run(finished: LocalRun, tmp_path: Path) -> LocalRun:
+    """A copy of it, at another address, so with manifests of the old one."""
+    shutil.copytree(finished.root, tmp_path / "copy")
+    return LocalRun(tmp_path / "copy")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed, in one line."""
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_the_best_iteration_is_exported_as_a_folder_that_transformers_loads(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", finished.uri, str(tmp_path / "model")]) == 0
+    best = finished.read_json(layout.BEST)
+    assert f"wrote iteration {best['iteration']} to {tmp_path / 'model'}" in said(capsys)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    trained = AutoModelForCausalLM.from_pretrained(best["uri"])
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], tensor)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], return_tensors="pt", return_dict=True)
+    assert exported.generate(**ids, max_new_tokens=2).shape[0] == 1
+
+
+def test_the_model_card_tells_the_lineage(finished: LocalRun, tmp_path: Path) -> None:
+    assert main(["export", finished.uri, str(tmp_path / "model"), "--iteration", "1"]) == 0
+    card = (tmp_path / "model/README.md").read_text("utf-8")
+    record = finished.read_json(layout.RUN)
+    losses = [finished.read_json(layout.BASE_VALIDATION)["facts"]["val_loss"]]
+    losses += [finished.read_json(layout.checkpoint(t))["facts"]["val_loss"] for t in (0, 1)]
+    for text in (
+        *(f"{loss:.4f}" for loss in losses),
+        record["base_model"]["uri"],
+        record["settings"]["data"]["train"],
+        finished.uri,
+        "lr = 0.001",
+        f"torch {torch.__version__}",
+    ):
+        assert text in card
+
+
+def test_a_model_is_exported_to_object_storage(finished: LocalRun, s3: S3Server) -> None:
+    assert main(["export", finished.uri, f"s3://{BUCKET}/models/mine"]) == 0
+    AutoModelForCausalLM.from_pretrained(s3.path("models/mine"))
+
+
+def test_nothing_is_written_over(finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine").write_text("x")
+    assert main(["export", finished.uri, str(tmp_path / "model")]) == 2
+    assert "holds 1 files already; choose another DEST" in said(capsys)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("which", "code", "message"),
+    [
+        ("7", 2, "iteration 7 of"),
+        ("last", 2, "expected a number, or best"),
+        ("0", 1, "the weights of iteration 0 are gone"),
+    ],
+)
+def test_an_iteration_that_cannot_be_exported_is_refused(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str, code: int, message: str
+) -> None:
+    assert main(["export", finished.uri, str(tmp_path / "model"), "--iteration", which]) == code
+    assert message in said(capsys)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_altered_policy_is_not_exported(
+    make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = play(make_settings())
+    weights = run.path(layout.epoch(0, 0) + "/policy/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["export", run.uri, str(tmp_path / "model")]) == 1
+    text = said(capsys)
+    assert f"IntegrityError: {weights} has SHA-256" in text
+    assert "epochs/0/manifest.json to have its step done again" in text
+
+
+def test_a_fork_begins_where_an_iteration_ended_with_its_settings(
+    finished: LocalRun, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    from spin_pipeline.config import check_settings
+    from spin_pipeline.published import forked_values
+
+    overrides = ["training.lr=5e-4", "spin.max_iterations=1"]
+    forked = check_settings(forked_values(finished, "1"), overrides, str(tmp_path / "forked"), source="the test")
+    assert forked.training.lr == 5e-4
+    assert forked.generation.max_new_tokens == 8
+    assert forked.model.forked_from == f"{finished.uri}, iteration 1"
+    run = play(forked)
+    # the base of the fork is the other run's last policy, so its loss on the same held-out answers is the same
+    ended = finished.read_json(layout.checkpoint(1))["facts"]["val_loss"]
+    assert read_manifest(run, layout.BASE_VALIDATION).facts["val_loss"] == pytest.approx(ended, abs=1e-6)
+    policy = LocalRun(Path(finished.read_json(layout.checkpoint(1))["facts"]["checkpoint_uri"]))
+    assert forked.model.sha256 == digest_of(digest_tree(policy.root))
+
+
+def test_a_base_model_of_another_digest_is_refused(
+    finished: LocalRun, make_settings: MakeSettings, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spin_components.errors import ModelError
+
+    with pytest.raises(ModelError, match=r"has the digest .*, model\.sha256 says 000000000000…"):
+        play_anywhere(make_settings(model={"base": str(tiny_llama), "sha256": "0" * 64}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--iteration", "9"], "iteration 9 of"),
+        ([], "say where it shall lie with --run-uri"),
+    ],
+)
+def test_a_fork_that_cannot_begin_is_refused(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    target = ["--run-uri", str(tmp_path / "forked")] if arguments else []
+    assert main(["run", "--fork-from", finished.uri, *arguments, *target]) == 2
+    assert message in said(capsys)
+
+
+def test_gc_finds_nothing_in_a_finished_run(finished: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = finished.sizes("")
+    assert main(["gc", finished.uri]) == 0
+    assert "freed 0.0 MiB in 0 files, and 0 unfinished writes" in said(capsys)
+    assert before.keys() <= finished.sizes("").keys()
+
+
+def test_gc_removes_what_no_manifest_names_and_nothing_else(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run.sizes("")
+    garbage = {
+        "iterations/0/epochs/0/partial/3/policy/model.safetensors": 2 << 20,
+        "iterations/2/generations/00000.parquet": 5,
+        "data/train-00007.parquet": 7,
+        "iterations/1/epochs/0/.policy.12345678.part/model.safetensors": 9,
+    }
+    mine = {"notes.txt": 3, "eval/results.json": 4}
+    for key, size in {**garbage, **mine}.items():
+        run.path(key).parent.mkdir(parents=True, exist_ok=True)
+        run.path(key).write_bytes(b"x" * size)
+    assert main(["gc", run.uri, "--dry-run"]) == 0
+    text = said(capsys)
+    assert "would free 2.0 MiB in 3 files, and 1 unfinished writes" in text
+    assert all(run.path(key).exists() for key in garbage)
+    assert main(["gc", run.uri]) == 0
+    assert "freed 2.0 MiB in 3 files, and 1 unfinished writes" in said(capsys)
+    assert run.sizes("").keys() | {".lock"} == before.keys() | mine.keys() | {".lock"}
+    assert not list(run.root.rglob("*.part"))
+
+
+def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> None:
+    manifest = run.read_json(layout.epoch_manifest(1, 0))
+    key = "iterations/2/epochs/0/partial/1/trainer/state.json"
+    run.write(key, b"{}")
+    run.write_json("iterations/2/epochs/0/partial.json", {**manifest, "outputs": {key: {"num_bytes": 2, "sha256": ""}}})
+    assert main(["gc", run.uri]) == 0
+    assert run.exists(key)
+
+
+def test_gc_leaves_a_run_alone_that_is_worked_on_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = LeaseHolder(run, "somebody else")
+    assert main(["gc", run.uri]) == 2
+    assert "another runner is at work" in said(capsys)
+    lease.close()
+    lease.release()
+    before = run.sizes("")
+    run.path(layout.epoch_manifest(0, 0)).write_text("{")
+    assert main(["gc", run.uri]) == 1
+    assert "manifest.json is not JSON" in said(capsys)
+    assert before.keys() == run.sizes("").keys()
+
+
+def test_gc_aborts_uploads_that_nobody_ends(
+    finished: LocalRun, s3: S3Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spin_components.store.bucket import Bucket
+
+    for key, size in finished.sizes("").items():
+        if size and not key.startswith("events"):
+            s3.path(f"gc/{key}").parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(finished.path(key), s3.path(f"gc/{key}"))
+    bucket = Bucket(BUCKET)
+    upload = bucket.begin_upload("gc/iterations/0/epochs/0/policy/model.safetensors")
+    assert bucket.uploads("gc/") == [("gc/iterations/0/epochs/0/policy/model.safetensors", upload)]
+    assert main(["gc", f"s3://{BUCKET}/gc"]) == 0
+    assert "and 1 unfinished writes" in said(capsys)
+    assert bucket.uploads("gc/") == []
+
+
+@pytest.mark.parametrize("command", ["export", "gc", "status"])
+def test_no_run_is_an_error_in_words(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(tmp_path / "model")] if command == "export" else []
+    assert main([command, str(tmp_path / "nowhere"), *arguments]) == 2
+    assert "no run at" in said(capsys)
+    assert not open_run(str(tmp_path / "nowhere")).sizes("")

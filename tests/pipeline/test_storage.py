@@ -1,0 +1,122 @@
+"""A run in object storage as a person types it: processes, another machine's cache, and what is wrong with storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from s3_server import BUCKET, SECRET_KEY, S3Server, free_port
+from spin_components.store.layout import BASE_VALIDATION, checkpoint
+from spin_components.store.run import open_run
+
+SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+
+
+def spin(*arguments: str, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, in this process's environment and what is given."""
+    return subprocess.run(
+        [*SPIN, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S3Server, tmp_path: Path) -> None:
+    uri = f"s3://{BUCKET}/{tmp_path.name}/run"
+    command = ["run", "--config", "tiny", "--run-uri", uri, "--set", "spin.max_iterations=1"]
+    elsewhere = {"SPIN_CACHE_DIR": str(tmp_path / "other-machine")}
+    first = subprocess.Popen([*SPIN, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = open_run(uri)
+    while not run.exists(BASE_VALIDATION):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    second = spin(*command, **elsewhere)
+    assert second.returncode == 2, second.stdout
+    assert f"another runner is at work on {uri}" in second.stderr
+    assert json.loads(spin("status", uri, "--json").stdout)["state"] == "running"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    third = subprocess.CompletedProcess(command, 2, "", "")
+    for _ in range(20):  # the steps of the first need a moment to notice that it is gone
+        third = spin(*command, **elsewhere)
+        if third.returncode != 2:
+            break
+        time.sleep(1.0)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert "done before" in third.stdout
+    status = json.loads(spin("status", uri, "--json").stdout)
+    assert (status["state"], status["run_uri"], status["step"]) == ("done", uri, 8)
+    assert status["best"]["uri"] == f"{uri}/iterations/0/epochs/1/policy"
+    assert run.exists(checkpoint(0))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId: the access key is unknown there"),
+        ({"AWS_SECRET_ACCESS_KEY": "guessed-wrong"}, "SignatureDoesNotMatch: the secret key is wrong"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID is set but AWS_SECRET_ACCESS_KEY is not"),
+        ({"S3_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, "check that the storage runs and S3_ENDPOINT is right"),
+        ({"S3_ENDPOINT": "http://nowhere.invalid"}, "check that the storage runs and S3_ENDPOINT is right"),
+        ({"S3_ENDPOINT": "http://user:word@host"}, "S3_ENDPOINT holds keys"),
+        ({"S3_ENDPOINT": "127.0.0.1/path"}, "expected http://host:port"),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_line_and_code_2(
+    s3: S3Server, tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", timeout_s=60, **environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert SECRET_KEY not in result.stderr + result.stdout
+    assert "guessed-wrong" not in result.stderr + result.stdout
+
+
+def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
+    result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x", timeout_s=60)
+    assert result.returncode == 2
+    assert "s3://no-such-bucket/x/" in result.stderr
+    assert "NoSuchBucket: there is no such bucket; create it, or correct its name" in result.stderr
+
+
+def test_data_and_model_come_from_object_storage(
+    s3: S3Server, tmp_path: Path, tiny_llama: Path, question_file: Path
+) -> None:
+    prefix = tmp_path.name
+    lines = question_file.read_text("utf-8").splitlines()
+    for number, part in enumerate((lines[:20], lines[20:])):
+        path = s3.path(f"{prefix}/data/part-{number}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(part) + "\n", "utf-8")
+    for file in tiny_llama.iterdir():
+        path = s3.path(f"{prefix}/model/{file.name}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(file.read_bytes())
+    settings = [
+        f"data.train=s3://{BUCKET}/{prefix}/data",
+        f"model.base=s3://{BUCKET}/{prefix}/model",
+        "spin.max_iterations=1",
+        "spin.max_epochs=1",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    command = ["run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides]
+    result = spin(*command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    record = open_run(str(tmp_path / "run")).read_json("run.json")
+    assert list(record["data"]["train"]["files"]) == ["part-0.jsonl", "part-1.jsonl"]
+    assert record["base_model"]["uri"] == f"s3://{BUCKET}/{prefix}/model"
+    s3.path(f"{prefix}/data/part-1.jsonl").write_text('{"prompt": "Hi"}\n')
+    result = spin(*command)
+    assert result.returncode == 2
+    assert f"s3://{BUCKET}/{prefix}/data/part-1.jsonl, line 1" in result.stderr
