@@ -23,7 +23,7 @@ from spin_pipeline.lock import is_locked, locked
 from spin_pipeline.progress import Narrator
 from spin_pipeline.status import RunStatus, read_status
 
-_POLL_S = 0.3
+_WAIT_S = 0.2
 _GRACE_S = 3.0
 LOG = "driver.log"
 
@@ -77,9 +77,12 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
         )
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        told = 0.0
         while driver.poll() is None:
-            narrator.tell(tail.new())
-            time.sleep(_POLL_S)
+            if time.monotonic() - told >= run.poll_s:
+                narrator.tell(tail.new())
+                told = time.monotonic()
+            time.sleep(_WAIT_S)
         narrator.tell(tail.new())
         return driver.returncode
     except _InterruptedError:

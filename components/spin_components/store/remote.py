@@ -35,6 +35,8 @@ class S3Run(RunStore):
     names it. What is uploaded stays in the cache: the next step on this machine finds it there.
     """
 
+    poll_s = 2.0
+
     def __init__(self, address: S3Address) -> None:
         self.uri = str(address)
         self.scratch = cache_folder() / "runs" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]

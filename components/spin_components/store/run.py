@@ -53,11 +53,13 @@ class RunStore(ABC):
     Attributes:
         uri: the run's address.
         scratch: a folder of this machine for what is on its way; what lies there may be lost.
+        poll_s: how often it may be asked what is new.
         on_progress: told of transfers that take a while.
     """
 
     uri: str
     scratch: Path
+    poll_s: float = 0.3
     on_progress: Progress | None = None
 
     def uri_of(self, key: str) -> str:
