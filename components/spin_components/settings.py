@@ -204,6 +204,9 @@ class TrainingSettings(Section):
     backend: Literal["auto", "torch", "deepspeed"] = Field("auto", description="auto: DeepSpeed for more than one rank")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of compute; weights stay float32")
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto", description="no padding, each prompt computed once for both answers; auto: where it was measured to pay"
+    )
     global_batch_size: int = Field(64, ge=1, description="pairs an optimizer step")
     micro_batch_size: int = Field(1, ge=1, description="pairs a forward pass")
     optimizer: Literal["adamw", "rmsprop"] = "adamw"

@@ -14,7 +14,8 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.packing import Prompted
 
 
 def main(num_times: int) -> None:
@@ -30,7 +31,7 @@ def main(num_times: int) -> None:
     )
     model = LlamaForCausalLM(config)
     lengths = [(44, 19 + 4 * (row % 8)) for row in range(16)]
-    rows = [Answered([5] * prompt, [7] * answer) for prompt, answer in lengths]
+    rows = [Prompted([5] * prompt, ([7] * answer,)) for prompt, answer in lengths]
     seconds: dict[str, list[float]] = {"eager": [], "sdpa": []}
     for turn in range(num_times + 1):
         for name, found in seconds.items():

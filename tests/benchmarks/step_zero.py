@@ -47,7 +47,7 @@ def sums(model: Any, pairs: list[Pair], order: list[int], size: int, *, autocast
     for start in range(0, len(pairs), size):
         places = order[start : start + size]
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            result[:, places] = answer_logprobs(model, both_answers([pairs[place] for place in places])).view(2, -1)
+            result[:, places] = answer_logprobs(model, both_answers([pairs[place] for place in places])).view(-1, 2).T
     return result
 
 

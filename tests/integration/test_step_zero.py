@@ -59,13 +59,13 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
     for chosen in places:
         with compute.autocast():  # with gradient, as in training
             logprobs = answer_logprobs(model, both_answers([pairs[place] for place in chosen]))
-        rows.append(logprobs.detach().view(2, -1))
+        rows.append(logprobs.detach().view(-1, 2))
     order = [place for chosen in places for place in chosen]
     reference = AnswerLogprobs(
         torch.tensor([scores[place].ref_actual for place in order]),
         torch.tensor([scores[place].ref_generated for place in order]),
     )
-    return abs(float(spin_loss(AnswerLogprobs(*torch.cat(rows, dim=1)), reference, beta=0.1)) - math.log(2))
+    return abs(float(spin_loss(AnswerLogprobs(*torch.cat(rows).unbind(-1)), reference, beta=0.1)) - math.log(2))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

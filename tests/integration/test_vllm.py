@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from playing import losses, play, val_losses
-from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, read_rows
 from spin_components.device import Compute
 from spin_components.generate.engine import Answer, Sampling
@@ -115,7 +116,7 @@ def test_sampled_tokens_are_likely_under_the_model_that_is_said_to_have_sampled_
     engine._sampling = _sampling(max_new_tokens=24)
     answers = _answers(engine, prompts, [24] * len(prompts))
     model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
-    rows = [Answered(prompt, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+    rows = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(prompts, answers, strict=True)]
     with torch.inference_mode():
         total = float(answer_logprobs(model, rows).sum())
         logits = model(torch.tensor([prompts[0]])).logits[0, -1]

@@ -2,20 +2,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from pathlib import Path
 
 import pytest
 
-from spin_components.events import EventLog, read_events
-from spin_pipeline.progress import EventTail
+from spin_components.events import EventLog, EventTail, read_events
+from spin_components.store.local import LocalRun
 
 LABELS = {"step": "train-epoch", "iteration": 0, "epoch": 1, "shard": None}
 
 
 def test_events_carry_their_kind_time_and_the_labels_that_are_set(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "events", LABELS)
+    log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("metrics", loss=0.5, name="ü")
-    (event,) = read_events(tmp_path / "events")
+    (event,) = read_events(LocalRun(tmp_path))
     assert event.pop("time") > 1.7e9  # seconds since 1970
     assert event == {"kind": "metrics", "step": "train-epoch", "iteration": 0, "epoch": 1, "loss": 0.5, "name": "ü"}
 
@@ -23,72 +25,75 @@ def test_events_carry_their_kind_time_and_the_labels_that_are_set(tmp_path: Path
 def test_events_of_many_processes_come_in_the_order_of_their_time(tmp_path: Path) -> None:
     for name, times in (("a", (3.0, 5.0)), ("b", (1.0, 4.0)), ("c", (2.0,))):
         lines = [json.dumps({"time": time, "kind": "progress"}) for time in times]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    assert [event["time"] for event in read_events(tmp_path)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+        LocalRun(tmp_path).write(f"events/{name}.jsonl", ("\n".join(lines) + "\n").encode())
+    assert [event["time"] for event in read_events(LocalRun(tmp_path))] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
 def test_each_process_has_a_file_of_its_own_that_says_whose_it_is(tmp_path: Path) -> None:
-    first, second = EventLog(tmp_path, LABELS), EventLog(tmp_path, LABELS)
-    assert first.path != second.path
-    assert "-train-epoch-0-1-" in first.path.name
-    for log in (first, second):
+    run = LocalRun(tmp_path)
+    for log in (EventLog(run, LABELS), EventLog(run, LABELS)):
         log.write("start")
         log.write("done")
-    assert len(read_events(tmp_path)) == 4
+    first, second = run.list("events", "*.jsonl")
+    assert first < second  # by the time they began
+    assert f"-train-epoch-0-1-{os.getpid()}.jsonl" in first
+    assert len(read_events(run)) == 4
 
 
 def test_a_log_that_is_off_writes_nothing(tmp_path: Path) -> None:
-    EventLog(tmp_path / "events", LABELS, enabled=False).write("start")
+    EventLog(LocalRun(tmp_path), LABELS, enabled=False).write("start")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_folder_has_no_events(tmp_path: Path) -> None:
-    assert read_events(tmp_path / "absent") == []
+    assert read_events(LocalRun(tmp_path / "absent")) == []
 
 
 def test_a_line_whose_writer_died_is_passed_over(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, LABELS)
+    log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("start")
-    with log.path.open("ab") as file:
+    (path,) = (tmp_path / "events").iterdir()
+    with path.open("ab") as file:
         file.write(b'{"time": 1.0, "kind": "metr' + b"\xc3")
-    assert [event["kind"] for event in read_events(tmp_path)] == ["start"]
+    assert [event["kind"] for event in read_events(LocalRun(tmp_path))] == ["start"]
 
 
 def test_a_place_that_cannot_be_written_is_one_warning_and_no_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "events").write_text("a file where the folder should be")
-    log = EventLog(tmp_path / "events", LABELS)
+    log = EventLog(LocalRun(tmp_path), LABELS)
     with caplog.at_level(logging.WARNING):
         log.write("start")
         log.write("done")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "events cannot be written to" in caplog.text
+    assert re.search(r"events/\S+\.jsonl cannot be written: ", caplog.text)
 
 
 def test_values_that_are_not_json_are_written_as_text(tmp_path: Path) -> None:
-    EventLog(tmp_path, LABELS).write("save", path=Path("a/b"))
-    assert read_events(tmp_path)[0]["path"] == "a/b"
+    EventLog(LocalRun(tmp_path), LABELS).write("save", path=Path("a/b"))
+    assert read_events(LocalRun(tmp_path))[0]["path"] == "a/b"
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "a\u2028b", "a\u0085b", "a\x0bb\x1cc", '"}{'])
 def test_any_text_survives(tmp_path: Path, text: str) -> None:
-    EventLog(tmp_path, LABELS).write("warning", message=text)
-    assert [event["message"] for event in read_events(tmp_path)] == [text]
+    EventLog(LocalRun(tmp_path), LABELS).write("warning", message=text)
+    assert [event["message"] for event in read_events(LocalRun(tmp_path))] == [text]
 
 
 def test_text_that_utf8_cannot_hold_does_not_fail_the_step(tmp_path: Path) -> None:
     # half a surrogate pair: a name of a file that is not UTF-8 becomes this in Python
-    EventLog(tmp_path, LABELS).write("warning", message="caf\udce9")
-    assert len(read_events(tmp_path)) == 1
+    EventLog(LocalRun(tmp_path), LABELS).write("warning", message="caf\udce9")
+    assert len(read_events(LocalRun(tmp_path))) == 1
 
 
 def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, LABELS)
+    log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("start")
-    before, tail = EventTail(tmp_path, skip=True), EventTail(tmp_path)
+    before, tail = EventTail(LocalRun(tmp_path), skip=True), EventTail(LocalRun(tmp_path))
     assert [event["kind"] for event in tail.new()] == ["start"]
-    with log.path.open("a") as file:
+    (path,) = (tmp_path / "events").iterdir()
+    with path.open("a") as file:
         file.write('{"time": 1.0, "kind":')
         file.flush()
         assert tail.new() == []
@@ -100,5 +105,6 @@ def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: 
 
 def test_a_tail_passes_over_a_damaged_line(tmp_path: Path) -> None:
     # a disk that was full for a moment leaves half a line, and the next event goes on behind it
-    (tmp_path / "a.jsonl").write_text('{"time": 1.0, "ki{"time": 2.0, "kind": "a"}\n{"time": 3.0, "kind": "done"}\n')
-    assert [event["kind"] for event in EventTail(tmp_path).new()] == ["done"]
+    run = LocalRun(tmp_path)
+    run.write("events/a.jsonl", b'{"time": 1.0, "ki{"time": 2.0, "kind": "a"}\n{"time": 3.0, "kind": "done"}\n')
+    assert [event["kind"] for event in EventTail(run).new()] == ["done"]

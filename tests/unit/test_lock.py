@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_components.errors import ConfigError
+from spin_components.errors import BusyError
 from spin_pipeline.lock import is_locked, locked
 
 HOLD = (
@@ -68,7 +68,9 @@ def test_a_failure_lets_go(tmp_path: Path) -> None:
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     with (
         holder(tmp_path),
-        pytest.raises(ConfigError, match=r"another runner is at work on .*; wait for it, end it, or choose"),
+        pytest.raises(
+            BusyError, match=r"another runner of this machine is at work \(.*\); wait for it, end it, or choose"
+        ),
         locked(tmp_path),
     ):
         raise AssertionError("both hold the run")

@@ -51,6 +51,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (RunSettings, "seed", [-1, 2**31, 0.5]),
     (RunSettings, "max_time", ["an hour", "1:00", "00:01:00", "-5", "1e3"]),
     (ModelSettings, "base", [""]),
+    (ModelSettings, "sha256", ["0" * 63, "0" * 65, "A" * 64, "g" * 64]),
     (DataSettings, "train", [""]),
     (DataSettings, "validation_size", [-1, -0.1, 1.5, "1.5", "x", "nan", "inf", "-3", None]),
     (DataSettings, "max_length", [7]),
@@ -93,6 +94,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (TrainingSettings, "gradient_clip_val", [-1]),
     (TrainingSettings, "limit_train_batches", [-1, 1.1]),
     (TrainingSettings, "save_interval", [-1]),
+    (TrainingSettings, "packing", ["always", True]),
     (ValidationSettings, "batch_size", [0]),
     (ValidationSettings, "limit_val_batches", [-1, 1.1]),
     (ValidationSettings, "val_check_interval", [-1, 1.1]),
@@ -122,6 +124,7 @@ def test_every_setting_but_switches_has_limits_that_are_tried_here() -> None:
     free = {
         (RunSettings, "uri"),
         (ModelSettings, "trust_remote_code"),
+        (ModelSettings, "forked_from"),
         (DataSettings, "validation"),
         (TrainingSettings, "gradient_checkpointing"),
     }

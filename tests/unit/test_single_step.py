@@ -221,10 +221,8 @@ def test_scoring_with_a_model_that_is_not_finite_names_the_pairs(make_random_lla
 
 def test_both_answers_are_the_humans_first() -> None:
     found = both_answers(PAIRS[:2])
-    assert [list(sequence.answer_ids) for sequence in found] == [
-        [8, 9, 2],
-        [21, 2],
-        [10, 11, 12, 13, 2],
-        [22, 23, 24, 25, 26, 27],
+    assert [[list(answer) for answer in group.answers] for group in found] == [
+        [[8, 9, 2], [10, 11, 12, 13, 2]],
+        [[21, 2], [22, 23, 24, 25, 26, 27]],
     ]
-    assert [list(sequence.prompt_ids) for sequence in found] == [[5, 6, 7], [20]] * 2
+    assert [list(group.prompt_ids) for group in found] == [[5, 6, 7], [20]]

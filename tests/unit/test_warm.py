@@ -13,7 +13,7 @@ from spin_components.store.digests import digest_json
 
 PERFORM = (
     "import json, sys; from spin_components.execution import perform\n"
-    "sys.stdout.write(perform(sys.argv[1], **json.loads(sys.argv[2])))"
+    "sys.stdout.write(perform(sys.argv[1], 'attempt', **json.loads(sys.argv[2])))"
 )
 
 
@@ -43,17 +43,17 @@ def caller(target: str, arguments: str) -> subprocess.Popen[str]:
 
 def test_without_a_server_a_step_runs_in_this_process() -> None:
     # the first four bytes of sha256("7")
-    assert perform("algorithm.order:derive_seed", seed=7) == str(0x7902699B % 2**31)
+    assert perform("algorithm.order:derive_seed", "attempt", seed=7) == str(0x7902699B % 2**31)
 
 
 @pytest.mark.usefixtures("warm")
 def test_the_result_comes_back() -> None:
-    assert perform("algorithm.order:derive_seed", seed=7) == str(0x7902699B % 2**31)
+    assert perform("algorithm.order:derive_seed", "attempt", seed=7) == str(0x7902699B % 2**31)
 
 
 @pytest.mark.usefixtures("warm")
 def test_a_large_result_comes_back_whole() -> None:
-    numbers = perform("algorithm.order:permutation", num=100_000, seed=0)
+    numbers = perform("algorithm.order:permutation", "attempt", num=100_000, seed=0)
     assert len(numbers) > 600_000
     assert sorted(int(number) for number in numbers.strip("[]").split(", ")) == list(range(100_000))
 
@@ -61,19 +61,19 @@ def test_a_large_result_comes_back_whole() -> None:
 @pytest.mark.usefixtures("warm")
 def test_large_arguments_arrive_whole() -> None:
     values = [[-1000.0 - place, 1.0] for place in range(50_000)]
-    assert perform("store.digests:digest_json", value=values) == digest_json(values)
+    assert perform("store.digests:digest_json", "attempt", value=values) == digest_json(values)
 
 
 @pytest.mark.usefixtures("warm")
 def test_a_step_runs_in_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert perform("store.run:local_path", uri="a/b", what="run.uri") == str(tmp_path / "a" / "b")
+    assert perform("store.addresses:local_path", "attempt", uri="a/b", what="run.uri") == str(tmp_path / "a" / "b")
 
 
 @pytest.mark.usefixtures("warm")
 def test_a_spin_error_is_its_exit_code_with_its_message_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        perform("store.run:local_path", uri="s3://bucket", what="run.uri")
+        perform("store.addresses:local_path", "attempt", uri="s3://bucket", what="run.uri")
     assert caught.value.code == 2
     assert "ConfigError: run.uri = 's3://bucket': scheme 's3' is not supported" in capfd.readouterr().err
 
@@ -81,7 +81,7 @@ def test_a_spin_error_is_its_exit_code_with_its_message_on_standard_error(capfd:
 @pytest.mark.usefixtures("warm")
 def test_an_error_of_another_kind_is_exit_code_1_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        perform("settings:parse_duration", text="an hour")
+        perform("settings:parse_duration", "attempt", text="an hour")
     assert caught.value.code == 1
     error = capfd.readouterr().err
     assert "Traceback" in error
@@ -92,9 +92,9 @@ def test_an_error_of_another_kind_is_exit_code_1_with_its_traceback(capfd: pytes
 def test_each_step_is_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         with pytest.raises(SystemExit):
-            perform("execution:end_process_group")  # kills the process that works, and no other
+            perform("execution:end_process_group", "attempt")  # kills the process that works, and no other
     assert "ended without an answer" in capfd.readouterr().err
-    assert perform("algorithm.order:derive_seed", seed=7) == str(0x7902699B % 2**31)
+    assert perform("algorithm.order:derive_seed", "attempt", seed=7) == str(0x7902699B % 2**31)
 
 
 @pytest.mark.usefixtures("warm")
@@ -135,4 +135,4 @@ def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path) -> Non
 def test_without_anyone_at_the_address_the_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WARM_SERVER, os.fspath(tmp_path / "nobody"))
     with pytest.raises(OSError, match="No such file"):
-        perform("algorithm.order:derive_seed", seed=7)
+        perform("algorithm.order:derive_seed", "attempt", seed=7)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spin_components.algorithm.packing import PACKED, PackedBatch, Prompted, pack
+
 
 class Answered(NamedTuple):
     """A prompt and one answer to it, as token ids; both have at least one."""
@@ -80,11 +82,42 @@ def token_logprobs(model: nn.Module, batch: AlignedBatch) -> Tensor:
     return -losses.view_as(batch.answer_ids).masked_fill(~batch.answer_mask, 0.0)
 
 
-def answer_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str = "cpu") -> Tensor:
-    """log pi(answer | prompt) in nats, summed over answer tokens; (N,) float32, in the order given.
+def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.device | str = "cpu") -> Tensor:
+    """log pi(answer | prompt) in nats, summed over answer tokens; (answers of all groups,) float32, group by group.
+
+    It is always as many forward passes for as many groups, so that ranks stay in step under ZeRO-3.
+    """
+    if is_packed(model):
+        return _packed_logprobs(model, pack(groups, device))
+    return _aligned_logprobs(
+        model, [Answered(prompt, answer) for prompt, answers in groups for answer in answers], device
+    )
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether the model's attention is that of `packing`."""
+    inner: Any = getattr(model, "module", model)
+    return bool(inner.config._attn_implementation == PACKED)
+
+
+def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
+    output: Any = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.lengths,
+        position_ids=batch.position_ids,
+        logits_to_keep=batch.positions,
+        use_cache=False,
+    )
+    losses = functional.cross_entropy(output.logits[0].float(), batch.targets, reduction="none")  # (L,)
+    sums = torch.zeros(int(batch.answers[-1]) + 1, device=losses.device)
+    return sums.index_add(0, batch.answers, -losses)
+
+
+def _aligned_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str) -> Tensor:
+    """With padding, by any attention: (N,) float32.
 
     The sequences are split by length into two forward passes, because human and generated answers differ a lot
-    in length and would pad each other. It is always two (for N > 1), so that ranks stay in step under ZeRO-3.
+    in length and would pad each other.
     """
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     middle = len(order) // 2

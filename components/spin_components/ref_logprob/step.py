@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.order import derive_seed, form_batches, micro_batches
+from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.execution import STOPPED, Step, step
-from spin_components.modeling import load_model
+from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
@@ -50,6 +51,7 @@ def score_shard(
             "generations": generations.outputs[source].sha256,
             "reference": model_digest(run, reference_uri),
             "precision": compute.precision,
+            "packing": resolve_packing(settings.training, compute),
             "run.seed": settings.run.seed,
             "training.global_batch_size": settings.training.global_batch_size,
             "training.micro_batch_size": settings.training.micro_batch_size,
@@ -66,7 +68,7 @@ def score_shard(
         pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
         set_threads(settings.hardware)
         folder = open_model(run, reference_uri, what="the reference policy")
-        model = load_model(folder, settings.model, device=compute.device).eval()
+        model = load_scored(folder, settings, compute).eval()
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
         scores = score_pairs(model, pairs, compute, batches, settings.training, current)
@@ -110,13 +112,13 @@ def score_pairs(
                 continue
             chosen = [pairs[place] for place in micro.pairs]
             with torch.inference_mode(), compute.autocast():
-                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(2, -1).cpu()
+                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(-1, 2).cpu()
             if not torch.isfinite(logprobs).all():
                 raise NonFiniteError(
                     f"the reference gives a log-probability that is not finite to one of the pairs "
                     f"{[pair.index for pair in chosen]}; look at the model's weights"
                 )
-            for place, pair, actual, generated in zip(micro.pairs, chosen, *logprobs.tolist(), strict=True):
+            for place, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
                 scores[place] = Score(pair.index, actual, generated, number)
             if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
                 reported = time.monotonic()
@@ -125,8 +127,6 @@ def score_pairs(
     return [scores[place] for place in range(len(pairs))]
 
 
-def both_answers(pairs: Sequence[Pair]) -> list[Answered]:
-    """The B human answers, then the B generated ones, each with its prompt."""
-    actual = [Answered(pair.prompt_ids, pair.actual_ids) for pair in pairs]
-    generated = [Answered(pair.prompt_ids, pair.generated_ids) for pair in pairs]
-    return actual + generated
+def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:
+    """Each pair's prompt with the human answer and the generated one."""
+    return [Prompted(pair.prompt_ids, (pair.actual_ids, pair.generated_ids)) for pair in pairs]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+from xml.etree.ElementTree import ParseError
 
 import tenacity
 import urllib3.exceptions
 from minio.datatypes import Part
-from minio.deleteobjects import DeleteObject
+from minio.deleteobjects import DeleteError, DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from spin_components.errors import SpinError, StorageAccessError, StorageError
+from spin_components.store.limits import seconds
 from spin_components.store.s3_client import connect
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ DEADLINE = "SPIN_STORAGE_DEADLINE_S"
 
 _PROBE_DEADLINE_S, _PROBE_TIMEOUT_S = 8.0, 4.0
 _BLOCK_BYTES = 1 << 20
+_UNREADABLE_TRIES = 4
 _TRANSIENT = {
     "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException",
     "TooManyRequests", "RequestLimitExceeded", "OperationAborted", "IncompleteBody", "BadDigest",
@@ -76,7 +78,7 @@ class Bucket:
 
     def __init__(self, name: str, *, deadline_s: float | None = None, timeout_s: float = 30.0) -> None:
         self.name = name
-        self._deadline_s = float(os.environ.get(DEADLINE, 300)) if deadline_s is None else deadline_s
+        self._deadline_s = seconds(DEADLINE, 300) if deadline_s is None else deadline_s
         self._client, self.endpoint = connect(timeout_s=timeout_s)
         self._level = logging.WARNING
 
@@ -145,10 +147,15 @@ class Bucket:
         doomed = [DeleteObject(key) for key in keys]
         if not doomed:
             return
-        errors = self._call("DELETE", "", lambda: list(self._client.remove_objects(self.name, doomed)))
-        for error in errors:
-            if error.code not in _MISSING:
-                raise self._refusal("DELETE", error.name or "", error.code, error.message)
+
+        def remove() -> list[DeleteError]:
+            errors = [error for error in self._client.remove_objects(self.name, doomed) if error.code not in _MISSING]
+            if any(error.code in _TRANSIENT for error in errors):
+                raise ServerError(f"{len(errors)} objects were not deleted", 503)
+            return errors
+
+        for error in self._call("DELETE", "", remove):
+            raise self._refusal("DELETE", error.name or "", error.code, error.message)
 
     def begin_upload(self, key: str) -> str:
         """Begin an upload in parts; returns its id."""
@@ -166,12 +173,11 @@ class Bucket:
             try:
                 self._client._complete_multipart_upload(self.name, key, upload, parts)
             except S3Error as error:
-                # an earlier try may have done it without its answer arriving
-                if error.code != "NoSuchUpload":
+                if error.code != "NoSuchUpload":  # an earlier try may have done it without its answer arriving
                     raise
-                found = self._client.stat_object(self.name, key)
-                if found.size != num_bytes:
-                    raise
+            found = self.stat(key)
+            if found is None or found.num_bytes != num_bytes:  # S3 may answer 200 and then an error
+                raise ServerError("the upload was completed, but its object is not there", 500)
 
         self._call("PUT", key, complete)
 
@@ -181,11 +187,22 @@ class Bucket:
 
     def uploads(self, prefix: str) -> list[tuple[str, str]]:
         """Key and id of every upload that was begun below a prefix and not ended."""
-        found = self._call(
-            "LIST", prefix, lambda: self._client._list_multipart_uploads(self.name, prefix=prefix).uploads
-        )
-        keys = [(upload.object_name or "", upload.upload_id or "") for upload in found]
-        return [(key, upload) for key, upload in keys if key.startswith(prefix)]  # some servers ignore the prefix
+
+        def read() -> list[tuple[str, str]]:
+            found: list[tuple[str, str]] = []
+            marker: tuple[str | None, str | None] = (None, None)
+            while True:
+                page = self._client._list_multipart_uploads(
+                    self.name, prefix=prefix, key_marker=marker[0], upload_id_marker=marker[1]
+                )
+                found += [(upload.object_name or "", upload.upload_id or "") for upload in page.uploads]
+                following = (page.next_key_marker, page.next_upload_id_marker)
+                if not page.is_truncated or following == marker:
+                    return found
+                marker = following
+
+        found = self._call("LIST", prefix, read)
+        return [(key, upload) for key, upload in found if key.startswith(prefix)]  # some servers ignore the prefix
 
     def _found(self, verb: str, key: str, operation: Callable[[], Result]) -> Result | None:
         try:
@@ -199,7 +216,7 @@ class Bucket:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_before_delay(self._deadline_s),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=15),
-            retry=tenacity.retry_if_exception(is_transient),
+            retry=_may_mend,
             before_sleep=lambda state: self._note(verb, key, state),
             reraise=True,
         )
@@ -217,6 +234,11 @@ class Bucket:
             raise StorageAccessError(
                 f"{verb} {self._where(key)}: what answers at {self.endpoint} does not speak S3 "
                 f"(HTTP {status_of(error)}); check S3_ENDPOINT"
+            ) from error
+        except (ParseError, UnicodeDecodeError) as error:
+            raise StorageAccessError(
+                f"{verb} {self._where(key)}: what answers at {self.endpoint} does not speak S3; check S3_ENDPOINT, and "
+                "what stands between here and there"
             ) from error
         except urllib3.exceptions.SSLError as error:
             raise StorageAccessError(
@@ -247,16 +269,27 @@ class Bucket:
         )
 
 
+def _may_mend(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, (ParseError, UnicodeDecodeError)):  # a proxy's error page, or no S3 at all
+        return state.attempt_number < _UNREADABLE_TRIES
+    return error is not None and is_transient(error)
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether a request may succeed when it is sent again."""
     if isinstance(error, S3Error):
-        return error.code in _TRANSIENT
+        return error.code in _TRANSIENT or (error.code not in _ADVICE and _is_busy(error.response.status))
     if isinstance(error, (ServerError, InvalidResponseError)):
-        status = status_of(error)
-        return status >= 500 or status in (408, 429)
+        return _is_busy(status_of(error))
     if isinstance(error, urllib3.exceptions.SSLError):
         return False
     return isinstance(error, (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError))
+
+
+def _is_busy(status: int) -> bool:
+    """Whether an HTTP status speaks of a passing trouble; 501 is for good."""
+    return (status >= 500 and status != 501) or status in (408, 429)
 
 
 def status_of(error: ServerError | InvalidResponseError) -> int:

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,15 +14,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from spin_components.errors import ConfigError
 from spin_components.store.digests import FileDigest, digest_file
+from spin_components.store.limits import gibibytes
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "SPIN_CACHE_DIR"
 LIMIT = "SPIN_CACHE_GIB"
-_DEFAULT_GIB = 50.0
 _LOCK = ".lock"
+_ABANDONED_S = 24 * 3600.0
 
 
 def cache_folder() -> Path:
@@ -35,16 +36,9 @@ def cache_limit() -> int:
     """`SPIN_CACHE_GIB` in bytes; 50 GiB by default.
 
     Raises:
-        ConfigError: it is no number above or equal 0.
+        ConfigError: it is no number, or below 0.
     """
-    text = os.environ.get(LIMIT) or str(_DEFAULT_GIB)
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = -1.0
-    if not gib >= 0:
-        raise ConfigError(f"{LIMIT} = {text!r}: expected a number of GiB, 0 or more")
-    return int(gib * 2**30)
+    return gibibytes(LIMIT, 50.0)
 
 
 class FileCache:
@@ -102,6 +96,10 @@ class FileCache:
     def trim(self) -> None:
         """Remove the least recently used files beyond the limit, and what processes that died left."""
         _remove_abandoned(self._views)
+        for path in self._blobs.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
         found = []
         for path in self._blobs.glob("??/*"):
             try:
@@ -141,9 +139,11 @@ class View:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._given: dict[str, FileDigest] = {}
-        folder.mkdir()
-        self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        hidden = folder.with_name(f".{folder.name}")
+        hidden.mkdir()
+        self._lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        hidden.rename(folder)  # from here on others see it, and that it is locked
 
     def lacking(self, files: Mapping[str, FileDigest]) -> dict[str, FileDigest]:
         """Those of some files that the view does not hold."""
@@ -168,7 +168,7 @@ class View:
 
 
 def _remove_abandoned(views: Path) -> None:
-    for folder in views.iterdir():
+    for folder in views.glob("[!.]*"):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
         except OSError:  # just made, or just removed

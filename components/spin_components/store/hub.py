@@ -30,24 +30,38 @@ def open_snapshot(address: HubAddress, *, kind: str, what: str) -> tuple[str, Pa
         wanted = "hf://datasets/org/name" if kind == "dataset" else "hf://org/name"
         raise ConfigError(f"{what} = '{address}' is a {address.kind}; expected {wanted}")
     try:
+        import httpx
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
+            HFValidationError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
     except ImportError as error:
         raise ConfigError(f"{what} = '{address}' needs the package huggingface_hub, which is not installed") from error
-    patterns = [f"{address.path}*", f"{address.path}/*"] if address.path else None
-    try:
-        folder = snapshot_download(
+    patterns = [address.path, f"{address.path}/*"] if address.path else None
+
+    def snapshot(*, local_files_only: bool) -> str:
+        return snapshot_download(
             address.repository,
             repo_type=kind,
             revision=address.revision,
             allow_patterns=patterns or (_MODEL_FILES if kind == "model" else None),
+            local_files_only=local_files_only,
         )
+
+    try:
+        try:
+            folder = snapshot(local_files_only=False)
+        except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            folder = snapshot(local_files_only=True)  # the cache may have it, whatever ails the network
+    except HFValidationError as error:
+        raise ConfigError(f"{what} = '{address}': the hub has no such names; expected hf://org/name") from error
     except GatedRepoError as error:
         raise StorageAccessError(
             f"{what} = '{address}' is gated; accept its terms on the hub and set HF_TOKEN"
@@ -58,10 +72,18 @@ def open_snapshot(address: HubAddress, *, kind: str, what: str) -> tuple[str, Pa
         raise StorageAccessError(
             f"{what} = '{address}': there is no such {kind}, or it is private; check the name, or set HF_TOKEN"
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise StorageError(
-            f"{what} = '{address}' is not in the hub's cache and the hub cannot be reached ({type(error).__name__}). "
-            "Fetch it where there is a network (`hf download`), and bring the cache (HF_HOME) or name the folder"
-        ) from error
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise StorageAccessError(f"{what} = '{address}': the hub refuses HF_TOKEN; renew or unset it") from error
+        raise _unreachable(what, address, error) from error
+    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise _unreachable(what, address, error) from error
     exact = replace(address, revision=Path(folder).name)
     return str(exact), Path(folder) / exact.path
+
+
+def _unreachable(what: str, address: HubAddress, error: Exception) -> StorageError:
+    return StorageError(
+        f"{what} = '{address}' is not in the hub's cache and the hub cannot be reached ({type(error).__name__}). "
+        "Fetch it where there is a network (`hf download`), and bring the cache (HF_HOME) or name the folder"
+    )

@@ -14,10 +14,11 @@ import time
 from functools import cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from spin_components.errors import BusyError, SpinError
+from spin_components.errors import BusyError, IntegrityError, SpinError
 from spin_components.store import layout
+from spin_components.store.limits import seconds
 from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,17 @@ class Lease(BaseModel):
 
 
 def read_lease(run: RunStore) -> Lease | None:
-    """The lease on a run, whether it still holds or not."""
+    """The lease on a run, whether it still holds or not.
+
+    Raises:
+        IntegrityError: something else lies in its place.
+    """
     if run.read(layout.LEASE) is None:
         return None
-    return Lease.model_validate(run.read_json(layout.LEASE))
+    try:
+        return Lease.model_validate(run.read_json(layout.LEASE))
+    except ValidationError as error:
+        raise IntegrityError(f"{run.uri_of(layout.LEASE)} is no lease; delete it if nobody works on the run") from error
 
 
 def check_free(run: RunStore, owner: str = "") -> None:
@@ -89,7 +97,7 @@ class LeaseHolder:
 
     def __init__(self, run: RunStore, owner: str) -> None:
         self._run, self.owner = run, owner
-        self._duration_s = float(os.environ.get(DURATION, 300))
+        self._duration_s = seconds(DURATION, 300)
         self._ended = threading.Event()
         self.claim()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -152,4 +160,5 @@ def _process(pid: int) -> str:
 
 
 def _is_alive(process: str) -> bool:
-    return bool(process) and process == _process(int(process.partition(":")[0]))
+    pid = process.partition(":")[0]
+    return pid.isdigit() and process == _process(int(pid))

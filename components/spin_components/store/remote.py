@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 256 << 10
 _FLUSH_S = 2.0
+_EVENTS_DEADLINE_S = 20.0
 _QUIET_BYTES = 32 << 20
 
 
@@ -142,7 +143,7 @@ class S3Run(RunStore):
             )
 
     def appender(self, key: str) -> ChunkAppender:
-        return ChunkAppender(self._bucket, self._prefix + key)
+        return ChunkAppender(Bucket(self._bucket.name, deadline_s=_EVENTS_DEADLINE_S), self._prefix + key)
 
     @contextmanager
     def _staging(self, key: str) -> Iterator[Path]:

@@ -17,6 +17,7 @@ Nothing about endpoint or keys travels in a parameter, a manifest or a log line.
 
 from __future__ import annotations
 
+import configparser
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from urllib.parse import urlsplit
 import urllib3
 from minio import Minio
 from minio.credentials.credentials import Credentials
-from minio.credentials.providers import AWSConfigProvider, IamAwsProvider, Provider, StaticProvider
+from minio.credentials.providers import IamAwsProvider, Provider, StaticProvider
 from urllib3.util import Timeout
 
 from spin_components.errors import ConfigError, StorageAccessError
@@ -72,10 +73,14 @@ def find_endpoint(environment: Mapping[str, str]) -> Endpoint:
     """
     for name in ("S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if text := environment.get(name, "").strip():
-            parts = urlsplit(text if "://" in text else f"https://{text}")
-            if parts.username or parts.password:
+            if "@" in text:
                 raise ConfigError(f"{name} holds keys; give them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+            try:
+                parts = urlsplit(text if "://" in text else f"https://{text}")
+                usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+            except ValueError:
+                usable = False
+            if not usable or parts.path.strip("/") or parts.query:
                 raise ConfigError(f"{name} = {text!r}: expected http://host:port or https://host, and no path")
             return Endpoint(parts.netloc, parts.scheme == "https")
     return Endpoint(_AWS, True)
@@ -138,7 +143,7 @@ def _credentials(environment: Mapping[str, str], endpoint: Endpoint) -> Provider
         return _mounted(Path(folder))
     shared = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     if shared.is_file():
-        return _Explained(AWSConfigProvider(str(shared), environment.get("AWS_PROFILE")), str(shared))
+        return _shared(shared, environment.get("AWS_PROFILE") or "default")
     if endpoint.is_aws or any(environment.get(name) for name in _IDENTITY):
         timeout = Timeout(connect=2.0, read=5.0)
         inner = IamAwsProvider(http_client=urllib3.PoolManager(timeout=timeout, retries=False))
@@ -166,7 +171,27 @@ def _mounted(folder: Path) -> Provider:
         raise StorageAccessError(
             f"S3_SECRET_DIR = {str(folder)!r}: {error.strerror}; expected the files accesskey and secretkey"
         ) from error
+    except UnicodeDecodeError:
+        access = secret = ""
+    if not (access and secret):
+        raise StorageAccessError(
+            f"S3_SECRET_DIR = {str(folder)!r}: one of accesskey and secretkey is empty or no text; check the Secret"
+        )
     return StaticProvider(access, secret)
+
+
+def _shared(file: Path, profile: str) -> Provider:
+    """Keys of AWS's credentials file; nothing of its text is repeated in an error."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error):
+        raise StorageAccessError(f"{file} cannot be read as AWS's credentials file; {_SET_KEYS}") from None
+    table = parser[profile] if parser.has_section(profile) else {}
+    access, secret = table.get("aws_access_key_id"), table.get("aws_secret_access_key")
+    if not (access and secret):
+        raise StorageAccessError(f"{file} has no keys for the profile {profile!r}; set AWS_PROFILE, or {_SET_KEYS}")
+    return StaticProvider(access, secret, table.get("aws_session_token") or None)
 
 
 def _certificates() -> str:

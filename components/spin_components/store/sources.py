@@ -112,8 +112,10 @@ class Sources:
             case "hf":
                 from spin_components.store.hub import open_snapshot
 
-                address, folder = open_snapshot(parse_hub(uri, what=what), kind=kind, what=what)
-                return _in_folder(address, folder, wanted)
+                address, path = open_snapshot(parse_hub(uri, what=what), kind=kind, what=what)
+                if path.is_file():
+                    return Source(address, path.parent, (path.name,) if wanted(path.name) else (), is_file=True)
+                return _in_folder(address, path, wanted)
             case _:
                 return _here(local_path(uri, what=what), kind, what, wanted)
 
@@ -123,7 +125,7 @@ class Sources:
 
     def _from_s3(self, address: S3Address, wanted: Callable[[str], bool]) -> Source:
         bucket = Bucket(address.bucket)
-        one = bucket.stat(address.key) if address.key and wanted(address.key) else None
+        one = bucket.stat(address.key) if wanted(address.key.rpartition("/")[2]) and address.key else None
         prefix = address.key.rpartition("/")[0] if one else address.key
         start = f"{prefix}/" if prefix else ""
         found = [one] if one else [info for info in bucket.objects(start) if wanted(info.key.removeprefix(start))]

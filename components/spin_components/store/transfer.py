@@ -6,10 +6,11 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from minio.datatypes import Part
 
@@ -67,8 +68,7 @@ class Transfers:
         try:
             return {key: future.result() for key, future in futures.items()}
         finally:
-            for future in futures.values():
-                future.cancel()
+            _settle(futures.values())
 
     def upload(self, path: Path, key: str, report: Report = _ignore) -> FileDigest:
         """Upload one file; the object is there whole, or not at all."""
@@ -108,8 +108,8 @@ class Transfers:
                 self._slots.release()
 
         try:
-            with path.open("rb", buffering=0) as file:
-                while not failed.is_set() and (content := _read(file.readinto, size)):
+            with path.open("rb") as file:
+                while not failed.is_set() and (content := file.read(size)):
                     self._slots.acquire()
                     futures.append(self._parts.submit(send, len(futures) + 1, content))
                     sha256.update(content)
@@ -119,6 +119,7 @@ class Transfers:
             for future in futures:
                 if future.cancel():
                     self._slots.release()
+            _settle(futures)  # what is under way when an upload is aborted would outlive it
         return parts, FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
 
     def _abort(self, key: str, upload: str) -> None:
@@ -145,11 +146,7 @@ class Transfers:
                 future.result()
                 _hash_range(sha256, descriptor, number * size, min(size, num_bytes - number * size))
         finally:
-            for future in futures:
-                future.cancel()
-            for future in futures:  # nobody writes to a descriptor that is closed
-                if not future.cancelled():
-                    future.exception()
+            _settle(futures)  # nobody writes to a descriptor that is closed
             os.close(descriptor)
         return FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
 
@@ -158,13 +155,10 @@ def _part_size(num_bytes: int) -> int:
     return max(PART_BYTES, -(-num_bytes // _MAX_PARTS))
 
 
-def _read(readinto: Callable[[memoryview], int | None], size: int) -> bytes:
-    """Up to `size` bytes; fewer only at the end of the file."""
-    buffer = bytearray(size)
-    view, filled = memoryview(buffer), 0
-    while filled < size and (found := readinto(view[filled:])):
-        filled += found
-    return bytes(view[:filled])
+def _settle(futures: Iterable[Future[Any]]) -> None:
+    """Cancel what has not begun, and wait for what has."""
+    running = [future for future in futures if not future.cancel()]
+    wait(running)
 
 
 def _hash_range(sha256: hashlib._Hash, descriptor: int, offset: int, num_bytes: int) -> None:

@@ -67,7 +67,7 @@ def train_single_step(
         weights = torch.tensor(micro.weights, device=device)  # (B,)
         lengths = torch.tensor([len(pair.generated_ids) for pair in pairs], device=device)
         with backend.compute.autocast():
-            policy = AnswerLogprobs(*answer_logprobs(backend.model, both_answers(pairs), device).view(2, -1))
+            policy = AnswerLogprobs(*answer_logprobs(backend.model, both_answers(pairs), device).view(-1, 2).unbind(-1))
         reward = rewards(policy, reference, beta)
         backend.backward((spin_losses(reward) * weights).sum() / num_pairs)
         sums += metric_sums(reward, lengths, weights)

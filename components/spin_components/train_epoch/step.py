@@ -17,6 +17,7 @@ from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import ConfigError, EngineError
 from spin_components.execution import STOPPED, Step, step
+from spin_components.scoring import resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_json
@@ -72,12 +73,13 @@ def _inputs(
     run: RunStore, settings: Settings, compute: Compute, iteration: int, epoch: int, policy_uri: str
 ) -> dict[str, Any]:
     shards = shard_manifests(run, iteration)
-    precisions = {str(scored.inputs["precision"]) for _, scored in shards}
-    if precisions != {compute.precision}:
-        raise ConfigError(
-            f"ref-logprob computed in {', '.join(sorted(precisions))}, train-epoch would in {compute.precision}; "
-            "policy and reference must be computed alike. Set training.precision, or use like machines"
-        )
+    here = {"precision": compute.precision, "packing": resolve_packing(settings.training, compute)}
+    for name, value in here.items():
+        if (found := {str(scored.inputs[name]) for _, scored in shards}) != {value}:
+            raise ConfigError(
+                f"ref-logprob computed in {', '.join(sorted(found))}, train-epoch would in {value}; policy and "
+                f"reference must be computed alike. Set training.{name}, or use like machines"
+            )
     pairs = [{key: file.sha256 for m in manifests for key, file in m.outputs.items()} for manifests in shards]
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
     return {
@@ -86,7 +88,7 @@ def _inputs(
         "spin.max_epochs": settings.spin.max_epochs,
         "spin.max_steps": settings.spin.max_steps,
         "run.seed": settings.run.seed,
-        "precision": compute.precision,
+        **here,
         "pairs": digest_json(pairs),
         "policy": model_digest(run, policy_uri),
         "epoch": epoch,

@@ -14,7 +14,7 @@ from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import SpinError
 from spin_components.events import EventLog
 from spin_components.execution import Step, configure_logging, die_with_parent
-from spin_components.modeling import load_model
+from spin_components.scoring import load_scored
 from spin_components.store.lease import LeaseHolder
 from spin_components.store.run import open_run
 from spin_components.train_epoch.backend import Backend
@@ -38,7 +38,7 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
     data = load_scored_pairs(current.run, job.iteration)
-    model = load_model(job.policy, job.settings.model, device=compute.device)
+    model = load_scored(job.policy, job.settings, compute)
     model.train()
     if job.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.packing import Prompted
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.shards import AnswerLoss, Prompt
 from spin_components.device import Compute
@@ -37,7 +38,7 @@ def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Comp
         NonFiniteError: a loss is NaN or infinite.
     """
     for batch in batches:
-        answered = [Answered(prompt.prompt_ids, prompt.actual_ids) for prompt in batch]
+        answered = [Prompted(prompt.prompt_ids, (prompt.actual_ids,)) for prompt in batch]
         # not inference mode: under ZeRO-3 the gathered weights would be of no use to the training that goes on
         with torch.no_grad(), compute.autocast():
             nlls = (-answer_logprobs(model, answered, compute.device)).tolist()

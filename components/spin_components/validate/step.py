@@ -8,7 +8,7 @@ from typing import Any
 from spin_components.data.shards import AnswerLoss, Prompt, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.execution import STOPPED, Step, step
-from spin_components.modeling import load_model
+from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
@@ -43,6 +43,7 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
             "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
             "validation.batch_size": settings.validation.batch_size,
             "precision": compute.precision,
+            "packing": resolve_packing(settings.training, compute),
         }
         if manifest := finished(run, key, inputs):
             current.reuse(manifest)
@@ -52,7 +53,7 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
         prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
-        model = load_model(open_model(run, policy_uri, what="the policy"), settings.model, device=compute.device).eval()
+        model = load_scored(open_model(run, policy_uri, what="the policy"), settings, compute).eval()
         losses = _measure(current, settings, model, compute, prompts)
         with run.staged(key.removesuffix(".json") + ".parquet") as staged:
             write_rows(staged.path, AnswerLoss, losses)

@@ -1,76 +1,13 @@
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from spin_components.algorithm.logprobs import Answered, align, answer_logprobs, token_logprobs
-
-_SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,  # large, so that tokens and positions matter
-}
-CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(**_SIZES, num_key_value_heads=2),
-    "qwen2": Qwen2Config(**_SIZES, num_key_value_heads=2),
-    "gpt_neox": GPTNeoXConfig(**_SIZES),
-    # capped so hard that leaving it out would show, and a window shorter than the sequences
-    "gemma2": Gemma2Config(
-        **_SIZES,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        attn_logit_softcapping=1.0,
-        final_logit_softcapping=2.0,
-        sliding_window=5,
-    ),
-}
-SEQUENCES = [
-    Answered([5, 6, 7, 8, 9, 10, 11], [12]),
-    Answered([20], [21, 22, 23, 24, 25, 26, 2]),
-    Answered([5, 6, 7], [0, 1, 2]),
-    Answered([40, 41], [42, 43, 44, 45, 46, 47, 48, 49, 2]),
-    Answered([63, 62, 61, 60, 59], [58, 57]),
-]
-
-
-@functools.cache
-def model_of(family: str) -> Any:
-    torch.set_num_threads(1)  # for models this small more of them only wait for each other
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family], attn_implementation="eager", dtype=torch.float32)
-    return model.eval()
-
-
-def alone(model: Any, sequence: Answered) -> Tensor:
-    """The definition: one sequence, no padding, all logits, log-softmax, the answer's tokens picked and summed."""
-    prompt_ids, answer_ids = list(sequence.prompt_ids), list(sequence.answer_ids)
-    logits = model(input_ids=torch.tensor([prompt_ids + answer_ids]), use_cache=False).logits[0]
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    first = len(prompt_ids) - 1  # the logits of the prompt's last token predict the answer's first
-    return torch.stack([logprobs[first + place, token] for place, token in enumerate(answer_ids)]).sum()
-
-
-def gradients(model: Any, values: Tensor, weights: Sequence[float]) -> dict[str, Tensor]:
-    model.zero_grad()
-    (values * torch.tensor(weights)).sum().backward()  # type: ignore[no-untyped-call]
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+from unit.algorithm.families import CONFIGS, LAYOUTS, SEQUENCES, SIZES, alone, gradients, groups_of, model_of
 
 
 def test_layout_by_hand() -> None:
@@ -96,21 +33,23 @@ def test_length_is_that_of_prompt_and_answer() -> None:
     assert len(Answered([1, 2, 3], [4, 5])) == 5
 
 
+@pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_padded_batches_give_what_each_sequence_gives_alone(family: str) -> None:
-    model = model_of(family)
+def test_batches_give_what_each_sequence_gives_alone(family: str, attention: str) -> None:
     with torch.no_grad():
-        found = answer_logprobs(model, SEQUENCES)
-        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES])
+        found = answer_logprobs(model_of(family, attention), groups_of(SEQUENCES))
+        expected = torch.stack([alone(model_of(family), sequence) for sequence in SEQUENCES])
     assert (found.shape, found.dtype) == ((len(SEQUENCES),), torch.float32)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
     assert expected.max() < -1.0  # an answer is worth nats, so that 1e-5 means something
 
 
+@pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_gradients_are_those_of_the_sequences_alone(family: str) -> None:
-    model, weights = model_of(family), [1.0, -2.0, 0.5, 3.0, -1.0]
-    found = gradients(model, answer_logprobs(model, SEQUENCES), weights)
+def test_gradients_are_those_of_the_sequences_alone(family: str, attention: str) -> None:
+    model, weights = model_of(family, attention), [1.0, -2.0, 0.5, 3.0, -1.0]
+    found = gradients(model, answer_logprobs(model, groups_of(SEQUENCES)), weights)
+    model = model_of(family)
     expected = gradients(model, torch.stack([alone(model, sequence) for sequence in SEQUENCES]), weights)
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
@@ -124,24 +63,27 @@ def test_the_gemma2_of_this_file_would_show_a_cap_or_window_left_out(change: dic
     other = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     other.load_state_dict(model_of("gemma2").state_dict())
     with torch.no_grad():
-        differences = answer_logprobs(other, SEQUENCES) - answer_logprobs(model_of("gemma2"), SEQUENCES)
+        differences = answer_logprobs(other, groups_of(SEQUENCES)) - answer_logprobs(
+            model_of("gemma2"), groups_of(SEQUENCES)
+        )
     assert differences.abs().max() > 1e-3
 
 
-def test_order_is_kept() -> None:
-    model = model_of("llama")
+@pytest.mark.parametrize("attention", LAYOUTS)
+def test_order_is_kept(attention: str) -> None:
+    model = model_of("llama", attention)
     with torch.no_grad():
-        forwards = answer_logprobs(model, SEQUENCES)
-        backwards = answer_logprobs(model, SEQUENCES[::-1])
+        forwards = answer_logprobs(model, groups_of(SEQUENCES))
+        backwards = answer_logprobs(model, groups_of(SEQUENCES[::-1]))
     torch.testing.assert_close(backwards, forwards.flip(0), rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("num", [1, 2, 3])
-def test_few_sequences(num: int) -> None:
-    model = model_of("llama")
+def test_few_sequences(num: int, attention: str) -> None:
     with torch.no_grad():
-        found = answer_logprobs(model, SEQUENCES[:num])
-        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES[:num]])
+        found = answer_logprobs(model_of("llama", attention), groups_of(SEQUENCES[:num]))
+        expected = torch.stack([alone(model_of("llama"), sequence) for sequence in SEQUENCES[:num]])
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
 
 
@@ -168,12 +110,13 @@ def test_what_fills_the_gaps_does_not_matter(family: str, filling: int) -> None:
 
 def test_an_eos_that_is_also_the_pad_token_counts_like_any_other() -> None:
     plain = model_of("llama")
-    config = LlamaConfig(**_SIZES, num_key_value_heads=2, eos_token_id=2, pad_token_id=2)
+    config = LlamaConfig(**SIZES, num_key_value_heads=2, eos_token_id=2, pad_token_id=2)
     padded = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     padded.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(answer_logprobs(padded, SEQUENCES), answer_logprobs(plain, SEQUENCES))
+        groups = groups_of(SEQUENCES)
+        torch.testing.assert_close(answer_logprobs(padded, groups), answer_logprobs(plain, groups))
         # the second and the fourth answer end with EOS; without it they are likelier by what EOS costs
         cut = [Answered(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
-        whole = answer_logprobs(padded, [SEQUENCES[1], SEQUENCES[3]])
-    assert (answer_logprobs(padded, cut) > whole).all()
+        whole = answer_logprobs(padded, groups_of([SEQUENCES[1], SEQUENCES[3]]))
+    assert (answer_logprobs(padded, groups_of(cut)) > whole).all()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.records import BadRecord, read_records
+from spin_components.data.records import BadRecord, read_records, read_source
 from spin_components.errors import ConfigError, DataError
+from spin_components.store.sources import Source
 
 GOOD = json.dumps({"prompt": "Hi", "response": "Hello"}).encode()
 HI = Conversation((Message("user", "Hi"),), "Hello")
@@ -32,10 +33,23 @@ def test_a_byte_order_mark_and_crlf_are_tolerated(tmp_path: Path) -> None:
     assert len(read_records(path, on_bad_record="fail").records) == 2
 
 
-def test_a_file_uri_is_unquoted(tmp_path: Path) -> None:
-    path = written(tmp_path / "a b%.jsonl", GOOD)
-    found = read_records(path.as_uri(), on_bad_record="fail")
-    assert (len(found.records), found.source) == (1, path.as_uri())
+def test_a_file_is_called_by_its_address(tmp_path: Path) -> None:
+    path, address = written(tmp_path / "a.jsonl", GOOD, b"3"), "s3://bucket/data/a.jsonl"
+    found = read_records(path, address=address, on_bad_record="skip")
+    assert (len(found.records), found.source) == (1, address)
+    with pytest.raises(DataError, match=r"\n  s3://bucket/data/a\.jsonl, line 2: "):
+        read_records(path, address=address, on_bad_record="fail")
+
+
+def test_a_source_is_read_file_by_file_each_by_its_address(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl"):
+        written(tmp_path / name, GOOD)
+    source = Source("s3://bucket/data", tmp_path, ("a.jsonl", "b.jsonl"))
+    found = read_source(source, on_bad_record="fail")
+    assert [records.source for records in found] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
+    assert [len(records.records) for records in found] == [1, 1]
+    one = Source("s3://bucket/data/a.jsonl", tmp_path, ("a.jsonl",), is_file=True)
+    assert [records.source for records in read_source(one, on_bad_record="fail")] == ["s3://bucket/data/a.jsonl"]
 
 
 def test_gzip_is_read(tmp_path: Path) -> None:
@@ -133,18 +147,13 @@ def test_a_json_array_is_refused_with_advice(tmp_path: Path) -> None:
         read_records(written(tmp_path / "a.json", b"[", GOOD, b"]"), on_bad_record="skip")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/a.jsonl", "hf://datasets/a.jsonl", "https://host/a.jsonl"])
-def test_other_schemes_are_refused(uri: str) -> None:
-    with pytest.raises(DataError, match=r"not supported, expected a local path or file:///path"):
-        read_records(uri, on_bad_record="fail")
-
-
 def test_what_is_not_a_data_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
+    with pytest.raises(DataError, match=r"missing\.jsonl cannot be read .*No such file"):
         read_records(tmp_path / "missing.jsonl", on_bad_record="fail")
-    with pytest.raises(DataError, match="is a folder, expected a file"):
-        read_records(tmp_path, on_bad_record="fail")
-    with pytest.raises(DataError, match=r"suffix '\.csv', expected \.parquet or one of \.jsonl"):
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"folder\.jsonl cannot be read .*Is a directory"):
+        read_records(tmp_path / "folder.jsonl", on_bad_record="fail")
+    with pytest.raises(DataError, match=r"suffix '\.csv', expected one of \.jsonl, .*\.parquet"):
         read_records(written(tmp_path / "a.csv", GOOD), on_bad_record="fail")
 
 

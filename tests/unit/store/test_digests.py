@@ -71,7 +71,7 @@ def test_what_is_as_it_was_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (None, "a is missing; expected 3 bytes. the reference policy cannot be used"),
+        (None, "a is missing, expected 3 bytes. the reference policy cannot be used"),
         (b"ab", "a has 2 bytes, expected 3"),
         (b"abd", f"a has SHA-256 .*, expected {ABC[:12]}"),
     ],
@@ -83,7 +83,15 @@ def test_damage_is_found(tmp_path: Path, damage: bytes | None, says: str) -> Non
         (tmp_path / "a").write_bytes(damage)
     with pytest.raises(IntegrityError, match=says):
         verify_tree(tmp_path, expected, what="the reference policy")
-    verify_tree(tmp_path, expected, what="the reference policy", names=["b"])
+    verify_tree(tmp_path, {"b": expected["b"]}, what="the reference policy")
+
+
+def test_an_error_ends_with_what_to_do(tmp_path: Path) -> None:
+    expected = {"a": FileDigest(num_bytes=3, sha256=ABC)}
+    with pytest.raises(IntegrityError, match=r"x cannot be used; put back what was there$"):
+        verify_tree(tmp_path, expected, what="x")
+    with pytest.raises(IntegrityError, match=r"x cannot be used; delete y$"):
+        verify_tree(tmp_path, expected, what="x", remedy="delete y")
 
 
 def test_a_folder_in_place_of_a_file_is_missing(tmp_path: Path) -> None:

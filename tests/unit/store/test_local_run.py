@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from spin_components.errors import ConfigError, IntegrityError
-from spin_components.store.run import RunStore, local_path
+from spin_components.errors import ConfigError, IntegrityError, StorageAccessError
+from spin_components.store.digests import FileDigest, digest_file
+from spin_components.store.local import LocalRun
+from spin_components.store.run import open_run
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -17,49 +19,42 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("form", ["{path}", "file://{path}"])
+@pytest.mark.parametrize("form", ["{path}", "file://{path}", "{path}/", "{path}/../run"])
 def test_a_path_and_a_file_uri_name_the_same_run(tmp_path: Path, form: str) -> None:
-    run = RunStore(form.format(path=tmp_path / "run"))
+    run = open_run(form.format(path=tmp_path / "run"))
+    assert isinstance(run, LocalRun)
     assert (run.root, run.uri) == (tmp_path / "run", str(tmp_path / "run"))
-
-
-def test_a_file_uri_is_unquoted(tmp_path: Path) -> None:
-    assert local_path((tmp_path / "a b#%").as_uri(), what="run.uri") == tmp_path / "a b#%"
-
-
-def test_a_relative_path_becomes_absolute() -> None:
-    assert local_path("runs/demo", what="run.uri") == Path.cwd() / "runs" / "demo"
 
 
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("s3://bucket/prefix", "run.uri = 's3://bucket/prefix': scheme 's3' is not supported"),
-        ("gs://bucket", "scheme 'gs'"),
+        ("gs://bucket", "run.uri = 'gs://bucket': scheme 'gs' is not supported"),
+        ("hf://org/name", "scheme 'hf' is not supported"),
         ("", "run.uri is empty"),
     ],
 )
 def test_other_addresses_are_refused(uri: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        RunStore(uri)
+        open_run(uri)
 
 
 def test_a_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(ConfigError, match="is a file; expected a folder"):
-        RunStore(str(tmp_path / "run"))
+        LocalRun(tmp_path / "run")
 
 
 def test_looking_at_a_run_does_not_create_it(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path / "run"))
+    run = LocalRun(tmp_path / "run")
     assert not run.exists("run.json")
     assert run.list("iterations", "*/checkpoint.json") == []
-    run.sweep("iterations")
+    run.sweep()
     assert not run.root.exists()
 
 
 def test_keys_and_addresses_are_each_others_inverse(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path / "run"))
+    run = LocalRun(tmp_path / "run")
     for key in ("run.json", "iterations/0/epochs/1/policy"):
         assert run.key_of(run.uri_of(key)) == key
         assert run.path(key) == tmp_path / "run" / key
@@ -68,11 +63,11 @@ def test_keys_and_addresses_are_each_others_inverse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("elsewhere", ["other/run.json", "run2/run.json", "run/../other/run.json"])
 def test_an_address_elsewhere_has_no_key(tmp_path: Path, elsewhere: str) -> None:
-    assert RunStore(str(tmp_path / "run")).key_of(f"{tmp_path}/{elsewhere}") is None
+    assert LocalRun(tmp_path / "run").key_of(f"{tmp_path}/{elsewhere}") is None
 
 
 def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     run.write_json("a/b.json", {"ü": [1, 1.5, None, True, "\u2028"]})
     assert run.read_json("a/b.json") == {"ü": [1, 1.5, None, True, "\u2028"]}
     run.write_json("a/b.json", "again")
@@ -80,7 +75,7 @@ def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_json_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     with pytest.raises(IntegrityError, match=r"a\.json is missing; the step that writes it has not finished"):
         run.read_json("a.json")
     run.path("a.json").write_bytes(b'{"cut": ')
@@ -89,7 +84,7 @@ def test_json_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 
 def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     run.write_json("a.json", 1)
     with pytest.raises(ValueError, match="JSON"):
         run.write_json("a.json", math.nan)
@@ -97,51 +92,51 @@ def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_nothing_is_there_until_a_write_ends(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
-    with run.staged("a/b") as path:
-        path.write_bytes(b"half")
+    run = LocalRun(tmp_path)
+    with run.staged("a/b") as staged:
+        staged.path.write_bytes(b"half")
         assert not run.exists("a/b")
         assert run.list("a", "*.json") == []
-        path.write_bytes(b"whole")
+        staged.path.write_bytes(b"whole")
     assert files_below(tmp_path) == {"a/b": b"whole"}
 
 
 def test_a_file_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
-    with run.staged("a/b") as path:
-        path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="on the way"), run.staged("a/b") as path:
-        path.write_bytes(b"new, ha")
+    run = LocalRun(tmp_path)
+    with run.staged("a/b") as staged:
+        staged.path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="on the way"), run.staged("a/b") as staged:
+        staged.path.write_bytes(b"new, ha")
         raise RuntimeError("on the way")
     assert files_below(tmp_path) == {"a/b": b"old"}
 
 
 def test_a_folder_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
-    with run.staged("policy") as path:
-        path.mkdir()
-        (path / "weights").write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="on the way"), run.staged("policy") as path:
-        path.mkdir()
-        (path / "weights").write_bytes(b"new, ha")
+    run = LocalRun(tmp_path)
+    with run.staged("policy") as staged:
+        staged.path.mkdir()
+        (staged.path / "weights").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="on the way"), run.staged("policy") as staged:
+        staged.path.mkdir()
+        (staged.path / "weights").write_bytes(b"new, ha")
         raise RuntimeError("on the way")
     assert files_below(tmp_path) == {"policy/weights": b"old"}
 
 
 def test_a_folder_replaces_the_one_before_whole(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     for name in ("first", "second"):
-        with run.staged("policy") as path:
-            path.mkdir()
-            (path / name).write_bytes(b"x")
+        with run.staged("policy") as staged:
+            staged.path.mkdir()
+            (staged.path / name).write_bytes(b"x")
     assert files_below(tmp_path) == {"policy/second": b"x"}
 
 
 def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
-    with run.staged("policy") as path:
-        path.mkdir()
-        (path / "weights").write_bytes(b"old")
+    run = LocalRun(tmp_path)
+    with run.staged("policy") as staged:
+        staged.path.mkdir()
+        (staged.path / "weights").write_bytes(b"old")
     with pytest.raises(IntegrityError), run.staged("policy"):
         pass
     assert files_below(tmp_path) == {"policy/weights": b"old"}
@@ -152,31 +147,97 @@ def test_sweeping_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    (tmp_path / ".z.12345678.part").write_bytes(b"of another prefix")
-    run = RunStore(str(tmp_path))
-    run.sweep("a")
-    assert list(files_below(tmp_path)) == [".z.12345678.part", "a/b.json", "a/x.part"]
-    run.sweep("")
+    (tmp_path / ".z.12345678.part").write_bytes(b"of the run itself")
+    LocalRun(tmp_path).sweep()
     assert list(files_below(tmp_path)) == ["a/b.json", "a/x.part"]
 
 
 def test_deleting_counts_bytes(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
-    with run.staged("policy") as path:
-        (path / "deep").mkdir(parents=True)
-        (path / "a").write_bytes(b"12345")
-        (path / "deep" / "b").write_bytes(b"678")
-    with run.staged("one") as path:
-        path.write_bytes(b"12")
+    run = LocalRun(tmp_path)
+    with run.staged("policy") as staged:
+        (staged.path / "deep").mkdir(parents=True)
+        (staged.path / "a").write_bytes(b"12345")
+        (staged.path / "deep" / "b").write_bytes(b"678")
+    with run.staged("one") as staged:
+        staged.path.write_bytes(b"12")
     assert [run.delete(key) for key in ("policy", "one", "one", "nothing/here")] == [8, 2, 0, 0]
     assert files_below(tmp_path) == {}
 
 
 def test_listing_gives_keys_in_order(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     for key in ("iterations/1/checkpoint.json", "iterations/0/checkpoint.json", "iterations/0/other.json"):
         run.write_json(key, {})
     assert run.list("iterations", "*/checkpoint.json") == [
         "iterations/0/checkpoint.json",
         "iterations/1/checkpoint.json",
     ]
+
+
+def test_listing_gives_files_as_deep_as_the_pattern_and_no_folders(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    for key in ("a/x.json", "a/b/x.json", "a/b/c/x.json", "ab/x.json"):
+        run.write_json(key, {})
+    (tmp_path / "a" / "folder.json").mkdir()
+    assert run.list("a", "*.json") == ["a/x.json"]
+    assert run.list("a", "*/*") == ["a/b/x.json"]
+    assert run.list("", "*/x.json") == ["a/x.json", "ab/x.json"]
+
+
+def test_what_is_written_is_described_when_it_is_over(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    with run.staged("a/b") as file:
+        file.path.write_bytes(b"abc")
+        assert file.outputs == {}
+    assert file.outputs == {"a/b": digest_file(tmp_path / "a" / "b")}
+    with run.staged("policy") as folder:
+        (folder.path / "deep").mkdir(parents=True)
+        (folder.path / "deep" / "x").write_bytes(b"abc")
+    assert folder.outputs == {"policy/deep/x": file.outputs["a/b"]}
+
+
+def test_sizes_are_of_every_file_but_those_being_written(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    run.write("a/b", b"abc")
+    run.write("a/.hidden", b"")
+    with run.staged("a/c") as staged:
+        staged.path.write_bytes(b"half")
+        assert run.sizes("a") == run.sizes("") == {"a/b": 3, "a/.hidden": 0}
+    assert run.sizes("absent") == {}
+
+
+def test_content_is_read_from_an_offset_on(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    run.write("a", b"abcdef")
+    assert [run.read("a"), run.read("a", 4), run.read("a", 6), run.read("b")] == [b"abcdef", b"ef", b"", None]
+
+
+def test_fetching_checks_every_file_and_says_what_to_delete(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    with run.staged("policy") as staged:
+        staged.path.mkdir()
+        (staged.path / "a").write_bytes(b"abc")
+        (staged.path / "b").write_bytes(b"x")
+    assert run.fetch(staged.outputs, what="the policy") == tmp_path
+    (tmp_path / "policy" / "b").write_bytes(b"y")
+    with pytest.raises(
+        IntegrityError, match=r"policy/b has SHA-256 .* the policy cannot be used; delete .*/m\.json to"
+    ):
+        run.fetch(staged.outputs, what="the policy", made_by="m.json")
+    absent = {"policy/c": FileDigest(num_bytes=7, sha256="0")}
+    with pytest.raises(IntegrityError, match=r"policy/c is missing, expected 7 bytes"):
+        run.fetch(absent, what="the policy")
+
+
+def test_probing_leaves_nothing_and_creates_the_folder(tmp_path: Path) -> None:
+    LocalRun(tmp_path / "runs" / "run").probe()
+    assert (tmp_path / "runs" / "run").is_dir()
+    assert files_below(tmp_path) == {}
+
+
+def test_probing_a_place_that_cannot_be_a_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        StorageAccessError, match=r"run\.uri = '.*/file/run' cannot be written and read back: Not a dir"
+    ):
+        LocalRun(tmp_path / "file" / "run").probe()

@@ -7,14 +7,14 @@ import pytest
 
 from spin_components.errors import InputsChangedError, IntegrityError
 from spin_components.store.digests import FileDigest
+from spin_components.store.local import LocalRun
 from spin_components.store.manifests import Manifest, differing, finished, read_manifest
-from spin_components.store.run import RunStore
 
 KEY = "iterations/0/epochs/0/manifest.json"
 INPUTS: dict[str, Any] = {"training.lr": 5e-7, "seed": 0, "shards": [1, 2], "warmup": "1", "none": None}
 
 
-def written(run: RunStore, inputs: dict[str, Any]) -> Manifest:
+def written(run: LocalRun, inputs: dict[str, Any]) -> Manifest:
     manifest = Manifest(
         step="train-epoch", inputs=inputs, outputs={"a/b": FileDigest(num_bytes=1, sha256="0")}, facts={"x": 1.5}
     )
@@ -23,18 +23,18 @@ def written(run: RunStore, inputs: dict[str, Any]) -> Manifest:
 
 
 def test_a_step_without_manifest_has_not_finished(tmp_path: Path) -> None:
-    assert finished(RunStore(str(tmp_path)), KEY, INPUTS) is None
+    assert finished(LocalRun(tmp_path), KEY, INPUTS) is None
 
 
 def test_a_step_with_the_same_inputs_has_finished(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     manifest = written(run, INPUTS)
     assert finished(run, KEY, dict(reversed(INPUTS.items()))) == manifest
     assert read_manifest(run, KEY) == manifest
 
 
 def test_every_difference_of_inputs_is_listed(tmp_path: Path) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     written(run, INPUTS)
     now = {**INPUTS, "training.lr": 1e-7, "shards": [1], "new": "x"}
     with pytest.raises(InputsChangedError) as caught:
@@ -69,12 +69,12 @@ def test_a_manifest_knows_what_it_wrote_below_a_folder() -> None:
 
 def test_a_missing_manifest_that_must_be_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"manifest\.json is missing"):
-        read_manifest(RunStore(str(tmp_path)), KEY)
+        read_manifest(LocalRun(tmp_path), KEY)
 
 
 @pytest.mark.parametrize("content", [{}, [], {"step": "x", "inputs": {}, "surprise": 1}])
 def test_json_that_is_no_manifest_is_refused(tmp_path: Path, content: object) -> None:
-    run = RunStore(str(tmp_path))
+    run = LocalRun(tmp_path)
     run.write_json(KEY, content)
     with pytest.raises(IntegrityError, match=r"manifest\.json"):
         read_manifest(run, KEY)

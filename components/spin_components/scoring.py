@@ -1,0 +1,70 @@
+"""Models that score answers: the same layout and attention for reference, policy and validation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
+from spin_components.device import Compute
+from spin_components.errors import ModelError
+from spin_components.modeling import load_model
+from spin_components.settings import Settings, TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-4
+
+
+def resolve_packing(settings: TrainingSettings, compute: Compute) -> Literal["packed", "aligned"]:
+    """How sequences are laid out: end to end, or side by side with padding. `auto` packs on a CPU."""
+    packed = settings.packing == "on" or (settings.packing == "auto" and compute.device.type == "cpu")
+    return "packed" if packed else "aligned"
+
+
+def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
+    """Load a model to compute log-probabilities with, packed where that is asked for and gives the same numbers.
+
+    Raises:
+        ModelError: it cannot be loaded, or `training.packing = "on"` and this architecture cannot be packed.
+    """
+    model = load_model(folder, settings.model, device=compute.device)
+    if resolve_packing(settings.training, compute) == "packed" and (reason := _pack(model, compute)):
+        if settings.training.packing == "on":
+            raise ModelError(f"{type(model).__name__} cannot be packed: {reason}; set training.packing = 'off'")
+        logger.warning("%s is not packed: %s", type(model).__name__, reason)
+    return model
+
+
+def _pack(model: Any, compute: Compute) -> str:
+    """Give a model packed attention, if it then scores a few sequences as it did before; else say why not."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    before = model.config._attn_implementation
+    groups = _examples(model.get_input_embeddings().num_embeddings)
+    with torch.no_grad():
+        expected = answer_logprobs(model, groups, compute.device)
+        try:
+            model.set_attn_implementation(PACKED)
+            found = answer_logprobs(model, groups, compute.device)
+            difference = float((found - expected).abs().max() / expected.abs().max())
+            reason = f"its log-probabilities differ by {difference:.1e}" if not difference < _TOLERANCE else ""
+        except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
+            reason = str(error)
+    if reason:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def _examples(vocabulary: int) -> list[Prompted]:
+    """Two groups of unlike lengths, with whatever tokens."""
+    tokens = [7 + place * 31 % max(vocabulary - 7, 1) for place in range(64)]
+    return [
+        Prompted(tokens[:11], (tokens[11:16], tokens[16:29])),
+        Prompted(tokens[29:33], (tokens[33:53], tokens[53:64])),
+    ]

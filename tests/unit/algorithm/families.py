@@ -1,0 +1,88 @@
+"""Tiny models of several families, and what their log-probabilities are by definition."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+from spin_components.algorithm.logprobs import Answered
+from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # large, so that tokens and positions matter
+}
+CONFIGS: dict[str, Any] = {
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    # capped so hard that leaving it out would show, and a window shorter than the sequences
+    "gemma2": Gemma2Config(
+        **SIZES,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=1.0,
+        final_logit_softcapping=2.0,
+        sliding_window=5,
+    ),
+}
+SEQUENCES = [
+    Answered([5, 6, 7, 8, 9, 10, 11], [12]),
+    Answered([20], [21, 22, 23, 24, 25, 26, 2]),
+    Answered([5, 6, 7], [0, 1, 2]),
+    Answered([40, 41], [42, 43, 44, 45, 46, 47, 48, 49, 2]),
+    Answered([63, 62, 61, 60, 59], [58, 57]),
+]
+
+
+LAYOUTS = ("eager", PACKED)
+
+
+@functools.cache
+def model_of(family: str, attention: str = "eager") -> Any:
+    torch.set_num_threads(1)  # for models this small more of them only wait for each other
+    AttentionInterface.register(PACKED, packed_attention)
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[family])  # a model changes its own
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model.set_attn_implementation(attention)
+    return model.eval()
+
+
+def groups_of(sequences: Sequence[Answered]) -> list[Prompted]:
+    """Each sequence as a group of its own."""
+    return [Prompted(sequence.prompt_ids, (sequence.answer_ids,)) for sequence in sequences]
+
+
+def alone(model: Any, sequence: Answered) -> Tensor:
+    """The definition: one sequence, no padding, all logits, log-softmax, the answer's tokens picked and summed."""
+    prompt_ids, answer_ids = list(sequence.prompt_ids), list(sequence.answer_ids)
+    logits = model(input_ids=torch.tensor([prompt_ids + answer_ids]), use_cache=False).logits[0]
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    first = len(prompt_ids) - 1  # the logits of the prompt's last token predict the answer's first
+    return torch.stack([logprobs[first + place, token] for place, token in enumerate(answer_ids)]).sum()
+
+
+def gradients(model: Any, values: Tensor, weights: Sequence[float]) -> dict[str, Tensor]:
+    model.zero_grad()
+    (values * torch.tensor(weights)).sum().backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

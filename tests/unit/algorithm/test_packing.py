@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.packing import PACKED, Prompted, pack, packed_attention
+from unit.algorithm.families import CONFIGS, LAYOUTS, alone, gradients, groups_of, model_of
+
+GROUPS = [
+    Prompted([5, 6, 7, 8, 9, 10, 11], ([12], [21, 22, 23, 24, 25, 26, 2])),
+    Prompted([20], ([0, 1, 2], [0, 1, 3])),
+    Prompted([40, 41, 42], ([43, 44, 45, 46, 47, 48, 49, 2],)),
+    Prompted([63, 62], ([61, 60], [59, 58, 57, 56, 55], [54])),
+]
+
+
+def test_layout_by_hand() -> None:
+    batch = pack([Prompted([5, 6, 7], ([8, 9], [10])), Prompted([11], ([12, 13],))])
+    # tokens:     5  6  7  8  9  10 | 11 12 13
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 2]]
+    assert batch.lengths.tolist() == [[[[3, 2, 1], [1, 2, 0]]]]
+    # 8 and 10 are both predicted by the prompt's last token, 9 by 8; 12 by 11, 13 by 12
+    assert batch.positions.tolist() == [2, 3, 2, 6, 7]
+    assert batch.targets.tolist() == [8, 9, 10, 12, 13]
+    assert batch.answers.tolist() == [0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("attention", LAYOUTS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_answers_that_share_a_prompt_score_as_if_each_stood_alone(family: str, attention: str) -> None:
+    sequences = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
+    with torch.no_grad():
+        found = answer_logprobs(model_of(family, attention), GROUPS)
+        expected = torch.stack([alone(model_of(family), sequence) for sequence in sequences])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_shared_prompt_gathers_the_gradients_of_all_its_answers(family: str) -> None:
+    weights = [1.0, -2.0, 0.5, 3.0, -1.0, 2.0, -0.5, 1.5]
+    sequences = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
+    packed, plain = model_of(family, PACKED), model_of(family)
+    found = gradients(packed, answer_logprobs(packed, GROUPS), weights)
+    expected = gradients(plain, torch.stack([alone(plain, sequence) for sequence in sequences]), weights)
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+
+
+def test_the_order_of_groups_does_not_matter() -> None:
+    model = model_of("llama", PACKED)
+    with torch.no_grad():
+        forwards = torch.split(answer_logprobs(model, GROUPS), [2, 2, 1, 3])
+        backwards = torch.split(answer_logprobs(model, GROUPS[::-1]), [3, 1, 2, 2])
+    for one, other in zip(forwards, backwards[::-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-5)
+
+
+def test_gradient_checkpointing_computes_the_same() -> None:
+    model = model_of("llama", PACKED)
+    expected = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    try:
+        found = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
+    finally:
+        model.eval()
+        model.gradient_checkpointing_disable()
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_that_gives_no_lengths_is_refused() -> None:
+    query = torch.zeros(1, 2, 4, 8)
+    for mask in (None, torch.zeros(1, 1, 4, 4), torch.ones(1, 4, dtype=torch.int64)):
+        with pytest.raises(NotImplementedError, match="not told the groups' lengths"):
+            packed_attention(nn.Identity(), query, query, query, mask)
+
+
+def test_what_is_not_done_is_refused_and_not_left_out() -> None:
+    query, lengths = torch.zeros(1, 2, 4, 8), torch.tensor([[[[2, 2]]]])
+    with pytest.raises(NotImplementedError, match="wants more than packed attention does"):
+        packed_attention(nn.Identity(), query, query, query, lengths, s_aux=torch.zeros(2))
+    with pytest.raises(NotImplementedError, match="wants more"):
+        packed_attention(nn.Identity(), query, query, query, lengths, dropout=0.1)
+
+
+def test_padding_costs_nothing() -> None:
+    batch = pack(groups_of([Answered([1] * 50, [2]), Answered([3], [4] * 70)]))
+    assert batch.input_ids.shape == (1, 51 + 71)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from s3_server import BUCKET, S3Server
+from spin_components.errors import BusyError, ConfigError, SpinError
+from spin_components.store import layout
+from spin_components.store.lease import LeaseHolder, check_free, read_lease, this_host
+from spin_components.store.run import RunStore, open_run
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> Iterator[RunStore]:
+    """A run that nobody works on, in a folder and in a bucket."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+    with open_run(str(tmp_path / "run") if request.param == "local" else f"s3://{BUCKET}/leases/{name}") as run:
+        yield run
+
+
+@contextmanager
+def holding(run: RunStore, owner: str) -> Iterator[LeaseHolder]:
+    holder = LeaseHolder(run, owner)
+    try:
+        yield holder
+    finally:
+        holder.close()
+
+
+def write_lease(run: RunStore, **fields: object) -> None:
+    """A lease as a process of another machine left it."""
+    lease = {"owner": "a", "host": "pod-7/boot", "process": "7:7", "renewed_at": time.time(), "duration_s": 300.0}
+    run.write_json(layout.LEASE, {**lease, **fields})
+
+
+def test_a_run_that_nobody_holds_is_free(run: RunStore) -> None:
+    assert read_lease(run) is None
+    check_free(run)
+    check_free(run, "a")
+
+
+def test_another_attempt_is_refused_while_the_first_lives(run: RunStore) -> None:
+    says = rf"another runner is at work on {re.escape(run.uri)}: attempt a on [^/]+, which last gave a sign \d s ago\."
+    with holding(run, "a"):
+        for owner in ("b", ""):
+            with pytest.raises(BusyError, match=rf"{says} Wait for it, end it, or .* the run is free in \d+ s"):
+                check_free(run, owner)
+        with pytest.raises(BusyError, match=says):
+            LeaseHolder(run, "b")
+        lease = read_lease(run)
+        assert lease is not None
+        assert (lease.owner, lease.host, lease.duration_s) == ("a", this_host(), 300.0)
+        assert 290.0 < lease.remaining_s <= 300.0
+
+
+def test_the_steps_of_an_attempt_share_its_lease(run: RunStore) -> None:
+    with holding(run, "a"), holding(run, "a") as second:
+        check_free(run, "a")
+        second.claim()
+
+
+def test_a_lease_given_back_is_free(run: RunStore) -> None:
+    with holding(run, "a") as holder:
+        holder.release()
+        check_free(run, "b")
+    with holding(run, "b"):
+        holder.release()  # what is another's is not given back
+        with pytest.raises(BusyError):
+            check_free(run, "c")
+
+
+def test_a_lease_outlasts_its_holder_until_its_time_is_over(run: RunStore) -> None:
+    now = time.time()
+    write_lease(run, renewed_at=now - 100, duration_s=300.0)
+    with pytest.raises(BusyError, match=r"attempt a on pod-7, which last gave a sign 10\d s ago.*free in (199|200) s"):
+        check_free(run, "b")
+    write_lease(run, renewed_at=now - 301, duration_s=300.0)
+    check_free(run, "b")
+    with holding(run, "b"):
+        pass
+    lease = read_lease(run)
+    assert lease is not None
+    assert lease.owner == "b"
+
+
+def test_work_that_goes_on_renews_the_lease(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPIN_LEASE_S", "0.8")
+    with holding(run, "a"):
+        first = read_lease(run)
+        assert first is not None
+        time.sleep(1.6)  # twice its time
+        later = read_lease(run)
+        assert later is not None
+        assert later.renewed_at > first.renewed_at
+        assert later.owner == "a"
+
+
+@pytest.mark.parametrize("run", ["s3"], indirect=True)
+def test_an_attempt_that_lost_the_run_finds_out(
+    run: RunStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SPIN_LEASE_S", "0.4")
+    with holding(run, "a") as holder:
+        write_lease(run, owner="b")
+        with pytest.raises(BusyError, match="attempt b on pod-7"):
+            holder.claim()
+        with caplog.at_level(logging.ERROR):
+            deadline = time.monotonic() + 10.0
+            while not caplog.records and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert "this attempt has lost the run" in caplog.text
+        holder.release()
+    lease = read_lease(run)
+    assert lease is not None
+    assert (lease.owner, lease.duration_s) == ("b", 300.0)  # neither renewed nor given back by the one who lost it
+
+
+@pytest.mark.timeout(60)
+def test_storage_that_is_down_for_a_while_does_not_lose_the_run(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SPIN_LEASE_S", "1")
+    monkeypatch.setenv("SPIN_STORAGE_DEADLINE_S", "0.2")
+    server = S3Server(tmp_path / "s3")
+    monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
+    try:
+        with open_run(f"s3://{BUCKET}/run") as run, holding(run, "a") as holder:
+            server.kill()
+            while "the lease is not renewed" not in caplog.text:
+                time.sleep(0.05)
+            server.start()
+            deadline = time.monotonic() + 20.0
+            while (lease := read_lease(run)) and lease.remaining_s == 0.0:
+                assert time.monotonic() < deadline, "it is not renewed again"
+            holder.claim()
+    finally:
+        server.kill()
+
+
+HOLD = """
+import sys; from spin_components.store.lease import LeaseHolder; from spin_components.store.run import open_run
+holder = LeaseHolder(open_run(sys.argv[1]), "a")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_of_this_machine_that_has_died_holds_nothing(run: RunStore) -> None:
+    command = [sys.executable, "-c", HOLD, run.uri]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BusyError):
+            check_free(run, "b")
+        process.kill()
+        process.wait()
+        check_free(run, "b")
+
+
+def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+    with open_run(str(tmp_path)) as run, holding(run, "a"):
+        lease = read_lease(run)
+        assert lease is not None
+        pid, _, started = lease.process.partition(":")
+        write_lease(run, host=this_host(), process=f"{pid}:{started}")
+        with pytest.raises(BusyError):
+            check_free(run, "b")
+        write_lease(run, host=this_host(), process=f"{pid}:{int(started) - 1}")
+        check_free(run, "b")
+        write_lease(run, host="pod-7/boot", process=f"{pid}:{int(started) - 1}")
+        with pytest.raises(BusyError):  # whether it lives there, nobody here can know
+            check_free(run, "b")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"owner": ', b"[]", b'{"owner": "a"}', json.dumps({"renewed_at": "x"}).encode()],
+    ids=["empty", "cut", "list", "incomplete", "typed"],
+)
+def test_a_damaged_lease_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    with open_run(str(tmp_path)) as run:
+        run.write(layout.LEASE, content)
+        with pytest.raises(SpinError, match=r"lease\.json"):
+            check_free(run, "b")
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "0", "nan"])
+def test_a_duration_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("SPIN_LEASE_S", text)
+    with open_run(str(tmp_path)) as run, pytest.raises(ConfigError, match=f"SPIN_LEASE_S = '{text}'"):
+        LeaseHolder(run, "a").close()
