@@ -33,25 +33,30 @@ def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
         ModelError: it cannot be loaded, or `training.packing = "on"` and this architecture cannot be packed.
     """
     model = load_model(folder, settings.model, device=compute.device)
-    if resolve_packing(settings.training, compute) == "packed" and (reason := _pack(model, compute)):
+    if resolve_packing(settings.training, compute) == "packed" and (
+        reason := give_packed_attention(model, compute.device)
+    ):
         if settings.training.packing == "on":
             raise ModelError(f"{type(model).__name__} cannot be packed: {reason}; set training.packing = 'off'")
         logger.warning("%s is not packed: %s", type(model).__name__, reason)
     return model
 
 
-def _pack(model: Any, compute: Compute) -> str:
-    """Give a model packed attention, if it then scores a few sequences as it did before; else say why not."""
+def give_packed_attention(model: Any, device: torch.device) -> str:
+    """Have a model compute packed batches, if it then scores a few sequences as it did before.
+
+    Returns: empty, or why it is left as it was.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
     before = model.config._attn_implementation
     groups = _examples(model.get_input_embeddings().num_embeddings)
     with torch.no_grad():
-        expected = answer_logprobs(model, groups, compute.device)
+        expected = answer_logprobs(model, groups, device)
         try:
             model.set_attn_implementation(PACKED)
-            found = answer_logprobs(model, groups, compute.device)
+            found = answer_logprobs(model, groups, device)
             difference = float((found - expected).abs().max() / expected.abs().max())
             reason = f"its log-probabilities differ by {difference:.1e}" if not difference < _TOLERANCE else ""
         except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from spin_components.device import Compute, Precision
 from spin_components.modeling import load_model, load_tokenizer
 from spin_components.prepare.builtin import docstrings, make_smollm2
 from spin_components.ref_logprob.step import both_answers, score_pairs
+from spin_components.scoring import give_packed_attention
 from spin_components.settings import ModelSettings, TrainingSettings
 
 NUM_PAIRS = 8
@@ -41,6 +43,18 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair
         actual, generated = (renderer.render(Conversation(prompt, text)) for text in (answer, other))
         pairs.append(Pair(index, actual.prompt_ids, actual.actual_ids, generated.actual_ids[:-1], "length"))
     return load_model(folder, settings).eval(), pairs
+
+
+@pytest.fixture(params=["aligned", "packed"])
+def scored_model(
+    request: pytest.FixtureRequest, demo_model: tuple[Any, list[Pair]]
+) -> Iterator[tuple[Any, list[Pair]]]:
+    """It in either layout."""
+    model, pairs = demo_model
+    if request.param == "packed":
+        assert give_packed_attention(model, torch.device("cpu")) == ""
+    yield model, pairs
+    model.set_attn_implementation("eager")
 
 
 def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_reference: bool) -> float:
@@ -69,10 +83,10 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_the_first_loss_is_ln_2_to_rounding(demo_model: tuple[Any, list[Pair]], precision: Precision) -> None:
+def test_the_first_loss_is_ln_2_to_rounding(scored_model: tuple[Any, list[Pair]], precision: Precision) -> None:
     # far within STEP_ZERO_TOLERANCE, because policy and reference are computed in the same micro-batches
-    assert _distance(*demo_model, precision, like_reference=True) < 1e-6
+    assert _distance(*scored_model, precision, like_reference=True) < 1e-6
 
 
-def test_in_float32_the_batches_do_not_matter(demo_model: tuple[Any, list[Pair]]) -> None:
-    assert _distance(*demo_model, "float32", like_reference=False) < STEP_ZERO_TOLERANCE["float32"]
+def test_in_float32_the_batches_do_not_matter(scored_model: tuple[Any, list[Pair]]) -> None:
+    assert _distance(*scored_model, "float32", like_reference=False) < STEP_ZERO_TOLERANCE["float32"]

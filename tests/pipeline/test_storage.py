@@ -19,16 +19,10 @@ from spin_components.store.run import open_run
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 
 
-def spin(*arguments: str, timeout_s: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end, in this process's environment and what is given."""
-    return subprocess.run(
-        [*SPIN, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    variables = {**os.environ, **environment}
+    return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, timeout=300, env=variables, check=False)
 
 
 def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S3Server, tmp_path: Path) -> None:
@@ -75,7 +69,7 @@ def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S
 def test_storage_that_cannot_be_used_is_one_line_and_code_2(
     s3: S3Server, tmp_path: Path, environment: dict[str, str], message: str
 ) -> None:
-    result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", timeout_s=60, **environment)
+    result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", **environment)
     assert result.returncode == 2, result.stdout + result.stderr
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -84,7 +78,7 @@ def test_storage_that_cannot_be_used_is_one_line_and_code_2(
 
 
 def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
-    result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x", timeout_s=60)
+    result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x")
     assert result.returncode == 2
     assert "s3://no-such-bucket/x/" in result.stderr
     assert "NoSuchBucket: there is no such bucket; create it, or correct its name" in result.stderr
