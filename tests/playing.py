@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def hardware(settings: Settings) -> dict[str, Any]:
 def losses(run: RunStore) -> list[float]:
     """The loss of every training step of a run, in order."""
     keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
-    return [row["loss"] for key in keys for row in run.read_json(key)["steps"]]
+    return [row["loss"] for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
 
 
 def val_losses(run: RunStore) -> list[float]:

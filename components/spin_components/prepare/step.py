@@ -60,23 +60,26 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         base_files = _checked(base, checked.model.sha256)
         found = {name: source.digests for name, source in sources.items()}
         inputs = _inputs(checked, base_files, found)
-        if manifest := finished(current.run, layout.DATA_MANIFEST, inputs):
+        manifest = finished(current.run, layout.DATA_MANIFEST, inputs)
+        if manifest and current.run.exists(layout.RUN):
+            current.run.read_json(layout.RUN)  # as it was written, or the run ends here
             current.reuse(manifest)
             return base.uri
-        current.run.write_json(
-            layout.RUN,
-            {
-                "settings": checked.model_dump(mode="json"),
-                "base_model": {"uri": base.uri, "files": _plain(base_files)},
-                "data": {name: {"uri": source.uri, "files": _plain(found[name])} for name, source in sources.items()},
-                "seed": checked.run.seed,
-                "version": __version__,
-                "python": platform.python_version(),
-                "packages": _versions(),
-                "created_at": now(),
-            },
-        )
-        _write_data(current, checked, base.folder, sources, inputs)
+        record = {
+            "settings": checked.model_dump(mode="json"),
+            "base_model": {"uri": base.uri, "files": _plain(base_files)},
+            "data": {name: {"uri": source.uri, "files": _plain(found[name])} for name, source in sources.items()},
+            "seed": checked.run.seed,
+            "version": __version__,
+            "python": platform.python_version(),
+            "packages": _versions(),
+            "created_at": now(),
+        }
+        current.run.write_json(layout.RUN, record)
+        if manifest:  # somebody removed the record alone
+            current.reuse(manifest)
+        else:
+            _write_data(current, checked, base.folder, sources, inputs)
         return base.uri
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from spin_components.errors import IntegrityError
 from spin_components.store.addresses import S3Address, parse_address, scheme_of
-from spin_components.store.digests import FileDigest
+from spin_components.store.digests import FileDigest, digest_json
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
+
+_CHECKSUM = "checksum"
 
 Progress = Callable[[str, int, int], None]
 """Told of a long transfer: its direction and object in words, bytes done, bytes in all."""
@@ -80,25 +82,33 @@ class RunStore(ABC):
         names = ((key, key.removeprefix(start)) for key in self.sizes(prefix))
         return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
-    def read_json(self, key: str) -> Any:
-        """Parse a JSON object.
+    def read_json(self, key: str) -> dict[str, Any]:
+        """Parse what `write_json` wrote.
 
         Raises:
-            IntegrityError: it is missing or not JSON.
+            IntegrityError: it is missing, not JSON, or not what was written.
         """
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
         try:
-            return json.loads(content)
+            value = json.loads(content)
         except ValueError as error:
             raise IntegrityError(
                 f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
             ) from error
+        checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
+        if checksum != digest_json(value):
+            raise IntegrityError(
+                f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
+                f"{digest_json(value):.12}…. Put back what was there, or delete it to have its step run again"
+            )
+        return dict(value)
 
-    def write_json(self, key: str, value: object) -> None:
-        """Write a JSON object, replacing any that is there, in one move."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def write_json(self, key: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object with a checksum of itself, replacing any that is there, in one move."""
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
         self.write(key, text.encode())
 
     @contextmanager

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -70,8 +69,8 @@ def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write_json("a/b.json", {"ü": [1, 1.5, None, True, "\u2028"]})
     assert run.read_json("a/b.json") == {"ü": [1, 1.5, None, True, "\u2028"]}
-    run.write_json("a/b.json", "again")
-    assert (run.read_json("a/b.json"), list(files_below(tmp_path))) == ("again", ["a/b.json"])
+    run.write_json("a/b.json", {"again": 1})
+    assert (run.read_json("a/b.json"), list(files_below(tmp_path))) == ({"again": 1}, ["a/b.json"])
 
 
 def test_json_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
@@ -85,10 +84,25 @@ def test_json_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
-    run.write_json("a.json", 1)
+    run.write_json("a.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        run.write_json("a.json", math.nan)
-    assert {name: json.loads(content) for name, content in files_below(tmp_path).items()} == {"a.json": 1}
+        run.write_json("a.json", {"a": math.nan})
+    assert (run.read_json("a.json"), list(files_below(tmp_path))) == ({"a": 1}, ["a.json"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b'"lr": 0.1', b'"lr": 0.3'), (b'"a"', b'"b"'), (b'"checksum"', b'"checksun"'), (b"1,", b"2,")],
+)
+def test_json_that_was_changed_is_not_believed(tmp_path: Path, before: bytes, after: bytes) -> None:
+    run = LocalRun(tmp_path)
+    run.write_json("a.json", {"lr": 0.1, "a": [1, 1]})
+    path = run.path("a.json")
+    content = path.read_bytes()
+    assert before in content
+    path.write_bytes(content.replace(before, after, 1))
+    with pytest.raises(IntegrityError, match=r"a\.json was changed after it was written: its checksum is"):
+        run.read_json("a.json")
 
 
 def test_nothing_is_there_until_a_write_ends(tmp_path: Path) -> None:

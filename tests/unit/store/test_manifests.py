@@ -72,8 +72,8 @@ def test_a_missing_manifest_that_must_be_there_is_named(tmp_path: Path) -> None:
         read_manifest(LocalRun(tmp_path), KEY)
 
 
-@pytest.mark.parametrize("content", [{}, [], {"step": "x", "inputs": {}, "surprise": 1}])
-def test_json_that_is_no_manifest_is_refused(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize("content", [{}, {"step": "x", "inputs": {}, "surprise": 1}])
+def test_json_that_is_no_manifest_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     run = LocalRun(tmp_path)
     run.write_json(KEY, content)
     with pytest.raises(IntegrityError, match=r"manifest\.json"):
