@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +10,7 @@ import torch
 
 from spin_components.errors import ConfigError
 from spin_components.settings import HardwareSettings
+from spin_components.store.limits import num_cores
 
 Precision = Literal["float32", "bf16"]
 
@@ -59,8 +59,3 @@ def set_threads(hardware: HardwareSettings, *, processes: int = 1) -> int:
     threads = hardware.threads or max(1, num_cores() // processes)
     torch.set_num_threads(threads)
     return threads
-
-
-def num_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -29,20 +29,6 @@ _DROPOUTS = (
 )
 
 
-def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-        ModelError: transformers cannot read it.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-
-
 def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu") -> Any:
     """A causal language model with float32 weights and no dropout.
 

@@ -69,12 +69,14 @@ def serve(address: Path) -> None:
 
 def _preload() -> None:
     """Import what the model steps need; nothing is computed, so that no thread or device is open at the fork."""
+    import minio
     import pyarrow.parquet
+    import tenacity
     import torch
     import transformers.models.llama.modeling_llama
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
-    del torch, transformers, pyarrow, AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+    del torch, transformers, pyarrow, minio, tenacity, AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 
 def _work(connection: socket.socket) -> None:

@@ -22,10 +22,11 @@ from spin_components.algorithm.order import permutation
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Pair
-from spin_components.modeling import load_model, load_tokenizer
+from spin_components.modeling import load_model
 from spin_components.prepare.builtin import docstrings, make_smollm2
 from spin_components.ref_logprob.step import both_answers
 from spin_components.settings import ModelSettings
+from spin_components.tokenizer import load_tokenizer
 
 
 def make_pairs(folder: Path, num: int) -> list[Pair]:

@@ -40,8 +40,8 @@ def make_pairs(folder: Path, num: int) -> None:
     from spin_components.data.rendering import Renderer, find_eos_ids
     from spin_components.generate.engine import Sampling
     from spin_components.generate.transformers_engine import TransformersEngine
-    from spin_components.modeling import load_tokenizer
     from spin_components.prepare.builtin import docstrings, make_smollm2
+    from spin_components.tokenizer import load_tokenizer
 
     make_smollm2(folder / "model")
     settings = ModelSettings(base=str(folder / "model"))

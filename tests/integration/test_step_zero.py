@@ -17,11 +17,12 @@ from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Pair
 from spin_components.device import Compute, Precision
-from spin_components.modeling import load_model, load_tokenizer
+from spin_components.modeling import load_model
 from spin_components.prepare.builtin import docstrings, make_smollm2
 from spin_components.ref_logprob.step import both_answers, score_pairs
 from spin_components.scoring import give_packed_attention
 from spin_components.settings import ModelSettings, TrainingSettings
+from spin_components.tokenizer import load_tokenizer
 
 NUM_PAIRS = 8
 

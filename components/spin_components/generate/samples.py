@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spin_components.data.shards import Pair
-from spin_components.modeling import load_tokenizer
 from spin_components.settings import ModelSettings
+from spin_components.tokenizer import load_tokenizer
 
 SAMPLES_A_SHARD = 8
 

@@ -10,8 +10,9 @@ import torch
 
 from spin_components.device import Compute
 from spin_components.generate.engine import Answer, Sampling
-from spin_components.modeling import load_model, load_tokenizer
+from spin_components.modeling import load_model
 from spin_components.settings import ModelSettings
+from spin_components.tokenizer import load_tokenizer
 
 
 class TransformersEngine:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_components.device import Compute, num_cores
+from spin_components.device import Compute
 from spin_components.errors import EngineError
 from spin_components.generate.engine import Answer, Sampling
 from spin_components.settings import ModelSettings
+from spin_components.store.limits import num_cores
 
 _ROUNDS = 4
 """Prompts are handed over in so many parts at most, so that progress shows and finished answers come back early."""

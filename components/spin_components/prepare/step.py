@@ -16,7 +16,6 @@ from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.execution import Step, step
 from spin_components.model_folder import check_model_folder
-from spin_components.modeling import load_tokenizer
 from spin_components.prepare import builtin
 from spin_components.prepare.checks import named_sources
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
@@ -27,6 +26,7 @@ from spin_components.store.digests import FileDigest, FileDigests, digest_of
 from spin_components.store.manifests import Manifest, finished, now
 from spin_components.store.run import RunStore
 from spin_components.store.sources import Source
+from spin_components.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

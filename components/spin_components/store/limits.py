@@ -1,4 +1,4 @@
-"""Limits that a machine sets by environment variables."""
+"""Limits of this machine: its cores, and what its environment variables allow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 import os
 
 from spin_components.errors import ConfigError
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def seconds(name: str, default: float) -> float:

@@ -17,6 +17,7 @@ from minio.datatypes import Part
 from spin_components.errors import StorageError
 from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest
+from spin_components.store.limits import num_cores
 
 PART_BYTES = 16 << 20
 """Of a part of an upload; larger where a file would have more than S3's 10 000 parts."""
@@ -25,7 +26,8 @@ RANGE_BYTES = 64 << 20
 """Of one request of a download."""
 
 _MAX_PARTS = 10_000
-_CONNECTIONS = 4
+_CONNECTIONS = min(max(num_cores(), 2), 8)
+"""More than there are cores wait for each other: each one hashes, or copies, as fast as a core can."""
 _FILES = 3
 
 Report = Callable[[int], None]
@@ -39,8 +41,9 @@ def _ignore(num_bytes: int) -> None:
 class Transfers:
     """Moves files between this machine and one bucket.
 
-    Up to three files and four requests are on their way at a time. An upload holds at most seven parts in memory, a
-    download a megabyte a connection: blocks go to their places in the file and are hashed there, in order.
+    Three files and as many requests as there are cores, two to eight, are on their way at a time. An upload holds a
+    part a request and one a file in memory, a download a megabyte a request: blocks go to their places in the file and
+    are hashed there, in order.
     """
 
     def __init__(self, bucket: Bucket) -> None:
