@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help demo test check lint types clean
+.PHONY: help demo test faults check lint types clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 
 test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real KFP runner
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faults instead of the fixed list
+	SPIN_FAULTS=$(N) $(BIN)/python -m pytest tests/faults$(if $(N),/test_faults.py)
 
 check: lint types test  ## what a change must pass
 

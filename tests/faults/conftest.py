@@ -1,0 +1,80 @@
+"""What the faults share: the undisturbed run, the list of faults, and the count of how they ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.attempts import start_fork_server
+from faults.file_ground import FileGround
+from faults.ground import Ground, Tally
+from faults.plans import Fault
+
+_WRONG = "ENDED WRONG"
+_COUNTS: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    """What attempts are forked from."""
+    start_fork_server()
+
+
+@pytest.fixture(scope="session")
+def file_ground(
+    tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
+) -> FileGround:
+    """A folder for runs, with the undisturbed run played once."""
+    ground = FileGround(tmp_path_factory.mktemp("files"), tiny_llama, question_file)
+    ground.play_undisturbed()
+    return ground
+
+
+@pytest.fixture(scope="session")
+def ground(
+    tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
+) -> Iterator[Ground]:
+    """The server and the proxy, with the undisturbed run played once."""
+    ground = Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)
+    try:
+        ground.play_undisturbed()
+        yield ground
+    finally:
+        ground.close()
+
+
+@pytest.fixture
+def tally() -> Tally:
+    """Counts a fault that ended as it may."""
+
+    def count(group: str, outcome: str) -> None:
+        _COUNTS[group, outcome] += 1
+
+    return count
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count faults that ended otherwise than they may, too."""
+    report = yield
+    if report.failed and "tally" in item.fixturenames:
+        drawn = item.callspec.params.get("drawn") if hasattr(item, "callspec") else None
+        _COUNTS[drawn.group if isinstance(drawn, Fault) else item.originalname, _WRONG] += 1
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the counts."""
+    if not _COUNTS:
+        return
+    terminalreporter.section("faults")
+    width = max(len(group) for group, _ in _COUNTS)
+    for (group, outcome), number in sorted(_COUNTS.items()):
+        terminalreporter.write_line(f"{number:4d}  {group:{width}}  {outcome}")
+    wrong = sum(number for (_, outcome), number in _COUNTS.items() if outcome == _WRONG)
+    terminalreporter.write_line(f"{sum(_COUNTS.values()):4d}  faults injected, {wrong or 'none'} ended wrong")

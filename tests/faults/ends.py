@@ -1,0 +1,101 @@
+"""What a run ended with, read from its storage, and how that differs from another's end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3_server import BUCKET
+from spin_components.store import layout
+from spin_components.store.bucket import Bucket
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+
+_OF_THE_PROCESS = ("metrics.json", "rng.safetensors")
+_CHECKPOINT_FACTS = ("iteration", "epoch", "val_loss", "step", "consumed_samples", "num_pairs", "decision")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """What two runs of the same settings must have in common.
+
+    Attributes:
+        losses: of every training step, by the key of its epoch's metrics.
+        val_losses: by manifest.
+        digests: SHA-256 of every output that a manifest names, but for metrics, which hold times, and random state,
+            which no step uses and which here is that of a process that played other steps before.
+        checkpoints: what each checkpoint says of itself.
+        keys: everything that is stored, but for events.
+        damage: outputs that are stored but are not what their manifest says.
+    """
+
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    val_losses: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: frozenset[str] = frozenset()
+    damage: tuple[str, ...] = ()
+
+    def differences(self, other: End) -> list[str]:
+        """One line for each thing that is not the same in another end, or wrong in this one."""
+        lines = [f"{key} is not what its manifest says" for key in self.damage]
+        lines += [f"{key} is stored, but not by the undisturbed run" for key in sorted(self.keys - other.keys)]
+        lines += [f"{key} is missing" for key in sorted(other.keys - self.keys)]
+        for name in ("losses", "val_losses", "digests", "checkpoints"):
+            mine, others = getattr(self, name), getattr(other, name)
+            lines += [
+                f"{name}: {key} is {mine.get(key)}, undisturbed {others.get(key)}"
+                for key in sorted(mine.keys() | others.keys())
+                if mine.get(key) != others.get(key)
+            ]
+        return lines
+
+
+def read_end(run: RunStore) -> End:
+    """Read a finished run, and compare every output that is stored with its manifest."""
+    keys = frozenset(key for key in run.sizes("") if not key.startswith(f"{layout.EVENTS}/"))
+    losses, val_losses, digests, checkpoints, damage = {}, {}, {}, {}, []
+    for key in sorted(keys):
+        if key.endswith("/metrics.json") and "/trainer/" not in key:
+            losses[key] = read_losses(run, key)
+        if not _is_manifest(key):
+            continue
+        manifest = read_manifest(run, key)
+        if key.endswith("validation.json"):
+            val_losses[key] = manifest.facts["val_loss"]
+        if key.endswith("checkpoint.json"):
+            checkpoints[key] = {name: manifest.facts[name] for name in _CHECKPOINT_FACTS}
+        for output, expected in manifest.outputs.items():
+            if output.rpartition("/")[2] not in _OF_THE_PROCESS:
+                digests[output] = expected.sha256
+            if output in keys and hashlib.sha256(run.read(output) or b"").hexdigest() != expected.sha256:
+                damage.append(output)
+    for key in (layout.BEST, layout.LATEST):
+        checkpoints[key] = run.read_json(key)
+    return End(losses, val_losses, digests, checkpoints, keys, tuple(damage))
+
+
+def read_losses(run: RunStore, key: str) -> list[float]:
+    """The loss of every step that an epoch's metrics hold; none where they cannot be read."""
+    try:
+        return [row["loss"] for row in json.loads(run.read(key) or b"")["steps"]]
+    except (ValueError, LookupError, TypeError):
+        return []
+
+
+def leftovers(cache: Path, prefix: str = "") -> list[str]:
+    """What writers that died have left: unfinished uploads below a prefix, half files, views of nobody."""
+    found = [f"unfinished upload of {key}" for key, _ in Bucket(BUCKET).uploads(prefix)] if prefix else []
+    found += [f"half a file: {path}" for path in sorted(cache.rglob("*.part"))]
+    found += [f"a view of nobody: {path}" for path in sorted((cache / "views").glob("*"))]
+    return found
+
+
+def _is_manifest(key: str) -> bool:
+    name = key.rpartition("/")[2]
+    if name in ("manifest.json", "validation.json", "checkpoint.json"):
+        return True
+    return key.startswith("iterations/") and name[:5].isdigit() and name.endswith(".json")

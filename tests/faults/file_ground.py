@@ -1,0 +1,81 @@
+"""Where faults happen to a run in a local folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from faults.attempts import Attempt, Outcome
+from faults.damage import damage
+from faults.disks import enlarge, small_disk
+from faults.ends import End, leftovers, read_end
+from faults.ground import describe, repeat, story, tables, to_delete
+from faults.plans import DAMAGE, Fault
+from spin_components.store.local import LocalRun
+
+
+class FileGround:
+    """One folder for a run; each fault finds it empty.
+
+    Args:
+        folder: for everything.
+        model: a model folder.
+        questions: a data file.
+
+    Attributes:
+        root: the run's folder.
+        end: what the undisturbed run ended with.
+    """
+
+    def __init__(self, folder: Path, model: Path, questions: Path) -> None:
+        self.root = folder / "disk" / "run"
+        self.end = End()
+        self._logs = folder / "logs"
+        self._sources = {"model": {"base": str(model)}, "data": {"train": str(questions)}}
+
+    def begin(self) -> Attempt:
+        """Start an attempt at the run."""
+        variables = {"SPIN_CACHE_DIR": str(self.root.parent.with_name("cache"))}
+        return Attempt(tables(str(self.root), **self._sources), variables, self._logs)
+
+    def play_undisturbed(self) -> None:
+        """Play the whole run."""
+        outcome = self.begin().wait()
+        assert outcome.kind == "done", outcome.message
+        self.end = read_end(LocalRun(self.root))
+
+    def suffer(self, fault: Fault) -> str:
+        """Let a fault happen to a run and the same command follow until it ends; as `Ground.suffer` does."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        with ExitStack() as stack:
+            if fault.kind == "full disk":
+                stack.enter_context(small_disk(self.root.parent, fault.size))
+            outcomes = repeat(
+                lambda number: self._play(fault, number), lambda outcome: self._obey(outcome, fault), what=str(fault)
+            )
+            run = LocalRun(self.root)
+            differences = read_end(run).differences(self.end) + leftovers(self.root)
+            assert not differences, "\n  ".join([f"{fault} ended differently after {story(outcomes)}:", *differences])
+            assert len(outcomes) > 1, f"{fault} never happened"
+        return describe(outcomes)
+
+    def _play(self, fault: Fault, number: int) -> Outcome:
+        attempt = self.begin()
+        if number == 0 and fault.kind != "full disk":
+            moment = self.root / fault.step
+            while attempt.is_alive and not moment.exists():
+                time.sleep(0.002)
+            time.sleep(fault.moment_s)
+            attempt.kill()
+            if fault.kind in DAMAGE:
+                damage(LocalRun(self.root), fault)
+        return attempt.wait()
+
+    def _obey(self, outcome: Outcome, fault: Fault) -> None:
+        if fault.kind == "full disk":
+            assert "space" in outcome.message, f"the error does not say that the disk is full: {outcome.message}"
+            enlarge(self.root.parent)
+        elif doomed := to_delete(outcome.message):
+            Path(doomed).unlink()

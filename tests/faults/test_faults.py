@@ -1,0 +1,26 @@
+"""Faults at every step: each run ends as the undisturbed one does, at once or after an error that says where."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.file_ground import FileGround
+from faults.fixed import FIXED
+from faults.ground import Ground, Tally
+from faults.plans import Fault, number_of_faults, random_fault
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The fixed list, or the seeds of so many random faults."""
+    if "drawn" in metafunc.fixturenames:
+        metafunc.parametrize("drawn", range(number_of_faults()) or FIXED, ids=str)
+
+
+def test_a_fault_does_not_change_the_end(drawn: Fault | int, request: pytest.FixtureRequest, tally: Tally) -> None:
+    ground: Ground | FileGround = request.getfixturevalue("ground")
+    if isinstance(drawn, int):
+        assert isinstance(ground, Ground)
+        drawn = random_fault(drawn, ground.requests, ground.keys)
+    if drawn.storage == "files":
+        ground = request.getfixturevalue("file_ground")
+    tally(drawn.group, ground.suffer(drawn))

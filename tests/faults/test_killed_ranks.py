@@ -1,0 +1,48 @@
+"""Two DeepSpeed ranks killed inside an epoch, on object storage: they go on from their save to the same losses."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from faults.attempts import Attempt, Outcome
+from faults.ends import read_losses
+from faults.ground import Ground, Tally, describe, repeat, tables
+from faults.proxy import Rule
+from spin_components.store import layout
+
+RANKS: dict[str, dict[str, Any]] = {
+    "spin": {"max_epochs": 1},
+    "training": {"backend": "deepspeed", "zero_stage": 2},
+    "hardware": {"ranks": 2},
+}
+
+
+def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally) -> None:
+    ground.restore("prepare", warm=True)
+
+    def play(number: int) -> Outcome:
+        attempt = Attempt(tables(**RANKS), ground.variables(), ground.folder / "logs")
+        if not number:
+            rule = Rule(r"PUT .*/epochs/0/partial\.json", "strike after", skip=1, strike=attempt.kill)
+            ground.proxy.reset(rule)
+        return attempt.wait()
+
+    def look(outcome: Outcome) -> None:
+        assert outcome.error == "BusyError", outcome.message  # ranks that were not reaped yet look alive
+        time.sleep(3)
+
+    first = play(0)
+    assert first.kind == "killed"
+    with ground.store() as run:
+        assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 2
+        assert not run.exists(layout.epoch_manifest(0, 0))
+    outcomes = [first, *repeat(lambda number: play(number + 1), look, what="two killed ranks")]
+    metrics = "iterations/0/epochs/0/metrics.json"
+    with ground.store() as run:
+        losses = read_losses(run, metrics)
+        assert not run.exists(layout.partial(0, 0))
+    assert losses == pytest.approx(ground.end.losses[metrics], abs=1e-5)
+    tally("kill ranks", describe(outcomes))
