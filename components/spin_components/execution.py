@@ -154,12 +154,15 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
         if name == "prepare":
             run.probe()
         attempt = os.environ.get(_ATTEMPT, "")
-        lease = LeaseHolder(run, attempt or f"{this_host()}:{os.getpid()}")
+        owner, begins = attempt or f"{this_host()}:{os.getpid()}", name == "prepare" or not attempt
+        with _full_disk_explained(run):
+            lease = LeaseHolder(run, owner, take_over=begins)
         current = Step(run, EventLog(run, {"step": name, **labels}), HardwareSettings(**hardware or {}), lease)
         current.is_last = not attempt
+        run.guard = lease.claim
         run.on_progress = _Transfers(current.events)
         try:
-            with _explained(current):
+            with _explained(current), _full_disk_explained(run):
                 yield current
         except BaseException:
             current.is_last = True
@@ -168,7 +171,7 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
             current.events.close()
             lease.close()
             if current.is_last:
-                with suppress(SpinError):  # it is over in a while by itself
+                with suppress(SpinError, OSError):  # it is over in a while by itself
                     lease.release()
 
 
@@ -182,14 +185,25 @@ def _explained(current: Step) -> Iterator[None]:
         current.events.write("fail", error=type(error).__name__, message=str(error), exit_code=error.exit_code)
         raise
     except Exception as error:
-        if _is_full(error):
-            message = f"no space is left below {current.run.scratch}; free some, and run the same command ({error})"
-            current.events.write("fail", error="StorageError", message=message, exit_code=1)
-            raise StorageError(message) from error
         current.events.write(
             "fail", error=type(error).__name__, message=str(error), exit_code=1, traceback=traceback.format_exc()
         )
         raise
+
+
+@contextmanager
+def _full_disk_explained(run: RunStore) -> Iterator[None]:
+    """Say what is full."""
+    try:
+        yield
+    except SpinError:
+        raise
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise StorageError(
+            f"no space is left below {run.scratch}; free some, and run the same command ({error})"
+        ) from error
 
 
 def _is_full(error: Exception) -> bool:

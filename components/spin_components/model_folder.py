@@ -57,7 +57,11 @@ def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] |
 def copy_companions(like: Path, folder: Path) -> None:
     """Copy everything but weights from one model folder to another; `config.json` is told that weights are float32."""
     for path in sorted(like.iterdir()):
-        if path.is_file() and not any(path.match(pattern) for pattern in (*WEIGHT_PATTERNS, *FOREIGN_WEIGHTS)):
+        if (
+            path.is_file()
+            and not path.name.startswith(".")
+            and not any(path.match(pattern) for pattern in (*WEIGHT_PATTERNS, *FOREIGN_WEIGHTS))
+        ):
             shutil.copyfile(path, folder / path.name)
     config = json.loads((like / "config.json").read_bytes())
     config.pop("torch_dtype", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
             check_free(run)
             return Garbage(_unnamed(run), run.sweep(dry_run=True))
         with locked(run.scratch):
-            lease = LeaseHolder(run, f"gc-{socket.gethostname()}")
+            lease = LeaseHolder(run, f"gc-{socket.gethostname()}-{os.getpid()}", take_over=True)
             try:
                 garbage = Garbage(_unnamed(run), run.sweep())
                 for key in garbage.files:

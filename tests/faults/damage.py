@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from faults.harms import flip
 from faults.plans import DAMAGE, Fault
-from faults.proxy import flip
 from spin_components.store.run import RunStore
 
 

@@ -13,25 +13,20 @@ NETWORK_FAULTS = [
     Fault("silence", where=r"PUT .*\.probe"),
     Fault("drop", where=r"GET /bucket/base/model\.safetensors", times=3),
     Fault("slow down", where=r"PUT .*/data/manifest\.json", times=3),
-    Fault("cut request", where=r"PUT .*/data/train-00000\.parquet"),
     Fault("truncate answer", where=r"list-type=2.*prefix=base"),
     # the base is validated
     Fault("lose answer", "validate-base", r"PUT .*/base/validation\.json"),
     # generate
     Fault("truncate answer", "generate", r"GET /bucket/run/data/train-00000\.parquet"),
-    Fault("delay", "generate", r"PUT .*/generations/00000\.parquet"),
     Fault("lose answer", "generate", r"PUT .*/generations/00000\.json"),
     # ref-logprob
     Fault("flip answer", "ref-logprob", r"GET .*/generations/00000\.parquet"),
     Fault("flip request", "ref-logprob", r"PUT .*/ref_logprobs/00000\.parquet"),
-    Fault("drop", "ref-logprob", r"GET .*/run\.json", times=5),
     # train-epoch
     Fault("cut request", "train-epoch", f"PUT {_EPOCH}/0/partial/1/{_PART}=3"),
     Fault("lose answer", "train-epoch", rf"POST {_EPOCH}/0/policy/model\.safetensors\?uploads"),
     Fault("lose answer", "train-epoch", rf"POST {_EPOCH}/0/policy/model\.safetensors{_COMPLETE}"),
-    Fault("truncate answer", "train-epoch", rf"POST {_EPOCH}/0/trainer/optimizer-00000\.safetensors{_COMPLETE}"),
-    Fault("slow down", "train-epoch", r"PUT .*optimizer-00000\.safetensors\?partNumber", times=12),
-    Fault("flip request", "train-epoch", f"PUT {_EPOCH}/1/{_PART}=2"),
+    Fault("slow down", "train-epoch", r"PUT .*optimizer-00000\.safetensors\?partNumber", times=6),
     Fault("lose answer", "train-epoch", rf"PUT {_EPOCH}/0/manifest\.json"),
     Fault("lose answer", "train-epoch", r"POST /bucket\?delete="),
     Fault("truncate answer", "inside-epoch", rf"GET {_EPOCH}/0/partial/1/trainer/optimizer"),
@@ -40,18 +35,17 @@ NETWORK_FAULTS = [
     Fault("truncate answer", "validate", rf"GET {_EPOCH}/0/policy/model\.safetensors", times=2),
     # checkpoint
     Fault("lose answer", "checkpoint", r"PUT .*/checkpoint\.json"),
+    Fault("delay", "checkpoint", r"PUT .*/latest\.json"),
     Fault("drop", "checkpoint", r"PUT .*/best\.json"),
     Fault("internal error", "checkpoint", r"POST /bucket\?delete=", times=3),
     # at every step
-    Fault("slow down", where=r"PUT .*/lease\.json", skip=2, times=4),
+    Fault("slow down", where=r"PUT .*/lease\.json", skip=2, times=2),
     Fault("drop", "checkpoint", r"PUT .*/events/", times=4),
 ]
 
 KILLS = [
-    Fault("kill worker after", where=r"PUT .*/run\.json"),
     Fault("kill worker in mid-answer", where=r"GET /bucket/base/model\.safetensors"),
     Fault("kill worker before", where=r"PUT .*/data/manifest\.json"),
-    Fault("kill worker in mid-request", "generate", r"PUT .*/generations/00000\.parquet"),
     Fault("kill worker after", "generate", r"PUT .*/generations/00000\.json"),
     Fault("kill worker in mid-request", "train-epoch", f"PUT {_EPOCH}/0/partial/2/{_PART}=3"),
     Fault("kill worker after", "train-epoch", rf"PUT {_EPOCH}/0/partial\.json", skip=1),

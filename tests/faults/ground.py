@@ -17,13 +17,13 @@ from faults.attempts import Attempt, Outcome
 from faults.damage import damage, damage_cache, is_the_damage
 from faults.disks import enlarge, small_disk
 from faults.ends import End, leftovers, read_end
+from faults.harms import Rule
 from faults.plans import DAMAGE, NETWORK, STEPS, Fault
-from faults.proxy import Proxy, Rule
+from faults.proxy import Proxy
 from s3_server import BUCKET, S3Server
 from spin_components.store.run import RunStore, open_run
 
-URI = f"s3://{BUCKET}/run"
-ATTEMPTS = 5
+URI, ATTEMPTS = f"s3://{BUCKET}/run", 5
 _REMEDIES = (re.compile(r"^(\S+) .*\bdelete it\b"), re.compile(r"delete (\S+) to have its step"))
 _ADDRESS = re.compile(rf"s3://{BUCKET}/[\w.-]|/[\w.-]+/[\w.-]+")
 
@@ -166,12 +166,18 @@ class Ground:
         assert fault.kind != "full disk" or len(outcomes) > 1, f"{fault} never happened"
         return describe(outcomes) + unread
 
-    def check_end(self, what: str, fault: Fault | None = None) -> str:
-        """Compare what is stored now with what the undisturbed run stored; says so if damage stayed unread."""
+    def check_end(self, what: str, fault: Fault | None = None, allowed: str = "") -> str:
+        """Compare what is stored now with what the undisturbed run stored; says so if damage stayed unread.
+
+        Args:
+            what: happened, for the message.
+            fault: whose own traces do not count.
+            allowed: a difference that may be, besides.
+        """
         with self.store() as run:
             differences = read_end(run).differences(self.end)
             differences += leftovers(self.cache, "run/")
-        left = [line for line in differences if not (fault and is_the_damage(line, fault))]
+        left = [line for line in differences if line != allowed and not (fault and is_the_damage(line, fault))]
         assert not left, "\n  ".join([f"{what}:", *left])
         return ", damage unread" if differences else ""
 

@@ -10,7 +10,7 @@ import pytest
 from faults.attempts import Attempt, Outcome
 from faults.ends import read_losses
 from faults.ground import Ground, Tally, describe, repeat, tables
-from faults.proxy import Rule
+from faults.harms import Rule
 from spin_components.store import layout
 
 RANKS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import pytest
 
 from faults.attempts import Attempt, Outcome
 from faults.ground import Ground, Tally, tables
-from faults.proxy import Rule
+from faults.harms import Rule
 from spin_components.store import layout
 from spin_components.store.lease import check_free
 from spin_components.store.run import open_run
@@ -82,9 +82,20 @@ def test_a_second_attempt_takes_over_from_another_machine_when_the_lease_is_over
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a process another host name needs root")
-@pytest.mark.parametrize("where", [r"PUT .*/epochs/0/partial\.json", r"PUT .*/epochs/0/manifest\.json"])
+@pytest.mark.parametrize(
+    ("where", "allowed"),
+    [
+        # a request that was under way when its sender fell asleep may arrive long after: a pointer that the epoch's
+        # manifest has superseded, or a manifest that differs in how long the steps took
+        (
+            r"PUT .*/epochs/0/partial\.json",
+            "iterations/0/epochs/0/partial.json is stored, but not by the undisturbed run",
+        ),
+        (r"PUT .*/epochs/0/manifest\.json", "iterations/0/epochs/0/metrics.json is not what its manifest says"),
+    ],
+)
 def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
-    ground: Ground, tally: Tally, where: str
+    ground: Ground, tally: Tally, where: str, allowed: str
 ) -> None:
     restore_released(ground)
     first = second(ground, FAULTS_HOST="elsewhere", SPIN_LEASE_S=str(LEASE_S))
@@ -99,7 +110,7 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
         os.kill(first.pid, signal.SIGCONT)
     late = first.wait()
     assert late.kind == "done" or late.error == "BusyError", late.message
-    ground.check_end(f"a late attempt ended with {late.error or late.kind}")
+    ground.check_end(f"a late attempt ended with {late.error or late.kind}", allowed=allowed)
     tally("two attempts", "slept, then the same end")
 
 
@@ -108,7 +119,7 @@ def test_a_process_that_has_ended_holds_nothing_though_nobody_reaped_it(tmp_path
         "import os, signal, sys\n"
         "from spin_components.store.lease import LeaseHolder\n"
         "from spin_components.store.run import open_run\n"
-        "LeaseHolder(open_run(sys.argv[1]), 'first')\n"
+        "LeaseHolder(open_run(sys.argv[1]), 'first', take_over=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     run = open_run(str(tmp_path))

@@ -219,7 +219,7 @@ def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> No
 
 
 def test_gc_leaves_a_run_alone_that_is_worked_on_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
-    lease = LeaseHolder(run, "somebody else")
+    lease = LeaseHolder(run, "somebody else", take_over=True)
     assert main(["gc", run.uri]) == 2
     assert "another runner is at work" in said(capsys)
     lease.close()

@@ -48,7 +48,10 @@ def publish(
         checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(max_epochs)]
         inputs = {
             "reference": digest_of(model_files(run, reference_uri)),
-            "policies": [digest_of(manifest.outputs) for manifest in epochs],
+            "policies": [
+                digest_of(manifest.outputs_below(f"{layout.epoch(iteration, epoch)}/policy"))
+                for epoch, manifest in enumerate(epochs)
+            ],
             "val_losses": [check.facts["val_loss"] for check in checks],
         }
         key = layout.checkpoint(iteration)
@@ -72,7 +75,9 @@ def publish(
             if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
                 current.commit(key, manifest.model_copy(update={"facts": facts}))
         _point_and_prune(current, iteration, rules, settings)
-        current.is_last = current.is_last or decision != "continue"
+        if decision != "continue":
+            run.sweep()
+            current.is_last = True
         logger.info("iteration %d: val_loss %.4f (base %.4f): %s", iteration, losses[-1], losses[0], decision)
         return str(facts["checkpoint_uri"]) if decision == "continue" else STOPPED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _UNREADABLE_TRIES = 4
 _TRANSIENT = {
     "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException",
     "TooManyRequests", "RequestLimitExceeded", "OperationAborted", "IncompleteBody", "BadDigest",
-    "XMinioServerNotInitialized",
+    "XMinioServerNotInitialized", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 _MISSING = {"NoSuchKey", "NoSuchUpload"}
 _ADVICE = {
@@ -246,6 +247,8 @@ class Bucket:
                 "certificates in AWS_CA_BUNDLE, or write http:// in S3_ENDPOINT if it has none"
             ) from error
         except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # this machine's disk
             raise self._gave_up(verb, key, error) from error
         except ValueError as error:
             raise StorageAccessError(f"{verb} {self._where(key)}: {error}; check the keys and the address") from error

@@ -136,18 +136,23 @@ class FileCache:
 class View:
     """A folder of this process in which cached files have names; gone when it is closed or the process has died."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.folder = place / "files"
         self._given: dict[str, FileDigest] = {}
-        hidden = folder.with_name(f".{folder.name}")
-        hidden.mkdir()
+        hidden = place.with_name(f".{place.name}")
+        (hidden / self.folder.name).mkdir(parents=True)
         self._lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        hidden.rename(folder)  # from here on others see it, and that it is locked
+        hidden.rename(place)  # from here on others see it, and that it is locked
 
     def lacking(self, files: Mapping[str, FileDigest]) -> dict[str, FileDigest]:
         """Those of some files that the view does not hold."""
         return {key: digest for key, digest in files.items() if self._given.get(key) != digest}
+
+    def free_path(self) -> Path:
+        """A name to download a file to; removed with the view if it is not taken into the cache."""
+        return self._place / uuid.uuid4().hex
 
     def place(self, key: str, digest: FileDigest) -> Path:
         """Where a file is to be linked."""
@@ -163,11 +168,15 @@ class View:
 
     def close(self) -> None:
         """Remove the names."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._place, ignore_errors=True)
         os.close(self._lock)
 
 
 def _remove_abandoned(views: Path) -> None:
+    for hidden in views.glob(".*"):  # of a process that died while it made one
+        with suppress(FileNotFoundError):
+            if time.time() - hidden.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(hidden, ignore_errors=True)
     for folder in views.glob("[!.]*"):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR)

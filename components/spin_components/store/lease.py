@@ -90,16 +90,20 @@ class LeaseHolder:
     Args:
         run: the run.
         owner: the attempt's id, the same for all its steps.
+        take_over: whether a lease that another attempt let go of, or let run out, may be taken; an attempt does that
+            once, when it begins.
 
     Raises:
-        BusyError: another attempt holds it.
+        BusyError: another attempt holds the run, or has held it since this one began.
     """
 
-    def __init__(self, run: RunStore, owner: str) -> None:
+    def __init__(self, run: RunStore, owner: str, *, take_over: bool) -> None:
         self._run, self.owner = run, owner
+        self._take_over = take_over
         self._duration_s = seconds(DURATION, 300)
         self._ended = threading.Event()
         self.claim()
+        self._take_over = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -109,7 +113,14 @@ class LeaseHolder:
         Raises:
             BusyError: another attempt has taken it.
         """
-        check_free(self._run, self.owner)
+        lease = read_lease(self._run)
+        if lease and lease.owner != self.owner:
+            check_free(self._run, self.owner)
+            if not self._take_over:
+                raise BusyError(
+                    f"attempt {lease.owner} has taken {self._run.uri} over from this one, which was silent for too "
+                    "long; nothing more is written here. Run the same command to go on from where that one is"
+                )
         self._write(self._duration_s)
 
     def release(self) -> None:
@@ -129,7 +140,7 @@ class LeaseHolder:
             except BusyError as error:
                 logger.error("this attempt has lost the run: %s", error)
                 return
-            except SpinError as error:
+            except (SpinError, OSError) as error:
                 logger.warning("the lease is not renewed: %s", error)
 
     def _write(self, duration_s: float) -> None:
@@ -155,6 +166,8 @@ def _process(pid: int) -> str:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
+        return ""
+    if fields[0] in "ZX":  # it has ended, and nobody has asked how
         return ""
     return f"{pid}:{fields[19]}"  # field 22 of proc(5): start time in clock ticks since boot
 

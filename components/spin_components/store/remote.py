@@ -23,6 +23,7 @@ from spin_components.store.transfer import Transfers
 
 logger = logging.getLogger(__name__)
 
+_PROBE = ".probe-"
 _CHUNK_BYTES = 256 << 10
 _FLUSH_S = 2.0
 _EVENTS_DEADLINE_S = 20.0
@@ -73,45 +74,48 @@ class S3Run(RunStore):
             lacking = self._view.lacking(files)
             if not lacking:
                 return self._view.folder
-            self._download(
-                {key: digest for key, digest in lacking.items() if not self._cache.has(digest)}, what, made_by
-            )
+            absent = {key: digest for key, digest in lacking.items() if not self._cache.has(digest)}
+            self._download(self._view, absent, what, made_by)
             for key, digest in lacking.items():
                 if not self._cache.link(digest, self._view.place(key, digest)):
                     self._view.forget(key)
             self._cache.trim()
         raise StorageError(f"files of {self.uri} leave the cache {cache_folder()} as they come; raise SPIN_CACHE_GIB")
 
-    def _download(self, files: Mapping[str, FileDigest], what: str, made_by: str) -> None:
-        wanted = list({digest.sha256: (key, digest) for key, digest in files.items()}.values())
+    def _download(self, view: View, files: Mapping[str, FileDigest], what: str, made_by: str) -> None:
+        """Fetch files into the cache; what arrives damaged is fetched once more, in case it happened on the way."""
         remedy = f"delete {self.uri_of(made_by)} to have its step done again" if made_by else ""
-        targets: dict[str, tuple[Path, int]] = {}
-        for key, digest in wanted:
+        wanted = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
+        for key, digest in wanted.items():
             info = self._bucket.stat(self._prefix + key)
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:
-                raise damaged(
-                    self.uri_of(key), f"has {info.num_bytes} bytes", str(digest.num_bytes), what=what, remedy=remedy
-                )
-            targets[self._prefix + key] = (self._cache.free_path(), digest.num_bytes)
-        try:
-            with self._watched(f"fetching {what}", sum(digest.num_bytes for _, digest in wanted)) as report:
-                found = self._transfers.download_all(targets, report)
-            for key, digest in wanted:
-                received = found[self._prefix + key]
-                if received.sha256 != digest.sha256:
-                    raise damaged(
-                        self.uri_of(key),
-                        f"has SHA-256 {received.sha256[:12]}…",
-                        f"{digest.sha256[:12]}…",
-                        what=what,
-                        remedy=remedy,
-                    )
-                self._cache.add(targets[self._prefix + key][0], digest)
-        finally:
-            for path, _ in targets.values():
-                path.unlink(missing_ok=True)
+                found = f"has {info.num_bytes} bytes"
+                raise damaged(self.uri_of(key), found, str(digest.num_bytes), what=what, remedy=remedy)
+        altered: dict[str, FileDigest] = {}
+        for _ in range(2):
+            altered = self._download_once(view, wanted, what)
+            wanted = {key: wanted[key] for key in altered}
+        for key, received in altered.items():
+            found, expected = f"has SHA-256 {received.sha256[:12]}…", f"{wanted[key].sha256[:12]}…"
+            raise damaged(self.uri_of(key), found, expected, what=what, remedy=remedy)
+
+    def _download_once(self, view: View, wanted: Mapping[str, FileDigest], what: str) -> dict[str, FileDigest]:
+        """Returns what was received in place of the files that are not as they should be."""
+        targets = {key: view.free_path() for key in wanted}
+        with self._watched(f"fetching {what}", sum(digest.num_bytes for digest in wanted.values())) as report:
+            sizes = {self._prefix + key: (path, wanted[key].num_bytes) for key, path in targets.items()}
+            received = self._transfers.download_all(sizes, report)
+        altered = {}
+        for key, digest in wanted.items():
+            found = received[self._prefix + key]
+            if found.sha256 == digest.sha256:
+                self._cache.add(targets[key], digest)
+            else:
+                targets[key].unlink()
+                altered[key] = found
+        return altered
 
     def delete(self, key: str) -> int:
         path = self._prefix + key
@@ -125,11 +129,15 @@ class S3Run(RunStore):
             if not dry_run:
                 logger.info("the upload of s3://%s/%s was begun and not ended; it is dropped", self._bucket.name, key)
                 self._bucket.abort_upload(key, upload)
-        return [key.removeprefix(self._prefix) for key, _ in uploads] + sweep_folder(self.scratch, dry_run=dry_run)
+        probes = [info.key for info in self._bucket.objects(f"{self._prefix}{_PROBE}")]
+        if not dry_run:
+            self._bucket.delete(probes)
+        names = [key.removeprefix(self._prefix) for key in (*(key for key, _ in uploads), *probes)]
+        return names + sweep_folder(self.scratch, dry_run=dry_run)
 
     def probe(self) -> None:
         bucket = self._bucket.for_probing()
-        key, content = f"{self._prefix}.probe-{uuid.uuid4().hex}", socket.gethostname().encode()
+        key, content = f"{self._prefix}{_PROBE}{uuid.uuid4().hex}", socket.gethostname().encode()
         try:
             bucket.put(key, content)
             found = bucket.get(key)

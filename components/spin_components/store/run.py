@@ -57,12 +57,14 @@ class RunStore(ABC):
         scratch: a folder of this machine for what is on its way; what lies there may be lost.
         poll_s: how often it may be asked what is new.
         on_progress: told of transfers that take a while.
+        guard: called before a staged file or folder is published; raises where this process may not write any more.
     """
 
     uri: str
     scratch: Path
     poll_s: float = 0.3
     on_progress: Progress | None = None
+    guard: Callable[[], None] | None = None
 
     def uri_of(self, key: str) -> str:
         """Address of an object, as it travels between steps."""
@@ -119,6 +121,8 @@ class RunStore(ABC):
             yield staged
             if not path.exists():
                 raise IntegrityError(f"nothing was written for {self.uri_of(key)}; what was there is kept")
+            if self.guard is not None:
+                self.guard()
             staged.outputs.update(self._publish(path, key))
 
     @abstractmethod

@@ -146,7 +146,7 @@ class Sources:
         for _ in range(3):  # another process may trim the cache between a download and its link
             digest = self._cache.recall(tag)
             if digest is None or not self._cache.has(digest):
-                path = self._cache.free_path()
+                path = view.free_path()
                 transfers = Transfers(bucket)
                 try:
                     digest = transfers.download(info.key, path, info.num_bytes)

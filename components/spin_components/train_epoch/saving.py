@@ -15,6 +15,7 @@ from spin_components.modeling import save_policy
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest
 from spin_components.store.manifests import Manifest
+from spin_components.store.run import RunStore
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 
@@ -82,8 +83,13 @@ def save_epoch(
         outputs |= staged.outputs
         facts = {**facts, "state": state.model_dump(mode="json"), "policy_uri": current.run.uri_of(f"{key}/policy")}
         current.finish(layout.epoch_manifest(job.iteration, job.epoch), inputs=job.inputs, outputs=outputs, facts=facts)
-        current.run.delete(layout.partial(job.iteration, job.epoch))
-        current.run.delete(f"{key}/partial")
+        clear_partial(current.run, job.iteration, job.epoch)
+
+
+def clear_partial(run: RunStore, iteration: int, epoch: int) -> None:
+    """Remove the saves inside an epoch that is finished."""
+    run.delete(layout.partial(iteration, epoch))
+    run.delete(f"{layout.epoch(iteration, epoch)}/partial")
 
 
 def load_rows(job: EpochJob) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from spin_components.store.models import model_digest, open_model
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.pairs import shard_manifests
+from spin_components.train_epoch.saving import clear_partial
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def train(
         key = layout.epoch_manifest(iteration, epoch)
         if manifest := finished(run, key, inputs):
             current.reuse(manifest)
+            clear_partial(run, iteration, epoch)  # a step that was killed may have left it
             return str(manifest.facts["policy_uri"])
         if current.out_of_time():
             return current.stop("max_time")

@@ -94,7 +94,8 @@ def main(job_path: Path) -> None:
     labels = {"step": "train-epoch", "iteration": job.iteration, "epoch": job.epoch, "rank": rank}
     run = open_run(job.run_uri)
     events = EventLog(run, labels, enabled=rank == 0)
-    lease = LeaseHolder(run, job.attempt) if rank == 0 else None
+    lease = LeaseHolder(run, job.attempt, take_over=False) if rank == 0 else None
+    run.guard = lease.claim if lease else None
     try:
         current = Step(run, events, job.settings.hardware, lease)
         finished = train_rank(job, current, compute, distributed=True)

@@ -30,7 +30,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> Iterato
 
 @contextmanager
 def holding(run: RunStore, owner: str) -> Iterator[LeaseHolder]:
-    holder = LeaseHolder(run, owner)
+    holder = LeaseHolder(run, owner, take_over=True)
     try:
         yield holder
     finally:
@@ -56,7 +56,7 @@ def test_another_attempt_is_refused_while_the_first_lives(run: RunStore) -> None
             with pytest.raises(BusyError, match=rf"{says} Wait for it, end it, or .* the run is free in \d+ s"):
                 check_free(run, owner)
         with pytest.raises(BusyError, match=says):
-            LeaseHolder(run, "b")
+            LeaseHolder(run, "b", take_over=True)
         lease = read_lease(run)
         assert lease is not None
         assert (lease.owner, lease.host, lease.duration_s) == ("a", this_host(), 300.0)
@@ -149,7 +149,7 @@ def test_storage_that_is_down_for_a_while_does_not_lose_the_run(
 
 HOLD = """
 import sys; from spin_components.store.lease import LeaseHolder; from spin_components.store.run import open_run
-holder = LeaseHolder(open_run(sys.argv[1]), "a")
+holder = LeaseHolder(open_run(sys.argv[1]), "a", take_over=True)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -198,4 +198,4 @@ def test_a_damaged_lease_is_an_error_that_names_it(tmp_path: Path, content: byte
 def test_a_duration_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("SPIN_LEASE_S", text)
     with open_run(str(tmp_path)) as run, pytest.raises(ConfigError, match=f"SPIN_LEASE_S = '{text}'"):
-        LeaseHolder(run, "a").close()
+        LeaseHolder(run, "a", take_over=True).close()
