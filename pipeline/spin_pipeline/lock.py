@@ -38,8 +38,8 @@ def locked(scratch: Path) -> Iterator[int]:
         while not _try(descriptor):
             if time.monotonic() > deadline:
                 raise BusyError(
-                    f"another runner of this machine is at work ({scratch / _NAME} is held); wait for it, end it, "
-                    "or choose another run.uri"
+                    f"another runner is at work on this run, on this machine ({scratch / _NAME} is held); wait for it, "
+                    "end it, or choose another run.uri"
                 )
             time.sleep(0.2)
         yield descriptor
