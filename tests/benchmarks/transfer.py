@@ -94,8 +94,9 @@ def main() -> None:
         for number in range(options.files):
             (folder / f"{number}.bin").write_bytes(os.urandom((options.mib << 20) // options.files))
         rounds: dict[str, list[tuple[float, float]]] = {}
-        for _ in range(options.rounds):
-            for work in (ours_up, theirs_up, ours_down, theirs_down):
+        ways = [(ours_up, theirs_up), (ours_down, theirs_down)]
+        for number in range(options.rounds):
+            for work in (work for pair in ways for work in pair[:: 1 - 2 * (number % 2)]):  # who is first, in turn
                 rounds.setdefault(work.__name__, []).append(measured(work, folder))
     finally:
         server.kill()
@@ -106,6 +107,8 @@ def main() -> None:
 def report(mib: int, rounds: dict[str, list[tuple[float, float]]]) -> None:
     """Medians of speed, the most memory, and the ratios."""
     speed = {name: mib / statistics.median(seconds for seconds, _ in found) for name, found in rounds.items()}
+    for name, found in rounds.items():
+        sys.stdout.write(f"{name}: {', '.join(f'{mib / seconds:.0f}' for seconds, _ in found)} MiB/s\n")
     memory = {name: max(extra for _, extra in found) for name, found in rounds.items()}
     lines = [f"{'':12}{'MiB/s':>8}{'extra MiB':>11}"]
     lines += [f"{name:12}{speed[name]:8.0f}{memory[name]:11.0f}" for name in speed]
