@@ -69,7 +69,7 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
     with (
         holder(tmp_path),
         pytest.raises(
-            BusyError, match=r"another runner is at work on this run, on this machine \(.*\); wait for it, end it, or choose"
+            BusyError, match=r"another runner is at work on this run, on this machine \(.*\); wait for it, end it, or"
         ),
         locked(tmp_path),
     ):
