@@ -45,9 +45,9 @@ def blobs(folder: Path) -> list[Path]:
 
 def test_the_folder_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SPIN_CACHE_DIR", raising=False)
-    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder() == Path("/home/ann/.cache/spin-pipelines")
+    assert cache_folder() == Path("/somewhere/.cache/spin-pipelines")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_folder() == Path("/xdg/spin-pipelines")
     monkeypatch.setenv("SPIN_CACHE_DIR", "relative")
