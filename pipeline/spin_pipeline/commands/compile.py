@@ -1,0 +1,33 @@
+"""`spin-pipeline compile`: the pipeline as IR YAML."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from spin_pipeline.commands.config_options import add_config, settings_of
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("compile", help="write the pipeline as IR YAML for the Kubeflow UI or the kfp CLI")
+    add_config(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", default="spin.yaml", help="default: %(default)s")
+    parser.set_defaults(do=compile_)
+
+
+def compile_(options: argparse.Namespace) -> int:
+    """Write the IR."""
+    settings = settings_of(options)
+    from kfp import compiler
+
+    from spin_pipeline.dag import build
+
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(build(settings), str(output))
+    Console().print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)", highlight=False)
+    return 0

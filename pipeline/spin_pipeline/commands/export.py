@@ -1,0 +1,26 @@
+"""`spin-pipeline export`: a trained model as a plain folder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("export", help="write a trained model as a plain Hugging Face folder")
+    parser.add_argument("run_uri", metavar="RUN_URI")
+    parser.add_argument("destination", metavar="DEST", help="a folder or s3://bucket/prefix that is free")
+    parser.add_argument("--iteration", metavar="N", default="best", help="default: %(default)s")
+    parser.set_defaults(do=export)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the model."""
+    from spin_pipeline.export import export_model
+
+    published, address = export_model(options.run_uri, options.iteration, options.destination)
+    Console().print(f"wrote iteration {published.iteration} to {address}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,25 @@
+"""`spin-pipeline gc`: delete what no manifest names."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("gc", help="delete what no manifest of a run names")
+    parser.add_argument("run_uri", metavar="RUN_URI")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    parser.set_defaults(do=gc)
+
+
+def gc(options: argparse.Namespace) -> int:
+    """Delete, or say what would be."""
+    from spin_pipeline.garbage import collect_garbage
+    from spin_pipeline.tables import print_garbage
+
+    print_garbage(collect_garbage(options.run_uri, dry_run=options.dry_run), Console(), dry_run=options.dry_run)
+    return 0
