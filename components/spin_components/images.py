@@ -1,11 +1,7 @@
-"""Container images of the components, named when a pipeline is compiled."""
-
-import os
+"""Container images of the components, by their default names; `[cluster]` names others when a pipeline is compiled."""
 
 from spin_components import __version__
 
-_PREFIX = os.environ.get("SPIN_IMAGE_PREFIX", "spin-pipelines")
-
-CPU = f"{_PREFIX}/cpu:{__version__}"
-GENERATE = f"{_PREFIX}/generate:{__version__}"
-TRAIN = f"{_PREFIX}/train:{__version__}"
+CPU = f"spin-pipelines/cpu:{__version__}"
+GENERATE = f"spin-pipelines/generate:{__version__}"
+TRAIN = f"spin-pipelines/train:{__version__}"

@@ -280,8 +280,53 @@ class HardwareSettings(Section):
     """What one step may use; free to change between attempts."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    ranks: int = Field(1, ge=1, description="training processes")
+    ranks: int = Field(1, ge=1, description="training processes a node: GPUs, where there are any")
+    nodes: int = Field(1, ge=1, description="pods of train-epoch, as a Kubeflow TrainJob above 1; fixed when compiled")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
+
+    @property
+    def world_size(self) -> int:
+        """Training processes in all."""
+        return self.ranks * self.nodes
+
+
+class StepResources(Section):
+    """CPU and memory of one pod, requested and at most, as Kubernetes writes quantities."""
+
+    cpu: str = Field("4", pattern=r"^([1-9]\d*m?|\d+\.\d+)$", description="cores: 4, 0.5 or 500m")
+    memory: str = Field("16Gi", pattern=r"^[1-9]\d*([KMGTP]i?)?$", description="bytes: 16Gi, 64G")
+
+
+class PlacementSettings(Section):
+    """What the steps with a model ask of a cluster's nodes; free to change between attempts; nothing on one machine.
+
+    GPUs of a pod follow from the work: `generation.tensor_parallel` of them generate, `hardware.ranks` train, one
+    scores and one validates.
+    """
+
+    accelerator: str = Field("", pattern=r"^([a-z0-9.-]+/[A-Za-z0-9._-]+)?$", description="nvidia.com/gpu; empty: none")
+    generate: StepResources = StepResources()
+    train: StepResources = StepResources()
+    node_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints to bear, as in a pod")
+    affinity: dict[str, Any] = Field(default_factory=dict, description="nodeAffinity, as in a pod's affinity")
+
+    @field_validator("tolerations")
+    @classmethod
+    def _tolerations(cls, values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        known = {"key", "operator", "value", "effect", "tolerationSeconds"}
+        for value in values:
+            if unknown := sorted(set(value) - known):
+                raise ValueError(f"a toleration has {', '.join(sorted(known))}; found {', '.join(unknown)}")
+        return values
+
+    @field_validator("affinity")
+    @classmethod
+    def _node_affinity(cls, value: dict[str, Any]) -> dict[str, Any]:
+        known = {"requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"}
+        if unknown := sorted(set(value) - known):
+            raise ValueError(f"a node affinity has {' and '.join(sorted(known))}; found {', '.join(unknown)}")
+        return value
 
 
 def per_iteration(value: float | list[float], iteration: int) -> float:
@@ -313,18 +358,18 @@ class Settings(Section):
     validation: ValidationSettings = ValidationSettings()
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
+    placement: PlacementSettings = PlacementSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         check_per_iteration("training.lr", self.training.lr, self.spin.max_iterations)
-        rank_batch = self.training.micro_batch_size * self.hardware.ranks
-        if self.training.global_batch_size % rank_batch:
+        micro_batch, ranks = self.training.micro_batch_size, self.hardware.world_size
+        if self.training.global_batch_size % (micro_batch * ranks):
             raise ValueError(
                 f"training.global_batch_size ({self.training.global_batch_size}) must be a multiple of "
-                f"training.micro_batch_size x hardware.ranks ({self.training.micro_batch_size} x {self.hardware.ranks})"
+                f"training.micro_batch_size x hardware.ranks x hardware.nodes ({micro_batch} x "
+                f"{self.hardware.ranks} x {self.hardware.nodes})"
             )
-        if self.training.backend == "torch" and self.hardware.ranks > 1:
-            raise ValueError(
-                f"training.backend = 'torch' has one rank, hardware.ranks is {self.hardware.ranks}; use 'deepspeed'"
-            )
+        if self.training.backend == "torch" and ranks > 1:
+            raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
         return self

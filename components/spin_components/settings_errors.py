@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -11,11 +11,19 @@ from pydantic_core import ErrorDetails
 from spin_components.errors import ConfigError
 from spin_components.settings import Settings
 
+_Settings = TypeVar("_Settings", bound=Settings)
+
 
 def parse_settings(values: dict[str, Any], *, source: str) -> Settings:
+    """Check a run's settings; see `parse`."""
+    return parse(Settings, values, source=source)
+
+
+def parse(model: type[_Settings], values: dict[str, Any], *, source: str) -> _Settings:
     """Check plain values, section by section.
 
     Args:
+        model: the settings, or more than them.
         values: section name to its table.
         source: named in the error, e.g. the file.
 
@@ -23,27 +31,27 @@ def parse_settings(values: dict[str, Any], *, source: str) -> Settings:
         ConfigError: lists each wrong key, type and range, with the value found and what is allowed.
     """
     try:
-        return Settings.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        lines = _lines(error.errors(include_url=False))
+        lines = _lines(model, error.errors(include_url=False))
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(f"{count} in {source}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
-def _lines(details: list[ErrorDetails]) -> list[str]:
+def _lines(model: type[Settings], details: list[ErrorDetails]) -> list[str]:
     """One line a field: a union reports each of its members' failures, a person changes the field."""
     places: dict[str, list[str]] = {}
     for detail in details:
         place = ".".join(str(part) for part in detail["loc"][:2]) or "configuration"
-        places.setdefault(place, []).append(_explain(detail))
+        places.setdefault(place, []).append(_explain(model, detail))
     return [f"{place}{'; or '.join(dict.fromkeys(messages))}" for place, messages in sorted(places.items())]
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(model: type[Settings], detail: ErrorDetails) -> str:
     """What follows the name of the field."""
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        return f": unknown key; {_suggest(detail)}"
+        return f": unknown key; {_suggest(model, detail)}"
     if detail["type"] == "missing":
         return ": missing; it has no default"
     if not detail["loc"] or isinstance(detail["input"], (dict, BaseModel)):
@@ -51,12 +59,11 @@ def _explain(detail: ErrorDetails) -> str:
     return f" = {detail['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _suggest(detail: ErrorDetails) -> str:
-    section, *rest = (str(part) for part in detail["loc"])
-    known = list(Settings.model_fields)
-    if rest:
-        annotation = Settings.model_fields[section].annotation
+def _suggest(model: type[BaseModel], detail: ErrorDetails) -> str:
+    *tables, key = (str(part) for part in detail["loc"])
+    for table in tables:
+        annotation = model.model_fields[table].annotation
         model = annotation if isinstance(annotation, type) else get_args(annotation)[0]
-        known = list(model.model_fields)
-    near = difflib.get_close_matches(rest[0] if rest else section, known, n=1)
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"

@@ -10,7 +10,8 @@ from typing import Any
 
 from spin_components.errors import ConfigError
 from spin_components.settings import Settings
-from spin_components.settings_errors import parse_settings
+from spin_components.settings_errors import parse
+from spin_pipeline.cluster_settings import Configuration
 
 DEFAULT = "demo"
 _PACKAGE = Path(__file__).parent
@@ -38,7 +39,9 @@ def find_config(name_or_path: str) -> Path:
     raise ConfigError(f"--config {name_or_path}: no such file; shipped by name: {', '.join(shipped)}")
 
 
-def load_settings(config: str | None = None, overrides: Sequence[str] = (), run_uri: str | None = None) -> Settings:
+def load_settings(
+    config: str | None = None, overrides: Sequence[str] = (), run_uri: str | None = None
+) -> Configuration:
     """Read and check a configuration.
 
     Args:
@@ -59,13 +62,13 @@ def load_settings(config: str | None = None, overrides: Sequence[str] = (), run_
 
 def check_settings(
     values: dict[str, Any], overrides: Sequence[str] = (), run_uri: str | None = None, *, source: str
-) -> Settings:
+) -> Configuration:
     """Apply overrides to section tables and check the whole; see `load_settings`."""
     for override in overrides:
         _apply(values, override)
     if run_uri:
         _put(values, ["run", "uri"], run_uri, source=f"--run-uri {run_uri}")
-    return parse_settings(values, source=f"{source} with --set" if overrides else source)
+    return parse(Configuration, values, source=f"{source} with --set" if overrides else source)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -95,8 +98,8 @@ def _put(values: dict[str, Any], path: list[str], value: Any, *, source: str) ->
 
 
 def pipeline_parameters(settings: Settings) -> dict[str, Any]:
-    """The arguments of the compiled pipeline: one table a section, and the three a person changes most on their own."""
-    sections = settings.model_dump(mode="json")
+    """The arguments of the compiled pipeline: one table a section, and the two a person changes most on their own."""
+    sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     run = sections.pop("run")
     uri = run.pop("uri")
     max_iterations = sections["spin"].pop("max_iterations")

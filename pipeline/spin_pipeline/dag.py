@@ -26,7 +26,10 @@ from spin_components.settings import Settings
 from spin_components.store.layout import BASE
 from spin_components.train_epoch.component import train_epoch
 from spin_components.validate.component import validate
+from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.config import load_settings, pipeline_parameters
+from spin_pipeline.placement import PLACES, Placement
+from spin_pipeline.twins import merge_twins
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """The pipeline run, as its steps know it: they hold the lease on the run's storage together."""
@@ -41,25 +44,36 @@ class Shape:
         max_epochs: epochs an iteration.
         shards: generations in parallel.
         parallelism: shards at the same time; 0 for all.
+        nodes: pods of train-epoch.
     """
 
     max_iterations: int
     max_epochs: int
     shards: int
     parallelism: int
+    nodes: int
 
 
-def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
+def build(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> GraphComponent:
     """The pipeline of a configuration: its shape fixed, its settings the parameters' defaults.
 
     Args:
-        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs` and `generation.shards` give the shape.
+        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs`, `generation.shards` and `hardware.nodes`
+            give the shape.
+        cluster: where it will run; None for this machine.
         parallelism: shards at the same time; 0 for all.
     """
-    shape = Shape(settings.spin.max_iterations, settings.spin.max_epochs, settings.generation.shards, parallelism)
+    shape = Shape(
+        settings.spin.max_iterations,
+        settings.spin.max_epochs,
+        settings.generation.shards,
+        parallelism,
+        settings.hardware.nodes,
+    )
     defaults = pipeline_parameters(settings)
-    iteration_of = _iteration_pipeline(shape)
-    compiled = {"max_iterations": shape.max_iterations, "max_epochs": shape.max_epochs, "shards": shape.shards}
+    place = Placement(cluster)
+    iteration_of = _iteration_pipeline(shape, place)
+    compiled = {name: getattr(shape, name) for name in ("max_iterations", "max_epochs", "shards", "nodes")}
 
     @dsl.pipeline(name="spin", description="Self-play fine-tuning of a language model.")
     def spin(
@@ -74,6 +88,7 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
         validation: dict = defaults["validation"],
         selection: dict = defaults["selection"],
         hardware: dict = defaults["hardware"],
+        placement: dict = defaults["placement"],
     ) -> None:
         """Train a model by self-play; running again with the same run_uri resumes.
 
@@ -89,6 +104,7 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
             validation: How the held-out loss is measured.
             selection: What is kept and when to stop.
             hardware: Device and ranks of a step.
+            placement: GPUs, CPU, memory and nodes that the steps with a model ask for.
         """
         prepared = _fresh(
             prepare(
@@ -104,15 +120,17 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
                 validation=validation,
                 selection=selection,
                 hardware=hardware,
+                placement=placement,
                 compiled=compiled,
             )
         )
+        place.light(prepared, retry=False)
+        places = {name: prepared.outputs[name] for name in PLACES}
+        base_uri = prepared.outputs["policy_uri"]
         base = _fresh(
-            validate(
-                attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=prepared.output, hardware=hardware
-            )
+            validate(attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=base_uri, hardware=hardware)
         )
-        base.set_display_name("validate base")
+        place.score(base, places).set_display_name("validate base")
 
         def play(t: int, reference: Any) -> None:
             """Iteration t, and within its condition all that follow."""
@@ -123,6 +141,7 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
                 max_iterations=max_iterations,
                 selection=selection,
                 hardware=hardware,
+                **places,
             )
             played.set_display_name(f"iteration {t}")
             if t + 1 < shape.max_iterations:
@@ -131,10 +150,11 @@ def build(settings: Settings, *, parallelism: int = 0) -> GraphComponent:
 
         play(0, base)
 
+    merge_twins(spin.pipeline_spec, spin.platform_spec)
     return spin
 
 
-def _iteration_pipeline(shape: Shape) -> GraphComponent:
+def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
     @dsl.pipeline(name="spin-iteration")
     def spin_iteration(
         run_uri: str,
@@ -143,44 +163,56 @@ def _iteration_pipeline(shape: Shape) -> GraphComponent:
         max_iterations: int,
         selection: dict,
         hardware: dict,
+        accelerator: str,
+        generate_accelerators: str,
+        train_accelerators: str,
+        score_accelerators: str,
+        generate_cpu: str,
+        generate_memory: str,
+        train_cpu: str,
+        train_memory: str,
+        node_selector: dict,
+        tolerations: list,
+        affinity: dict,
     ) -> str:
         """One round: the reference plays, the policy learns, the next reference comes out."""
-        place = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": iteration}
+        given = locals()
+        places = {name: given[name] for name in PLACES}
+        at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": iteration}
         with dsl.ParallelFor(list(range(shape.shards)), parallelism=shape.parallelism or None) as shard:
-            played = _fresh(generate(**place, shard=shard, reference_uri=reference_uri, hardware=hardware))
+            played = _fresh(generate(**at, shard=shard, reference_uri=reference_uri, hardware=hardware))
+            place.generate(played, places)
             scored = _fresh(
                 ref_logprob(
-                    **place,
-                    shard=shard,
-                    reference_uri=reference_uri,
-                    generations_uri=played.output,
-                    hardware=hardware,
+                    **at, shard=shard, reference_uri=reference_uri, generations_uri=played.output, hardware=hardware
                 )
             )
+            place.score(scored, places)
         policy_uri: Any = reference_uri
         for epoch in range(shape.max_epochs):
             trained = _fresh(
                 train_epoch(
-                    **place,
+                    **at,
                     epoch=epoch,
                     policy_uri=policy_uri,
                     scores_uris=dsl.Collected(scored.output),  # a fresh one for each: sharing one breaks the compiler
                     hardware=hardware,
                 )
             )
-            trained.set_display_name(f"train epoch {epoch}")
-            checked = _fresh(validate(**place, epoch=epoch, policy_uri=trained.output, hardware=hardware))
-            checked.set_display_name(f"validate epoch {epoch}")
+            place.train(trained, places).set_display_name(f"train epoch {epoch}")
+            checked = _fresh(validate(**at, epoch=epoch, policy_uri=trained.output, hardware=hardware))
+            place.score(checked, places).set_display_name(f"validate epoch {epoch}")
             policy_uri = checked.output
         published = _fresh(
             checkpoint(
-                **place,
+                **at,
                 reference_uri=reference_uri,
                 policy_uri=policy_uri,
                 max_iterations=max_iterations,
                 selection=selection,
             )
         )
+        place.light(published)
         return published.output  # type: ignore[no-any-return]
 
     return spin_iteration
@@ -191,4 +223,5 @@ def _fresh(task: Any) -> Any:
     return task.set_caching_options(False)
 
 
-spin = build(load_settings())
+_DEMO = load_settings()
+spin = build(_DEMO, _DEMO.cluster)

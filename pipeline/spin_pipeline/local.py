@@ -67,7 +67,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
 def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrator: Narrator) -> int:
     """Start the driver, tell what happens, wait; a signal ends it and all its children. Returns its exit code."""
     path = run.scratch / ".settings.json"
-    path.write_text(settings.model_dump_json(), encoding="utf-8")
+    path.write_text(settings.model_dump_json(include=set(Settings.model_fields)), encoding="utf-8")
     command = [sys.executable, "-m", "spin_pipeline.driver", str(path), str(lock)]
     # the current folder is kept off the path: KFP imports `docker`, which a folder of that name would stand in for
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}

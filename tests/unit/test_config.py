@@ -125,7 +125,7 @@ def test_pipeline_parameters_give_the_settings_back() -> None:
     assert "uri" not in parameters["run"]
     assert "max_iterations" not in parameters["spin"]
     parameters["run"]["uri"], parameters["spin"]["max_iterations"] = "somewhere", 2
-    assert Settings.model_validate(parameters) == settings
+    assert Settings.model_validate(parameters).model_dump() == settings.model_dump(exclude={"cluster"})
 
 
 @pytest.mark.parametrize("module", ["spin_pipeline.config", "spin_pipeline.cli"])

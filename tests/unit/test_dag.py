@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import json_format  # type: ignore[import-untyped]
+from google.protobuf import json_format
 
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build, spin
@@ -97,7 +97,7 @@ def test_the_settings_are_the_parameters_defaults() -> None:
     assert parameters["max_iterations"]["defaultValue"] == 4
     assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
     assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
-    assert len(parameters) == 11
+    assert len(parameters) == 12
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:
@@ -105,7 +105,8 @@ def test_no_component_installs_anything_when_it_starts() -> None:
 
 
 def test_the_pipeline_of_the_module_is_the_demo() -> None:
-    assert ir_of(spin) == ir_of(build(load_settings("demo")))
+    demo = load_settings("demo")
+    assert ir_of(spin) == ir_of(build(demo, demo.cluster))
 
 
 def test_building_imports_no_torch() -> None:

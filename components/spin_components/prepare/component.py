@@ -1,5 +1,7 @@
 """KFP component: check everything, render and split the data, record the run."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from spin_components.images import CPU
@@ -19,10 +21,29 @@ def prepare(
     validation: dict,
     selection: dict,
     hardware: dict,
+    placement: dict,
     compiled: dict,
-) -> str:
-    """Check configuration, model and data; write shards; return the base model's URI. See `prepare.step`."""
+) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads it where it stands
+    "Prepared",
+    policy_uri=str,
+    accelerator=str,
+    generate_accelerators=str,
+    train_accelerators=str,
+    score_accelerators=str,
+    generate_cpu=str,
+    generate_memory=str,
+    train_cpu=str,
+    train_memory=str,
+    node_selector=dict,
+    tolerations=list,
+    affinity=dict,
+):
+    """Check configuration, model and data; write shards; return the base model's URI, and what pods shall ask for.
+
+    See `prepare.step`.
+    """
     from spin_components.execution import perform
+    from spin_components.placement import placed
 
     settings = {
         "run": {**run, "uri": run_uri},
@@ -34,5 +55,7 @@ def prepare(
         "validation": validation,
         "selection": selection,
         "hardware": hardware,
+        "placement": placement,
     }
-    return perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
+    uri = perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
+    return uri, *placed(settings)

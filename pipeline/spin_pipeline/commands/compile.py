@@ -28,6 +28,6 @@ def compile_(options: argparse.Namespace) -> int:
 
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(settings), str(output))
+    compiler.Compiler().compile(build(settings, settings.cluster), str(output))
     Console().print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)", highlight=False)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from spin_components.settings import Settings
+from spin_pipeline.cluster_settings import Configuration
 from spin_pipeline.config import load_settings
 
 
@@ -19,6 +19,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def settings_of(options: argparse.Namespace) -> Configuration:
     """The configuration that the options name; see `load_settings`."""
     return load_settings(options.config, options.overrides, options.run_uri)

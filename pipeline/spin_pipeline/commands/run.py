@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ConfigError
-from spin_components.settings import Settings
+from spin_pipeline.cluster_settings import Configuration
 from spin_pipeline.commands.config_options import add_config, settings_of
 from spin_pipeline.config import check_settings, load_settings
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     return status.exit_code
 
 
-def _forked(options: argparse.Namespace) -> Settings:
+def _forked(options: argparse.Namespace) -> Configuration:
     from spin_components.store.run import open_run
     from spin_pipeline.published import find_published, forked_model, forked_values
 

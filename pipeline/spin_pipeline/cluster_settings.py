@@ -1,0 +1,47 @@
+"""`[cluster]`: what is fixed about a cluster when the pipeline is compiled, because KFP takes no parameter there."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from spin_components import __version__
+from spin_components.settings import Section, Settings, StepResources
+
+DEFAULT_IMAGES = "spin-pipelines"
+_NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
+
+
+class ClusterSettings(Section):
+    """Images, secrets, volumes, retries and limits of the pods. Names of secrets, never what is in them."""
+
+    image_prefix: str = Field(DEFAULT_IMAGES, min_length=1, description="registry and folder of the three images")
+    image_tag: str = Field(__version__, min_length=1)
+    image_pull_secret: str = Field("", pattern=_NAME, description="Secret for a private registry")
+    storage_secret: str = Field(
+        "spin-storage", pattern=_NAME, description="Secret with the storage's keys; empty: the pod's own identity"
+    )
+    storage_env: dict[str, str] = Field(
+        default_factory=lambda: {name: name for name in ("S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
+        description="variable of a pod to the key of storage_secret",
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="other variables of every pod: no secrets")
+    hub_secret: str = Field("", pattern=_NAME, description="Secret with HF_TOKEN, for hf:// that needs one")
+    model_cache_claim: str = Field("", pattern=_NAME, description="volume claim that keeps what was fetched")
+    light: StepResources = Field(
+        StepResources(cpu="2", memory="8Gi"), description="of prepare and checkpoint, and of what starts a TrainJob"
+    )
+    shm_gib: PositiveInt = Field(8, description="shared memory of the steps with a model, for NCCL and vLLM")
+    retries: int = Field(3, ge=0, le=10, description="of a failed step but prepare; each goes on where it stopped")
+    timeout_s: int = Field(0, ge=0, description="of each step; 0: none")
+    run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
+    training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
+
+    def image(self, name: str) -> str:
+        """Full name of the `cpu`, `generate` or `train` image."""
+        return f"{self.image_prefix.rstrip('/')}/{name}:{self.image_tag}"
+
+
+class Configuration(Settings):
+    """All of a configuration file: the run's settings, and `[cluster]`, which is no part of a run."""
+
+    cluster: ClusterSettings = ClusterSettings()

@@ -1,0 +1,116 @@
+"""Where tasks run on a cluster: images, resources, secrets, volumes, retries. On one machine none of it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kfp import kubernetes
+
+from spin_pipeline.cluster_settings import ClusterSettings
+
+CACHE = "/var/cache/spin"
+"""Where pods keep what they fetched."""
+
+PLACES: dict[str, type] = {
+    "accelerator": str,
+    "generate_accelerators": str,
+    "train_accelerators": str,
+    "score_accelerators": str,
+    "generate_cpu": str,
+    "generate_memory": str,
+    "train_cpu": str,
+    "train_memory": str,
+    "node_selector": dict,
+    "tolerations": list,
+    "affinity": dict,
+}
+"""Outputs of `prepare` that pods are placed by: known only at run time, since `[placement]` is a parameter."""
+
+_FIRST_RETRY_S, _LAST_RETRY_S = 15, 600
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Puts tasks where a cluster's settings say.
+
+    Attributes:
+        cluster: None on one machine: then tasks stay as they are.
+    """
+
+    cluster: ClusterSettings | None
+
+    def light(self, task: Any, *, retry: bool = True) -> Any:
+        """A step without a model: prepare, checkpoint.
+
+        Args:
+            task: of the step.
+            retry: not for `prepare`, where what fails once is a mistake in what was given.
+        """
+        if self.cluster:
+            self._common(task, self.cluster, image="cpu", retry=retry)
+            self._fixed_resources(task, self.cluster)
+        return task
+
+    def generate(self, task: Any, places: Mapping[str, Any]) -> Any:
+        """A step that generates."""
+        return self._with_model(task, places, "generate", places["generate_accelerators"])
+
+    def score(self, task: Any, places: Mapping[str, Any]) -> Any:
+        """A step that scores answers on one device: ref-logprob, validate."""
+        return self._with_model(task, places, "train", places["score_accelerators"])
+
+    def train(self, task: Any, places: Mapping[str, Any]) -> Any:
+        """train-epoch, in one pod or as the pod that starts a TrainJob and hands its own placement on."""
+        return self._with_model(task, places, "train", places["train_accelerators"])
+
+    def _with_model(
+        self, task: Any, places: Mapping[str, Any], kind: Literal["generate", "train"], accelerators: Any
+    ) -> Any:
+        if not self.cluster:
+            return task
+        self._common(task, self.cluster, image=kind)
+        for quantity in ("cpu", "memory"):
+            getattr(task, f"set_{quantity}_limit")(places[f"{kind}_{quantity}"])  # Kubernetes requests what is limited
+        task.set_accelerator_type(places["accelerator"])
+        task.set_accelerator_limit(accelerators)
+        kubernetes.add_node_selector_json(task, places["node_selector"])
+        kubernetes.add_toleration_json(task, places["tolerations"])
+        kubernetes.add_node_affinity_json(task, places["affinity"])
+        size = f"{self.cluster.shm_gib}Gi"
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=size)
+        return task
+
+    @staticmethod
+    def _fixed_resources(task: Any, cluster: ClusterSettings) -> None:
+        task.set_cpu_limit(cluster.light.cpu).set_memory_limit(cluster.light.memory)
+
+    @staticmethod
+    def _common(task: Any, cluster: ClusterSettings, *, image: str, retry: bool = True) -> None:
+        """Image, environment, secrets, volumes, user, retries and time limit."""
+        task.set_container_image(cluster.image(image))
+        for name, value in {"SPIN_CACHE_DIR": CACHE, **cluster.env}.items():
+            task.set_env_variable(name, value)
+        if cluster.storage_secret:
+            keys = {key: variable for variable, key in cluster.storage_env.items()}
+            kubernetes.use_secret_as_env(task, cluster.storage_secret, keys)
+        if cluster.hub_secret:
+            kubernetes.use_secret_as_env(task, cluster.hub_secret, {"HF_TOKEN": "HF_TOKEN"})
+        if cluster.image_pull_secret:
+            kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
+        if cluster.model_cache_claim:
+            kubernetes.mount_pvc(task, cluster.model_cache_claim, CACHE)
+        if cluster.run_as_user:
+            kubernetes.set_security_context(
+                task, run_as_user=cluster.run_as_user, run_as_group=cluster.run_as_user, run_as_non_root=True
+            )
+        if retry and cluster.retries:
+            task.set_retry(
+                cluster.retries,
+                backoff_duration=f"{_FIRST_RETRY_S}s",
+                backoff_factor=2.0,
+                backoff_max_duration=f"{_LAST_RETRY_S}s",
+            )
+        if cluster.timeout_s:
+            kubernetes.set_timeout(task, cluster.timeout_s)
