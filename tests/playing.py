@@ -21,7 +21,12 @@ from spin_components.validate.step import validate
 def begin(settings: Settings) -> str:
     """Prepare, and validate the base; returns the first reference."""
     spin, generation = settings.spin, settings.generation
-    compiled = {"max_iterations": spin.max_iterations, "max_epochs": spin.max_epochs, "shards": generation.shards}
+    compiled = {
+        "max_iterations": spin.max_iterations,
+        "max_epochs": spin.max_epochs,
+        "shards": generation.shards,
+        "nodes": settings.hardware.nodes,
+    }
     base = prepare(settings.run.uri, settings.model_dump(mode="json"), compiled)
     return validate(settings.run.uri, layout.BASE, 0, base, hardware(settings))
 

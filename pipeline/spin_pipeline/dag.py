@@ -13,6 +13,7 @@ loop over tasks that feed each other, so the iterations are nested here, at comp
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kfp import dsl
@@ -24,7 +25,7 @@ from spin_components.prepare.component import prepare
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.settings import Settings
 from spin_components.store.layout import BASE
-from spin_components.train_epoch.component import train_epoch
+from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
 from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.config import load_settings, pipeline_parameters
@@ -137,7 +138,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             played = iteration_of(
                 run_uri=run_uri,
                 iteration=t,
-                reference_uri=reference.output,
+                reference_uri=reference,
                 max_iterations=max_iterations,
                 selection=selection,
                 hardware=hardware,
@@ -146,15 +147,18 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             played.set_display_name(f"iteration {t}")
             if t + 1 < shape.max_iterations:
                 with dsl.If(played.output != "", name=f"go-on-{t + 1}"):
-                    play(t + 1, played)
+                    play(t + 1, played.output)
 
-        play(0, base)
+        play(0, _returned(base))
 
     merge_twins(spin.pipeline_spec, spin.platform_spec)
     return spin
 
 
 def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
+    template = place.job_template()
+    train = partial(train_epoch_on_nodes, template=template) if shape.nodes > 1 and template else train_epoch
+
     @dsl.pipeline(name="spin-iteration")
     def spin_iteration(
         run_uri: str,
@@ -184,14 +188,14 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
             place.generate(played, places)
             scored = _fresh(
                 ref_logprob(
-                    **at, shard=shard, reference_uri=reference_uri, generations_uri=played.output, hardware=hardware
+                    **at, shard=shard, reference_uri=reference_uri, generations_uri=_returned(played), hardware=hardware
                 )
             )
             place.score(scored, places)
         policy_uri: Any = reference_uri
         for epoch in range(shape.max_epochs):
             trained = _fresh(
-                train_epoch(
+                train(
                     **at,
                     epoch=epoch,
                     policy_uri=policy_uri,
@@ -200,9 +204,9 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
                 )
             )
             place.train(trained, places).set_display_name(f"train epoch {epoch}")
-            checked = _fresh(validate(**at, epoch=epoch, policy_uri=trained.output, hardware=hardware))
+            checked = _fresh(validate(**at, epoch=epoch, policy_uri=_returned(trained), hardware=hardware))
             place.score(checked, places).set_display_name(f"validate epoch {epoch}")
-            policy_uri = checked.output
+            policy_uri = _returned(checked)
         published = _fresh(
             checkpoint(
                 **at,
@@ -213,9 +217,14 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
             )
         )
         place.light(published)
-        return published.output  # type: ignore[no-any-return]
+        return _returned(published)  # type: ignore[no-any-return]
 
     return spin_iteration
+
+
+def _returned(task: Any) -> Any:
+    """What a step returns, beside the artifacts that it shows."""
+    return task.outputs["Output"]
 
 
 def _fresh(task: Any) -> Any:

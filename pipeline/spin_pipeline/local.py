@@ -41,6 +41,11 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     """
     if not settings.run.uri:
         raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri DIR")
+    if settings.hardware.nodes > 1:
+        raise ConfigError(
+            f"hardware.nodes = {settings.hardware.nodes}, but this is one machine; "
+            "set it to 1, or submit the run to a cluster"
+        )
     run = open_run(settings.run.uri)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
     run.probe()

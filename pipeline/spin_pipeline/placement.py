@@ -65,16 +65,31 @@ class Placement:
         """train-epoch, in one pod or as the pod that starts a TrainJob and hands its own placement on."""
         return self._with_model(task, places, "train", places["train_accelerators"])
 
+    def job_template(self) -> dict[str, Any] | None:
+        """What a TrainJob is told of the cluster; see `spin_components.train_epoch.nodes.train_job.JobTemplate`."""
+        if not self.cluster:
+            return None
+        return {
+            "image": self.cluster.image("train"),
+            "runtime": self.cluster.training_runtime,
+            "shm_gib": self.cluster.shm_gib,
+            "run_as_user": self.cluster.run_as_user,
+            "image_pull_secret": self.cluster.image_pull_secret,
+            "timeout_s": self.cluster.timeout_s,
+        }
+
     def _with_model(
         self, task: Any, places: Mapping[str, Any], kind: Literal["generate", "train"], accelerators: Any
     ) -> Any:
         if not self.cluster:
             return task
         self._common(task, self.cluster, image=kind)
-        for quantity in ("cpu", "memory"):
-            getattr(task, f"set_{quantity}_limit")(places[f"{kind}_{quantity}"])  # Kubernetes requests what is limited
+        cpu, memory = places[f"{kind}_cpu"], places[f"{kind}_memory"]
+        task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes requests what is limited
         task.set_accelerator_type(places["accelerator"])
         task.set_accelerator_limit(accelerators)
+        # a loop gets only what its tasks registered as theirs; KFP does that for the calls below, not for those above
+        task.register_pipeline_channels([cpu, memory, places["accelerator"], accelerators])
         kubernetes.add_node_selector_json(task, places["node_selector"])
         kubernetes.add_toleration_json(task, places["tolerations"])
         kubernetes.add_node_affinity_json(task, places["affinity"])

@@ -234,7 +234,11 @@ def test_a_pipeline_of_another_shape_is_refused(make_settings: MakeSettings) -> 
 
     settings = make_settings(spin={"max_iterations": 2, "max_epochs": 2})
     with pytest.raises(ConfigError, match=r"spin.max_epochs = 2, but this pipeline was compiled for 1"):
-        prepare(settings.run.uri, settings.model_dump(mode="json"), {"max_iterations": 2, "max_epochs": 1, "shards": 1})
+        prepare(
+            settings.run.uri,
+            settings.model_dump(mode="json"),
+            {"max_iterations": 2, "max_epochs": 1, "shards": 1, "nodes": 1},
+        )
 
 
 def test_an_unrenderable_record_is_named(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -168,3 +168,16 @@ def test_a_pipeline_for_a_cluster_is_yaml_of_two_documents(tmp_path: Any) -> Non
     assert set(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == set(
         pipeline["deploymentSpec"]["executors"]
     )
+
+
+def test_every_parameter_that_a_task_reads_is_given_to_the_graph_it_is_in() -> None:
+    # KFP's compiler forgets those of resources within a loop, and a cluster would fail there
+    settings = load_settings("tiny", ["spin.max_iterations=3"])
+    pipeline: Any = build(settings, settings.cluster)
+    ir = json_format.MessageToDict(pipeline.pipeline_spec)
+    graphs = {"root": ir["root"], **{name: found for name, found in ir["components"].items() if "dag" in found}}
+    for name, graph in graphs.items():
+        given = set(graph.get("inputDefinitions", {}).get("parameters", {}))
+        for task in graph["dag"]["tasks"].values():
+            read = {entry.get("componentInputParameter") for entry in task["inputs"]["parameters"].values()} - {None}
+            assert read <= given, name

@@ -14,11 +14,15 @@ def checkpoint(
     policy_uri: str,
     max_iterations: int,
     selection: dict,
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
     from spin_components.execution import perform
+    from spin_components.shown import show_checkpoint
 
-    return perform(
+    uri = perform(
         "checkpoint.step:publish",
         attempt=attempt,
         run_uri=run_uri,
@@ -28,3 +32,5 @@ def checkpoint(
         max_iterations=max_iterations,
         selection=selection,
     )
+    show_checkpoint(model, metrics, report, run_uri, iteration, policy_uri)
+    return uri

@@ -6,11 +6,20 @@ from spin_components.images import GENERATE
 
 
 @dsl.component(base_image=GENERATE, install_kfp_package=False)
-def generate(attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict) -> str:
+def generate(
+    attempt: str,
+    run_uri: str,
+    iteration: int,
+    shard: int,
+    reference_uri: str,
+    hardware: dict,
+    samples: dsl.Output[dsl.Markdown],
+) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
     from spin_components.execution import perform
+    from spin_components.shown import show_samples
 
-    return perform(
+    uri = perform(
         "generate.step:generate_shard",
         attempt=attempt,
         run_uri=run_uri,
@@ -19,3 +28,5 @@ def generate(attempt: str, run_uri: str, iteration: int, shard: int, reference_u
         reference_uri=reference_uri,
         hardware=hardware,
     )
+    show_samples(samples, run_uri, iteration, shard, uri)
+    return uri

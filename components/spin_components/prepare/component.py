@@ -23,6 +23,7 @@ def prepare(
     hardware: dict,
     placement: dict,
     compiled: dict,
+    dataset: dsl.Output[dsl.Dataset],
 ) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads it where it stands
     "Prepared",
     policy_uri=str,
@@ -44,6 +45,7 @@ def prepare(
     """
     from spin_components.execution import perform
     from spin_components.placement import placed
+    from spin_components.shown import show_data
 
     settings = {
         "run": {**run, "uri": run_uri},
@@ -58,4 +60,5 @@ def prepare(
         "placement": placement,
     }
     uri = perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
+    show_data(dataset, run_uri, uri)
     return uri, *placed(settings)

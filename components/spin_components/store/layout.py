@@ -15,6 +15,7 @@ BASE = -1
 BASE_VALIDATION = "base/validation.json"
 BUILTIN_MODEL = "inputs/model"
 EVENTS = "events"
+REPORT = "report/index.html"
 
 
 def inputs_manifest(name: str) -> str:
@@ -60,6 +61,11 @@ def epoch(t: int, e: int) -> str:
 def epoch_manifest(t: int, e: int) -> str:
     """Written when the epoch is complete."""
     return f"{epoch(t, e)}/manifest.json"
+
+
+def watched(t: int, e: int) -> str:
+    """Signs of life of the step that follows a TrainJob."""
+    return f"{epoch(t, e)}/watched.json"
 
 
 def partial(t: int, e: int) -> str:

@@ -1,4 +1,4 @@
-"""KFP component: one epoch of training."""
+"""KFP components: one epoch of training, in this pod or in several."""
 
 from kfp import dsl
 
@@ -7,12 +7,20 @@ from spin_components.images import TRAIN
 
 @dsl.component(base_image=TRAIN, install_kfp_package=False)
 def train_epoch(
-    attempt: str, run_uri: str, iteration: int, epoch: int, policy_uri: str, scores_uris: list, hardware: dict
+    attempt: str,
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    scores_uris: list,
+    hardware: dict,
+    metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
     from spin_components.execution import perform
+    from spin_components.shown import show_training
 
-    return perform(
+    uri = perform(
         "train_epoch.step:train",
         attempt=attempt,
         run_uri=run_uri,
@@ -22,3 +30,51 @@ def train_epoch(
         scores_uris=scores_uris,
         hardware=hardware,
     )
+    show_training(metrics, run_uri, iteration, epoch, uri)
+    return uri
+
+
+@dsl.component(
+    base_image=TRAIN,
+    install_kfp_package=False,
+    task_config_passthroughs=[
+        dsl.TaskConfigField.RESOURCES,
+        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
+        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
+        dsl.TaskConfigField.KUBERNETES_AFFINITY,
+        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
+        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
+    ],
+)
+def train_epoch_on_nodes(
+    attempt: str,
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    scores_uris: list,
+    hardware: dict,
+    template: dict,
+    pod: dsl.TaskConfig,
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.nodes.step`."""
+    from dataclasses import asdict
+
+    from spin_components.execution import perform
+    from spin_components.shown import show_training
+
+    uri = perform(
+        "train_epoch.nodes.step:train_on_nodes",
+        attempt=attempt,
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        scores_uris=scores_uris,
+        hardware=hardware,
+        template=template,
+        pod=asdict(pod),
+    )
+    show_training(metrics, run_uri, iteration, epoch, uri)
+    return uri

@@ -79,11 +79,10 @@ def main(job_path: Path) -> None:
     configure_logging()
     die_with_parent()
     job = EpochJob.model_validate(json.loads(job_path.read_text("utf-8")))
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ["LOCAL_RANK"])
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if rank:
         logging.getLogger().setLevel(logging.WARNING)
-    set_threads(job.settings.hardware, processes=ranks)
+    set_threads(job.settings.hardware, processes=job.settings.hardware.ranks)
     compute = resolve_compute(job.settings.hardware, job.settings.training.precision, local_rank=local_rank)
     if compute.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

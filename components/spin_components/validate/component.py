@@ -6,11 +6,20 @@ from spin_components.images import TRAIN
 
 
 @dsl.component(base_image=TRAIN, install_kfp_package=False)
-def validate(attempt: str, run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict) -> str:
+def validate(
+    attempt: str,
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    hardware: dict,
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
     from spin_components.execution import perform
+    from spin_components.shown import show_validation
 
-    return perform(
+    uri = perform(
         "validate.step:validate",
         attempt=attempt,
         run_uri=run_uri,
@@ -19,3 +28,5 @@ def validate(attempt: str, run_uri: str, iteration: int, epoch: int, policy_uri:
         policy_uri=policy_uri,
         hardware=hardware,
     )
+    show_validation(metrics, run_uri, iteration, epoch, uri)
+    return uri

@@ -1,0 +1,88 @@
+"""One machine of several that train an epoch; `python -m spin_components.train_epoch.nodes.node JOB` in a pod.
+
+Kubeflow Trainer tells torchrun where the machines meet through `PET_` variables. Each machine fetches what it needs by
+itself; the first rank of all writes to storage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spin_components.errors import SpinError
+from spin_components.execution import configure_logging, end_process_group
+from spin_components.settings import HardwareSettings, Settings
+from spin_components.store import layout
+from spin_components.store.local import remove
+from spin_components.store.run import open_run
+from spin_components.train_epoch.beginning import begin_epoch
+from spin_components.train_epoch.nodes.watch import end_unwatched
+from spin_components.train_epoch.ranks import run_ranks
+from spin_components.train_epoch.step import check_alike, how_here
+
+logger = logging.getLogger(__name__)
+
+
+class NodeJob(BaseModel):
+    """What each machine is told: addresses, since machines share nothing but storage.
+
+    Attributes:
+        inputs: what the epoch's manifest will say it was made from.
+        hardware: the attempt's `[hardware]`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_uri: str
+    attempt: str
+    iteration: int
+    epoch: int
+    policy_uri: str
+    inputs: dict[str, Any]
+    hardware: HardwareSettings
+
+
+def train_here(job: NodeJob) -> None:
+    """Do this machine's part of the epoch.
+
+    Raises:
+        SpinError: why it cannot, or did not.
+    """
+    with open_run(job.run_uri) as run:
+        settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
+        settings = settings.model_copy(update={"hardware": job.hardware})
+        check_alike(how_here(settings), job.inputs)
+        begun = begin_epoch(
+            run,
+            settings,
+            attempt=job.attempt,
+            iteration=job.iteration,
+            epoch=job.epoch,
+            policy_uri=job.policy_uri,
+            inputs=job.inputs,
+        )
+        if os.environ.get("PET_NODE_RANK", "0") == "0":
+            end_unwatched(run, job.iteration, job.epoch, end_process_group)
+        try:
+            run_ranks(begun, meeting=())
+        finally:
+            remove(begun.scratch)
+
+
+def main(text: str) -> int:
+    """Run one machine; a failure's last line is the error's class and message, which the step reads from the log."""
+    configure_logging()
+    try:
+        train_here(NodeJob.model_validate_json(text))
+    except SpinError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

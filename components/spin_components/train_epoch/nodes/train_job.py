@@ -1,0 +1,146 @@
+"""A Kubeflow Trainer `TrainJob` as the cluster is told it: several pods that train one epoch together.
+
+Fields as in `trainer.kubeflow.org/v1alpha1` of Kubeflow Trainer 2.2 and later, which names what is changed of a runtime
+`runtimePatches`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spin_components.settings import HardwareSettings
+from spin_components.train_epoch.nodes.identity import Identity
+
+GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"
+DIGEST = "spin-pipelines/digest"
+"""Annotation with the digest of a job's specification: a job that says the same may be adopted."""
+
+_NODE = "node"
+_SHM = "spin-shm"
+
+
+class JobTemplate(BaseModel):
+    """What is fixed when the pipeline is compiled.
+
+    Attributes:
+        image: of the pods.
+        runtime: name of the ClusterTrainingRuntime.
+        shm_gib: shared memory of a pod.
+        run_as_user: user and group; 0 leaves it to the image.
+        image_pull_secret: name, or empty.
+        timeout_s: 0 for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str
+    runtime: str
+    shm_gib: int
+    run_as_user: int
+    image_pull_secret: str
+    timeout_s: int
+
+
+class PodFragments(BaseModel):
+    """The task's own placement, as KFP's `TaskConfig` hands it on: fragments of a pod's specification."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    affinity: dict[str, Any] | None = None
+    tolerations: list[dict[str, Any]] | None = None
+    node_selector: dict[str, str] | None = None
+    env: list[dict[str, Any]] | None = None
+    volumes: list[dict[str, Any]] | None = None
+    volume_mounts: list[dict[str, Any]] | None = None
+    resources: dict[str, Any] | None = None
+
+
+def name_of(run_uri: str, iteration: int, epoch: int) -> str:
+    """The job's name: the same for every attempt, so that a retried step finds what it left."""
+    return f"spin-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}-{iteration}-{epoch}"
+
+
+def body_of(
+    name: str,
+    identity: Identity,
+    argument: str,
+    *,
+    hardware: HardwareSettings,
+    template: JobTemplate,
+    pod: PodFragments,
+) -> dict[str, Any]:
+    """The whole object.
+
+    Args:
+        name: see `name_of`.
+        identity: of the step's pod, whose end ends the job however it ends, and whose account its pods act as.
+        argument: what each pod's program is given, one JSON text.
+        hardware: nodes, and processes on each.
+        template: what is fixed.
+        pod: the task's placement.
+    """
+    spec = {
+        "runtimeRef": {"name": template.runtime},
+        "trainer": {
+            "image": template.image,
+            "command": ["python3", "-m", "spin_components.train_epoch.nodes.node"],
+            "args": [argument],
+            "numNodes": hardware.nodes,
+            "numProcPerNode": hardware.ranks,
+            "resourcesPerNode": pod.resources or {},
+            "env": pod.env or [],
+        },
+        "runtimePatches": [
+            {"manager": "spin-pipelines", "trainingRuntimeSpec": _patch(_pod(template, pod, identity))},
+        ],
+    }
+    if template.timeout_s:
+        spec["activeDeadlineSeconds"] = template.timeout_s
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": identity.namespace,
+        "labels": {"app.kubernetes.io/name": "spin-pipelines", "app.kubernetes.io/component": "train-epoch"},
+        "annotations": {DIGEST: hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()},
+    }
+    if identity.pod_uid:
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": identity.pod, "uid": identity.pod_uid}
+        metadata["ownerReferences"] = [owner]
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": spec}
+
+
+def _patch(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod's specification, at its place within a runtime's JobSet."""
+    job = {"name": _NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    return {"template": {"spec": {"replicatedJobs": [job]}}}
+
+
+def _pod(template: JobTemplate, pod: PodFragments, identity: Identity) -> dict[str, Any]:
+    shared = {"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": f"{template.shm_gib}Gi"}}
+    container = {
+        "name": _NODE,
+        "volumeMounts": [*(pod.volume_mounts or []), {"name": _SHM, "mountPath": "/dev/shm"}],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    spec: dict[str, Any] = {
+        "volumes": [*(pod.volumes or []), shared],
+        "containers": [container],
+        "serviceAccountName": identity.service_account,
+        "securityContext": _security(template.run_as_user),
+    }
+    placed: dict[str, Any] = {
+        "nodeSelector": pod.node_selector,
+        "tolerations": pod.tolerations,
+        "affinity": pod.affinity,
+        "imagePullSecrets": [{"name": template.image_pull_secret}] if template.image_pull_secret else None,
+    }
+    return {**spec, **{name: value for name, value in placed.items() if value}}
+
+
+def _security(user: int) -> dict[str, Any]:
+    """A pod's security context as Kubernetes' "restricted" standard asks for."""
+    identity = {"runAsUser": user, "runAsGroup": user, "fsGroup": user} if user else {}
+    return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **identity}

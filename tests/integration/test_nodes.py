@@ -1,0 +1,214 @@
+"""An epoch on several nodes: a TrainJob whose pods are real processes that meet through torchrun and train together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from playing import begin, hardware, losses, play_scores
+from spin_components.errors import ConfigError, EngineError, IntegrityError
+from spin_components.settings import Settings
+from spin_components.settings_errors import parse_settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.train_epoch.nodes.step import train_on_nodes
+from spin_components.train_epoch.step import train
+from trainer_server import TrainerServer
+
+TWO_NODES = {"device": "cpu", "ranks": 1, "nodes": 2, "threads": 1}
+TEMPLATE = {
+    "image": "spin/train:1",
+    "runtime": "torch-distributed",
+    "shm_gib": 1,
+    "run_as_user": 1000,
+    "image_pull_secret": "",
+    "timeout_s": 0,
+}
+STEP = """
+import json, sys
+from spin_components.execution import call
+print(call("train_epoch.nodes.step:train_on_nodes", "attempt-1", json.loads(sys.argv[1])))
+"""
+
+
+@dataclass
+class Epoch:
+    """The first epoch of a run, which is to be trained next."""
+
+    settings: Settings
+    reference: str
+    scores: list[str]
+
+    @property
+    def run(self) -> LocalRun:
+        return LocalRun(Path(self.settings.run.uri))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        place = {"run_uri": self.settings.run.uri, "iteration": 0, "epoch": 0, "policy_uri": self.reference}
+        return {**place, "scores_uris": self.scores}
+
+    def train_here(self) -> str:
+        return train(**self.arguments, hardware=hardware(self.settings))
+
+    def train_on_nodes(self) -> str:
+        return train_on_nodes(**self.arguments, hardware=TWO_NODES, pod={}, template=TEMPLATE, poll_s=0.2)
+
+    def start_step(self) -> subprocess.Popen[bytes]:
+        """The step as a process of its own, as in a pod."""
+        arguments = {**self.arguments, "hardware": TWO_NODES, "pod": {}, "template": TEMPLATE, "poll_s": 0.2}
+        return subprocess.Popen([sys.executable, "-c", STEP, json.dumps(arguments)], stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> Epoch:
+    sections: dict[str, Any] = {
+        "run": {"uri": str(tmp_path_factory.mktemp("nodes") / "run")},
+        "model": {"base": str(tiny_llama)},
+        "data": {"train": str(question_file), "validation_size": 4, "max_length": 160, "max_train_records": 10},
+        "spin": {"max_iterations": 1, "ref_policy_kl_penalty": 0.1},
+        "generation": {"engine": "transformers", "max_new_tokens": 16},
+        "training": {"precision": "float32", "global_batch_size": 4, "micro_batch_size": 2, "lr": 1e-3, "warmup": 0},
+        "hardware": {"device": "cpu", "threads": 1},
+    }
+    sections["data"]["max_prompt_length"] = 96
+    settings = parse_settings(sections, source="the test")
+    reference = begin(settings)
+    return Epoch(settings, reference, play_scores(settings, 0, reference))
+
+
+@pytest.fixture
+def epoch(prepared: Epoch) -> Epoch:
+    prepared.run.delete(layout.epoch(0, 0))
+    prepared.run.delete(layout.LEASE)
+    return prepared
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainerServer]:
+    with TrainerServer() as server:
+        for name, value in server.variables().items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def wait_for(what: Callable[[], object], limit_s: float = 300.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_nodes_give_the_losses_of_one_process(
+    epoch: Epoch, trainer: TrainerServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    epoch.train_here()
+    expected = losses(epoch.run)
+    epoch.run.delete(layout.epoch(0, 0))
+    answers = iter([(503, "overloaded"), (429, "slow down")])  # which is asked again
+    trainer.refuse = lambda method, path: next(answers, None)
+    assert epoch.train_on_nodes() == epoch.run.uri_of(f"{layout.epoch(0, 0)}/policy")
+    assert losses(epoch.run) == pytest.approx(expected, abs=1e-5)
+    assert "step 2" in capfd.readouterr().err, "the first node's log is shown"
+    assert (len(trainer.created), trainer.jobs) == (1, {}), "a job that is done is deleted"
+    epoch.train_on_nodes()
+    assert len(trainer.created) == 1, "an epoch that is done starts no job"
+
+
+def test_a_retried_step_goes_on_with_the_job_that_it_left(epoch: Epoch, trainer: TrainerServer) -> None:
+    killed = epoch.start_step()
+    wait_for(lambda: trainer.created)
+    killed.kill()
+    killed.wait()
+    assert epoch.start_step().wait(300) == 0
+    assert len(trainer.created) == 1
+    assert epoch.run.exists(layout.epoch_manifest(0, 0))
+
+
+def test_a_job_of_another_kind_is_replaced_and_a_step_that_is_terminated_deletes_its_own(
+    epoch: Epoch, trainer: TrainerServer
+) -> None:
+    trainer.stuck = "0/3 nodes are available: insufficient nvidia.com/gpu"
+    killed = epoch.start_step()
+    wait_for(lambda: trainer.created)
+    killed.kill()
+    killed.wait()
+    (job,) = trainer.jobs.values()
+    job.body["metadata"]["annotations"].clear()
+    step = epoch.start_step()
+    wait_for(lambda: len(trainer.created) == 2 and trainer.looks > 2)
+    step.terminate()
+    assert step.wait(60) != 0
+    assert (trainer.jobs, len(trainer.deleted)) == ({}, 2)
+
+
+def test_a_pod_that_fails_fails_the_step_with_its_own_error(epoch: Epoch, trainer: TrainerServer) -> None:
+    weights = Path(epoch.reference) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
+    try:
+        with pytest.raises(IntegrityError, match=r"spin-[0-9a-f]{12}-0-0-node-0-\d: .*model\.safetensors"):
+            epoch.train_on_nodes()
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_a_pod_that_is_killed_is_named_with_its_last_lines(epoch: Epoch, trainer: TrainerServer) -> None:
+    def kill_when_it_runs(method: str, path: str) -> None:
+        for job in trainer.jobs.values():
+            for pod in job.pods:
+                if pod.process and pod.process.poll() is None:
+                    os.killpg(pod.process.pid, signal.SIGKILL)
+
+    trainer.refuse = kill_when_it_runs
+    with pytest.raises(EngineError, match=r"pod spin-[0-9a-f]{12}-0-0-node-0-0 ended with code 9 \(OOMKilled\)"):
+        epoch.train_on_nodes()
+
+
+def test_a_job_that_nobody_follows_ends_itself(
+    epoch: Epoch, trainer: TrainerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the step is killed while the second node sleeps, so that the first would wait for it
+    monkeypatch.setenv("SPIN_UNWATCHED_S", "2")
+    step = epoch.start_step()
+    wait_for(lambda: trainer.jobs and len(next(iter(trainer.jobs.values())).pods) == 2)
+    (job,) = trainer.jobs.values()
+    other = job.pods[1].process
+    assert other is not None
+    os.killpg(other.pid, signal.SIGSTOP)
+    step.kill()
+    step.wait()
+    wait_for(lambda: job.pods[0].exit_code is not None)
+    assert "has given no sign" in job.pods[0].log.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "says"),
+    [
+        (403, "forbidden", r"service account pipeline-runner may not create TrainJobs in namespace team; bind it"),
+        (404, "the server could not find the requested resource", r"knows no TrainJob of .*; install Kubeflow Trainer"),
+        (422, "spec.trainer: Invalid value", r"refused in namespace team: .*: spec.trainer: Invalid value"),
+    ],
+)
+def test_what_the_cluster_refuses_is_said_in_one_line(
+    epoch: Epoch, trainer: TrainerServer, status: int, message: str, says: str
+) -> None:
+    trainer.refuse = lambda method, path: (status, message) if method == "POST" else None
+    with pytest.raises(ConfigError, match=says):
+        epoch.train_on_nodes()
+
+
+def test_outside_of_a_pod_it_is_refused(epoch: Epoch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPIN_SERVICE_ACCOUNT_FOLDER", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="has no token of one"):
+        epoch.train_on_nodes()
