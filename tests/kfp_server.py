@@ -229,7 +229,7 @@ class KfpServer:
     def _create(self, kind: str, value: Json) -> Json:
         known = set(_MODELS[kind].attribute_map.values())
         if unknown := value.keys() - known:
-            raise _RefusedError(400, 3, f'proto: (line 1:2): unknown field "{sorted(unknown)[0]}"')
+            raise _RefusedError(400, 3, f'proto: (line 1:2): unknown field "{min(unknown)}"')
         if not value.get("display_name"):
             raise _RefusedError(400, 3, "Invalid input error: name is empty. Please specify a valid name.")
         if kind in ("experiments", "pipelines"):
@@ -350,7 +350,7 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = handle_any
+        do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - the library's names
 
         def log_message(self, *arguments: Any) -> None:
             """Say nothing."""

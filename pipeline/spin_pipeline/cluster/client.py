@@ -114,9 +114,12 @@ class Api:
             answer = operation(*arguments, **named, _request_timeout=_TIMEOUT_S)
         except (AttributeError, TypeError, ValueError) as error:  # the generated client trips over bodies that are none
             raise _UnreadableError(f"{type(error).__name__} in its answer") from error
-        kind = self._http.last_response.getheader("content-type") or ""
-        if "json" not in kind:  # it would make an empty object of it, without a word
-            raise _UnreadableError(f"its answer is {kind or 'of no type'!r}")
+        response = self._http.last_response
+        kind = response.getheader("content-type") or "of no type"
+        if "json" not in kind or not _is_object(
+            response.data
+        ):  # the client makes an empty object of it, without a word
+            raise _UnreadableError(f"its answer is {kind}")
         return answer
 
     def _may_mend(self, state: tenacity.RetryCallState) -> bool:
@@ -208,6 +211,13 @@ def _is_busy(status: int | None) -> bool:
 
 def _is_tls(error: BaseException) -> bool:
     return isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _said(error: Any) -> str:
