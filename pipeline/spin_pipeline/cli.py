@@ -25,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpinError as error:
         sys.stderr.write(f"spin-pipeline: {type(error).__name__}: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("spin-pipeline: interrupted\n")
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:

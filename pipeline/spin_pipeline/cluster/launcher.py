@@ -10,6 +10,7 @@ from kfp import dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.images import CPU
+from spin_components.settings import StepResources
 from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.placement import Placement
 
@@ -22,12 +23,18 @@ def retrain(order: dict, endpoint: str, namespace: str) -> str:
     return launch(order, endpoint, namespace)
 
 
+_WAITING = StepResources(cpu="500m", memory="2Gi")
+
+
 def launcher(cluster: ClusterSettings) -> GraphComponent:
     """The pipeline of that one step.
 
+    The step is not retried: that would submit another run after one that failed. It has no time limit of its own.
+
     Args:
-        cluster: image, secrets and resources of its pod.
+        cluster: image, secrets and user of its pod.
     """
+    patient = cluster.model_copy(update={"light": _WAITING, "timeout_s": 0})
 
     @dsl.pipeline(name="spin-schedule", description="Submits a SPIN run and follows it.")
     def spin_schedule(order: dict, endpoint: str = "", namespace: str = "") -> None:
@@ -40,7 +47,7 @@ def launcher(cluster: ClusterSettings) -> GraphComponent:
         """
         task: Any = retrain(order=order, endpoint=endpoint, namespace=namespace)
         task.set_caching_options(False)
-        Placement(cluster).light(task)
+        Placement(patient).light(task, retry=False)
         kubernetes.add_pod_label(task, "access-ml-pipeline", "true")  # has Kubeflow project a token for KFP into it
 
     return spin_schedule

@@ -79,15 +79,17 @@ class Order:
             ConfigError: an address is of this machine, or none.
         """
         settings = self.settings
-        if scheme_of(settings.run.uri) != "s3":
-            found = f"run.uri = {settings.run.uri!r} lies on this machine" if settings.run.uri else "run.uri is empty"
-            raise ConfigError(
-                f"{found}; the pods of a cluster share no folder with it. Name object storage with "
-                "--run-uri s3://bucket/prefix"
-            )
-        parse_address(settings.run.uri.replace(TIME, "0"), what="run.uri")
-        if self.continue_from:
-            parse_address(self.continue_from, what="--continue-from")
+        if not settings.run.uri:
+            raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri s3://bucket/prefix")
+        for what, uri in {"run.uri": settings.run.uri, "--continue-from": self.continue_from}.items():
+            if uri and scheme_of(uri) != "s3":
+                parse_address(uri, what=what)
+                raise ConfigError(
+                    f"{what} = {uri!r} lies on this machine; the pods of a cluster share no folder with it. Name "
+                    "object storage: s3://bucket/prefix"
+                )
+            if uri:
+                parse_address(uri.replace(TIME, "0"), what=what)
         sources = {f"data.{name}": uri for name, uri in named_sources(settings).items()}
         for what, uri in {"model.base": settings.model.base, **sources}.items():
             if is_builtin(uri):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
 from kfp_server import KfpServer, Look, Trouble
 from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
-from spin_pipeline.cluster.launcher import retrain
+from spin_pipeline.cluster.launcher import launcher, retrain
 from spin_pipeline.cluster.schedule import Trigger, parse_cron, parse_interval
+from spin_pipeline.cluster_settings import ClusterSettings
 
 COMMAND = ["schedule", "--name", "weekly", "--config", "tiny", "--run-uri", "s3://bucket/runs/{time}"]
 MONDAYS = [*COMMAND, "--cron", "0 3 * * 1"]
@@ -170,3 +172,19 @@ def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
         recur(kfp)
     assert caught.value.code == 2
     assert "ClusterAccessError: starting the run" in said(capsys)
+
+
+def test_the_step_of_a_schedule_is_small_patient_and_never_repeated() -> None:
+    cluster = ClusterSettings(timeout_s=60, retries=3, image_prefix="registry/spin", image_tag="7")
+    pipeline = launcher(cluster)
+    ir = json_format.MessageToDict(pipeline.pipeline_spec)
+    platform = json_format.MessageToDict(pipeline.platform_spec)["platforms"]["kubernetes"]["deploymentSpec"]
+    [task] = ir["root"]["dag"]["tasks"].values()
+    assert "retryPolicy" not in task, "a retry would submit another run after one that failed"
+    [executor] = ir["deploymentSpec"]["executors"].values()
+    assert executor["container"]["image"] == "registry/spin/cpu:7"
+    assert executor["container"]["resources"]["resourceMemoryLimit"] == "2Gi"
+    [config] = platform["executors"].values()
+    assert "activeDeadlineSeconds" not in config
+    assert config["podMetadata"]["labels"] == {"access-ml-pipeline": "true"}
+    assert config["secretAsEnv"][0]["secretName"] == "spin-storage"
