@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ClusterAccessError, ClusterError
+from spin_components.store.digests import digest_json
 from spin_pipeline.cluster.client import Api, named, refused_with
 
 _EXISTS = 409
@@ -30,12 +30,14 @@ class Version:
 
 
 def compile_package(pipeline: Any, path: Path) -> str:
-    """Write the IR; returns the name of its version, which only its content decides."""
+    """Write the IR; returns the name of its version, which only its content decides, not the order it is written in."""
+    import yaml
     from kfp import compiler
 
     logging.getLogger("kfp").setLevel(logging.ERROR)
     compiler.Compiler().compile(pipeline, str(path))
-    return f"sha256-{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    content = digest_json(list(yaml.safe_load_all(path.read_text("utf-8"))))
+    return f"sha256-{content[:16]}"
 
 
 def upload(api: Api, name: str, pipeline: Any) -> Version:
