@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from kfp_server import KfpServer
 from s3_server import S3Server
 from spin_components.prepare.builtin import docstrings, make_tiny_llama
 from spin_components.settings import Settings
@@ -50,6 +51,23 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for name, value in {**s3_server.variables, "SPIN_CACHE_DIR": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
+    """A KFP API, this process's environment pointing to it, and little patience with it."""
+    server = KfpServer()
+    for name in ("KFP_TOKEN", "KFP_TOKEN_FILE", "KFP_NAMESPACE", "KF_PIPELINES_UI_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "KFP_ENDPOINT": server.endpoint,
+        "SPIN_KFP_DEADLINE_S": "5",
+        "SPIN_KFP_POLL_S": "0.02",
+        "SPIN_KFP_OUTAGE_S": "20",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -7,11 +7,14 @@ SpinError                    a run cannot go on; the message says where, what, a
 ├── InputsChangedError       a finished step was made from other inputs         exit 2
 ├── BusyError                another runner is at work on the run              exit 2
 ├── StorageAccessError       storage refuses what the run needs                exit 2
+├── ClusterAccessError       KFP refuses what was asked                        exit 2
 ├── StorageError             storage does not answer, or has no room           exit 1
+├── ClusterError             KFP does not answer, or cannot do what was asked   exit 1
 ├── IntegrityError           an object is missing, truncated or altered         exit 1
 ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
 ├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
-└── EngineError              a generation or training engine failed             exit 1
+├── EngineError              a generation or training engine failed             exit 1
+└── AlreadyTrainedError      a run has trained on this data already             exit 4
 """
 
 from __future__ import annotations
@@ -57,6 +60,22 @@ class StorageAccessError(SpinError):
     """Storage refuses: keys, bucket, permission, clock or address are wrong; trying again does not help."""
 
     exit_code = 2
+
+
+class ClusterAccessError(SpinError):
+    """KFP refuses: token, role, namespace, name or address are wrong; trying again does not help."""
+
+    exit_code = 2
+
+
+class ClusterError(SpinError):
+    """KFP did not answer in the time allowed."""
+
+
+class AlreadyTrainedError(SpinError):
+    """A finished or unfinished run has this very data, and it was asked not to train on it twice."""
+
+    exit_code = 4
 
 
 class StorageError(SpinError):

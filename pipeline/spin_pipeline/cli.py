@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from spin_components.errors import SpinError
 from spin_pipeline import __version__
-from spin_pipeline.commands import compile, export, gc, run, status
+from spin_pipeline.commands import compile, export, follow, gc, run, schedule, status, submit
 
-COMMANDS = (run, compile, status, export, gc)
+COMMANDS = (run, compile, submit, follow, schedule, status, export, gc)
 EXIT_CODES = (
-    "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on"
+    "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on; "
+    "4 nothing new to train on (--once-for-data)"
 )
 
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpinError as error:
         sys.stderr.write(f"spin-pipeline: {type(error).__name__}: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("spin-pipeline: interrupted\n")
+        return 3
 
 
 def _parser() -> argparse.ArgumentParser:

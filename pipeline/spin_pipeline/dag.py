@@ -12,6 +12,7 @@ loop over tasks that feed each other, so the iterations are nested here, at comp
 `kfp dsl compile --py dag.py --output spin.yaml` compiles `spin` at the end of this file: the demo's configuration.
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -129,7 +130,9 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         places = {name: prepared.outputs[name] for name in PLACES}
         base_uri = prepared.outputs["policy_uri"]
         base = _fresh(
-            validate(attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=base_uri, hardware=hardware)
+            _validate_base(
+                attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=base_uri, hardware=hardware
+            )
         )
         place.score(base, places).set_display_name("validate base")
 
@@ -225,6 +228,20 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
 def _returned(task: Any) -> Any:
     """What a step returns, beside the artifacts that it shows."""
     return task.outputs["Output"]
+
+
+def _named(component: Any, name: str) -> Any:
+    """A component under another name.
+
+    KFP's compiler mixes up how pods are configured where a pipeline and one nested in it have executors of one name,
+    in one compilation out of three: the order of a hash table decides.
+    """
+    other = copy.deepcopy(component)
+    other.component_spec.name = name
+    return other
+
+
+_validate_base = _named(validate, "validate-base")
 
 
 def _fresh(task: Any) -> Any:

@@ -22,7 +22,7 @@ from spin_components.prepare.rendering import RenderedSet, render_records, split
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
-from spin_components.store.digests import FileDigest, FileDigests, digest_of
+from spin_components.store.digests import FileDigest, FileDigests, content_of, digest_of
 from spin_components.store.manifests import Manifest, finished, now
 from spin_components.store.run import RunStore
 from spin_components.store.sources import Source
@@ -166,13 +166,8 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
         for key, value in table.items()
     }
     kept = {name: value for name, value in flat.items() if not name.startswith(FREE_SETTINGS)}
-    contents = {f"data.{name} (content)": _content(files) for name, files in data.items()}
+    contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
     return {**kept, **contents, "model.base (content)": digest_of(base)}
-
-
-def _content(files: FileDigests) -> str:
-    """A single file is what it holds, whatever its name."""
-    return next(iter(files.values())).sha256 if len(files) == 1 else digest_of(files)
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,240 @@
+"""Requests to the KFP API through its client: each retried in this one place, each refusal said in words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tenacity
+import urllib3.exceptions
+
+from spin_components.errors import ClusterAccessError, ClusterError, ConfigError
+from spin_components.store.limits import seconds
+from spin_pipeline.cluster.target import Target, read_token
+
+logger = logging.getLogger(__name__)
+
+DEADLINE = "SPIN_KFP_DEADLINE_S"
+"""Names the seconds for which a request is tried again before it is given up; 120 by default."""
+
+_TIMEOUT_S = (5.0, 60.0)
+_UNREADABLE_TRIES = 3
+_PAGE = 100
+_ADVICE = {
+    401: "the token is missing, wrong or has expired; name a file with a valid one with --token-file, or set KFP_TOKEN",
+    403: "this account may not do that; check its role, and --namespace",
+    404: "there is no such thing; check --endpoint, and what was named",
+}
+
+
+class _UnreadableError(Exception):
+    """An answer that is not KFP's."""
+
+
+class Api:
+    """KFP's API with patience.
+
+    Requests are tried again after time-outs, dropped connections, 5xx answers and throttling, with exponential
+    back-off and jitter, until a deadline; what trying again cannot mend fails at once. A request that creates something
+    may so arrive twice: whoever creates asks for it by its name when it is told that it exists.
+
+    Attributes:
+        target: where it is.
+        namespace: to name in requests: the user's where KFP serves several, else empty.
+        client: `kfp.Client`; its generated services (`runs`, `pipelines`, …) are what `call` takes.
+
+    Raises (all methods):
+        ClusterAccessError: KFP refuses, or what answers is no KFP.
+        ClusterError: no useful answer within the deadline.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.namespace = ""
+        self._deadline_s = seconds(DEADLINE, 120)
+        self._was_let_in = False
+        self.client = _client(target)
+        self._http = self.client.runs.api_client
+
+    def call(self, what: str, operation: Callable[..., Any], *arguments: Any, tries: int = 0, **named: Any) -> Any:
+        """One request.
+
+        Args:
+            what: it does, for the error.
+            operation: a method of one of the client's generated services.
+            tries: at most so many; 0 for as many as the deadline allows.
+            arguments, named: of the operation.
+        """
+        import kfp_server_api
+
+        deadline = tenacity.stop_before_delay(self._deadline_s)
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_any(deadline, tenacity.stop_after_attempt(tries)) if tries else deadline,
+            wait=tenacity.wait_random_exponential(multiplier=0.3, max=15),
+            retry=self._may_mend,
+            before_sleep=lambda state: self._note(what, state),
+            reraise=True,
+        )
+        try:
+            answer = retrying(self._ask, operation, arguments, named)
+        except kfp_server_api.ApiException as error:
+            if _is_busy(error.status):
+                raise self._gave_up(what, f"HTTP {error.status}") from error
+            raise self._refusal(what, error) from error
+        except _UnreadableError as error:
+            raise ClusterAccessError(
+                f"{what}: what answers at {self.target.endpoint} is not the KFP API ({error}); check --endpoint (a "
+                "login page needs a token: --token-file)"
+            ) from error
+        except urllib3.exceptions.HTTPError as error:
+            if _is_tls(error):
+                raise ClusterAccessError(
+                    f"{what}: no secure connection to {self.target.endpoint} ({_in_short(error)}); name the server's "
+                    "certificates with --ca-cert, or write http:// if it has none"
+                ) from error
+            raise self._gave_up(what, _in_short(error)) from error
+        self._was_let_in = True
+        return answer
+
+    def pages(self, what: str, operation: Callable[..., Any], items: str, **named: Any) -> Iterator[Any]:
+        """Everything that a listing has, page by page; `items` names the list in its answers."""
+        token = ""
+        while True:
+            page = self.call(what, operation, page_token=token, page_size=_PAGE, **named)
+            yield from getattr(page, items) or []
+            token = page.next_page_token or ""
+            if not token:
+                return
+
+    def _ask(self, operation: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        try:
+            answer = operation(*arguments, **named, _request_timeout=_TIMEOUT_S)
+        except (AttributeError, TypeError, ValueError) as error:  # the generated client trips over bodies that are none
+            raise _UnreadableError(f"{type(error).__name__} in its answer") from error
+        response = self._http.last_response
+        kind = response.getheader("content-type") or "of no type"
+        if "json" not in kind or not _is_object(
+            response.data
+        ):  # the client makes an empty object of it, without a word
+            raise _UnreadableError(f"its answer is {kind}")
+        return answer
+
+    def _may_mend(self, state: tenacity.RetryCallState) -> bool:
+        import kfp_server_api
+
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _UnreadableError):
+            return state.attempt_number < _UNREADABLE_TRIES
+        if isinstance(error, kfp_server_api.ApiException):
+            # a token that was good may be renewed in its file a little late
+            return _is_busy(error.status) or (error.status == 401 and self._was_let_in and self._has_token_file)
+        return isinstance(error, urllib3.exceptions.HTTPError) and not _is_tls(error)
+
+    @property
+    def _has_token_file(self) -> bool:
+        return self.target.token_file is not None
+
+    def _note(self, what: str, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error and (state.attempt_number in (1, 4, 8) or state.attempt_number % 16 == 0):
+            logger.warning("%s: %s; trying again", what, _in_short(error))
+
+    def _refusal(self, what: str, error: Any) -> ClusterAccessError:
+        said = _said(error)
+        advice = "; ".join(part for part in (said, _ADVICE.get(error.status, "")) if part)
+        return ClusterAccessError(f"{what}: {self.target.endpoint} answers HTTP {error.status}: {advice}")
+
+    def _gave_up(self, what: str, found: str) -> ClusterError:
+        return ClusterError(
+            f"{what}: no useful answer from {self.target.endpoint} ({found}); check that KFP runs and --endpoint is "
+            "right, then run the same command"
+        )
+
+
+def connect(target: Target) -> Api:
+    """Reach the API and learn whether it serves several namespaces.
+
+    Raises:
+        ClusterAccessError, ClusterError: it refuses, or does not answer.
+        ConfigError: it serves several, and none is named.
+    """
+    api = Api(target)
+    health = api.call("reaching KFP", api.client.healthzs.healthz_service_get_healthz)
+    if health.multi_user:
+        if not target.namespace:
+            raise ConfigError(f"KFP at {target.endpoint} serves several namespaces; name yours with --namespace")
+        api.namespace = target.namespace
+    return api
+
+
+def refused_with(error: ClusterAccessError) -> int:
+    """The HTTP status of a refusal; 0 where there was none."""
+    return int(getattr(error.__cause__, "status", 0) or 0)
+
+
+def named(name: str) -> str:
+    """KFP's filter for what has a display name."""
+    predicate = {"operation": 1, "key": "display_name", "stringValue": name}  # 1: EQUALS
+    return json.dumps({"predicates": [predicate]})
+
+
+def _client(target: Target) -> Any:
+    import kfp
+    from kfp.client.token_credentials_base import TokenCredentialsBase
+
+    class FileToken(TokenCredentialsBase):  # type: ignore[misc]  # kfp is untyped
+        """Reads the token for each request."""
+
+        def refresh_api_key_hook(self, config: Any) -> None:
+            assert target.token_file is not None
+            config.api_key["authorization"] = read_token(target.token_file)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "only works with Kubeflow Pipelines v2"
+        return kfp.Client(
+            host=target.endpoint,
+            existing_token=target.token or None,
+            credentials=FileToken() if target.token_file else None,
+            ssl_ca_cert=target.ca_cert or None,
+            namespace="unused",  # else the constructor asks the server, five times where it does not answer
+        )
+
+
+def _is_busy(status: int | None) -> bool:
+    """Whether an HTTP status speaks of a passing trouble; 501 is for good."""
+    number = status or 0
+    return (number >= 500 and number != 501) or number in (408, 429)
+
+
+def _is_tls(error: BaseException) -> bool:
+    return isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _said(error: Any) -> str:
+    """What the server says, in one line."""
+    try:
+        body = json.loads(error.body or "")
+    except ValueError:
+        return ""
+    found = body if isinstance(body, dict) else {}
+    text = next((str(found[key]) for key in ("error_message", "message", "error") if found.get(key)), "")
+    return " ".join(text.split())[:400]
+
+
+def _in_short(error: BaseException) -> str:
+    """An error without the address of a connection object in it."""
+    if (status := getattr(error, "status", None)) is not None:
+        return f"HTTP {status}"
+    cause = getattr(error, "reason", None) or error
+    text = str(cause).rpartition("object at 0x")[2].partition(">: ")[2] or str(cause)
+    return f"{type(cause).__name__}: {text}"[:200]

@@ -1,0 +1,58 @@
+"""`spin-pipeline submit`: run on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+from spin_pipeline.commands.cluster_options import add_order, add_target, api_of, order_of
+from spin_pipeline.commands.config_options import add_config
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "submit",
+        help="upload the pipeline to KFP and start a run",
+        epilog=f"{exit_codes}; {{time}} in the run's URI stands for the time of submission",
+    )
+    add_config(parser)
+    add_target(parser)
+    add_order(parser)
+    add_wait(parser)
+    parser.add_argument("--wait", action="store_true", help="follow the run to its end; 0 only if it succeeded")
+    parser.set_defaults(do=submit)
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    """Add --timeout and --cancel-on-interrupt."""
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=0, help="stop waiting, not the run, after S seconds"
+    )
+    parser.add_argument("--cancel-on-interrupt", action="store_true", help="Ctrl-C ends the run too")
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Start a run, and follow it if asked."""
+    from spin_pipeline.cluster.follow import Follower
+    from spin_pipeline.cluster.submit import pipeline_of, prepared
+    from spin_pipeline.cluster.submit import submit as start
+
+    console = Console()
+    order = order_of(options)
+    package = pipeline_of(order.settings)
+    order, digest = prepared(order, console)
+    api = api_of(options)
+    submission = start(api, order, digest, console, package=package)
+    if not options.wait:
+        return 0
+    follower = Follower(
+        api,
+        submission.run_id,
+        console,
+        timeout_s=options.timeout,
+        cancel_on_interrupt=options.cancel_on_interrupt,
+    )
+    return follower.wait()

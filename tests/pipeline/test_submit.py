@@ -1,0 +1,296 @@
+"""Submitting, as typed: to a KFP API that keeps what it is given, the runs played for real in storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kfp_server import KfpServer, Look, Trouble, task
+from playing import play_anywhere
+from s3_server import BUCKET, SECRET_KEY, S3Server
+from spin_components.errors import SpinError
+from spin_components.prepare.builtin import docstrings
+from spin_components.settings_errors import parse_settings
+from spin_components.store.run import open_run
+from spin_pipeline.cli import main
+
+SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed."""
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def as_kfp_gives(value: Any) -> Any:
+    """Parameters as steps get them: every number went through a double."""
+    if isinstance(value, dict):
+        return {name: as_kfp_gives(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [as_kfp_gives(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def play(run: dict[str, Any]) -> None:
+    """Play a run's steps in its storage, from the parameters that KFP was given."""
+    given = as_kfp_gives(run["runtime_config"]["parameters"])
+    uri, max_iterations = given.pop("run_uri"), given.pop("max_iterations")
+    given["run"]["uri"], given["spin"]["max_iterations"] = uri, max_iterations
+    os.environ["SPIN_ATTEMPT"] = run["run_id"]
+    try:
+        play_anywhere(parse_settings(given, source="the run's parameters"))
+    except SpinError:
+        pass  # the run has recorded it
+    finally:
+        del os.environ["SPIN_ATTEMPT"]
+
+
+@pytest.fixture
+def data(s3: S3Server, tmp_path: Path) -> Callable[[int], str]:
+    """Puts so many records into storage, always under the same address."""
+
+    def put(count: int) -> str:
+        lines = [json.dumps({"prompt": question, "response": answer}) for question, answer in docstrings(limit=count)]
+        path = s3.path(f"{tmp_path.name}/data.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        return f"s3://{BUCKET}/{tmp_path.name}/data.jsonl"
+
+    return put
+
+
+@pytest.fixture
+def command(data: Callable[[int], str], tiny_llama: Path, tmp_path: Path) -> list[str]:
+    """A run of a few seconds, below a folder of the test's own."""
+    settings = [
+        f"data.train={data(24)}",
+        "data.validation_size=6",
+        "data.max_length=160",
+        "data.max_prompt_length=96",
+        f"model.base={tiny_llama}",
+        "spin.max_iterations=1",
+        "spin.max_epochs=1",
+        "generation.max_new_tokens=8",
+        "hardware.device=cpu",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    return ["submit", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/{tmp_path.name}/runs/{{time}}", *overrides]
+
+
+def test_a_run_is_submitted_followed_and_judged_by_its_storage(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kfp.on_create = play
+    kfp.looks = [
+        Look("PENDING"),
+        Look("RUNNING", [task("root-driver", "SUCCEEDED"), task("prepare", "RUNNING")]),
+        Look("RUNNING", [task("prepare", "SUCCEEDED"), task("executor", "RUNNING"), task("generate", "RUNNING")]),
+        Look("SUCCEEDED", [task("prepare", "SUCCEEDED"), task("generate", "SUCCEEDED")]),
+    ]
+    assert main([*command, "--wait", "--service-account", "trainer"]) == 0
+    output = said(capsys)
+    [run] = kfp.runs
+    assert f"{kfp.endpoint}/#/runs/details/{run['run_id']}" in output
+    lines = [line[10:] for line in output.splitlines() if line[2:3] == ":"]
+    told = [tuple(line.split()) for line in lines]
+    assert told == [
+        ("run", "pending"),
+        ("prepare", "running"),
+        ("run", "running"),
+        ("prepare", "succeeded"),
+        ("generate", "running"),
+        ("generate", "succeeded"),
+        ("run", "succeeded"),
+    ]
+    uri = run["runtime_config"]["parameters"]["run_uri"]
+    assert f"done: {uri}" in output
+    assert "{" not in uri
+    assert run["service_account"] == "trainer"
+    assert SECRET_KEY not in output + json.dumps(kfp.runs)
+    assert main(["follow", run["run_id"]]) == 0
+
+
+def test_the_same_content_is_the_same_version(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(command) == 0
+    assert main([*command, "--set", "spin.max_epochs=2"]) == 0
+    [pipeline] = kfp.stores["pipelines"].values()
+    [experiment] = kfp.stores["experiments"].values()
+    assert (pipeline["display_name"], experiment["display_name"]) == ("tiny", "tiny")
+    assert kfp.count("POST", "upload_version") == 2
+    used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs]
+    assert used[0] == used[1] != used[2]
+    versions = kfp.versions[pipeline["pipeline_id"]].values()
+    assert all(version["display_name"].startswith("sha256-") for version in versions)
+    assert said(capsys).count("uploaded version") == 2
+
+
+def test_answers_that_are_lost_make_nothing_twice(kfp: KfpServer, command: list[str]) -> None:
+    for path in ("/pipelines", "/upload_version", "/experiments", "/runs"):
+        kfp.troubles += [Trouble("POST", path, after=True), Trouble("POST", path, status=503, after=True)]
+    assert main(command) == 0
+    assert [len(kfp.runs), len(kfp.stores["pipelines"]), len(kfp.stores["experiments"])] == [1, 1, 1]
+    [versions] = kfp.versions.values()
+    assert len(versions) == 1
+
+
+def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: list[str]) -> None:
+    kfp.troubles = [Trouble("POST", "/runs", status=500, times=2)]
+    assert main(command) == 0
+    assert len(kfp.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run-uri", "runs/here"], "run.uri = 'runs/here' lies on this machine"),
+        (["--run-uri", "/data/runs"], "object storage: s3://bucket/prefix"),
+        (["--continue-from", "/data/runs"], "--continue-from = '/data/runs' lies on this machine"),
+        (["--run-uri", "s3://a/b"], "cannot be a bucket's name"),
+        (["--set", "data.train=answers.jsonl"], "data.train = 'answers.jsonl' is a path below this folder"),
+        (["--set", "model.base=ftp://host/x"], "scheme 'ftp' is not supported"),
+        (["--set", "spin.max_epoch=1"], "did you mean 'max_epochs'?"),
+        (["--continue-from", "gs://x/y"], "scheme 'gs' is not supported"),
+    ],
+)
+def test_what_no_pod_could_use_is_refused_before_anything_is_sent(
+    kfp: KfpServer, command: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, *arguments]) == 2
+    assert message in said(capsys)
+    assert kfp.requests == []
+
+
+def test_a_failure_names_the_step_its_pod_and_its_words(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kfp.on_create = play
+    words = "\n".join(f"line {number}" for number in range(40))
+    failed = task(
+        "train-epoch", "FAILED", error={"code": 13, "message": words}, child_tasks=[{"pod_name": "spin-train-7"}]
+    )
+    kfp.looks = [Look("FAILED", [task("root", "FAILED"), failed, task("prepare", "SUCCEEDED")], "child failed")]
+    assert main([*command, "--wait", "--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0"]) == 1
+    output = said(capsys)
+    assert "failed: train-epoch (pod spin-train-7)" in output
+    assert "line 39" in output
+    assert "line 20" not in output
+    assert "child failed" in output
+    assert "failed in train-epoch iteration 0 epoch 0: NonFiniteError" in output, "what the run itself recorded"
+
+
+def test_succeeded_is_not_believed_of_a_run_that_stopped(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kfp.on_create = play
+    assert main([*command, "--wait", "--set", "run.max_time=0.001"]) == 3
+    assert "KFP says SUCCEEDED, but the run is not finished: stopped" in said(capsys)
+    kfp.on_create = None
+    assert main([*command, "--wait"]) == 0
+    assert "by KFP's word alone" in said(capsys), "nothing lies there"
+
+
+def test_a_run_cancelled_elsewhere_ends_with_code_3(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for looks in ([Look("RUNNING"), Look("CANCELING"), Look("FAILED")], [Look("CANCELED")]):
+        kfp.looks = looks
+        assert main([*command, "--wait"]) == 3
+        assert "the run was cancelled" in said(capsys)
+
+
+def test_a_run_that_takes_too_long_is_left_alone(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kfp.looks = [Look("RUNNING")]
+    assert main([*command, "--wait", "--timeout", "0.1"]) == 3
+    assert f"spin-pipeline follow {kfp.runs[0]['run_id']}" in said(capsys)
+    assert kfp.count("POST", ":terminate") == 0
+
+
+def test_following_survives_what_connections_do(
+    kfp: KfpServer, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")  # so that it is given up, and taken up, on the way
+    kfp.looks = [Look("RUNNING"), Look("SUCCEEDED")]
+    kfp.troubles = [Trouble("GET", "/runs/", status=503, times=4), Trouble("GET", "/runs/", times=12)]
+    assert main([*command, "--wait"]) == 0
+    assert "KFP is away" in said(capsys)
+
+
+def test_a_run_that_is_not_there_is_one_line(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["follow", "nowhere"]) == 2
+    output = said(capsys)
+    assert "runs nowhere not found" in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "ended", "number"), [([], 0, signal.SIGINT), (["--cancel-on-interrupt"], 1, signal.SIGTERM)]
+)
+def test_a_signal_leaves_the_run_alone_unless_told(
+    kfp: KfpServer, command: list[str], options: list[str], ended: int, number: signal.Signals
+) -> None:
+    kfp.looks = [Look("RUNNING")]
+    process = subprocess.Popen(
+        [*SPIN, *command, "--wait", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not kfp.runs or kfp.count("GET", kfp.runs[0]["run_id"]) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 3, output
+    assert kfp.count("POST", ":terminate") == ended
+    assert "Traceback" not in output
+    assert ("was told to end" if ended else "the run goes on. Follow it with `spin-pipeline follow") in output
+
+
+def test_retraining_goes_on_from_the_best_and_only_with_new_data(
+    kfp: KfpServer,
+    command: list[str],
+    data: Callable[[int], str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = f"s3://{BUCKET}/{tmp_path.name}/runs"
+    retrain = [*command, "--continue-from", folder, "--once-for-data", "--wait"]
+    kfp.on_create = play
+    assert main(retrain) == 0
+    assert f"no finished run in {folder} yet" in said(capsys)
+    first = kfp.runs[0]["runtime_config"]["parameters"]
+    assert main(retrain) == 4
+    assert f"AlreadyTrainedError: {first['run_uri']} has trained on this data already" in said(capsys)
+    assert len(kfp.runs) == 1
+    data(30)
+    assert main(retrain) == 0
+    second = kfp.runs[1]["runtime_config"]["parameters"]
+    assert second["model"]["base"] == f"{first['run_uri']}/iterations/0/epochs/0/policy"
+    assert second["model"]["forked_from"] == f"{first['run_uri']}, iteration 0"
+    assert open_run(second["run_uri"]).read_json("run.json")["base_model"]["uri"] == second["model"]["base"]
+    versions = {run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs}
+    assert len(versions) == 1, "another base model is no other pipeline"
+
+
+def test_data_is_refused_while_a_run_that_has_it_goes_on(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--once-for-data"]) == 0
+    assert main([*command, "--once-for-data"]) == 4
+    assert "has this data already" in said(capsys)
+    kfp.runs[0]["state"] = "FAILED"
+    assert main([*command, "--once-for-data"]) == 0, "a run that failed has not trained on it"
+    kfp.runs[1]["state"] = "SUCCEEDED"
+    assert main([*command, "--once-for-data"]) == 0, "nor has one whose storage is not there"

@@ -1,0 +1,45 @@
+"""The workflow that retrains says what the product understands, and its configuration is one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spin_pipeline.cli import _parser
+from spin_pipeline.cluster.order import Order
+from spin_pipeline.config import load_settings
+
+ROOT = Path(__file__).parents[3]
+WORKFLOW = ROOT / ".github/workflows/retrain.yml"
+CONFIG = ".github/retrain.toml"
+
+
+def workflow() -> dict[Any, Any]:
+    """The file; `on` is a truth value to YAML."""
+    return dict(yaml.safe_load(WORKFLOW.read_text("utf-8")))
+
+
+def test_it_runs_by_hand_by_time_and_when_the_data_pointer_changes() -> None:
+    triggers = workflow()[True]
+    assert set(triggers) == {"workflow_dispatch", "schedule", "push"}
+    assert triggers["push"]["paths"] == [CONFIG]
+    assert triggers["workflow_dispatch"]["inputs"]["config"]["default"] == CONFIG
+
+
+def test_its_command_is_one_and_its_configuration_can_be_submitted() -> None:
+    words = shlex.split(workflow()["jobs"]["retrain"]["steps"][-1]["run"].partition("||")[0])
+    assert words[0] == "spin-pipeline"
+    options = _parser().parse_args(words[1:])
+    assert (options.wait, options.once_for_data, options.config) == (True, True, "$CONFIG")
+    settings = load_settings(str(ROOT / CONFIG))
+    Order(settings, continue_from=options.continue_from).check()
+    assert Order(settings).runs_folder == options.continue_from, "runs are looked for where they are put"
+
+
+def test_no_secret_is_on_its_command_line() -> None:
+    job = workflow()["jobs"]["retrain"]
+    assert not [step for step in job["steps"] if "secrets." in step.get("run", "")]
+    assert job["env"]["KFP_TOKEN"] == "${{ secrets.KFP_TOKEN }}"

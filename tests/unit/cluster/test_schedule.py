@@ -1,0 +1,190 @@
+"""Schedules: set, replaced, removed and listed, as typed; what each run of one does in its pod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+
+from kfp_server import KfpServer, Look, Trouble
+from spin_components.errors import ConfigError
+from spin_pipeline.cli import main
+from spin_pipeline.cluster.launcher import launcher, retrain
+from spin_pipeline.cluster.schedule import Trigger, parse_cron, parse_interval
+from spin_pipeline.cluster_settings import ClusterSettings
+
+COMMAND = ["schedule", "--name", "weekly", "--config", "tiny", "--run-uri", "s3://bucket/runs/{time}"]
+MONDAYS = [*COMMAND, "--cron", "0 3 * * 1"]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """All that was printed."""
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def as_kfp_gives(value: Any) -> Any:
+    """A parameter as a step gets it: every number went through a double."""
+    if isinstance(value, dict):
+        return {name: as_kfp_gives(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [as_kfp_gives(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def recur(kfp: KfpServer) -> str:
+    """What the schedule's step does each time."""
+    given = as_kfp_gives(kfp.schedules[0]["runtime_config"]["parameters"])
+    return str(retrain.python_func(**{**given, "endpoint": kfp.endpoint}))
+
+
+@pytest.mark.parametrize(
+    ("text", "cron"),
+    [
+        ("0 3 * * 1", "0 0 3 * * 1"),
+        ("*/5 1,2 1-7 jan,feb 7", "0 */5 1,2 1-7 jan,feb 0"),
+        ("30 0 3 * * 17", "30 0 3 * * 17"),
+        (" 0  3 ? * mon-fri ", "0 0 3 ? * mon-fri"),
+    ],
+)
+def test_five_fields_get_the_second_that_kfp_wants_first(text: str, cron: str) -> None:
+    assert parse_cron(text) == Trigger(cron=cron)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0 3 * *", "0 0 3 * * 1 2026", "@daily", "0 3 * * mon;tue", "every monday at 3 o'clock"]
+)
+def test_what_is_no_cron_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="'0 3 \\* \\* 1' for Mondays"):
+        parse_cron(text)
+
+
+def test_intervals_have_units() -> None:
+    assert [parse_interval(text).every_s for text in ("90", "90s", "30m", "6h", "7d")] == [90, 90, 1800, 21600, 604800]
+    for text in ("0", "", "1w", "-5", "1.5h", "6 h"):
+        with pytest.raises(ConfigError, match="30m, 6h or 7d"):
+            parse_interval(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (COMMAND, "either --cron EXPR or --every TIME"),
+        ([*MONDAYS, "--every", "6h"], "either --cron EXPR or --every TIME"),
+        (["schedule", "--cron", "0 3 * * 1"], "--name NAME"),
+        ([*COMMAND, "--cron", "0 3 * *"], "expected minute, hour"),
+        (["schedule", "--name", "x", "--every", "6h", "--run-uri", "runs/here"], "lies on this machine"),
+    ],
+)
+def test_what_is_no_schedule_is_refused_before_anything_is_sent(
+    kfp: KfpServer, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in said(capsys)
+    assert kfp.requests == []
+
+
+def test_a_schedule_is_set_kept_replaced_listed_and_removed(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*MONDAYS, "--service-account", "trainer"]) == 0
+    assert "set: weekly, cron 0 0 3 * * 1" in said(capsys)
+    [first] = kfp.schedules
+    assert first["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert (first["max_concurrency"], first["no_catchup"], first["mode"]) == ("1", True, "ENABLE")
+    assert first["service_account"] == "trainer"
+    assert main([*MONDAYS, "--service-account", "trainer"]) == 0
+    assert "unchanged: weekly" in said(capsys)
+    assert kfp.schedules == [first]
+    assert main([*COMMAND, "--every", "6h"]) == 0
+    assert "replaced: weekly, every 21600 s" in said(capsys)
+    [second] = kfp.schedules
+    assert second["recurring_run_id"] != first["recurring_run_id"]
+    assert main([*COMMAND, "--every", "6h"]) == 0
+    assert "unchanged: weekly" in said(capsys), "that KFP names an account itself is no change"
+    assert main([*COMMAND, "--every", "6h", "--name", "other"]) == 0
+    assert main(["schedule", "--list"]) == 0
+    assert [line.split()[:5] for line in said(capsys).splitlines()[-2:]] == [
+        ["weekly", "on", "every", "21600", "s"],
+        ["other", "on", "every", "21600", "s"],
+    ]
+    assert main(["schedule", "--remove", "--name", "weekly"]) == 0
+    assert [schedule["display_name"] for schedule in kfp.schedules] == ["other"]
+    assert main(["schedule", "--remove", "--name", "weekly"]) == 2
+    assert "there is no schedule weekly" in said(capsys)
+
+
+def test_two_of_one_name_are_never_on_whatever_interrupts(
+    kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")
+    assert main(MONDAYS) == 0
+    for path in ("/recurringruns/", ":disable", ":enable"):
+        kfp.troubles = [Trouble(method, path, status=500, times=50) for method in ("DELETE", "POST")]
+        assert main([*COMMAND, "--every", f"{len(path)}h"]) == 1
+        assert sum(schedule["mode"] == "ENABLE" for schedule in kfp.schedules) <= 1
+        kfp.troubles = []
+        assert main([*COMMAND, "--every", f"{len(path)}h"]) == 0, "the same command mends it"
+        assert [schedule["mode"] for schedule in kfp.schedules] == ["ENABLE"]
+    kfp.troubles = [Trouble("POST", "/recurringruns", after=True)]
+    assert main([*COMMAND, "--every", "1h"]) == 0
+    assert len(kfp.schedules) == 1, "an answer that is lost makes nothing twice"
+
+
+def test_each_time_a_run_of_its_own_is_submitted_and_followed(kfp: KfpServer) -> None:
+    assert main(MONDAYS) == 0
+    kfp.looks = [Look("RUNNING"), Look("SUCCEEDED")]
+    assert recur(kfp) == "done"
+    [run] = kfp.runs
+    assert run["runtime_config"]["parameters"]["run_uri"].startswith("s3://bucket/runs/2")
+    assert run["runtime_config"]["parameters"]["spin"]["max_epochs"] == 2
+    kfp.looks = [Look("FAILED")]
+    kfp.stores["runs"].clear()
+    with pytest.raises(SystemExit) as caught:
+        recur(kfp)
+    assert caught.value.code == 1
+
+
+def test_a_run_that_is_not_finished_is_followed_and_no_other_started(kfp: KfpServer) -> None:
+    assert main(MONDAYS) == 0
+    assert main(["submit", "--config", "tiny", "--run-uri", "s3://bucket/runs/mine"]) == 0
+    assert recur(kfp) == "done", "a run that somebody submitted is none of the schedule's"
+    assert len(kfp.runs) == 2
+    kfp.runs[1]["state"] = "RUNNING"
+    assert recur(kfp) == "done"
+    assert len(kfp.runs) == 2
+
+
+def test_data_that_was_trained_on_is_no_failure_of_the_schedule(
+    kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*MONDAYS, "--once-for-data", "--run-uri", "s3://bucket/run"]) == 0
+    assert main(["submit", "--config", "tiny", "--run-uri", "s3://bucket/run", "--once-for-data"]) == 0
+    assert recur(kfp) == "nothing new"
+    assert "nothing to do: run tiny" in said(capsys)
+
+
+def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
+    kfp: KfpServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(MONDAYS) == 0
+    kfp.troubles = [Trouble("POST", "/runs", status=403, times=9)]
+    with pytest.raises(SystemExit) as caught:
+        recur(kfp)
+    assert caught.value.code == 2
+    assert "ClusterAccessError: starting the run" in said(capsys)
+
+
+def test_the_step_of_a_schedule_is_small_patient_and_never_repeated() -> None:
+    cluster = ClusterSettings(timeout_s=60, retries=3, image_prefix="registry/spin", image_tag="7")
+    pipeline = launcher(cluster)
+    ir = json_format.MessageToDict(pipeline.pipeline_spec)
+    platform = json_format.MessageToDict(pipeline.platform_spec)["platforms"]["kubernetes"]["deploymentSpec"]
+    [task] = ir["root"]["dag"]["tasks"].values()
+    assert "retryPolicy" not in task, "a retry would submit another run after one that failed"
+    [executor] = ir["deploymentSpec"]["executors"].values()
+    assert executor["container"]["image"] == "registry/spin/cpu:7"
+    assert executor["container"]["resources"]["resourceMemoryLimit"] == "2Gi"
+    [config] = platform["executors"].values()
+    assert "activeDeadlineSeconds" not in config
+    assert config["podMetadata"]["labels"] == {"access-ml-pipeline": "true"}
+    assert config["secretAsEnv"][0]["secretName"] == "spin-storage"
