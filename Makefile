@@ -17,7 +17,7 @@ BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build --build-arg VERSION=$(TAG) \
 	$(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(if $(PIP_CA),--secret id=ca$(comma)src=$(PIP_CA))
 comma := ,
 
-.PHONY: help demo test faults check lint types clean images test-images $(IMAGES)
+.PHONY: help demo test faults check lint types clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ train-image: BUILD += $(if $(BASE),--build-arg BASE=$(BASE))
 generate-image: BUILD += $(if $(VLLM_BASE),--build-arg BASE=$(VLLM_BASE))
 $(IMAGES): %-image:
 	$(BUILD) $(BUILD_OPTIONS) --file docker/$*.Dockerfile --tag $(PREFIX)/$*:$(TAG) .
+
+cpu-images: cpu-image  ## for a cluster without GPUs: the CPU image under all three names
+	$(DOCKER) tag $(PREFIX)/cpu:$(TAG) $(PREFIX)/train:$(TAG)
+	$(DOCKER) tag $(PREFIX)/cpu:$(TAG) $(PREFIX)/generate:$(TAG)
 
 test-images: cpu-image $(VENV)/.images  ## build the CPU image, then the tiny pipeline in it, a restricted container a step
 	DOCKER=$(DOCKER) SPIN_TEST_IMAGE=$(PREFIX)/cpu:$(TAG) $(BIN)/python -m pytest tests/images

