@@ -6,10 +6,21 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help demo test faults check lint types clean
+
+# Images are named $(PREFIX)/{cpu,train,generate}:$(TAG). docker/README.md has the other arguments.
+DOCKER ?= docker
+PREFIX ?= spin-pipelines
+TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' components/spin_components/__init__.py)
+IMAGES := cpu-image train-image generate-image
+BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build --build-arg VERSION=$(TAG) \
+	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
+	$(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(if $(PIP_CA),--secret id=ca$(comma)src=$(PIP_CA))
+comma := ,
+
+.PHONY: help demo test faults check lint types clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 	$(BIN)/spin-pipeline run
@@ -22,12 +33,29 @@ faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faul
 
 check: lint types test  ## what a change must pass
 
-lint: $(VENV)/.test  ## ruff
+lint: $(VENV)/.test  ## ruff, and hadolint for the Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/*.Dockerfile
 
 types: $(VENV)/.test  ## mypy, strict
 	$(BIN)/mypy pipeline/spin_pipeline components/spin_components tests
+
+images: $(IMAGES)  ## the three container images; PREFIX, TAG, BASE and more: docker/README.md
+
+cpu-image: BUILD += $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(VLLM),--build-arg VLLM=$(VLLM)) \
+	$(if $(EXTRA_INDEX),--build-arg PIP_EXTRA_INDEX_URL=$(EXTRA_INDEX))
+train-image: BUILD += $(if $(BASE),--build-arg BASE=$(BASE))
+generate-image: BUILD += $(if $(VLLM_BASE),--build-arg BASE=$(VLLM_BASE))
+$(IMAGES): %-image:
+	$(BUILD) $(BUILD_OPTIONS) --file docker/$*.Dockerfile --tag $(PREFIX)/$*:$(TAG) .
+
+cpu-images: cpu-image  ## for a cluster without GPUs: the CPU image under all three names
+	$(DOCKER) tag $(PREFIX)/cpu:$(TAG) $(PREFIX)/train:$(TAG)
+	$(DOCKER) tag $(PREFIX)/cpu:$(TAG) $(PREFIX)/generate:$(TAG)
+
+test-images: cpu-image $(VENV)/.images  ## build the CPU image, then the tiny pipeline in it, a restricted container a step
+	DOCKER=$(DOCKER) SPIN_TEST_IMAGE=$(PREFIX)/cpu:$(TAG) $(BIN)/python -m pytest tests/images
 
 clean:  ## remove the environment and the runs
 	rm -rf $(VENV) runs
@@ -46,4 +74,8 @@ $(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
 	$(PIP) --editable '.[train,demo,dev]'
 	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
+	touch $@
+
+$(VENV)/.images: $(VENV)/.demo
+	$(PIP) --editable '.[train,demo,dev]'
 	touch $@
