@@ -1,0 +1,141 @@
+"""The namespace that runs execute in, the account of their pods, and what that and we may do there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spin_pipeline.cluster.preflight.asking import Answer, Api, path_of
+from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
+
+_REVIEWS = "/apis/authorization.k8s.io/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """Verbs on a resource, `pods` or `pods/log`, of an API group; empty for the core one."""
+
+    group: str
+    resource: str
+    verbs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        name = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{'/'.join(self.verbs)} {name}"
+
+
+STEP_RIGHTS = (Right("argoproj.io", "workflowtaskresults", ("create", "patch")),)
+"""What the account of every step's pod must have: Argo's sidecar reports results with it."""
+
+TRAIN_JOB_RIGHTS = (
+    Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "patch", "delete")),
+    Right("", "pods", ("get", "list")),
+    Right("", "pods/log", ("get",)),
+    Right("", "events", ("list",)),
+)
+"""What `train-epoch` needs beside it to run on several nodes."""
+
+OUR_RIGHTS = (
+    Right("pipelines.kubeflow.org", "pipelines", ("create", "get", "list")),
+    Right("pipelines.kubeflow.org", "experiments", ("create", "get", "list")),
+    Right("pipelines.kubeflow.org", "runs", ("create", "get", "list", "terminate")),
+    Right("pipelines.kubeflow.org", "jobs", ("create", "get", "list", "delete")),
+)
+"""What KFP for several users asks Kubernetes about whoever submits and schedules."""
+
+
+def check_namespace(kubernetes: Api, namespace: str) -> Iterator[Finding]:
+    """It exists, and is not about to go."""
+    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace))
+    if answer.status == 404:
+        remedy = "name the one that KFP runs pipelines in with --namespace: kubeflow, or a user's own profile"
+        yield failed("namespace", f"{namespace} does not exist", remedy)
+    elif not answer.is_ok:
+        yield unseen("namespace", namespace, answer)
+    elif (phase := answer.body.get("status", {}).get("phase", "Active")) != "Active":
+        yield failed("namespace", f"{namespace} is {phase}", "wait until it is gone, and set it up again")
+    else:
+        yield passed("namespace", namespace)
+
+
+def check_service_account(kubernetes: Api, namespace: str, account: str) -> Iterator[Finding]:
+    """The account of the pods exists."""
+    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "serviceaccounts", account))
+    if answer.status == 404:
+        remedy = "KFP's own is pipeline-runner, with several users default-editor; name it with --service-account"
+        yield failed("service account", f"{account} does not exist in {namespace}", remedy)
+    elif not answer.is_ok:
+        yield unseen("service account", account, answer)
+    else:
+        yield passed("service account", account)
+
+
+def check_step_rights(kubernetes: Api, namespace: str, account: str, *, with_jobs: bool) -> Iterator[Finding]:
+    """What the account of the pods may do; a warning where we may not ask."""
+    user = f"system:serviceaccount:{namespace}:{account}"
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+    path = f"{_REVIEWS}{path_of('namespaces', namespace, 'localsubjectaccessreviews')}"
+    review = {"kind": "LocalSubjectAccessReview", "metadata": {"namespace": namespace}}
+    asked = (*STEP_RIGHTS, *(TRAIN_JOB_RIGHTS if with_jobs else ()))
+    lacking = _lacking(kubernetes, path, review, {"user": user, "groups": groups}, asked, namespace)
+    if isinstance(lacking, Answer):
+        remedy = f"as someone who may: kubectl auth can-i --list -n {namespace} --as {user}"
+        yield warned("rights of steps", f"may not ask what {account} may do ({lacking.why_not})", remedy)
+    elif lacking:
+        remedy = f"kubectl apply -k manifests/overlays/dev (or gpu) binds them to pipeline-runner in {namespace}"
+        yield failed("rights of steps", f"{account} may not {_listed(lacking)}", remedy)
+    else:
+        yield passed("rights of steps", f"{account} may {_listed(asked)}")
+
+
+def check_our_rights(kubernetes: Api, namespace: str) -> Iterator[Finding]:
+    """What KFP will ask about us where it serves several users."""
+    review = {"kind": "SelfSubjectAccessReview"}
+    lacking = _lacking(kubernetes, f"{_REVIEWS}/selfsubjectaccessreviews", review, {}, OUR_RIGHTS, namespace)
+    if isinstance(lacking, Answer):
+        remedy = f"kubectl auth can-i create runs.pipelines.kubeflow.org -n {namespace}"
+        yield warned("our rights", f"could not ask what we may do ({lacking.why_not})", remedy)
+    elif lacking:
+        remedy = f"have a RoleBinding to the ClusterRole kubeflow-edit made for you in {namespace}"
+        yield failed("our rights", f"we may not {_listed(lacking)}", remedy)
+    else:
+        yield passed("our rights", f"we may {_listed(OUR_RIGHTS)}")
+
+
+def unseen(subject: str, name: str, answer: Answer) -> Finding:
+    """The finding for what could not be looked at: a warning where we may not, else a failure."""
+    if answer.is_refused:
+        return warned(subject, f"may not look at {name} ({answer.why_not})", "ask someone who may to run this command")
+    return failed(subject, f"{name}: {answer.why_not}", "the Kubernetes API is in trouble; try again when it answers")
+
+
+def _lacking(
+    kubernetes: Api,
+    path: str,
+    review: dict[str, Any],
+    subject: dict[str, Any],
+    asked: Sequence[Right],
+    namespace: str,
+) -> list[Right] | Answer:
+    """The rights that are not there, or the answer that says why we do not know."""
+    lacking = []
+    for right in asked:
+        resource, _, subresource = right.resource.partition("/")
+        missing = []
+        for verb in right.verbs:
+            attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
+            attributes |= {"subresource": subresource} if subresource else {}
+            body = {"apiVersion": "authorization.k8s.io/v1", **review}
+            answer = kubernetes.post(path, {**body, "spec": {**subject, "resourceAttributes": attributes}})
+            if not answer.is_ok:
+                return answer
+            if not answer.body.get("status", {}).get("allowed"):
+                missing.append(verb)
+        if missing:
+            lacking.append(Right(right.group, right.resource, tuple(missing)))
+    return lacking
+
+
+def _listed(rights: Sequence[Right]) -> str:
+    return ", ".join(map(str, rights))

@@ -1,0 +1,86 @@
+"""All checks in the order in which one depends on another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from spin_pipeline.cluster.preflight import accounts, inputs, nodes, secrets, servers, training, volumes
+from spin_pipeline.cluster.preflight.asking import Api
+from spin_pipeline.cluster.preflight.demands import demands_of
+from spin_pipeline.cluster.preflight.findings import Finding, failed
+from spin_pipeline.cluster_settings import Configuration
+
+_NAMESPACE = "kubeflow"
+_ACCOUNT, _USER_ACCOUNT = "pipeline-runner", "default-editor"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a run is to be submitted to.
+
+    Attributes:
+        kubernetes: its API.
+        pipelines: KFP's API.
+        namespace: that runs execute in; empty: KFP's own, where it serves one user.
+        account: service account of the pods; empty: KFP's usual one.
+        is_growing: whether nodes are added when pods wait for them.
+    """
+
+    kubernetes: Api
+    pipelines: Api
+    namespace: str = ""
+    account: str = ""
+    is_growing: bool = False
+
+
+def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Finding]:
+    """Everything that a run of this configuration needs, each as soon as it is known.
+
+    Args:
+        configuration: a run's settings and `[cluster]`.
+        cluster: where it shall run.
+    """
+    yield from inputs.check_addresses(configuration)
+    yield from inputs.check_storage(configuration)
+    answer = servers.ask_health(cluster.pipelines)
+    yield from servers.check_pipelines(cluster.pipelines, answer)
+    health = servers.health_of(answer)
+    is_multi_user = health is not None and health.is_multi_user
+    reachable = list(servers.check_kubernetes(cluster.kubernetes))
+    yield from reachable
+    if any(finding.verdict == "fail" for finding in reachable):
+        return
+    if is_multi_user and not cluster.namespace:
+        remedy = "name yours with --namespace, or in KFP_NAMESPACE"
+        yield failed("namespace", "KFP serves several users, and none of their namespaces is named", remedy)
+        return
+    yield from _check_namespaced(
+        configuration,
+        cluster,
+        cluster.namespace or _NAMESPACE,
+        cluster.account or (_USER_ACCOUNT if is_multi_user else _ACCOUNT),
+        is_multi_user,
+    )
+
+
+def _check_namespaced(
+    configuration: Configuration, cluster: Cluster, namespace: str, account: str, is_multi_user: bool
+) -> Iterator[Finding]:
+    settings, kubernetes = configuration.cluster, cluster.kubernetes
+    on_several_nodes = configuration.hardware.nodes > 1
+    found = list(accounts.check_namespace(kubernetes, namespace))
+    yield from found
+    if any(finding.verdict == "fail" for finding in found):
+        return
+    if is_multi_user:
+        yield from accounts.check_our_rights(kubernetes, namespace)
+    yield from accounts.check_service_account(kubernetes, namespace, account)
+    yield from accounts.check_step_rights(kubernetes, namespace, account, with_jobs=on_several_nodes)
+    yield from secrets.check_secrets(kubernetes, namespace, settings)
+    demands = demands_of(configuration, settings)
+    yield from nodes.check_nodes(kubernetes, demands, is_growing=cluster.is_growing)
+    if settings.model_cache_claim:
+        yield from volumes.check_model_cache(kubernetes, namespace, settings.model_cache_claim)
+    if on_several_nodes:
+        yield from training.check_trainer(kubernetes, settings.training_runtime)

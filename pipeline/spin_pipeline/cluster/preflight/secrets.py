@@ -1,0 +1,67 @@
+"""The Secrets that pods are given: there, with the keys that are named. Of a value only that there is one is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from spin_pipeline.cluster.preflight.accounts import unseen
+from spin_pipeline.cluster.preflight.asking import Api, path_of
+from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
+from spin_pipeline.cluster_settings import ClusterSettings
+
+_REGISTRY_TYPES = {
+    "kubernetes.io/dockerconfigjson": ".dockerconfigjson",
+    "kubernetes.io/dockercfg": ".dockercfg",
+}
+
+
+def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
+    """Those of the storage, of the model hub and of the images' registry."""
+    if cluster.storage_secret:
+        keys = sorted(set(cluster.storage_env.values()))
+        yield from _check_keys(kubernetes, namespace, "storage secret", cluster.storage_secret, keys)
+    else:
+        yield passed("storage secret", "none: pods use an identity of their own (cluster.storage_secret is empty)")
+    if cluster.hub_secret:
+        yield from _check_keys(kubernetes, namespace, "hub secret", cluster.hub_secret, ["HF_TOKEN"])
+    if cluster.image_pull_secret:
+        yield from _check_registry(kubernetes, namespace, cluster.image_pull_secret)
+
+
+def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: Iterable[str]) -> Iterator[Finding]:
+    literals = " ".join(f"--from-literal={key}=…" for key in keys)
+    command = f"kubectl create secret generic {name} -n {namespace} {literals}"
+    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
+    if answer.status == 404:
+        yield failed(subject, f"{name} does not exist in {namespace}", command)
+    elif not answer.is_ok:
+        yield unseen(subject, name, answer)
+    else:
+        present = {key for key, value in (answer.body.get("data") or {}).items() if value}
+        if lacking := [key for key in keys if key not in present]:
+            found = ", ".join(sorted(present)) or "none"
+            remedy = f"kubectl delete secret {name} -n {namespace}, then {command}"
+            yield failed(subject, f"{name} has no {', '.join(lacking)}; its keys: {found}", remedy)
+        else:
+            yield passed(subject, f"{name} has {', '.join(keys)}")
+
+
+def _check_registry(kubernetes: Api, namespace: str, name: str) -> Iterator[Finding]:
+    command = f"kubectl create secret docker-registry {name} -n {namespace} --docker-server=… --docker-username=… "
+    command += "--docker-password=…"
+    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
+    if answer.status == 404:
+        yield failed("image pull secret", f"{name} does not exist in {namespace}", command)
+    elif not answer.is_ok:
+        yield unseen("image pull secret", name, answer)
+    else:
+        kind = str(answer.body.get("type", ""))
+        key = _REGISTRY_TYPES.get(kind)
+        if key is None:
+            found = f"{name} has the type {kind!r}, expected {' or '.join(map(repr, _REGISTRY_TYPES))}"
+            yield failed("image pull secret", found, f"kubectl delete secret {name} -n {namespace}, then {command}")
+        elif not (answer.body.get("data") or {}).get(key):
+            remedy = f"kubectl delete secret {name} -n {namespace}, then {command}"
+            yield failed("image pull secret", f"{name} has no {key}", remedy)
+        else:
+            yield passed("image pull secret", f"{name}, {kind}")

@@ -1,0 +1,76 @@
+"""The volume that keeps models: claimed, of a class that exists, and open to pods on several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spin_pipeline.cluster.preflight.accounts import unseen
+from spin_pipeline.cluster.preflight.asking import Api, path_of
+from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
+
+_DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+
+
+def check_model_cache(kubernetes: Api, namespace: str, claim: str) -> Iterator[Finding]:
+    """The claim that `cluster.model_cache_claim` names; nothing where it names none."""
+    subject = "model cache"
+    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", claim))
+    if answer.status == 404:
+        remedy = (
+            "kubectl apply -k manifests/overlays/dev (or gpu) makes spin-model-cache; or set cluster.model_cache_claim"
+        )
+        yield failed(subject, f"the claim {claim} does not exist in {namespace}", remedy)
+        return
+    if not answer.is_ok:
+        yield unseen(subject, claim, answer)
+        return
+    spec, phase = answer.body.get("spec", {}), answer.body.get("status", {}).get("phase", "Pending")
+    modes = spec.get("accessModes") or []
+    if phase == "Bound":
+        yield from _check_modes(claim, modes)
+    elif phase == "Lost":
+        yield failed(subject, f"the volume of {claim} is lost", f"delete and make the claim anew in {namespace}")
+    else:
+        yield from _check_class(kubernetes, claim, spec.get("storageClassName"))
+        yield from _check_modes(claim, modes)
+
+
+def _check_modes(claim: str, modes: list[str]) -> Iterator[Finding]:
+    if modes == ["ReadWriteOncePod"]:
+        remedy = "make a claim with ReadWriteMany, or ReadWriteOnce on a cluster of one node"
+        yield failed("model cache", f"{claim} is for one pod at a time; steps run in parallel", remedy)
+    elif "ReadWriteMany" not in modes:
+        remedy = "fine on one node; with several, pods wait for that one: make a claim with ReadWriteMany"
+        yield warned("model cache", f"{claim} is {', '.join(modes)}: all pods must be on one node", remedy)
+    else:
+        yield passed("model cache", f"{claim}, ReadWriteMany")
+
+
+def _check_class(kubernetes: Api, claim: str, name: str | None) -> Iterator[Finding]:
+    """A claim that has no volume yet needs a class that makes one."""
+    subject = "model cache"
+    if name == "":
+        yield failed(subject, f"{claim} is unbound and asks for no storage class", "make a volume that fits it by hand")
+        return
+    answer = kubernetes.get("/apis/storage.k8s.io/v1/storageclasses")
+    if not answer.is_ok:
+        yield unseen(subject, "the storage classes", answer)
+        return
+    classes = {item["metadata"]["name"]: item for item in answer.body.get("items") or []}
+    marked = [
+        known
+        for known, item in classes.items()
+        if (item["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true"
+    ]
+    wanted = name or (marked[0] if marked else None)
+    known = ", ".join(sorted(classes)) or "none"
+    if wanted is None:
+        remedy = "name one in the claim's storageClassName, or mark one as the default"
+        yield failed(subject, f"{claim} names no storage class and none is the default; there are: {known}", remedy)
+    elif wanted not in classes:
+        yield failed(subject, f"{claim} needs the storage class {wanted}; there are: {known}", "name one that exists")
+    elif classes[wanted].get("volumeBindingMode") == "WaitForFirstConsumer":
+        yield passed(subject, f"{claim} gets its volume from {wanted} when the first pod asks for it")
+    else:
+        remedy = f"kubectl describe pvc {claim} says why"
+        yield warned(subject, f"{claim} waits for a volume of {wanted}", remedy)

@@ -1,0 +1,92 @@
+"""`spin-pipeline preflight`: whether a cluster has what a run needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from spin_pipeline.commands.config_options import add_config, settings_of
+
+if TYPE_CHECKING:
+    from spin_pipeline.cluster.preflight.findings import Finding
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("preflight", help="check that a cluster has what a run needs", epilog=exit_codes)
+    add_config(parser)
+    parser.add_argument("--endpoint", metavar="URL", help="of the KFP API; else KFP_ENDPOINT, or the cluster one is in")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="holds the token for KFP; else KFP_TOKEN or KFP_TOKEN_FILE"
+    )
+    parser.add_argument("--ca-cert", metavar="FILE", help="certificates to trust at KFP's endpoint")
+    parser.add_argument("--namespace", metavar="NS", help="that runs execute in; default: kubeflow")
+    parser.add_argument(
+        "--service-account", metavar="NAME", default="", help="of the pods; default: pipeline-runner, or default-editor"
+    )
+    parser.add_argument(
+        "--context", metavar="NAME", default="", help="of the kubeconfig file; default: the current one"
+    )
+    parser.add_argument(
+        "--autoscaled", action="store_true", help="nodes are added on demand: too few of them is a warning"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(do=preflight)
+
+
+def preflight(options: argparse.Namespace) -> int:
+    """Check, say what was found, and return 0 only if nothing that is required is missing."""
+    configuration = settings_of(options)
+    from spin_pipeline.cluster.preflight.checks import Cluster, check_all
+    from spin_pipeline.cluster.preflight.connections import connect_kubernetes, connect_pipelines
+    from spin_pipeline.cluster.target import find_target
+
+    target = find_target(options.endpoint, options.token_file, options.ca_cert, options.namespace)
+    cluster = Cluster(
+        connect_kubernetes(options.context),
+        connect_pipelines(target),
+        target.namespace,
+        options.service_account,
+        options.autoscaled,
+    )
+    found = check_all(configuration, cluster)
+    return _as_json(found) if options.json else _as_lines(found, Console())
+
+
+def _as_json(found: Iterable[Finding]) -> int:
+    findings = list(found)
+    code = _exit_code(findings)
+    value = {"ready": code == 0, "checks": [asdict(finding) for finding in findings]}
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return code
+
+
+def _as_lines(found: Iterable[Finding], console: Console) -> int:
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        line = Text.assemble((finding.verdict, _STYLES[finding.verdict]), f"  {finding.subject}: {finding.message}")
+        console.print(line, soft_wrap=True)
+        if finding.remedy:
+            console.print(Text(f"      {finding.remedy}", style="dim"), soft_wrap=True)
+    counts = Counter(str(finding.verdict) for finding in findings)
+    code = _exit_code(findings)
+    state = "not ready" if code else "ready"
+    console.print(
+        f"{state}: {counts['pass']} passed, {counts['warn']} warned, {counts['fail']} failed", highlight=False
+    )
+    return code
+
+
+def _exit_code(findings: Iterable[Finding]) -> int:
+    return int(any(finding.verdict == "fail" for finding in findings))

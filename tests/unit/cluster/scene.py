@@ -1,0 +1,81 @@
+"""A cluster on which the tiny configuration is ready to run, to be spoilt."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from kubernetes_objects import Object
+from kubernetes_server import KubernetesServer
+
+NAMESPACE = "kubeflow"
+SECRET = "a-value-that-must-not-leak"
+
+
+def ready(server: KubernetesServer) -> None:
+    """Put what KFP brings, and what manifests/README.md adds."""
+    server.put(
+        cluster_object("v1", "Namespace", NAMESPACE),
+        in_namespace("v1", "ServiceAccount", "pipeline-runner"),
+        role("pipeline-runner", [("argoproj.io", ["workflowtaskresults"], ["create", "patch"])]),
+        binding("pipeline-runner", "pipeline-runner", "pipeline-runner"),
+        secret("spin-storage", dict.fromkeys(("S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), SECRET)),
+        node("worker", cpu="8", memory="32Gi"),
+    )
+
+
+def cluster_object(api_version: str, kind: str, name: str, **fields: Any) -> Object:
+    """An object of the whole cluster."""
+    return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, **fields}
+
+
+def in_namespace(api_version: str, kind: str, name: str, **fields: Any) -> Object:
+    """An object of the namespace that runs execute in."""
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields}
+
+
+def secret(name: str, values: dict[str, str], kind: str = "Opaque") -> Object:
+    """A Secret, as the API gives it back."""
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return in_namespace("v1", "Secret", name, type=kind, data=data)
+
+
+def role(name: str, rules: list[tuple[str, list[str], list[str]]]) -> Object:
+    """A Role; each rule is an API group, resources and verbs."""
+    items = [{"apiGroups": [group], "resources": what, "verbs": verbs} for group, what, verbs in rules]
+    return in_namespace("rbac.authorization.k8s.io/v1", "Role", name, rules=items)
+
+
+def binding(name: str, role_name: str, account: str) -> Object:
+    """A RoleBinding of a service account."""
+    group = "rbac.authorization.k8s.io"
+    return in_namespace(
+        f"{group}/v1",
+        "RoleBinding",
+        name,
+        roleRef={"apiGroup": group, "kind": "Role", "name": role_name},
+        subjects=[{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
+    )
+
+
+def node(
+    name: str,
+    *,
+    labels: dict[str, str] | None = None,
+    taints: list[dict[str, str]] | None = None,
+    is_ready: bool = True,
+    **allocatable: str,
+) -> Object:
+    """A Node; of its resources, `gpu` stands for nvidia.com/gpu."""
+    quantities = {"nvidia.com/gpu" if key == "gpu" else key: value for key, value in allocatable.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **(labels or {})}},
+        "spec": {"taints": taints or []},
+        "status": {
+            "allocatable": quantities,
+            "conditions": [{"type": "Ready", "status": "True" if is_ready else "False"}],
+        },
+    }
