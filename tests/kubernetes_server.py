@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not kinds:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         kind, name, subresource = kinds[0], *(*parts[1:], "", "")[:2]
-        is_watch = self.query.get("watch") in ("true", "1")
+        is_watch = self._is_set("watch")
         verb = _VERBS.get(self.command) or ("get" if name else "watch" if is_watch else "list")
         if verb == "delete" and not name:
             verb = "deletecollection"
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise ApiError(400, "BadRequest", f'container "{container}" in pod "{name}" is waiting to start')
         lines = self.server.log_of(namespace, name, container)
         sent = max(len(lines) - int(self.query["tailLines"]), 0) if "tailLines" in self.query else 0
-        follows = self.query.get("follow") in ("true", "1")
+        follows = self._is_set("follow")
         self._begin_stream("text/plain")
         while True:
             lines = self.server.log_of(namespace, name, container)
@@ -287,8 +287,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.objects.changed.wait(0.05)
         self._end_stream()
 
+    def _is_set(self, name: str) -> bool:
+        """Whether a parameter is what Go reads as true."""
+        return self.query.get(name) in ("1", "t", "T", "true", "TRUE", "True")
+
     def _log_line(self, when: float, line: str) -> str:
-        if self.query.get("timestamps") not in ("true", "1"):
+        if not self._is_set("timestamps"):
             return f"{line}\n"
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
         return f"{seconds}.{int(when % 1 * 1e9):09d}Z {line}\n"

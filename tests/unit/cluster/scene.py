@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from kubernetes_objects import Object
@@ -79,3 +84,53 @@ def node(
             "conditions": [{"type": "Ready", "status": "True" if is_ready else "False"}],
         },
     }
+
+
+class Kfp(HTTPServer):
+    """KFP's API as far as its health, in the JSON that its API server writes.
+
+    Attributes:
+        health: what it says of itself.
+        status: it answers with.
+        tokens: it was shown, one a request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Health)
+        self.health: dict[str, Any] = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
+        self.status = 200
+        self.tokens: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def kfp_health() -> Iterator[Kfp]:
+    """A server that answers as long as the block lasts."""
+    with Kfp() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="kfp")
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Health(BaseHTTPRequestHandler):
+    server: Kfp
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Be quiet."""
+
+    def do_GET(self) -> None:
+        self.server.tokens.append(self.headers.get("authorization", ""))
+        is_known = self.path == "/apis/v2beta1/healthz"
+        content = json.dumps(self.server.health if is_known else {"error": "no such path"}).encode()
+        self.send_response(self.server.status if is_known else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,19 @@ from kubernetes_rights import User, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from s3_server import BUCKET, S3Server, free_port
 from spin_pipeline.cli import main
-from unit.cluster.scene import NAMESPACE, SECRET, binding, cluster_object, in_namespace, node, ready, role, secret
-from unit.store.loopback import Loopback, listening, reply
+from unit.cluster.scene import (
+    NAMESPACE,
+    SECRET,
+    Kfp,
+    binding,
+    cluster_object,
+    in_namespace,
+    kfp_health,
+    node,
+    ready,
+    role,
+    secret,
+)
 
 GPU = "nvidia.com/gpu"
 _VARIABLES = (
@@ -29,15 +39,6 @@ _VARIABLES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
 )
-
-
-@dataclass
-class Kfp:
-    """What KFP says of itself."""
-
-    server: Loopback
-    health: dict[str, Any]
-    status: int = 200
 
 
 @pytest.fixture
@@ -54,13 +55,9 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
 
 @pytest.fixture
 def kfp() -> Iterator[Kfp]:
-    """KFP's health, as its API server writes it."""
-    health = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
-    with listening(
-        lambda request: reply(found.status, json.dumps(found.health).encode(), "application/json")
-    ) as server:
-        found = Kfp(server, health)
-        yield found
+    """KFP, as far as its health."""
+    with kfp_health() as server:
+        yield server
 
 
 Check = Callable[..., tuple[int, list[dict[str, str]]]]
@@ -71,7 +68,7 @@ def check(kubernetes: KubernetesServer, kfp: Kfp, capsys: pytest.CaptureFixture[
     """Types the command with `--json`; gives its exit code and what it found, and looks for leaks."""
 
     def run(*arguments: str, run_uri: str = f"s3://{BUCKET}/runs/x") -> tuple[int, list[dict[str, str]]]:
-        command = ["preflight", "--config", "tiny", "--run-uri", run_uri, "--endpoint", kfp.server.endpoint, "--json"]
+        command = ["preflight", "--config", "tiny", "--run-uri", run_uri, "--endpoint", kfp.endpoint, "--json"]
         code = main([*command, *arguments])
         printed = capsys.readouterr()
         assert SECRET not in printed.out + printed.err
@@ -118,7 +115,7 @@ def test_a_person_reads_a_line_a_check_and_a_sum(
     check: Check, kfp: Kfp, kubernetes: KubernetesServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kubernetes.objects.delete(kubernetes.objects.kinds[4], NAMESPACE, "spin-storage")
-    code = main(["preflight", "--config", "tiny", "--run-uri", "s3://b/x", "--endpoint", kfp.server.endpoint])
+    code = main(["preflight", "--config", "tiny", "--run-uri", "s3://b/x", "--endpoint", kfp.endpoint])
     text = capsys.readouterr().out
     assert code == 1
     assert "pass  pipelines: KFP 2.17.2, for one user, at http://127.0.0.1" in text
@@ -160,7 +157,8 @@ def test_nobody_at_kfps_address_fails(check: Check) -> None:
 
 def test_kfp_gets_the_token_and_nobody_else(check: Check, kfp: Kfp, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the-token\n", "utf-8")
-    assert check("--token-file", str(tmp_path / "token"))[0] == 0
+    assert check("--token-file", str(tmp_path / "token"))[0] == 0  # Kubernetes knows only its own token
+    assert kfp.tokens == ["Bearer the-token"]
 
 
 def test_a_kubernetes_api_that_is_away_ends_the_checks(check: Check, kubernetes: KubernetesServer) -> None:
@@ -209,9 +207,9 @@ def test_without_a_kubeconfig_the_command_is_wrong(
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_asked(kubernetes: KubernetesServer, kfp: Kfp) -> None:
-    command = ["preflight", "--config", "tiny", "--set", "placement.gpu=1", "--endpoint", kfp.server.endpoint]
+    command = ["preflight", "--config", "tiny", "--set", "placement.gpu=1", "--endpoint", kfp.endpoint]
     assert main(command) == 2
-    assert kubernetes.requests == [] and kfp.server.requests == []
+    assert kubernetes.requests == [] and kfp.tokens == []
 
 
 def test_folders_of_this_machine_are_refused(check: Check) -> None:
