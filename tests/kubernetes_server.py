@@ -195,7 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "delete" and not name:
             verb = "deletecollection"
         resource = f"{kind.plural}/{subresource}" if subresource else kind.plural
-        self._authorize(user, Deed(verb, kind.group, resource, namespace, name))
+        place = name if kind.plural == "namespaces" else namespace  # a role in a namespace may be about itself
+        self._authorize(user, Deed(verb, kind.group, resource, place, name))
         if subresource == "log":
             self._send_log(kind, namespace, name)
         elif name:

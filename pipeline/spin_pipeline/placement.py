@@ -13,6 +13,9 @@ from spin_pipeline.cluster_settings import ClusterSettings
 CACHE = "/var/cache/spin"
 """Where pods keep what they fetched."""
 
+STEP_LABEL = ("app.kubernetes.io/part-of", "spin-pipelines")
+"""By which manifests/base/network-policy.yaml knows the pods of a run."""
+
 PLACES: dict[str, type] = {
     "accelerator": str,
     "generate_accelerators": str,
@@ -105,6 +108,7 @@ class Placement:
     def _common(task: Any, cluster: ClusterSettings, *, image: str, retry: bool = True) -> None:
         """Image, environment, secrets, volumes, user, retries and time limit."""
         task.set_container_image(cluster.image(image))
+        kubernetes.add_pod_label(task, *STEP_LABEL)
         for name, value in {"SPIN_CACHE_DIR": CACHE, **cluster.env}.items():
             task.set_env_variable(name, value)
         if cluster.storage_secret:

@@ -22,7 +22,10 @@ def ready(server: KubernetesServer) -> None:
     server.put(
         cluster_object("v1", "Namespace", NAMESPACE),
         in_namespace("v1", "ServiceAccount", "pipeline-runner"),
-        role("pipeline-runner", [("argoproj.io", ["workflowtaskresults"], ["create", "patch"])]),
+        role(
+            "pipeline-runner",
+            [("argoproj.io", ["workflowtaskresults"], ["create", "patch"]), ("", ["configmaps"], ["get", "list"])],
+        ),
         binding("pipeline-runner", "pipeline-runner", "pipeline-runner"),
         secret("spin-storage", dict.fromkeys(("S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), SECRET)),
         node("worker", cpu="8", memory="32Gi"),

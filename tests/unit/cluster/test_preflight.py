@@ -248,7 +248,7 @@ def test_steps_need_to_report_results(check: Check, kubernetes: KubernetesServer
     kubernetes.put(role("pipeline-runner", [("argoproj.io", ["workflowtaskresults"], ["create"])]))
     code, checks = check()
     assert code == 1
-    message = "pipeline-runner may not patch workflowtaskresults.argoproj.io"
+    message = "pipeline-runner may not patch workflowtaskresults.argoproj.io, get configmaps/kfp-launcher"
     assert found(checks, "rights of steps") == [("fail", message)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spin_pipeline.cluster.preflight.asking import Answer, Api, path_of
@@ -14,19 +14,23 @@ _REVIEWS = "/apis/authorization.k8s.io/v1"
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Verbs on a resource, `pods` or `pods/log`, of an API group; empty for the core one."""
+    """Verbs on a resource, `pods` or `pods/log`, of an API group, empty for the core one; on all of them or on one."""
 
     group: str
     resource: str
     verbs: tuple[str, ...]
+    name: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.resource}.{self.group}" if self.group else self.resource
-        return f"{'/'.join(self.verbs)} {name}"
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        return f"{'/'.join(self.verbs)} {resource}{'/' if self.name else ''}{self.name}"
 
 
-STEP_RIGHTS = (Right("argoproj.io", "workflowtaskresults", ("create", "patch")),)
-"""What the account of every step's pod must have: Argo's sidecar reports results with it."""
+STEP_RIGHTS = (
+    Right("argoproj.io", "workflowtaskresults", ("create", "patch")),
+    Right("", "configmaps", ("get",), "kfp-launcher"),
+)
+"""What the account of every step's pod must have: to report results, and to learn where artifacts go."""
 
 TRAIN_JOB_RIGHTS = (
     Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "patch", "delete")),
@@ -126,6 +130,7 @@ def _lacking(
         for verb in right.verbs:
             attributes = {"namespace": namespace, "verb": verb, "group": right.group, "resource": resource}
             attributes |= {"subresource": subresource} if subresource else {}
+            attributes |= {"name": right.name} if right.name else {}
             body = {"apiVersion": "authorization.k8s.io/v1", **review}
             answer = kubernetes.post(path, {**body, "spec": {**subject, "resourceAttributes": attributes}})
             if not answer.is_ok:
@@ -133,7 +138,7 @@ def _lacking(
             if not answer.body.get("status", {}).get("allowed"):
                 missing.append(verb)
         if missing:
-            lacking.append(Right(right.group, right.resource, tuple(missing)))
+            lacking.append(replace(right, verbs=tuple(missing)))
     return lacking
 
 
