@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import yaml
 from kfp import compiler
 from kubeflow_trainer_api import models
 
+from kfp_server import KfpServer
 from kubectl import build, unpack_kubectl
 from kubernetes_objects import TRAINER
 from kubernetes_rights import Deed, User, may, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components import __version__
-from spin_pipeline.cli import _parser
+from spin_pipeline.cli import _parser, main
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS, check_step_rights
 from spin_pipeline.cluster.preflight.checks import Cluster, check_all
 from spin_pipeline.cluster.preflight.connections import connect_kubernetes, connect_pipelines
@@ -270,6 +272,28 @@ def test_our_own_pods_are_restricted_and_of_this_version(built: Objects) -> None
         assert pod["automountServiceAccountToken"] is False
 
 
+def test_what_the_schedules_job_types_sets_one_schedule_however_often(
+    built: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    pod = only(built["schedule"], "Job")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    config_map = only(built["schedule"], "ConfigMap", pod["volumes"][0]["configMap"]["name"])
+    (tmp_path / "run.toml").write_text(config_map["data"]["run.toml"], "utf-8")
+    words = [*container["command"], *container["args"]]
+    typed = [word.replace(container["volumeMounts"][0]["mountPath"], str(tmp_path)) for word in words]
+    server = KfpServer()
+    try:
+        here = [word.replace("http://ml-pipeline.kubeflow:8888", server.endpoint) for word in typed]
+        assert here != typed
+        assert [main(here[1:]), main(here[1:])] == [0, 0]
+        (schedule,) = server.schedules
+    finally:
+        server.close()
+    assert schedule["display_name"] == "weekly"
+    assert schedule["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+
+
 @pytest.mark.parametrize("folder", ["overlays/dev", "overlays/gpu", "schedule"])
 def test_the_configurations_are_for_a_cluster(folder: str) -> None:
     configuration = load_settings(str(MANIFESTS / folder / "run.toml"))
@@ -304,10 +328,10 @@ def test_every_spin_pipeline_command_of_the_guide_is_one() -> None:
 def test_every_file_and_target_that_the_guide_names_exists() -> None:
     for name in re.findall(r"(?<![/\w])manifests/[\w./-]*\w", README):
         assert (ROOT / name).exists() or "/alice/" in name, name
-    makefile = (ROOT / "Makefile").read_text("utf-8")
     for command in commands("make"):
-        for target in (word for word in command[1:] if "=" not in word):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        arguments = [word if "=" not in word else f"{word.partition('=')[0]}=x" for word in command[1:]]
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_guides_overlay_for_a_users_namespace_moves_everything(kubectl: Path, tmp_path: Path) -> None:

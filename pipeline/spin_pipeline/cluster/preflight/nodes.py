@@ -138,12 +138,12 @@ def _check_demand(nodes: Sequence[Node], demand: Demand) -> Finding:
             subject, f"no node can hold {demand}: {_why(nodes, open_nodes, obstacles, demand)}", _remedy(demand)
         )
     if room >= demand.at_once:
-        return passed(subject, f"{demand}: room for {room} pods, {demand.at_once} at once")
+        return passed(subject, f"{demand}: {demand.at_once} at once, room for {room}")
     if demand.is_joint:
-        message = f"{demand} needs {demand.at_once} pods at once, the nodes can hold {room}"
+        message = f"{demand} needs {demand.at_once} pods at once, room for {room}"
         return failed(subject, message, "lower hardware.nodes, or add nodes")
     remedy = "fine if that may take longer; else add nodes or lower generation.shards"
-    return warned(subject, f"{demand}: {demand.at_once} at once, the nodes can hold {room}; the others wait", remedy)
+    return warned(subject, f"{demand}: {demand.at_once} at once, room for {room}; the others wait", remedy)
 
 
 def _why(nodes: Sequence[Node], open_nodes: Sequence[Node], obstacles: Mapping[str, str], demand: Demand) -> str:
