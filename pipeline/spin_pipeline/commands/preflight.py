@@ -55,6 +55,7 @@ def preflight(options: argparse.Namespace) -> int:
     cluster = Cluster(
         connect_kubernetes(options.context),
         connect_pipelines(target),
+        options.namespace or "",  # not a pod's own: KFP for one user runs in its namespace, whoever asks
         target.namespace,
         options.service_account,
         options.autoscaled,

@@ -13,7 +13,9 @@ from kubernetes_objects import TRAINER
 from kubernetes_rights import User, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from s3_server import BUCKET, S3Server, free_port
+from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
+from spin_pipeline.cluster.preflight.connections import connect_kubernetes
 from unit.cluster.scene import (
     NAMESPACE,
     SECRET,
@@ -209,6 +211,12 @@ def test_without_a_kubeconfig_the_command_is_wrong(
         assert expected in capsys.readouterr().err
 
 
+def test_a_pod_without_a_token_is_told_so() -> None:
+    environment = {"KUBECONFIG": "/nowhere", "KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+    with pytest.raises(ConfigError, match="this pod has no token for the Kubernetes API"):
+        connect_kubernetes(environment=environment)
+
+
 def test_a_wrong_setting_is_refused_before_anything_is_asked(kubernetes: KubernetesServer, kfp: Kfp) -> None:
     command = ["preflight", "--config", "tiny", "--set", "placement.gpu=1", "--endpoint", kfp.endpoint]
     assert main(command) == 2
@@ -239,6 +247,13 @@ def test_a_namespace_that_is_not_there_ends_the_checks(check: Check) -> None:
 def test_a_namespace_on_its_way_out_fails(check: Check, kubernetes: KubernetesServer) -> None:
     kubernetes.put(cluster_object("v1", "Namespace", NAMESPACE, status={"phase": "Terminating"}))
     assert found(check()[1], "namespace") == [("fail", "kubeflow is Terminating")]
+
+
+def test_kfp_for_one_user_runs_in_its_own_namespace_whatever_ours_is(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_NAMESPACE", "ours")
+    assert found(check()[1], "namespace") == [("pass", "kubeflow")]
 
 
 def test_an_account_that_is_not_there_fails(check: Check) -> None:

@@ -22,7 +22,8 @@ class Cluster:
     Attributes:
         kubernetes: its API.
         pipelines: KFP's API.
-        namespace: that runs execute in; empty: KFP's own, where it serves one user.
+        namespace: that runs execute in where KFP serves one user; empty: KFP's usual one.
+        user_namespace: that they execute in where it serves several.
         account: service account of the pods; empty: KFP's usual one.
         is_growing: whether nodes are added when pods wait for them.
     """
@@ -30,6 +31,7 @@ class Cluster:
     kubernetes: Api
     pipelines: Api
     namespace: str = ""
+    user_namespace: str = ""
     account: str = ""
     is_growing: bool = False
 
@@ -51,14 +53,14 @@ def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Findin
     yield from reachable
     if any(finding.verdict == "fail" for finding in reachable):
         return
-    if is_multi_user and not cluster.namespace:
+    if is_multi_user and not cluster.user_namespace:
         remedy = "name yours with --namespace, or in KFP_NAMESPACE"
         yield failed("namespace", "KFP serves several users, and none of their namespaces is named", remedy)
         return
     yield from _check_namespaced(
         configuration,
         cluster,
-        cluster.namespace or _NAMESPACE,
+        cluster.user_namespace if is_multi_user else cluster.namespace or _NAMESPACE,
         cluster.account or (_USER_ACCOUNT if is_multi_user else _ACCOUNT),
         is_multi_user,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import kfp_server_api
 import kubernetes.client
@@ -29,23 +30,39 @@ def connect_kubernetes(context: str = "", environment: Mapping[str, str] | None 
         ConfigError: neither can be used.
     """
     environment = os.environ if environment is None else environment
-    configuration = kubernetes.client.Configuration()
     files = environment.get("KUBECONFIG", "") or str(Path.home() / ".kube" / "config")
+    if any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file):
+        configuration = _from_files(files, context)
+    elif environment.get("KUBERNETES_SERVICE_HOST"):
+        configuration = _from_pod()
+    else:
+        raise ConfigError(f"no kubeconfig at {files}, and this is no pod; set KUBECONFIG to the cluster's file")
+    configuration.retries = _RETRIES
+    return Api(kubernetes.client.ApiClient(configuration), "BearerToken", kubernetes.client.ApiException)
+
+
+def _from_files(files: str, context: str) -> Any:
+    configuration = kubernetes.client.Configuration()
     try:
-        if any(Path(file).expanduser().is_file() for file in files.split(os.pathsep) if file):
-            config.load_kube_config(files, context or None, configuration, persist_config=False)
-        elif environment.get("KUBERNETES_SERVICE_HOST"):
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            raise ConfigError(f"no kubeconfig at {files}, and this is no pod; set KUBECONFIG to the cluster's file")
+        config.load_kube_config(files, context or None, configuration, persist_config=False)
     except config.ConfigException as error:
         raise ConfigError(f"{files} cannot be used: {error}") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:  # it checks little
         raise ConfigError(
             f"{files} is no kubeconfig ({type(error).__name__}); set KUBECONFIG to the right one"
         ) from error
-    configuration.retries = _RETRIES
-    return Api(kubernetes.client.ApiClient(configuration), "BearerToken", kubernetes.client.ApiException)
+    return configuration
+
+
+def _from_pod() -> Any:
+    configuration = kubernetes.client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        raise ConfigError(
+            f"this pod has no token for the Kubernetes API ({error}); give it a service account, or set KUBECONFIG"
+        ) from error
+    return configuration
 
 
 def connect_pipelines(target: Target) -> Api:
