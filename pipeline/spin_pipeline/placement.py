@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 from kfp import kubernetes
 
+from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cluster_settings import ClusterSettings
 
 CACHE = "/var/cache/spin"
 """Where pods keep what they fetched."""
-
-STEP_LABEL = ("app.kubernetes.io/part-of", "spin-pipelines")
-"""By which manifests/base/network-policy.yaml knows the pods of a run."""
 
 PLACES: dict[str, type] = {
     "accelerator": str,

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
 from spin_components.settings import HardwareSettings
 from spin_components.train_epoch.nodes.identity import Identity
 from spin_components.train_epoch.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, name_of
@@ -94,3 +96,14 @@ def test_the_digest_does_not_depend_on_the_pod_that_asks() -> None:
     # the pod of a retried step has another name; it must know its job again
     other = Identity("team", "pipeline-runner", "step-2", "4-5-6")
     assert body()["metadata"]["annotations"] == body(other)["metadata"]["annotations"]
+
+
+def test_it_is_strictly_of_the_trainers_schema_and_its_pods_have_the_policys_label() -> None:
+    job = body()
+    assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job  # what a model does not know, it drops
+    misspelt = {**job, "spec": {**job["spec"], "runtimePatch": []}}
+    assert TrainerV1alpha1TrainJob.from_dict(misspelt).to_dict() != misspelt
+    (patch,) = job["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
+    assert labels == {"app.kubernetes.io/part-of": "spin-pipelines"}

@@ -14,7 +14,6 @@ import kubernetes_validate
 import pytest
 import yaml
 from kfp import compiler
-from kubeflow_trainer_api import models
 
 from kfp_server import KfpServer
 from kubectl import build, unpack_kubectl
@@ -22,6 +21,7 @@ from kubernetes_objects import TRAINER
 from kubernetes_rights import Deed, User, may, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components import __version__
+from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cli import _parser, main
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS, check_step_rights
 from spin_pipeline.cluster.preflight.checks import Cluster, check_all
@@ -30,14 +30,12 @@ from spin_pipeline.cluster.preflight.inputs import check_addresses
 from spin_pipeline.cluster.target import Target
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build as build_pipeline
-from spin_pipeline.placement import STEP_LABEL
 from unit.cluster.scene import SECRET, cluster_object, in_namespace, kfp_health, node, secret
 
 ROOT = Path(__file__).parents[3]
 MANIFESTS = ROOT / "manifests"
-FOLDERS = ("base", "overlays/dev", "overlays/gpu", "schedule", "multi-node")
+FOLDERS = ("base", "overlays/dev", "overlays/gpu", "schedule")
 KUBERNETES = ("1.29", "1.30", "1.31", "1.32", "1.33")
-TRAINER_MODELS = {"ClusterTrainingRuntime": models.TrainerV1alpha1ClusterTrainingRuntime}
 README = (MANIFESTS / "README.md").read_text("utf-8")
 
 Objects = dict[str, list[dict[str, Any]]]
@@ -70,18 +68,9 @@ def examples() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_object_is_strictly_of_its_schema(built: Objects, version: str) -> None:
     different = {json.dumps(item, sort_keys=True): item for items in built.values() for item in items}
-    assert len(different) == 12 + 2 + 2 + 2 + 1  # each overlay changes two of the base
+    assert len(different) == 12 + 2 + 2 + 2  # each overlay changes two of the base
     for item in different.values():
-        if item["kind"] not in TRAINER_MODELS:
-            assert kubernetes_validate.validate(item, version, strict=True) == version
-
-
-def test_objects_of_the_trainer_are_strictly_of_its_models(built: Objects) -> None:
-    (runtime,) = [item for items in built.values() for item in items if item["kind"] in TRAINER_MODELS]
-    model = TRAINER_MODELS[runtime["kind"]]
-    assert model.from_dict(runtime).to_dict() == runtime  # what a model does not know, it drops
-    misspelt = {**runtime, "spec": {**runtime["spec"], "mlPolicies": {}}}
-    assert model.from_dict(misspelt).to_dict() != misspelt
+        assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -104,7 +93,7 @@ def test_no_kustomization_holds_a_secret(built: Objects) -> None:
 
 
 def test_everything_is_in_the_namespace_that_kfp_runs_in(built: Objects) -> None:
-    whole = ("Namespace", "ClusterRole", "ClusterRoleBinding", "ClusterTrainingRuntime")
+    whole = ("Namespace", "ClusterRole", "ClusterRoleBinding")
     for items in built.values():
         assert {item["metadata"].get("namespace") for item in items if item["kind"] not in whole} <= {"kubeflow"}
         for item in of_kind(items, *whole):
@@ -174,7 +163,7 @@ def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     applied.objects.kinds.extend(TRAINER)
     applied.put(
-        *built["multi-node"],
+        cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed"),
         node("worker", cpu="8", memory="16Gi"),
         secret("spin-storage", {"S3_ENDPOINT": SECRET}),
         cluster_object("storage.k8s.io/v1", "StorageClass", "standard", volumeBindingMode="WaitForFirstConsumer"),
@@ -186,7 +175,6 @@ def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
     path = applied.write_kubeconfig(tmp_path / "kubeconfig", "submitter")
     overrides = [
         "cluster.model_cache_claim=spin-model-cache",
-        "cluster.training_runtime=spin-torch",
         "hardware.nodes=2",
     ]
     configuration = load_settings(str(MANIFESTS / "overlays/dev/run.toml"), overrides)
@@ -218,8 +206,7 @@ def test_the_network_policy_is_about_the_pods_that_steps_are(built: Objects, tmp
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert len(executors) >= 6
     assert all(one["podMetadata"]["labels"] == label for one in executors.values())
-    for item in (only(built["schedule"], "Job")["spec"]["template"], _runtime_pod(built)):
-        assert label.items() <= item["metadata"]["labels"].items()
+    assert label.items() <= only(built["schedule"], "Job")["spec"]["template"]["metadata"]["labels"].items()
 
 
 def test_steps_may_reach_what_kfp_storage_and_training_need(built: Objects) -> None:
@@ -251,25 +238,16 @@ def _peer(rule: dict[str, Any]) -> str:
     return f"{place}: {' and '.join(labels)}"
 
 
-def _runtime_pod(built: Objects) -> dict[str, Any]:
-    (job,) = only(built["multi-node"], "ClusterTrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
-    pod: dict[str, Any] = job["template"]["spec"]["template"]
-    return pod
-
-
-def test_our_own_pods_are_restricted_and_of_this_version(built: Objects) -> None:
-    for pod, image in (
-        (only(built["schedule"], "Job")["spec"]["template"]["spec"], "cpu"),
-        (_runtime_pod(built)["spec"], "train"),
-    ):
-        (container,) = pod["containers"]
-        assert container["image"] == f"spin-pipelines/{image}:{__version__}"
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] == load_settings("tiny").cluster.run_as_user
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert pod["automountServiceAccountToken"] is False
+def test_our_own_pod_is_restricted_and_of_this_version(built: Objects) -> None:
+    pod = only(built["schedule"], "Job")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == f"spin-pipelines/cpu:{__version__}"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == load_settings("tiny").cluster.run_as_user
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["automountServiceAccountToken"] is False
 
 
 def test_what_the_schedules_job_types_sets_one_schedule_however_often(

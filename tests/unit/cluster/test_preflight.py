@@ -279,14 +279,14 @@ def test_several_nodes_need_the_trainer_its_runtime_and_the_rights(check: Check,
     code, checks = check(*several)
     assert found(checks, "trainer")[1] == ("fail", "there is no ClusterTrainingRuntime torch-distributed")
     lacking = found(checks, "rights of steps")[0][1]
-    assert "create/get/list/watch/patch/delete trainjobs.trainer.kubeflow.org" in lacking and "get pods/log" in lacking
+    assert "create/get/delete trainjobs.trainer.kubeflow.org" in lacking and "get pods/log" in lacking
     kubernetes.put(
         cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed"),
         role(
             "jobs",
             [
-                ("trainer.kubeflow.org", ["trainjobs"], ["create", "get", "list", "watch", "patch", "delete"]),
-                ("", ["pods", "events"], ["get", "list"]),
+                ("trainer.kubeflow.org", ["trainjobs"], ["create", "get", "delete"]),
+                ("", ["pods"], ["list"]),
                 ("", ["pods/log"], ["get"]),
             ],
         ),

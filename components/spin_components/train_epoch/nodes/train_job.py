@@ -19,6 +19,9 @@ GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", 
 DIGEST = "spin-pipelines/digest"
 """Annotation with the digest of a job's specification: a job that says the same may be adopted."""
 
+STEP_LABEL = ("app.kubernetes.io/part-of", "spin-pipelines")
+"""By which manifests/base/network-policy.yaml knows the pods of a run: those of steps and of their jobs."""
+
 _NODE = "node"
 _SHM = "spin-shm"
 
@@ -113,8 +116,9 @@ def body_of(
 
 
 def _patch(pod: dict[str, Any]) -> dict[str, Any]:
-    """A pod's specification, at its place within a runtime's JobSet."""
-    job = {"name": _NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    """A pod's specification and label, at their place within a runtime's JobSet."""
+    template = {"metadata": {"labels": dict([STEP_LABEL])}, "spec": pod}
+    job = {"name": _NODE, "template": {"spec": {"template": template}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}
 
 

@@ -33,12 +33,11 @@ STEP_RIGHTS = (
 """What the account of every step's pod must have: to report results, and to learn where artifacts go."""
 
 TRAIN_JOB_RIGHTS = (
-    Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "list", "watch", "patch", "delete")),
-    Right("", "pods", ("get", "list")),
+    Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "delete")),
+    Right("", "pods", ("list",)),
     Right("", "pods/log", ("get",)),
-    Right("", "events", ("list",)),
 )
-"""What `train-epoch` needs beside it to run on several nodes."""
+"""What `train-epoch` needs beside it to run on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
 
 OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "pipelines", ("create", "get", "list")),
