@@ -93,14 +93,14 @@ class Kfp(HTTPServer):
     """KFP's API as far as its health, in the JSON that its API server writes.
 
     Attributes:
-        health: what it says of itself.
+        says: its health.
         status: it answers with.
         tokens: it was shown, one a request.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Health)
-        self.health: dict[str, Any] = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
+        self.says: dict[str, Any] = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
         self.status = 200
         self.tokens: list[str] = []
 
@@ -131,7 +131,7 @@ class _Health(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.tokens.append(self.headers.get("authorization", ""))
         is_known = self.path == "/apis/v2beta1/healthz"
-        content = json.dumps(self.server.health if is_known else {"error": "no such path"}).encode()
+        content = json.dumps(self.server.says if is_known else {"error": "no such path"}).encode()
         self.send_response(self.server.status if is_known else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

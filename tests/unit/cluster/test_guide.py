@@ -1,0 +1,62 @@
+"""manifests/README.md: its commands are commands, its files are there, its overlay builds."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from kubectl import build
+from kubernetes_rights import Deed, User, may, service_account
+from kubernetes_server import kubernetes_server
+from spin_pipeline.cli import _parser
+from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS
+from unit.cluster.built import MANIFESTS, of_kind
+
+ROOT = MANIFESTS.parent
+README = (MANIFESTS / "README.md").read_text("utf-8")
+
+
+def commands(word: str) -> list[list[str]]:
+    """The commands of the guide that begin so, in words; a line that ends in \\ goes on."""
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip().startswith(f"{word} ")]
+
+
+def test_every_spin_pipeline_command_of_the_guide_is_one() -> None:
+    found = commands("spin-pipeline")
+    assert {command[1] for command in found} >= {"preflight", "submit", "schedule"}
+    for command in found:
+        _parser().parse_args(command[1:])
+
+
+def test_every_file_and_target_that_the_guide_names_exists() -> None:
+    for name in re.findall(r"(?<![/\w])manifests/[\w./-]*\w", README):
+        assert (ROOT / name).exists() or "/alice/" in name, name
+    for command in commands("make"):
+        arguments = [word if "=" not in word else f"{word.partition('=')[0]}=x" for word in command[1:]]
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_guides_overlay_for_a_users_namespace_moves_everything(kubectl: Path, tmp_path: Path) -> None:
+    (text,) = re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
+    folder = tmp_path / "manifests" / "overlays" / "alice"
+    folder.mkdir(parents=True)
+    (tmp_path / "manifests" / "base").symlink_to(MANIFESTS / "base")
+    (folder / "kustomization.yaml").write_text(text, "utf-8")
+    items = build(kubectl, folder)
+    assert not of_kind(items, "Namespace")  # the profile's own
+    assert {item["metadata"].get("namespace", "alice") for item in items} == {"alice"}
+    bindings = of_kind(items, "RoleBinding", "ClusterRoleBinding")
+    assert {subject["namespace"] for item in bindings for subject in item["subjects"]} == {"alice"}
+    with kubernetes_server() as server:
+        server.put(*items)
+        for right in (*STEP_RIGHTS, *TRAIN_JOB_RIGHTS):
+            deed = Deed(right.verbs[0], right.group, right.resource, "alice", right.name)
+            assert may(server.objects, service_account("alice", "default-editor"), deed)
+            assert not may(server.objects, service_account("alice", "pipeline-runner"), deed)
+        assert may(server.objects, service_account("alice", "spin-submitter"), Deed("list", "", "nodes"))
+        assert not may(server.objects, User("somebody"), Deed("list", "", "nodes"))
