@@ -186,5 +186,5 @@ def test_the_step_of_a_schedule_is_small_patient_and_never_repeated() -> None:
     assert executor["container"]["resources"]["resourceMemoryLimit"] == "2Gi"
     [config] = platform["executors"].values()
     assert "activeDeadlineSeconds" not in config
-    assert config["podMetadata"]["labels"] == {"access-ml-pipeline": "true"}
+    assert config["podMetadata"]["labels"]["access-ml-pipeline"] == "true"
     assert config["secretAsEnv"][0]["secretName"] == "spin-storage"
