@@ -1,0 +1,163 @@
+"""The samples of the page: which pairs are shown, and their text."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from spin_components.errors import SpinError
+from spin_components.report.answers import Answers
+from spin_components.report.decimation import evenly
+from spin_components.report.history import History
+from spin_components.store import layout
+from spin_components.store.run import RunStore
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 500
+"""Pairs on the page, but for the extremes."""
+EXTREMES = 20
+"""Pairs with the smallest and with the largest margin of an iteration that are shown besides."""
+MOST_CHARACTERS = 4000
+"""Of one text; the rest is left out."""
+TEXT_BUDGET = 6_000_000
+"""Characters of all texts; the pairs are thinned out to keep to it."""
+
+_TOKENIZER_FILE = "tokenizer.json"
+Decode = Callable[[Sequence[int]], str]
+
+
+def sample_rows(run: RunStore, history: History, answers: list[Answers]) -> dict[str, Any]:
+    """Prompts with all their answers, as the page's table takes them.
+
+    Returns: `rows`, `total` (pairs there are), and the text that all prompts begin and end with, which the table
+        leaves out: `prefix`, `suffix`.
+    """
+    if not answers:
+        return {"rows": [], "total": 0, "prefix": "", "suffix": ""}
+    decode = _decoder(run, history)
+    rows = _decoded(answers, decode) if decode else _kept_by_generate(history)
+    prefix, suffix = _shared_ends([row["prompt"] for row in rows])
+    return {"rows": rows, "total": len(answers[-1].index), "prefix": prefix, "suffix": suffix}
+
+
+def _decoder(run: RunStore, history: History) -> Decode | None:
+    """The tokenizer of the newest policy in this run, fetched without the weights; None where it has no such file."""
+    if key := next((key for key in _tokenizer_keys(history) if key), None):
+        from tokenizers import Tokenizer
+
+        try:
+            manifest = next(m for m in history.manifests() if key in m.outputs)
+            files = {key: manifest.outputs[key]}
+            tokenizer = Tokenizer.from_file(str(run.fetch(files, what="the tokenizer") / key))
+        except (SpinError, ValueError) as error:  # of a format this version does not know, or just pruned
+            logger.warning("samples are shown as far as they were decoded before: %s", error)
+            return None
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
+    return None
+
+
+def _tokenizer_keys(history: History) -> list[str | None]:
+    found: list[str | None] = []
+    for iteration in reversed(history.published):
+        if iteration.published:
+            keys = iteration.published.outputs
+            found.append(next((key for key in keys if key.endswith(f"/{_TOKENIZER_FILE}")), None))
+    return found
+
+
+def _decoded(answers: list[Answers], decode: Decode) -> list[dict[str, Any]]:
+    chosen = _chosen(answers)
+    tables = {found.iteration: found for found in answers}
+    places = {t: dict(zip(found.index.tolist(), range(len(found.index)), strict=True)) for t, found in tables.items()}
+    rows, size = [], 0
+    for index in chosen:
+        row = _row(index, tables, places, decode)
+        size += sum(len(text) for text in (row["prompt"], row["actual"], *(a["text"] for a in row["answers"] if a)))
+        rows.append(row)
+    if size <= TEXT_BUDGET:
+        return rows
+    return [rows[place] for place in evenly(len(rows), max(1, int(len(rows) * TEXT_BUDGET / size)))]
+
+
+def _chosen(answers: list[Answers]) -> list[int]:
+    """Indices of the pairs to show: evenly spread ones, and those with the most extreme margins."""
+    newest = answers[-1]
+    chosen = set(newest.index[evenly(len(newest.index), MOST_ROWS)].tolist())
+    for found in answers:
+        known = np.flatnonzero(np.isfinite(found.margin))
+        ranked = known[np.argsort(found.margin[known], kind="stable")]
+        chosen |= set(found.index[ranked[:EXTREMES]].tolist()) | set(found.index[ranked[-EXTREMES:]].tolist())
+    return sorted(chosen)
+
+
+def _row(
+    index: int, tables: dict[int, Answers], places: dict[int, dict[int, int]], decode: Decode
+) -> dict[str, Any]:
+    played = [(t, places[t][index]) for t in tables if index in places[t]]
+    t, place = played[-1]
+    cells = tables[t].table
+    answers: list[dict[str, Any] | None] = [None] * (max(tables) + 1)
+    for t, place_there in played:
+        found = tables[t]
+        margin = float(found.margin[place_there])
+        answers[t] = {
+            "text": _cut(decode(found.table["generated_ids"][place_there].as_py())),
+            "tokens": int(found.num_generated[place_there]),
+            "end": str(found.finish_reason[place_there]),
+            "margin": round(margin, 4) if math.isfinite(margin) else None,
+        }
+    return {
+        "index": index,
+        "prompt": _cut(decode(cells["prompt_ids"][place].as_py())),
+        "actual": _cut(decode(cells["actual_ids"][place].as_py())),
+        "tokens": int(tables[played[-1][0]].num_actual[place]),
+        "answers": answers,
+    }
+
+
+def _kept_by_generate(history: History) -> list[dict[str, Any]]:
+    """The few pairs that `generate` decoded: all there is while no policy is published."""
+    rows: dict[int, dict[str, Any]] = {}
+    for iteration in history.iterations:
+        for generated, _ in iteration.shards:
+            for sample in generated.facts["samples"]:
+                row = rows.setdefault(
+                    int(sample["index"]),
+                    {
+                        "index": int(sample["index"]),
+                        "prompt": _cut(sample["prompt"]),
+                        "actual": _cut(sample["actual"]),
+                        "tokens": None,
+                        "answers": [None] * len(history.iterations),
+                    },
+                )
+                row["answers"][iteration.number] = {
+                    "text": _cut(sample["generated"]),
+                    "tokens": None,
+                    "end": sample["finish_reason"],
+                    "margin": None,
+                }
+    return [rows[index] for index in sorted(rows)]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} … [{len(text):,} characters in all]"
+
+
+def _shared_ends(prompts: list[str]) -> tuple[str, str]:
+    """What every prompt begins and ends with, cut back to where a template could put a boundary."""
+    if len(prompts) < 2:
+        return "", ""
+    prefix = os.path.commonprefix(prompts)
+    prefix = prefix[: max(prefix.rfind(mark) + 1 for mark in ("\n", ">", "]"))]
+    rest = [prompt[len(prefix) :] for prompt in prompts]
+    suffix = os.path.commonprefix([prompt[::-1] for prompt in rest])[::-1]
+    start = re.search(r"[\n<\[]", suffix)
+    return prefix, suffix[start.start() :] if start else ""
