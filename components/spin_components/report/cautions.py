@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spin_components.report.history import History, IterationHistory
+from spin_components.report.verdict import percent
 
 _MANY_CUT = 0.2
 _MANY_IDENTICAL = 0.05
@@ -33,7 +34,7 @@ def _of_the_data(history: History) -> list[str]:
     for name, what in (
         ("num_prompts_cut", "prompts lost their beginning; raise data.max_prompt_length"),
         ("num_answers_cut", "human answers were cut and carry no EOS; raise data.max_length"),
-        ("num_bad_records", "records could not be used and were left out (data.on_bad_record = \"skip\")"),
+        ("num_bad_records", "records could not be used and were left out (data.on_bad_record)"),
         ("num_unrenderable_records", "records could not be rendered by the chat template and were left out"),
     ):
         if number := facts.get(name):
@@ -46,14 +47,14 @@ def _of_the_answers(history: History, iteration: IterationHistory) -> list[str]:
     limit = history.settings["generation"]["max_new_tokens"]
     if (cut := iteration.finish_reasons.get("length", 0) / num) > _MANY_CUT:
         found.append(
-            f"{cut:.0%} of the generated answers of {where} were cut at generation.max_new_tokens = {limit} and carry "
-            "no EOS, so the policy can tell them by that alone. Raise the limit."
+            f"{percent(cut)} of the generated answers of {where} were cut at generation.max_new_tokens = {limit} and "
+            "carry no EOS, so the policy can tell them by that alone. Raise the limit."
         )
     same, empty = iteration.count("num_identical"), iteration.count("num_empty")
     if same / num > _MANY_IDENTICAL:
         found.append(
-            f"{same / num:.0%} of the generated answers of {where} are the human's own, word for word. They carry no "
-            "signal and were dropped; raise generation.temperature, or stop playing here."
+            f"{percent(same / num)} of the generated answers of {where} are the human's own, word for word. They carry "
+            "no signal and were dropped; raise generation.temperature, or stop playing here."
         )
     if empty:
         found.append(f"{empty:,} of {num:,} generated answers of {where} are empty and were dropped.")

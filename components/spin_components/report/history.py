@@ -114,12 +114,13 @@ def read_history(run: RunStore) -> History:
     data, keys = read_manifest(run, layout.DATA_MANIFEST), run.sizes("iterations").keys()
     base = layout.BASE_VALIDATION
     numbers = [int(name) for name in {key.split("/")[1] for key in keys} if name.isdigit()]
+    num_iterations, num_shards = max(numbers, default=-1) + 1, int(data.facts["num_shards"])
     return History(
         uri=run.uri,
         record=run.read_json(layout.RUN),
         data=data,
         base=read_manifest(run, base) if run.exists(base) else None,
-        iterations=[_iteration(run, keys, t, int(data.facts["num_shards"])) for t in range(max(numbers, default=-1) + 1)],
+        iterations=[_iteration(run, keys, t, num_shards) for t in range(num_iterations)],
     )
 
 
@@ -127,11 +128,12 @@ def _iteration(run: RunStore, keys: Any, t: int, num_shards: int) -> IterationHi
     def found(key: str) -> Manifest | None:
         return read_manifest(run, key) if key in keys else None
 
-    shards = []
-    for shard in range(num_shards):
-        if generated := found(layout.manifest_of(layout.generations(t, shard))):
-            shards.append((generated, found(layout.manifest_of(layout.ref_logprobs(t, shard)))))
-    epochs = []
+    shards = [
+        (generated, found(layout.manifest_of(layout.ref_logprobs(t, shard))))
+        for shard in range(num_shards)
+        if (generated := found(layout.manifest_of(layout.generations(t, shard))))
+    ]
+    epochs: list[EpochHistory] = []
     while trained := found(layout.epoch_manifest(t, len(epochs))):
         epochs.append(EpochHistory(len(epochs), trained, found(layout.validation(t, len(epochs)))))
     return IterationHistory(t, shards, epochs, found(layout.checkpoint(t)))

@@ -20,15 +20,20 @@ def origins(history: History) -> Facts:
     return [
         ("run", history.uri),
         ("begun", _date(record["created_at"])),
-        ("base model", record["base_model"]["uri"]),
+        ("base model", _named(history.settings["model"]["base"], record["base_model"]["uri"])),
         ("base model, SHA-256", _digest(record["base_model"]["files"])),
         *([("forked from", forked)] if forked else []),
-        *((f"{name} data", source["uri"]) for name, source in record["data"].items()),
+        *((f"{name} data", _named(history.settings["data"][name], s["uri"])) for name, s in record["data"].items()),
         *((f"{name} data, SHA-256", _digest(source["files"])) for name, source in record["data"].items()),
         ("prompts", f"{data['num_train']:,} for training, {data['num_validation']:,} held out"),
         ("seed", str(record["seed"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in _versions(record).items())),
     ]
+
+
+def _named(setting: str, uri: str) -> str:
+    """An address, with what the settings call it where that is something else."""
+    return uri if setting == uri else f"{setting}, as {uri}"
 
 
 def _versions(record: dict[str, Any]) -> dict[str, str]:
@@ -94,7 +99,8 @@ def settings_tables(history: History) -> list[tuple[str, list[tuple[str, str, bo
     tables = []
     for section, table in history.settings.items():
         fields = _defaults(section)
-        rows = [(name, _plain(value), name in fields and _plain(fields[name]) != _plain(value)) for name, value in table.items()]
+        changed = {name for name, value in table.items() if name in fields and _plain(fields[name]) != _plain(value)}
+        rows = [(name, _plain(value), name in changed) for name, value in table.items()]
         tables.append((section, rows))
     return tables
 

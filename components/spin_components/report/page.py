@@ -25,7 +25,7 @@ from spin_components.report.series import (
     step_series,
     validation_points,
 )
-from spin_components.report.verdict import MINUS, judge, perplexity, signed
+from spin_components.report.verdict import MINUS, judge, percent, perplexity, signed
 from spin_components.store.run import RunStore
 
 TEMPLATES = Path(__file__).parent / "template"
@@ -44,6 +44,7 @@ def build_page(run: RunStore) -> str:
     answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
     verdict = judge(history, published_differences(points))
+    samples = sample_rows(run, history, answers)
     data = {
         "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
         "validation": [
@@ -53,7 +54,7 @@ def build_page(run: RunStore) -> str:
         "lengths": lengths(answers),
         "finish": [{"iteration": it.number, **it.finish_reasons} for it in history.iterations if it.num_pairs],
         "drift": drift(answers),
-        "samples": sample_rows(run, history, answers),
+        "samples": samples,
     }
     return render(
         "page.html",
@@ -67,7 +68,6 @@ def build_page(run: RunStore) -> str:
         origins=lineage.origins(history),
         costs=lineage.costs(history, _answer_tokens(history, answers)),
         settings=lineage.settings_tables(history),
-        num_samples=len(data["samples"]["rows"]),
     )
 
 
@@ -133,7 +133,7 @@ def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
             ("perplexity", perplexity(verdict.best_loss), f"base {perplexity(verdict.base_loss)}"),
         ]
         if found := verdict.difference:
-            share = f"{found.num_better / found.num_answers:.0%}"
+            share = percent(found.num_better / found.num_answers)
             tiles.append(("held-out answers likelier", share, f"{found.num_better} of {found.num_answers}"))
     if published:
         facts = published[-1].facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from spin_components.errors import SpinError
 from spin_components.report.answers import Answers
 from spin_components.report.decimation import evenly
 from spin_components.report.history import History
-from spin_components.store import layout
 from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)
@@ -97,9 +95,7 @@ def _chosen(answers: list[Answers]) -> list[int]:
     return sorted(chosen)
 
 
-def _row(
-    index: int, tables: dict[int, Answers], places: dict[int, dict[int, int]], decode: Decode
-) -> dict[str, Any]:
+def _row(index: int, tables: dict[int, Answers], places: dict[int, dict[int, int]], decode: Decode) -> dict[str, Any]:
     played = [(t, places[t][index]) for t in tables if index in places[t]]
     t, place = played[-1]
     cells = tables[t].table
@@ -155,9 +151,17 @@ def _shared_ends(prompts: list[str]) -> tuple[str, str]:
     """What every prompt begins and ends with, cut back to where a template could put a boundary."""
     if len(prompts) < 2:
         return "", ""
-    prefix = os.path.commonprefix(prompts)
+    prefix = _common(prompts)
     prefix = prefix[: max(prefix.rfind(mark) + 1 for mark in ("\n", ">", "]"))]
     rest = [prompt[len(prefix) :] for prompt in prompts]
-    suffix = os.path.commonprefix([prompt[::-1] for prompt in rest])[::-1]
+    suffix = _common([prompt[::-1] for prompt in rest])[::-1]
     start = re.search(r"[\n<\[]", suffix)
     return prefix, suffix[start.start() :] if start else ""
+
+
+def _common(texts: list[str]) -> str:
+    """What all of them begin with."""
+    low, high = min(texts), max(texts)
+    return low[
+        : next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
+    ]

@@ -43,9 +43,11 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = zip(lines["rewards_actual_mean"], lines["rewards_generated_mean"], strict=True)
     lines["margin"] = [actual - generated for actual, generated in pairs]
     steps = np.array([row["step"] for row in rows], dtype=np.int64)
+    first = np.searchsorted(steps, list(starts.values()))
+    ends = np.concatenate([first, first[1:] - 1]).astype(np.int64)
     series = {}
     for name, line in lines.items():
-        kept = min_max(np.array(line), MOST_POINTS)
+        kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
         series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[place]:.6g}") for place in kept]}
     return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
 
@@ -110,7 +112,5 @@ def lengths(answers: list[Answers]) -> dict[str, Any]:
 
 def drift(answers: list[Answers]) -> list[dict[str, Any]]:
     """Mean log-probability of an answer's token under each iteration's reference."""
-    return [
-        {"iteration": found.iteration, "actual": found.mean_logprob("actual"), "generated": found.mean_logprob("generated")}
-        for found in answers
-    ]
+    means = [(found.iteration, found.mean_logprob("actual"), found.mean_logprob("generated")) for found in answers]
+    return [{"iteration": t, "actual": actual, "generated": generated} for t, actual, generated in means]

@@ -69,6 +69,11 @@ def signed(value: float, digits: int = 3) -> str:
     return f"{'+' if value > 0 else MINUS if value < 0 else ''}{abs(value):.{digits}f}"
 
 
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{share * 100:.0f}\N{NO-BREAK SPACE}%"
+
+
 def perplexity(loss: float) -> str:
     """exp(loss), in three significant digits."""
     return f"{math.exp(loss):,.3g}" if loss < 7 else f"{math.exp(min(loss, 700)):,.0f}"

@@ -56,7 +56,7 @@
     const series = [stairs("human", "human", lengths.human), stairs(`iteration ${late.iteration}`, "model", late.shares)];
     if (early !== late) series.splice(1, 0, stairs(`iteration ${early.iteration}`, "early", early.shares));
     linePlot(at("answer-plots"), {
-      title: "Tokens an answer", xName: "tokens from", series, zero: true, format: (y) => `${(y * 100).toFixed(1)} %`,
+      title: "Tokens an answer", xName: "tokens from", series, zero: true, format: (y) => `${Number((y * 100).toFixed(1))} %`,
       note: `Share of answers by length. Means: human ${figure(lengths.human_mean)}, ` +
         lengths.generated.map((each) => `iteration ${each.iteration} ${figure(each.mean)}`).join(", ") + ".",
     });

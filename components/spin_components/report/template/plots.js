@@ -28,14 +28,15 @@ function linePlot(host, spec) {
     const node = svg("svg", { viewBox: `0 0 ${width} ${height}`, height });
 
     const yTicks = ticks(low, high, height / 48);
-    tickLabels(yTicks).forEach((label, i) => {
+    (spec.format ? yTicks.map(spec.format) : tickLabels(yTicks)).forEach((label, i) => {
       const y = Y(yTicks[i]);
       node.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }),
         svg("text", { x: box.left - 8, y: y + 4, "text-anchor": "end" }, label));
     });
     const xTicks = spec.xLabels ? [...spec.xLabels.keys()] : ticks(from, to, width / 90).filter(Number.isInteger);
-    for (const tick of xTicks) {
-      node.append(svg("text", { x: X(tick), y: box.bottom + 17, "text-anchor": "middle" }, spec.xLabels ? spec.xLabels.get(tick) : figure(tick)));
+    for (const [i, tick] of xTicks.entries()) {
+      const anchor = !spec.xLabels || xTicks.length < 2 || (i && i < xTicks.length - 1) ? "middle" : i ? "end" : "start";
+      node.append(svg("text", { x: X(tick), y: box.bottom + 17, "text-anchor": anchor }, spec.xLabels ? spec.xLabels.get(tick) : figure(tick)));
     }
     node.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
     for (const start of spec.starts || []) {
@@ -44,9 +45,9 @@ function linePlot(host, spec) {
     }
     for (const rule of spec.rules || []) {
       node.append(svg("line", { class: "rule", x1: box.left, x2: box.right, y1: Y(rule.y), y2: Y(rule.y) }),
-        svg("text", { x: box.right, y: Y(rule.y) - 5, "text-anchor": "end" }, rule.label));
+        svg("text", { x: box.right, y: Y(rule.y) + 15, "text-anchor": "end" }, rule.label));
     }
-    for (const line of series) drawLine(node, line, X, Y);
+    for (const line of series) drawLine(node, line, X, Y, new Set((spec.starts || []).map((start) => start.x)));
     if (named) {
       const ends = spread(series.map((line) => Y(line.stairs ? Math.max(...line.y) : line.y[line.y.length - 1])), 15, box.top + 4, box.bottom);
       series.forEach((line, i) => node.append(svg("text", { class: `label ${line.tone}`, x: box.right + 8, y: ends[i] + 4 }, line.name)));
@@ -73,11 +74,12 @@ function linePlot(host, spec) {
   });
 }
 
-function drawLine(node, line, X, Y) {
+/** Lines are broken where an iteration starts: everything begins afresh there. */
+function drawLine(node, line, X, Y, starts) {
   let path = "";
   line.x.forEach((x, i) => {
     const [px, py] = [X(x).toFixed(1), Y(line.y[i]).toFixed(1)];
-    path += path ? (line.stairs ? `H${px}V${py}` : `L${px} ${py}`) : `M${px} ${py}`;
+    path += path && !starts.has(x) ? (line.stairs ? `H${px}V${py}` : `L${px} ${py}`) : `M${px} ${py}`;
   });
   node.append(svg("path", { class: `line ${line.tone}`, d: path }));
   if (line.low) {
