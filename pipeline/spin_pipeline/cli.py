@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from spin_components.errors import SpinError
 from spin_pipeline import __version__
-from spin_pipeline.commands import compile, export, gc, report, run, status
+from spin_pipeline.commands import compare, compile, export, gc, report, run, status
 
-COMMANDS = (run, compile, status, report, export, gc)
+COMMANDS = (run, compile, status, report, compare, export, gc)
 EXIT_CODES = (
     "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on"
 )

@@ -78,7 +78,7 @@ def render(template: str, *, scripts: tuple[str, ...], data: Any, folder: Path =
 
     Args:
         template: name of a file in `folder`, or in this package's templates.
-        scripts: names of files, in the order they run.
+        scripts: names of files, likewise, in the order they run.
         data: JSON for the scripts.
         folder: of the template.
         names: what the template uses; text is escaped.
@@ -91,7 +91,7 @@ def render(template: str, *, scripts: tuple[str, ...], data: Any, folder: Path =
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "duration": lineage.duration, "perplexity": perplexity, "nats": _nats}
-    script, style = _joined(scripts), _joined(STYLES)
+    script, style = _joined(scripts, folder), _joined(STYLES, folder)
     policy = (
         f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -109,8 +109,9 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def _joined(names: tuple[str, ...]) -> str:
-    return "\n" + "\n".join((TEMPLATES / name).read_text("utf-8") for name in names)
+def _joined(names: tuple[str, ...], folder: Path) -> str:
+    paths = (folder / name if (folder / name).exists() else TEMPLATES / name for name in names)
+    return "\n" + "\n".join(path.read_text("utf-8") for path in paths)
 
 
 def _source(content: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,5 @@ def _shared_ends(prompts: list[str]) -> tuple[str, str]:
 def _common(texts: list[str]) -> str:
     """What all of them begin with."""
     low, high = min(texts), max(texts)
-    return low[
-        : next((place for place, pair in enumerate(zip(low, high, strict=False)) if pair[0] != pair[1]), len(low))
-    ]
+    same = (ours == theirs for ours, theirs in zip(low, high, strict=False))
+    return low[: sum(takewhile(bool, same))]
