@@ -44,6 +44,9 @@ function tickLabels(values) {
   return values.map((value) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replaceAll("-", "−"));
 }
 
+/** The end of a long name, which is where names of runs differ. */
+const short = (name, most) => (name.length > most ? `…${name.slice(1 - most)}` : name);
+
 const nearest = (sorted, value) => {
   let low = 0;
   let high = sorted.length - 1;

@@ -12,8 +12,8 @@ function linePlot(host, spec) {
   chartFigure(host, { title: spec.title, summary, note: spec.note }, (width) => {
     const height = spec.height || 190;
     const named = series.length > 1;
-    const longest = Math.max(0, ...series.map((line) => line.name.length));
-    const box = { left: 46, right: width - (named ? Math.min(110, 12 + longest * 6.8) : 10), top: spec.starts ? 20 : 10, bottom: height - 30 };
+    const longest = Math.max(0, ...series.map((line) => short(line.name, 16).length));
+    const box = { left: 46, right: width - (named ? 12 + longest * 6.9 : 10), top: spec.starts ? 20 : 10, bottom: height - 30 };
     const xs = series.flatMap((line) => [line.x[0], line.x[line.x.length - 1]]);
     const ys = series.flatMap((line) => [...line.y, ...(line.low || []), ...(line.high || [])]).filter((y) => y !== null);
     if (spec.zero) ys.push(0);
@@ -50,7 +50,7 @@ function linePlot(host, spec) {
     for (const line of series) drawLine(node, line, X, Y, new Set((spec.starts || []).map((start) => start.x)));
     if (named) {
       const ends = spread(series.map((line) => Y(line.stairs ? Math.max(...line.y) : line.y[line.y.length - 1])), 15, box.top + 4, box.bottom);
-      series.forEach((line, i) => node.append(svg("text", { class: `label ${line.tone}`, x: box.right + 8, y: ends[i] + 4 }, line.name)));
+      series.forEach((line, i) => node.append(svg("text", { class: `label ${line.tone}`, x: box.right + 8, y: ends[i] + 4 }, short(line.name, 16))));
     }
     const cursor = svg("line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
     const dots = series.map((line) => svg("circle", { class: `fill-${line.tone}`, r: 3.5, visibility: "hidden" }));
@@ -102,7 +102,8 @@ function forestPlot(host, { title, note, rows }) {
   const describe = (row) => `${row.name}: ${figure(row.mean)}, from ${figure(row.low)} to ${figure(row.high)}`;
   chartFigure(host, { title, note, summary: rows.map(describe).join("; ") }, (width) => {
     const height = rows.length * 30 + 40;
-    const box = { left: 92, right: width - (width > 520 ? 190 : 16), bottom: height - 30 };
+    const left = Math.max(...rows.map((row) => 24 + short(row.name, 20).length * 6.9));
+    const box = { left, right: width - (width > 520 ? 190 : 16), bottom: height - 30 };
     const ends = rows.flatMap((row) => [row.low, row.high, 0]);
     const pad = (Math.max(...ends) - Math.min(...ends)) * 0.05 || 0.1;
     const [from, to] = [Math.min(...ends) - pad, Math.max(...ends) + pad];
@@ -116,7 +117,7 @@ function forestPlot(host, { title, note, rows }) {
     rows.forEach((row, i) => {
       const y = 22 + i * 30;
       const tone = row.high < 0 ? "good" : row.low > 0 ? "bad" : "open";
-      node.append(svg("text", { class: "ink", x: 0, y: y + 4 }, row.name),
+      node.append(svg("text", { class: "ink", x: 0, y: y + 4 }, short(row.name, 20)),
         svg("line", { class: `whisker ${tone}`, x1: X(row.low), x2: X(row.high), y1: y, y2: y }),
         svg("circle", { class: `fill-${tone}`, cx: X(row.mean), cy: y, r: 5 }));
       if (width > 520) {

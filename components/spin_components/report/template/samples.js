@@ -128,7 +128,7 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
 
   function detailRow(row) {
     const block = (kind, name, about, text) => html("div", { class: kind },
-      html("h4", {}, name, html("span", {}, about)), html("div", { class: "text", dir: "auto" }, visible(text)));
+      html("h3", {}, name, html("span", {}, about)), html("div", { class: "text", dir: "auto" }, visible(text)));
     const tokens = (count) => (count === null ? "" : `${figure(count)} tokens`);
     const full = html("div", { class: "full" }, block("by-human", "Human", tokens(row.tokens), row.actual));
     row.answers.forEach((answer, t) => {
