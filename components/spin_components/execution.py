@@ -138,7 +138,7 @@ class Step:
             return 0
         if name == "generate":
             return self.settings.generation.tensor_parallel
-        return self.hardware.ranks if name == "train-epoch" else 1
+        return self.hardware.world_size if name == "train-epoch" else 1
 
     def commit(self, key: str, manifest: Manifest) -> None:
         """Write a manifest, if this attempt still holds the run.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import shutil
 import sys
 import tempfile
@@ -20,9 +19,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from playwright.sync_api import sync_playwright
+from pyarrow import parquet
 
-from spin_components.data.shards import AnswerLoss, Pair, PairReward, Prompt, Score, write_rows
+from spin_components.data.shards import AnswerLoss, Pair, PairReward, Score, write_rows
 from spin_components.prepare.builtin import make_tiny_llama
 from spin_components.report.page import build_page
 from spin_components.settings import Settings
@@ -42,7 +44,8 @@ class LargeRun:
 
     def __init__(self, folder: Path, pairs: int, steps: int, iterations: int) -> None:
         self.run = LocalRun(folder)
-        self.random = random.Random(0)
+        self.random = np.random.default_rng(0)
+        self.index = pa.array(np.arange(pairs))
         self.num_pairs, self.num_iterations = pairs, iterations
         self.steps_each = steps // iterations
         make_tiny_llama(folder / layout.BUILTIN_MODEL)
@@ -69,37 +72,59 @@ class LargeRun:
             "created_at": now(),
         }
         self.run.write_json(layout.RUN, record)
-        prompts = [Prompt(i, self._ids(PROMPT), self._ids(ACTUAL), True) for i in range(self.num_pairs)]
-        outputs = self._rows(layout.VALIDATION, Prompt, prompts[:NUM_VALIDATION])
         facts = {"num_train": self.num_pairs, "num_validation": NUM_VALIDATION, "num_shards": 1, "eos_ids": [2]}
-        self._manifest(layout.DATA_MANIFEST, "prepare", outputs, facts)
+        self._manifest(layout.DATA_MANIFEST, "prepare", {}, facts)
         self._validation(layout.BASE, 4.0)
+        prompts = {"prompt_ids": self._ids(PROMPT), "actual_ids": self._ids(ACTUAL)}
         for t in range(self.num_iterations):
-            self._iteration(t, prompts)
+            self._generations(t, prompts)
+            self._epoch(t)
+            self._checkpoint(t, self._validation(t, 4.0 - 0.3 * (t + 1)))
 
-    def _iteration(self, t: int, prompts: list[Prompt]) -> None:
-        pairs = [
-            Pair(p.index, p.prompt_ids, p.actual_ids, self._ids(GENERATED), self.random.choice(["stop", "length"]))
-            for p in prompts
-        ]
-        key = layout.generations(t, 0)
+    def _generations(self, t: int, prompts: dict[str, Any]) -> None:
+        key, answers = layout.generations(t, 0), self._ids(GENERATED)
+        ends = self.random.choice(["stop", "length"], self.num_pairs)
+        columns = {"index": self.index, **prompts, "generated_ids": answers, "finish_reason": pa.array(ends)}
         facts = {
-            "num_pairs": len(pairs),
+            "num_pairs": self.num_pairs,
             "num_empty": 0,
             "num_identical": 0,
-            "finish_reasons": dict(Counter(pair.finish_reason for pair in pairs)),
+            "finish_reasons": dict(Counter(ends.tolist())),
             "mean_actual_tokens": sum(ACTUAL) / 2,
             "mean_generated_tokens": sum(GENERATED) / 2,
             "samples": [],
         }
-        self._manifest(layout.manifest_of(key), "generate", self._rows(key, Pair, pairs), facts)
+        self._manifest(layout.manifest_of(key), "generate", self._rows(key, Pair, columns), facts)
         key = layout.ref_logprobs(t, 0)
-        scores = [Score(p.index, -3.0 * len(p.actual_ids), -2.0 * len(p.generated_ids), p.index // 64) for p in pairs]
-        self._manifest(
-            layout.manifest_of(key), "ref-logprob", self._rows(key, Score, scores), {"num_pairs": len(pairs)}
-        )
-        self._epoch(t, pairs)
-        val_loss = self._validation(t, 4.0 - 0.3 * (t + 1))
+        columns = {
+            "index": self.index,
+            "ref_actual": self._numbers(-600, 50),
+            "ref_generated": self._numbers(-450, 50),
+            "batch": pa.array(np.arange(self.num_pairs) // 64, pa.int32()),
+        }
+        self._manifest(layout.manifest_of(key), "ref-logprob", self._rows(key, Score, columns), {})
+
+    def _epoch(self, t: int) -> None:
+        rows = []
+        for i, noise in enumerate(self.random.normal(0, 0.05, self.steps_each).tolist()):
+            progress = i / self.steps_each
+            loss = math.log(2) * math.exp(-2 * progress) + abs(noise)
+            metrics = {"loss": loss, "acc": min(1.0, 0.5 + progress / 2), "lr": 5e-7 * (1 - progress)}
+            rewards = {"rewards_actual_mean": progress + noise, "rewards_generated_mean": noise - progress}
+            place = {"step": t * self.steps_each + i + 1, "iteration": t, "epoch": 0}
+            rows.append({**place, **metrics, **rewards, "grad_norm": 1 + abs(noise)})
+        key = f"{layout.epoch(t, 0)}/metrics.json"
+        self.run.write(key, json.dumps({"summary": {}, "steps": rows}, indent=2).encode())
+        columns = {
+            "index": self.index,
+            "step": self.index,
+            "reward_actual": self._numbers(1, 1),
+            "reward_generated": self._numbers(-1, 1),
+        }
+        outputs = {key: digest_file(self.run.path(key)), **self._rows(layout.rewards(t, 0), PairReward, columns)}
+        self._manifest(layout.epoch_manifest(t, 0), "train-epoch", outputs, {"num_steps": self.steps_each})
+
+    def _checkpoint(self, t: int, val_loss: float) -> None:
         facts = {
             "iteration": t,
             "epoch": 0,
@@ -117,41 +142,31 @@ class LargeRun:
         outputs = {tokenizer: digest_file(self.run.path(tokenizer))}
         self._manifest(layout.checkpoint(t), "checkpoint", outputs, facts)
 
-    def _epoch(self, t: int, pairs: list[Pair]) -> None:
-        rows = []
-        for i in range(self.steps_each):
-            noise, progress = self.random.gauss(0, 0.05), i / self.steps_each
-            loss = math.log(2) * math.exp(-2 * progress) + abs(noise)
-            metrics = {"loss": loss, "acc": min(1.0, 0.5 + progress / 2), "lr": 5e-7 * (1 - progress)}
-            rewards = {"rewards_actual_mean": progress + noise, "rewards_generated_mean": noise - progress}
-            place = {"step": t * self.steps_each + i + 1, "iteration": t, "epoch": 0}
-            rows.append({**place, **metrics, **rewards, "grad_norm": 1 + abs(noise)})
-        key = f"{layout.epoch(t, 0)}/metrics.json"
-        self.run.write(key, json.dumps({"summary": {}, "steps": rows}, indent=2).encode())
-        rewards_key = layout.rewards(t, 0)
-        outputs = {
-            key: digest_file(self.run.path(key)),
-            **self._rows(
-                rewards_key,
-                PairReward,
-                [PairReward(p.index, 1, self.random.gauss(1, 1), self.random.gauss(-1, 1)) for p in pairs],
-            ),
-        }
-        self._manifest(layout.epoch_manifest(t, 0), "train-epoch", outputs, {"num_steps": self.steps_each})
-
     def _validation(self, t: int, mean: float) -> float:
-        key = layout.validation(t, 0)
-        losses = [AnswerLoss(i, 100 * (mean + self.random.gauss(0, 0.5)), 100) for i in range(NUM_VALIDATION)]
-        outputs = self._rows(key.removesuffix(".json") + ".parquet", AnswerLoss, losses)
+        key, noise = layout.validation(t, 0), self.random.normal(0, 0.5, NUM_VALIDATION)
+        columns = {
+            "index": pa.array(np.arange(NUM_VALIDATION)),
+            "nll": pa.array(100 * (mean + noise), pa.float32()),
+            "num_tokens": pa.array(np.full(NUM_VALIDATION, 100), pa.int32()),
+        }
+        outputs = self._rows(key.removesuffix(".json") + ".parquet", AnswerLoss, columns)
         self._manifest(key, "validate", outputs, {"val_loss": mean})
         return mean
 
-    def _ids(self, lengths: tuple[int, int]) -> list[int]:
-        return self.random.choices(range(*VOCABULARY), k=self.random.randint(*lengths))
+    def _ids(self, lengths: tuple[int, int]) -> Any:
+        ends = np.concatenate([[0], self.random.integers(*lengths, self.num_pairs).cumsum()])
+        values = self.random.integers(*VOCABULARY, ends[-1], dtype=np.int32)
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
 
-    def _rows(self, key: str, kind: Any, rows: list[Any]) -> dict[str, FileDigest]:
+    def _numbers(self, mean: float, deviation: float) -> Any:
+        return pa.array(self.random.normal(mean, deviation, self.num_pairs), pa.float32())
+
+    def _rows(self, key: str, kind: Any, columns: dict[str, Any]) -> dict[str, FileDigest]:
+        """Columns under the schema that `write_rows` gives to a kind of row."""
         with self.run.staged(key) as staged:
-            write_rows(staged.path, kind, rows)
+            write_rows(staged.path, kind, [])
+            schema = parquet.read_schema(staged.path)
+            parquet.write_table(pa.table(columns, schema=schema), staged.path)
         return staged.outputs
 
     def _manifest(self, key: str, step: str, outputs: dict[str, FileDigest], facts: dict[str, Any]) -> None:
@@ -194,9 +209,10 @@ def main() -> None:
         large = LargeRun(Path(folder) / "run", options.pairs, options.steps, options.iterations)
         large.write()
         for _ in range(3):
-            started = time.monotonic()
+            started, busy = time.monotonic(), time.process_time()
             page = build_page(large.run).encode()
-            sys.stdout.write(f"built in {time.monotonic() - started:.1f} s, {len(page) / 1e6:.2f} MB\n")
+            took_s, busy_s = time.monotonic() - started, time.process_time() - busy
+            sys.stdout.write(f"built in {took_s:.1f} s ({busy_s:.1f} s of processor), {len(page) / 1e6:.2f} MB\n")
         file = Path(folder) / "index.html"
         file.write_bytes(page)
         for _ in range(3):

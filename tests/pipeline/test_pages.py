@@ -241,9 +241,9 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, fi
     expect(page.locator(".shown")).to_contain_text("21 to 24 of 24")
     numbers.first.press("Enter")
     expect(numbers.first).to_have_attribute("aria-expanded", "true")
-    expect(page.locator(".detail h3")).to_contain_text(["Prompt", "Human", "Iteration 0", "Iteration 1"])
+    expect(page.locator("tr.detail h3")).to_contain_text(["Prompt", "Human", "Iteration 0", "Iteration 1"])
     numbers.first.press("Enter")
-    expect(page.locator(".detail")).to_have_count(0)
+    expect(page.locator("tr.detail")).to_have_count(0)
 
 
 def test_markup_in_prompts_answers_and_addresses_is_only_text(open_page: Any, report: Path) -> None:
@@ -252,8 +252,8 @@ def test_markup_in_prompts_answers_and_addresses_is_only_text(open_page: Any, re
     page.get_by_label("Find").fill("question window.broken")
     page.locator(".open-row").first.click()
     # the tokenizer gives back what it was given, markup, line separator and all
-    expect(page.locator(".detail .by-human .text")).to_contain_text(HOSTILE)
-    expect(page.locator(".detail .prompt-text .text")).to_contain_text(HOSTILE)
+    expect(page.locator("tr.detail .by-human .text")).to_contain_text(HOSTILE)
+    expect(page.locator("tr.detail .prompt-text .text")).to_contain_text(HOSTILE)
     assert "<b>run" in page.locator("#lineage").inner_text()
     assert page.evaluate("window.broken") is None
     assert page.locator("img, main b").count() == 0
