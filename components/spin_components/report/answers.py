@@ -26,18 +26,19 @@ class Answers:
     """All pairs of an iteration, N of them, in the order of their index.
 
     Attributes:
-        table: token ids.
+        files: checked, with the token ids; `ids` reads them again, since all iterations' would fill much memory.
+        rows: where each pair is in the files, (N,).
         finish_reason: (N,) text.
-        num_prompt, num_actual, num_generated: tokens, (N,).
+        num_actual, num_generated: tokens, (N,).
         ref_actual, ref_generated: log-probabilities under the reference, nats, (N,); NaN where a pair was dropped.
         margin: reward of the human's answer less that of the generated one, in the last epoch, (N,); NaN where unknown.
     """
 
     iteration: int
-    table: Any
+    files: list[Path]
+    rows: Ints
     index: Ints
     finish_reason: NDArray[np.str_]
-    num_prompt: Ints
     num_actual: Ints
     num_generated: Ints
     ref_actual: Floats
@@ -51,6 +52,12 @@ class Answers:
         tokens = getattr(self, f"num_{kind}")[known].sum()
         return float(sums[known].sum() / tokens) if tokens else None
 
+    def ids(self, places: Ints) -> list[dict[str, list[int]]]:
+        """Token ids of some pairs: `prompt_ids`, `actual_ids`, `generated_ids`."""
+        table = pa.concat_tables(_table(file, ["prompt_ids", "actual_ids", "generated_ids"]) for file in self.files)
+        found: list[dict[str, list[int]]] = table.take(self.rows[places]).to_pylist()
+        return found
+
 
 def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
     """Fetch, check and join what is there of an iteration.
@@ -58,32 +65,34 @@ def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
     Raises:
         IntegrityError: a file is missing or altered.
     """
-    pairs = _read(run, [generated for generated, _ in iteration.shards], "generations")
-    pairs = pairs.sort_by("index")
-    index = pairs["index"].to_numpy()
-    scores = _read(run, [scored for _, scored in iteration.shards if scored], "scores")
+    files = _fetched(run, [generated for generated, _ in iteration.shards], "generations")
+    pairs = pa.concat_tables(_table(file) for file in files)
+    order = np.argsort(pairs["index"].to_numpy(), kind="stable")
+    index = pairs["index"].to_numpy()[order]
+    scored = _fetched(run, [scored for _, scored in iteration.shards if scored], "scores")
+    scores = pa.concat_tables(_table(file) for file in scored) if scored else None
     rewards = _rewards(run, iteration)
     return Answers(
         iteration=iteration.number,
-        table=pairs,
+        files=files,
+        rows=order,
         index=index,
-        finish_reason=np.array(pairs["finish_reason"].to_pylist(), dtype=np.str_),
-        num_prompt=_lengths(pairs, "prompt_ids"),
-        num_actual=_lengths(pairs, "actual_ids"),
-        num_generated=_lengths(pairs, "generated_ids"),
+        finish_reason=np.array(pairs["finish_reason"].to_pylist(), dtype=np.str_)[order],
+        num_actual=_lengths(pairs, "actual_ids")[order],
+        num_generated=_lengths(pairs, "generated_ids")[order],
         ref_actual=_aligned(index, scores, "ref_actual"),
         ref_generated=_aligned(index, scores, "ref_generated"),
         margin=_aligned(index, rewards, "reward_actual") - _aligned(index, rewards, "reward_generated"),
     )
 
 
-def _read(run: RunStore, manifests: Sequence[Manifest], what: str) -> Any:
-    tables = []
+def _fetched(run: RunStore, manifests: Sequence[Manifest], what: str) -> list[Path]:
+    files: list[Path] = []
     for manifest in manifests:
         made_by = layout.manifest_of(next(iter(manifest.outputs)))
         folder = run.fetch(manifest.outputs, what=what, made_by=made_by)
-        tables += [_table(folder / key) for key in manifest.outputs]
-    return pa.concat_tables(tables) if tables else None
+        files += [folder / key for key in manifest.outputs]
+    return files
 
 
 def _rewards(run: RunStore, iteration: IterationHistory) -> Any:
@@ -97,8 +106,8 @@ def _rewards(run: RunStore, iteration: IterationHistory) -> Any:
     return None
 
 
-def _table(path: Path) -> Any:
-    return parquet.read_table(path, memory_map=True)
+def _table(path: Path, columns: list[str] | None = None) -> Any:
+    return parquet.read_table(path, columns=columns, memory_map=True)
 
 
 def _lengths(table: Any, column: str) -> Ints:

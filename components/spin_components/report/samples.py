@@ -73,16 +73,23 @@ def _tokenizer_keys(history: History) -> list[str | None]:
 
 def _decoded(answers: list[Answers], decode: Decode) -> list[dict[str, Any]]:
     chosen = _chosen(answers)
-    tables = {found.iteration: found for found in answers}
-    places = {t: dict(zip(found.index.tolist(), range(len(found.index)), strict=True)) for t, found in tables.items()}
-    rows, size = [], 0
-    for index in chosen:
-        row = _row(index, tables, places, decode)
-        size += sum(len(text) for text in (row["prompt"], row["actual"], *(a["text"] for a in row["answers"] if a)))
-        rows.append(row)
+    rows: dict[int, dict[str, Any]] = {}
+    for found in reversed(answers):  # the newest iteration has every prompt that is played; an older one may have more
+        places = np.flatnonzero(np.isin(found.index, chosen))
+        for place, ids in zip(places, found.ids(places), strict=True):
+            row = rows.get(int(found.index[place])) or _row(found, int(place), ids, decode, answers[-1].iteration + 1)
+            row["answers"][found.iteration] = _answer(found, int(place), ids, decode)
+            rows[row["index"]] = row
+    ordered = [rows[index] for index in sorted(rows)]
+    size = sum(_num_characters(row) for row in ordered)
     if size <= TEXT_BUDGET:
-        return rows
-    return [rows[place] for place in evenly(len(rows), max(1, int(len(rows) * TEXT_BUDGET / size)))]
+        return ordered
+    return [ordered[place] for place in evenly(len(ordered), max(1, int(len(ordered) * TEXT_BUDGET / size)))]
+
+
+def _num_characters(row: dict[str, Any]) -> int:
+    answers = (answer["text"] for answer in row["answers"] if answer)
+    return sum(len(text) for text in (row["prompt"], row["actual"], *answers))
 
 
 def _chosen(answers: list[Answers]) -> list[int]:
@@ -96,26 +103,23 @@ def _chosen(answers: list[Answers]) -> list[int]:
     return sorted(chosen)
 
 
-def _row(index: int, tables: dict[int, Answers], places: dict[int, dict[int, int]], decode: Decode) -> dict[str, Any]:
-    played = [(t, places[t][index]) for t in tables if index in places[t]]
-    t, place = played[-1]
-    cells = tables[t].table
-    answers: list[dict[str, Any] | None] = [None] * (max(tables) + 1)
-    for t, place_there in played:
-        found = tables[t]
-        margin = float(found.margin[place_there])
-        answers[t] = {
-            "text": _cut(decode(found.table["generated_ids"][place_there].as_py())),
-            "tokens": int(found.num_generated[place_there]),
-            "end": str(found.finish_reason[place_there]),
-            "margin": round(margin, 4) if math.isfinite(margin) else None,
-        }
+def _row(found: Answers, place: int, ids: dict[str, list[int]], decode: Decode, num_iterations: int) -> dict[str, Any]:
     return {
-        "index": index,
-        "prompt": _cut(decode(cells["prompt_ids"][place].as_py())),
-        "actual": _cut(decode(cells["actual_ids"][place].as_py())),
-        "tokens": int(tables[played[-1][0]].num_actual[place]),
-        "answers": answers,
+        "index": int(found.index[place]),
+        "prompt": _cut(decode(ids["prompt_ids"])),
+        "actual": _cut(decode(ids["actual_ids"])),
+        "tokens": int(found.num_actual[place]),
+        "answers": [None] * num_iterations,
+    }
+
+
+def _answer(found: Answers, place: int, ids: dict[str, list[int]], decode: Decode) -> dict[str, Any]:
+    margin = float(found.margin[place])
+    return {
+        "text": _cut(decode(ids["generated_ids"])),
+        "tokens": int(found.num_generated[place]),
+        "end": str(found.finish_reason[place]),
+        "margin": round(margin, 4) if math.isfinite(margin) else None,
     }
 
 
