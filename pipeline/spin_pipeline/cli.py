@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 from spin_components.errors import SpinError
 from spin_pipeline import __version__
-from spin_pipeline.commands import compare, compile, export, follow, gc, preflight, report, run, schedule, status, submit
+from spin_pipeline.commands import (
+    compare,
+    compile,
+    export,
+    follow,
+    gc,
+    preflight,
+    report,
+    run,
+    schedule,
+    status,
+    submit,
+)
 
 COMMANDS = (run, compile, preflight, submit, follow, schedule, status, report, compare, export, gc)
 EXIT_CODES = (
