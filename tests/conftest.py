@@ -18,6 +18,7 @@ from s3_server import S3Server
 from spin_components.prepare.builtin import docstrings, make_tiny_llama
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
+from spin_components.store.local import LocalRun
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,33 @@ def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[KfpServer]:
         monkeypatch.setenv(name, value)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
+    """A run of two iterations; not to be written to."""
+    from playing import play  # brings torch, which the collection of light tests need not wait for
+
+    root = tmp_path_factory.mktemp("finished")
+    settings = Settings.model_validate(
+        {
+            "run": {"uri": str(root / "run")},
+            "model": {"base": str(tiny_llama)},
+            "data": {
+                "train": str(question_file),
+                "validation_size": 8,
+                "max_length": 160,
+                "max_prompt_length": 96,
+                "max_train_records": 16,
+            },
+            "spin": {"max_iterations": 2, "ref_policy_kl_penalty": 0.1},
+            "generation": {"engine": "transformers", "max_new_tokens": 8},
+            "training": {"precision": "float32", "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
+            "selection": {"save_top_k": 1},
+            "hardware": {"device": "cpu"},
+        }
+    )
+    return play(settings)
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ def begin(settings: Settings) -> str:
         "shards": generation.shards,
         "nodes": settings.hardware.nodes,
     }
-    base = prepare(settings.run.uri, settings.model_dump(mode="json"), compiled)
+    sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
+    base = prepare(settings.run.uri, sections, compiled)
     return validate(settings.run.uri, layout.BASE, 0, base, hardware(settings))
 
 

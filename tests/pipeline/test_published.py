@@ -24,31 +24,6 @@ from spin_pipeline.cli import main
 MakeSettings = Callable[..., Settings]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A run of two iterations; not to be written to."""
-    root = tmp_path_factory.mktemp("finished")
-    settings = Settings.model_validate(
-        {
-            "run": {"uri": str(root / "run")},
-            "model": {"base": str(tiny_llama)},
-            "data": {
-                "train": str(question_file),
-                "validation_size": 8,
-                "max_length": 160,
-                "max_prompt_length": 96,
-                "max_train_records": 16,
-            },
-            "spin": {"max_iterations": 2, "ref_policy_kl_penalty": 0.1},
-            "generation": {"engine": "transformers", "max_new_tokens": 8},
-            "training": {"precision": "float32", "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
-            "selection": {"save_top_k": 1},
-            "hardware": {"device": "cpu"},
-        }
-    )
-    return play(settings)
-
-
 @pytest.fixture
 def run(finished: LocalRun, tmp_path: Path) -> LocalRun:
     """A copy of it, at another address, so with manifests of the old one."""
