@@ -17,6 +17,7 @@ from typing import Any
 
 from spin_components.errors import SpinError, StorageError
 from spin_components.events import EventLog
+from spin_components.machine import describe
 from spin_components.settings import HardwareSettings, Settings
 from spin_components.store import layout
 from spin_components.store.lease import LeaseHolder, this_host
@@ -118,16 +119,26 @@ class Step:
         self, key: str, *, inputs: dict[str, Any], outputs: dict[str, Any] | None = None, facts: dict[str, Any]
     ) -> Manifest:
         """Write the step's manifest: from here on it is done."""
+        name = str(self.events.labels["step"])
         manifest = Manifest(
-            step=str(self.events.labels["step"]),
+            step=name,
             inputs=inputs,
             outputs=outputs or {},
             facts=facts,
             duration_s=round(self.duration_s, 3),
+            machine=describe(self._num_gpus(name)),
         )
         self.commit(key, manifest)
         self.events.write("done", facts=facts, duration_s=manifest.duration_s)
         return manifest
+
+    def _num_gpus(self, name: str) -> int:
+        """GPUs that a step of this name takes where there are any."""
+        if name not in ("generate", "ref-logprob", "train-epoch", "validate") or self.hardware.device == "cpu":
+            return 0
+        if name == "generate":
+            return self.settings.generation.tensor_parallel
+        return self.hardware.world_size if name == "train-epoch" else 1
 
     def commit(self, key: str, manifest: Manifest) -> None:
         """Write a manifest, if this attempt still holds the run.

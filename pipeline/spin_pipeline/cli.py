@@ -8,9 +8,21 @@ from collections.abc import Sequence
 
 from spin_components.errors import SpinError
 from spin_pipeline import __version__
-from spin_pipeline.commands import compile, export, follow, gc, preflight, run, schedule, status, submit
+from spin_pipeline.commands import (
+    compare,
+    compile,
+    export,
+    follow,
+    gc,
+    preflight,
+    report,
+    run,
+    schedule,
+    status,
+    submit,
+)
 
-COMMANDS = (run, compile, preflight, submit, follow, schedule, status, export, gc)
+COMMANDS = (run, compile, preflight, submit, follow, schedule, status, report, compare, export, gc)
 EXIT_CODES = (
     "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on; "
     "4 nothing new to train on (--once-for-data)"

@@ -92,8 +92,8 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
             batch, lengths, micro_batch_size=MICRO_BATCH, rank=0, ranks=1, num=GLOBAL_BATCH // MICRO_BATCH
         )
         started = time.monotonic()
-        metrics = train_single_step(
-            backend, data, share, num_pairs=len(batch), beta=BETA, lr=LR, is_step_zero=number == 0, where="benchmark"
+        metrics, _ = train_single_step(
+            backend, data, share, batch=batch, beta=BETA, lr=LR, is_step_zero=number == 0, where="benchmark"
         )
         steps.append((time.monotonic() - started, metrics["loss"]))
     num_body = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from playing import begin, hardware, losses, play, play_scores
+from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import NonFiniteError
 from spin_components.settings import Settings
 from spin_components.store import layout
@@ -42,6 +43,11 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     weights = [load_file(run.path("iterations/0/epochs/1/policy/model.safetensors")) for run in (plain, zero)]
     assert weights[0].keys() == weights[1].keys()
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+    rewards = [read_rows(run.path(layout.rewards(0, 1)), PairReward) for run in (plain, zero)]
+    assert [(row.index, row.step) for row in rewards[0]] == [(row.index, row.step) for row in rewards[1]]
+    for kind in ("reward_actual", "reward_generated"):
+        expected, found = ([getattr(row, kind) for row in rows] for rows in rewards)
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:

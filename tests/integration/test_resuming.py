@@ -56,6 +56,7 @@ def test_a_killed_epoch_goes_on_from_its_last_save_to_the_same_end(
     assert run.exists(layout.partial(0, 0)), "it was to be killed inside the epoch"
     play_iteration(settings, 0, reference)
     assert losses(run) == losses(undisturbed)
+    assert run.read(layout.rewards(0, 0)) == undisturbed.read(layout.rewards(0, 0))
     policies = [
         read_manifest(each, layout.epoch_manifest(0, 0)).outputs_below("iterations/0/epochs/0/policy")
         for each in (run, undisturbed)

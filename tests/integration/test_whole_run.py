@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
+from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import (
     ConfigError,
     DataError,
@@ -63,6 +65,14 @@ def test_two_iterations_of_two_epochs_lower_the_validation_loss_each(make_settin
         (t, e) for t in (0, 1) for e in (0, 1) for _ in range(3)
     ]
     assert all(rows[0].keys() >= METRICS for _ in rows)
+    # rewards are kept pair by pair: their means are those of the steps, and each epoch has every pair once
+    for part, (t, e) in zip(steps, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
+        kept = read_rows(run.path(layout.rewards(t, e)), PairReward)
+        assert sorted(row.index for row in kept) == sorted({row.index for row in kept}) == list(range(20))
+        for row in part:
+            mine = [pair for pair in kept if pair.step == row["step"]]
+            assert fmean(p.reward_actual for p in mine) == pytest.approx(row["rewards_actual_mean"], abs=1e-6)
+            assert fmean(p.reward_generated for p in mine) == pytest.approx(row["rewards_generated_mean"], abs=1e-6)
     for first_of_iteration in (rows[0], rows[6]):
         assert first_of_iteration["loss"] == pytest.approx(math.log(2), abs=1e-5)
         assert first_of_iteration["rewards_all_std"] == pytest.approx(0, abs=1e-4)

@@ -51,8 +51,8 @@ def split(*parts: Sequence[int], filling: int = 0) -> list[MicroBatch]:
 
 
 def stepped(backend: TorchBackend, data: ScoredPairs, micros: list[MicroBatch], **changes: Any) -> dict[str, float]:
-    arguments: dict[str, Any] = {"num_pairs": 5, "beta": 0.5, "lr": 1e-2, "is_step_zero": False, "where": "step 3"}
-    return train_single_step(backend, data, micros, **{**arguments, **changes})
+    arguments: dict[str, Any] = {"batch": range(5), "beta": 0.5, "lr": 1e-2, "is_step_zero": False, "where": "step 3"}
+    return train_single_step(backend, data, micros, **{**arguments, **changes}).metrics
 
 
 def backend_of(model: Any, **settings: Any) -> TorchBackend:
@@ -133,6 +133,21 @@ def test_metrics_by_hand(make_random_llama: Callable[[], Any]) -> None:
     assert metrics["avg_generated_lengths"] == (5 + 6 + 2 + 3 + 4) / 5
     assert metrics["lr"] == 1e-2
     assert metrics["grad_norm"] > 0.0
+
+
+@pytest.mark.parametrize("micros", SPLITS, ids=["whole", "one by one", "mixed", "filled"])
+def test_each_pair_gets_its_rewards_in_the_order_of_the_batch(
+    make_random_llama: Callable[[], Any], micros: list[MicroBatch]
+) -> None:
+    backend = backend_of(make_random_llama())
+    data = scored(backend.model, 2.0, 0.0, -4.0)
+    batch = [4, 2, 0, 1, 3]
+    found = train_single_step(
+        backend, data, micros, batch=batch, beta=0.5, lr=1e-2, is_step_zero=False, where="step 3"
+    ).rewards
+    # the policy is the reference, but for the human answers of pairs 0 and 2: 0.5 * 2 and 0.5 * -4
+    expected = [(0.0, 0.0), (-2.0, 0.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
+    assert torch.tensor(found) == pytest.approx(torch.tensor(expected), abs=1e-5)
 
 
 def test_step_zero_accepts_other_micro_batches_than_the_reference_had(make_random_llama: Callable[[], Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from spin_components.checkpoint.selection import decide, to_prune
 from spin_components.execution import STOPPED, Step, step
+from spin_components.report.refresh import refresh
 from spin_components.settings import SelectionSettings, Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -75,6 +76,8 @@ def publish(
             if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
                 current.commit(key, manifest.model_copy(update={"facts": facts}))
         _point_and_prune(current, iteration, rules, settings)
+        if manifest is None or decision != "continue":
+            refresh(current)
         if decision != "continue":
             run.sweep()
             current.is_last = True

@@ -83,6 +83,20 @@ class AnswerLoss:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class PairReward:
+    """Rewards of both answers of a pair, beta * (log pi - log pi_ref), in the step that trained on it.
+
+    Attributes:
+        step: of the run, whose update the pair was part of.
+    """
+
+    index: int
+    step: int
+    reward_actual: float
+    reward_generated: float
+
+
 _IDS = pa.list_(pa.int32())
 _COLUMNS = {
     "index": pa.int64(),
@@ -94,11 +108,14 @@ _COLUMNS = {
     "ref_actual": pa.float32(),
     "ref_generated": pa.float32(),
     "batch": pa.int32(),
+    "step": pa.int64(),
+    "reward_actual": pa.float32(),
+    "reward_generated": pa.float32(),
     "nll": pa.float32(),
     "num_tokens": pa.int32(),
 }
 
-Row = TypeVar("Row", Prompt, Pair, Score, AnswerLoss)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

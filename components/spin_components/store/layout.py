@@ -68,6 +68,11 @@ def watched(t: int, e: int) -> str:
     return f"{epoch(t, e)}/watched.json"
 
 
+def rewards(t: int, e: int) -> str:
+    """Rewards of both answers of every pair, as training saw them in an epoch."""
+    return f"{epoch(t, e)}/rewards.parquet"
+
+
 def partial(t: int, e: int) -> str:
     """Pointer to the newest save inside an unfinished epoch."""
     return f"{epoch(t, e)}/partial.json"

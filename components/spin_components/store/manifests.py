@@ -28,6 +28,7 @@ class Manifest(BaseModel):
     outputs: dict[str, FileDigest] = Field(default_factory=dict, description="key below the run to digest")
     facts: dict[str, Any] = Field(default_factory=dict, description="what is worth knowing: metrics, counts, addresses")
     duration_s: float = 0.0
+    machine: dict[str, Any] = Field(default_factory=dict, description="what the step had; see `machine.describe`")
     finished_at: str = Field(default_factory=now)
     version: str = __version__
 

@@ -9,14 +9,14 @@ from typing import Any
 from spin_components.algorithm.order import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.trainer_state import TrainerState
-from spin_components.data.shards import Prompt, read_rows
+from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.execution import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.pairs import ScoredPairs
-from spin_components.train_epoch.saving import load_rows, save_partial
+from spin_components.train_epoch.saving import load_rewards, load_rows, save_partial
 from spin_components.train_epoch.single_step import train_single_step
 from spin_components.validate.nll import distributed_val_loss, validation_batches
 
@@ -36,6 +36,7 @@ class EpochLoop:
     Attributes:
         state: counters after the steps done so far.
         rows: metrics of each step, over the whole epoch.
+        rewards: of each pair, over the whole epoch.
         stopped: whether the attempt's time ran out first.
     """
 
@@ -47,6 +48,7 @@ class EpochLoop:
         self._val_batches: list[list[Prompt]] = []
         self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._batches))
         self.rows: list[dict[str, Any]] = load_rows(job)
+        self.rewards: list[PairReward] = load_rewards(job)
         self.stopped = False
 
     def run(self) -> None:
@@ -80,17 +82,21 @@ class EpochLoop:
             ranks=self._backend.ranks,
             num=training.global_batch_size // (training.micro_batch_size * self._backend.ranks),
         )
-        metrics = train_single_step(
+        metrics, rewards = train_single_step(
             self._backend,
             self._data,
             share,
-            num_pairs=len(batch),
+            batch=batch,
             beta=job.settings.spin.beta(job.iteration),
             lr=self._learning_rate(place),
             is_step_zero=place == 0,
             where=f"{job.where}, step {step}",
         )
         self.state = self.state.after_step(len(batch))
+        self.rewards += [
+            PairReward(self._data.pairs[index].index, self.state.step, *reward)
+            for index, reward in zip(batch, rewards, strict=True)
+        ]
         self._record(step, metrics, time.monotonic() - started)
 
     def _learning_rate(self, place: int) -> float:
@@ -156,4 +162,4 @@ class EpochLoop:
         return read_rows(folder / layout.VALIDATION, Prompt)
 
     def _save(self, done: int) -> None:
-        save_partial(self._current, self._job, self._backend, self.state, self.rows, done)
+        save_partial(self._current, self._job, self._backend, self.state, self.rows, self.rewards, done)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spin_components.algorithm.trainer_state import TrainerState
+from spin_components.data.shards import PairReward, read_rows, write_rows
 from spin_components.execution import Step
 from spin_components.modeling import save_policy
 from spin_components.store import layout
@@ -19,18 +20,25 @@ from spin_components.store.run import RunStore
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 
-_STATE, _ROWS, _RNG = "state.json", "metrics.json", "rng.safetensors"
+_STATE, _ROWS, _REWARDS, _RNG = "state.json", "metrics.json", "rewards.parquet", "rng.safetensors"
 
 
-def _write_trainer(folder: Path, state: TrainerState, rows: list[dict[str, Any]]) -> None:
+def _write_trainer(folder: Path, state: TrainerState, rows: list[dict[str, Any]], rewards: list[PairReward]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
     (folder / _ROWS).write_text(json.dumps(rows), encoding="utf-8")
+    write_rows(folder / _REWARDS, PairReward, rewards)
     save_file({"torch": torch.get_rng_state()}, folder / _RNG)
 
 
 def _write(
-    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], key: str
+    current: Step,
+    job: EpochJob,
+    backend: Backend,
+    state: TrainerState,
+    rows: list[dict[str, Any]],
+    rewards: list[PairReward],
+    key: str,
 ) -> dict[str, FileDigest]:
     """Write `policy/` and `trainer/` below a key; returns their digests, by key below the run (rank 0)."""
     weights = backend.policy_state()
@@ -38,7 +46,7 @@ def _write(
     backend.save_optimizer(folder / "trainer")
     outputs: dict[str, FileDigest] = {}
     if backend.rank == 0 and weights is not None:
-        _write_trainer(folder / "trainer", state, rows)
+        _write_trainer(folder / "trainer", state, rows, rewards)
         module = getattr(backend.model, "module", backend.model)
         save_policy(module, weights, job.like, folder / "policy")
         for part in ("policy", "trainer"):
@@ -50,11 +58,17 @@ def _write(
 
 
 def save_partial(
-    current: Step, job: EpochJob, backend: Backend, state: TrainerState, rows: list[dict[str, Any]], done: int
+    current: Step,
+    job: EpochJob,
+    backend: Backend,
+    state: TrainerState,
+    rows: list[dict[str, Any]],
+    rewards: list[PairReward],
+    done: int,
 ) -> None:
     """Save inside an epoch, after `done` of its steps; the save before it is removed when this one stands."""
     key = f"{layout.epoch(job.iteration, job.epoch)}/partial/{done}"
-    outputs = _write(current, job, backend, state, rows, key)
+    outputs = _write(current, job, backend, state, rows, rewards, key)
     if backend.rank == 0:
         facts = {"done": done, "state": state.model_dump(mode="json"), "key": key}
         manifest = Manifest(step="train-epoch (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
@@ -71,15 +85,19 @@ def save_epoch(
     backend: Backend,
     state: TrainerState,
     rows: list[dict[str, Any]],
+    rewards: list[PairReward],
     facts: dict[str, Any],
 ) -> None:
-    """Commit a finished epoch: weights, trainer state, metrics, then the manifest; saves inside it go."""
+    """Commit a finished epoch: weights, trainer state, metrics, rewards, then the manifest; saves inside it go."""
     key = layout.epoch(job.iteration, job.epoch)
-    outputs = _write(current, job, backend, state, rows, key)
+    outputs = _write(current, job, backend, state, rows, rewards, key)
     if backend.rank == 0:
         metrics = f"{key}/metrics.json"
         with current.run.staged(metrics) as staged:
             staged.path.write_text(json.dumps({"summary": facts["metrics"], "steps": rows}, indent=2), "utf-8")
+        outputs |= staged.outputs
+        with current.run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
+            write_rows(staged.path, PairReward, rewards)
         outputs |= staged.outputs
         facts = {**facts, "state": state.model_dump(mode="json"), "policy_uri": current.run.uri_of(f"{key}/policy")}
         current.finish(layout.epoch_manifest(job.iteration, job.epoch), inputs=job.inputs, outputs=outputs, facts=facts)
@@ -98,6 +116,13 @@ def load_rows(job: EpochJob) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = json.loads((job.trainer / _ROWS).read_text("utf-8"))
     return rows
+
+
+def load_rewards(job: EpochJob) -> list[PairReward]:
+    """Rewards of the pairs of this epoch that an earlier attempt trained on; none where that did not keep them."""
+    if not job.first_step or job.trainer is None or not (job.trainer / _REWARDS).exists():
+        return []
+    return read_rows(job.trainer / _REWARDS, PairReward)
 
 
 def load_trainer(job: EpochJob, backend: Backend) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -25,30 +26,40 @@ from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.pairs import ScoredPairs
 
 
+class StepOutcome(NamedTuple):
+    """What a step gives.
+
+    Attributes:
+        metrics: those of `algorithm.loss.metrics_from_sums`, with `grad_norm` and `lr`.
+        rewards: of the human's and the generated answer of each pair, in the order of the global batch.
+    """
+
+    metrics: dict[str, float]
+    rewards: list[tuple[float, float]]
+
+
 def train_single_step(
     backend: Backend,
     data: ScoredPairs,
     micro_batches: Sequence[MicroBatch],
     *,
-    num_pairs: int,
+    batch: Sequence[int],
     beta: float,
     lr: float,
     is_step_zero: bool,
     where: str,
-) -> dict[str, float]:
+) -> StepOutcome:
     """Take one global batch.
 
     Args:
         backend: this rank.
         data: all pairs of the iteration.
         micro_batches: this rank's share.
-        num_pairs: in the whole global batch.
+        batch: places of the pairs of the whole global batch.
         beta: `ref_policy_kl_penalty` of the iteration.
         lr: of this step.
         is_step_zero: whether no update of the iteration has been made, so that the loss must be ln 2.
         where: named in errors, e.g. "iteration 0, epoch 0, step 3".
-
-    Returns: the metrics of `algorithm.loss.metrics_from_sums`, with `grad_norm` and `lr`.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
@@ -56,6 +67,8 @@ def train_single_step(
     """
     device = backend.compute.device
     sums = torch.zeros(len(METRIC_SUMS), dtype=torch.float64, device=device)
+    each = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (pairs of the batch, actual and generated)
+    row_of = {place: row for row, place in enumerate(batch)}
     for micro in micro_batches:
         if micro.is_filling and not backend.needs_filling:
             continue
@@ -69,16 +82,22 @@ def train_single_step(
         with backend.compute.autocast():
             policy = AnswerLogprobs(*answer_logprobs(backend.model, both_answers(pairs), device).view(-1, 2).unbind(-1))
         reward = rewards(policy, reference, beta)
-        backend.backward((spin_losses(reward) * weights).sum() / num_pairs)
+        backend.backward((spin_losses(reward) * weights).sum() / len(batch))
         sums += metric_sums(reward, lengths, weights)
-    metrics = metrics_from_sums(backend.reduce_sum(sums))
+        rows = torch.tensor([row_of[place] for place in micro.pairs], device=device)
+        each.index_add_(0, rows, (torch.stack(reward, -1).detach() * weights[:, None]).double())
+    total = backend.reduce_sum(torch.cat([sums, each.flatten()]))
+    metrics = metrics_from_sums(total[: len(sums)])
     _check_loss(metrics["loss"], backend.compute.precision, is_step_zero, where)
     if name := backend.check_gradients():
         raise NonFiniteError(
             f"{where}: the gradient of {name} is not finite, the loss was {metrics['loss']}. Nothing was updated. "
             "Lower training.lr, or set training.precision = 'float32'"
         )
-    return {**metrics, "grad_norm": backend.apply(lr), "lr": lr}
+    found: list[list[float]] = total[len(sums) :].view(-1, 2).tolist()
+    return StepOutcome(
+        {**metrics, "grad_norm": backend.apply(lr), "lr": lr}, [(actual, generated) for actual, generated in found]
+    )
 
 
 def _check_loss(loss: float, precision: str, is_step_zero: bool, where: str) -> None:

@@ -49,7 +49,8 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     loop.run()
     if loop.stopped:
         return False
-    save_epoch(current, job, backend, loop.state, loop.rows, _facts(loop, len(data.pairs), data.num_dropped, started))
+    facts = _facts(loop, len(data.pairs), data.num_dropped, started)
+    save_epoch(current, job, backend, loop.state, loop.rows, loop.rewards, facts)
     return True
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from spin_components.data.shards import AnswerLoss, Pair, Prompt, Score, read_rows, write_rows
+from spin_components.data.shards import AnswerLoss, Pair, PairReward, Prompt, Score, read_rows, write_rows
 from spin_components.errors import IntegrityError
 
 ROWS: list[tuple[type[Any], list[Any]]] = [
     (Prompt, [Prompt(0, [1, 2], [3], True), Prompt(7, [2**31 - 1], [], False)]),
     (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length")]),
     (Score, [Score(3, -0.5, -1024.25, 0), Score(1, 0.0, -3.0, 7)]),  # numbers that float32 holds exactly
+    (PairReward, [PairReward(3, 2**40, 0.5, -2.25)]),
     (AnswerLoss, [AnswerLoss(3, 12.5, 7)]),
 ]
 KINDS = [kind.__name__ for kind, _ in ROWS]

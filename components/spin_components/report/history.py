@@ -1,0 +1,139 @@
+"""What the manifests of a run tell, in the order it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from spin_components.errors import ConfigError
+from spin_components.store import layout
+from spin_components.store.manifests import Manifest, read_manifest
+from spin_components.store.run import RunStore
+
+
+@dataclass(frozen=True, slots=True)
+class EpochHistory:
+    """A finished epoch, and its validation once that is finished too."""
+
+    number: int
+    trained: Manifest
+    check: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class IterationHistory:
+    """What is finished of an iteration.
+
+    Attributes:
+        shards: manifests of generations, each with that of its scores once there is one.
+        published: the checkpoint's manifest, when the iteration is over.
+    """
+
+    number: int
+    shards: list[tuple[Manifest, Manifest | None]]
+    epochs: list[EpochHistory]
+    published: Manifest | None
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs generated so far."""
+        return sum(int(generated.facts["num_pairs"]) for generated, _ in self.shards)
+
+    def count(self, name: str) -> int:
+        """A fact of the generations, summed over shards."""
+        return sum(int(generated.facts[name]) for generated, _ in self.shards)
+
+    @property
+    def finish_reasons(self) -> dict[str, int]:
+        """Answers by how they ended."""
+        found: dict[str, int] = {}
+        for generated, _ in self.shards:
+            for reason, number in generated.facts["finish_reasons"].items():
+                found[reason] = found.get(reason, 0) + int(number)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A run so far.
+
+    Attributes:
+        record: `run.json`.
+        data: manifest of the rendered data.
+        base: validation of the base model, once finished.
+    """
+
+    uri: str
+    record: dict[str, Any]
+    data: Manifest
+    base: Manifest | None
+    iterations: list[IterationHistory]
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Section tables, as `prepare` recorded them."""
+        return dict(self.record["settings"])
+
+    @property
+    def published(self) -> list[IterationHistory]:
+        """Iterations that are over."""
+        return [iteration for iteration in self.iterations if iteration.published]
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every manifest there is."""
+        yield self.data
+        if self.base:
+            yield self.base
+        for iteration in self.iterations:
+            for generated, scored in iteration.shards:
+                yield from (generated, *([scored] if scored else []))
+            for epoch in iteration.epochs:
+                yield from (epoch.trained, *([epoch.check] if epoch.check else []))
+            if iteration.published:
+                yield iteration.published
+
+    @property
+    def as_of(self) -> str:
+        """When the newest step finished, ISO 8601."""
+        return max(manifest.finished_at for manifest in self.manifests())
+
+
+def read_history(run: RunStore) -> History:
+    """Read every manifest of a run.
+
+    Raises:
+        ConfigError: there is none yet.
+        IntegrityError: one is damaged.
+    """
+    if not (run.exists(layout.RUN) and run.exists(layout.DATA_MANIFEST)):
+        raise ConfigError(
+            f"{run.uri} has nothing to report yet: no {layout.DATA_MANIFEST}, which the first step writes; "
+            "check the address, or start the run with `spin-pipeline run`"
+        )
+    data, keys = read_manifest(run, layout.DATA_MANIFEST), run.sizes("iterations").keys()
+    base = layout.BASE_VALIDATION
+    numbers = [int(name) for name in {key.split("/")[1] for key in keys} if name.isdigit()]
+    num_iterations, num_shards = max(numbers, default=-1) + 1, int(data.facts["num_shards"])
+    return History(
+        uri=run.uri,
+        record=run.read_json(layout.RUN),
+        data=data,
+        base=read_manifest(run, base) if run.exists(base) else None,
+        iterations=[_iteration(run, keys, t, num_shards) for t in range(num_iterations)],
+    )
+
+
+def _iteration(run: RunStore, keys: Any, t: int, num_shards: int) -> IterationHistory:
+    def found(key: str) -> Manifest | None:
+        return read_manifest(run, key) if key in keys else None
+
+    shards = [
+        (generated, found(layout.manifest_of(layout.ref_logprobs(t, shard))))
+        for shard in range(num_shards)
+        if (generated := found(layout.manifest_of(layout.generations(t, shard))))
+    ]
+    epochs: list[EpochHistory] = []
+    while trained := found(layout.epoch_manifest(t, len(epochs))):
+        epochs.append(EpochHistory(len(epochs), trained, found(layout.validation(t, len(epochs)))))
+    return IterationHistory(t, shards, epochs, found(layout.checkpoint(t)))

@@ -1,0 +1,64 @@
+"""How sure a difference of validation losses is: a paired bootstrap over the held-out answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spin_components.data.shards import AnswerLoss
+
+LEVEL = 0.95
+_RESAMPLES = 2000
+_MOST_GROUPS = 2000
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """val_loss of a policy less that of the base model, in nats a token; below 0 is better.
+
+    Attributes:
+        low: of the interval at `LEVEL`.
+        high: likewise.
+        num_better: answers that the policy finds likelier than the base did, of `num_answers`.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num_better: int
+    num_answers: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.high < 0 or self.low > 0
+
+
+def paired_difference(base: list[AnswerLoss], other: list[AnswerLoss]) -> Difference | None:
+    """Compare two policies on the same held-out answers.
+
+    Answers are drawn anew, with replacement, `_RESAMPLES` times, both policies' losses of an answer together; the
+    interval is between percentiles of (sum of nll differences) / (sum of tokens), which is what val_loss averages.
+    More than `_MOST_GROUPS` answers are drawn in groups of neighbours, so that the cost has a bound. The seed is
+    fixed: the same losses give the same interval.
+
+    Args:
+        base: losses of the base model.
+        other: losses of the policy; answers that one of both lacks are left out.
+
+    Returns: None where they have no answer in common.
+    """
+    before = {loss.index: loss.nll for loss in base}
+    common = sorted((loss for loss in other if loss.index in before), key=lambda loss: loss.index)
+    if not common:
+        return None
+    nll = np.array([loss.nll - before[loss.index] for loss in common])
+    tokens = np.array([loss.num_tokens for loss in common], dtype=np.float64)
+    group = np.arange(len(common)) * min(len(common), _MOST_GROUPS) // len(common)
+    grouped_nll, grouped_tokens = np.bincount(group, nll), np.bincount(group, tokens)
+    draws = np.random.default_rng(_SEED).integers(0, len(grouped_nll), (_RESAMPLES, len(grouped_nll)))
+    means = grouped_nll[draws].sum(1) / grouped_tokens[draws].sum(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(float(nll.sum() / tokens.sum()), float(low), float(high), int((nll < 0).sum()), len(common))

@@ -1,0 +1,165 @@
+"""A run as one self-contained HTML page: its text is rendered here, its charts and samples by the page's own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from spin_components.report import lineage
+from spin_components.report.answers import Answers, read_answers
+from spin_components.report.cautions import cautions
+from spin_components.report.history import History, read_history
+from spin_components.report.samples import sample_rows
+from spin_components.report.series import (
+    drift,
+    lengths,
+    published_differences,
+    read_steps,
+    step_series,
+    validation_points,
+)
+from spin_components.report.verdict import MINUS, judge, percent, perplexity, signed
+from spin_components.store.run import RunStore
+
+TEMPLATES = Path(__file__).parent / "template"
+STYLES = ("page.css", "parts.css")
+_SCRIPTS = ("theme.js", "chart.js", "plots.js", "samples.js", "page.js")
+
+
+def build_page(run: RunStore) -> str:
+    """The report of a run as it stands.
+
+    Raises:
+        ConfigError: the run has nothing to report yet.
+        IntegrityError: what is stored is damaged.
+    """
+    history = read_history(run)
+    answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
+    rows, points = read_steps(run, history), validation_points(run, history)
+    verdict = judge(history, published_differences(points))
+    samples = sample_rows(run, history, answers)
+    data = {
+        "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
+        "validation": [
+            {**point, "difference": asdict(point["difference"]) if point["difference"] else None} for point in points
+        ],
+        "steps": step_series(rows),
+        "lengths": lengths(answers),
+        "finish": [{"iteration": it.number, **it.finish_reasons} for it in history.iterations if it.num_pairs],
+        "drift": drift(answers),
+        "samples": samples,
+    }
+    return render(
+        "page.html",
+        scripts=_SCRIPTS,
+        data=data,
+        history=history,
+        verdict=verdict,
+        cautions=cautions(history, rows),
+        tiles=_tiles(history, verdict),
+        iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
+        origins=lineage.origins(history),
+        costs=lineage.costs(history, _answer_tokens(history, answers)),
+        settings=lineage.settings_tables(history),
+    )
+
+
+def render(template: str, *, scripts: tuple[str, ...], data: Any, folder: Path = TEMPLATES, **names: Any) -> str:
+    """A page from a template, with styles, scripts and data inside.
+
+    The page's own policy lets a browser run these scripts and styles, by their digests, and fetch nothing.
+
+    Args:
+        template: name of a file in `folder`, or in this package's templates.
+        scripts: names of files, likewise, in the order they run.
+        data: JSON for the scripts.
+        folder: of the template.
+        names: what the template uses; text is escaped.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"signed": signed, "duration": lineage.duration, "perplexity": perplexity, "nats": _nats}
+    script, style = _joined(scripts, folder), _joined(STYLES, folder)
+    policy = (
+        f"default-src 'none'; script-src '{_source(script)}'; style-src '{_source(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return environment.get_template(template).render(
+        **names, data=embedded_json(data), script=Markup(script), style=Markup(style), policy=policy
+    )
+
+
+def embedded_json(value: Any) -> Markup:
+    """JSON that can stand within a script element: what could end it, or a line of a script, is escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _joined(names: tuple[str, ...], folder: Path) -> str:
+    paths = (folder / name if (folder / name).exists() else TEMPLATES / name for name in names)
+    return "\n" + "\n".join(path.read_text("utf-8") for path in paths)
+
+
+def _source(content: str) -> str:
+    """A script or style as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+
+
+def _nats(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
+    """The key figures: name, value, and what to hold it against."""
+    published = [iteration.published for iteration in history.published if iteration.published]
+    manifests = list(history.manifests())
+    tiles = []
+    if verdict.iteration is not None:
+        tiles += [
+            ("val_loss", _nats(verdict.best_loss), f"base {_nats(verdict.base_loss)}"),
+            ("perplexity", perplexity(verdict.best_loss), f"base {perplexity(verdict.base_loss)}"),
+        ]
+        if found := verdict.difference:
+            share = percent(found.num_better / found.num_answers)
+            tiles.append(("held-out answers likelier", share, f"{found.num_better} of {found.num_answers}"))
+    if published:
+        facts = published[-1].facts
+        tiles.append(("pairs told apart", _nats(facts["acc"], 2), f"acc, last step of iteration {facts['iteration']}"))
+    num = len(history.published)
+    detail = f"{num} of {history.settings['spin']['max_iterations']} iterations"
+    return [*tiles, ("time at work", lineage.duration(lineage.total_s(manifests)), detail)]
+
+
+def _iteration_row(history: History, number: int) -> dict[str, Any]:
+    """What the table says of an iteration, finished or not."""
+    iteration = history.iterations[number]
+    manifests = [m for pair in iteration.shards for m in pair if m]
+    manifests += [m for epoch in iteration.epochs for m in (epoch.trained, epoch.check) if m]
+    facts = iteration.published.facts if iteration.published else {}
+    return {
+        "number": number,
+        "facts": facts,
+        "num_pairs": iteration.num_pairs,
+        "num_dropped": iteration.count("num_empty") + iteration.count("num_identical"),
+        "num_steps": sum(int(epoch.trained.facts["num_steps"]) for epoch in iteration.epochs),
+        "work_s": lineage.total_s(manifests),
+    }
+
+
+def _answer_tokens(history: History, answers: list[Answers]) -> int:
+    epochs = {iteration.number: len(iteration.epochs) for iteration in history.iterations}
+    return sum(int(found.num_actual.sum() + found.num_generated.sum()) * epochs[found.iteration] for found in answers)

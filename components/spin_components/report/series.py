@@ -1,0 +1,116 @@
+"""The numbers behind the page's charts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from spin_components.data.shards import AnswerLoss, read_rows
+from spin_components.report.answers import Answers
+from spin_components.report.decimation import min_max
+from spin_components.report.history import History
+from spin_components.report.interval import Difference, paired_difference
+from spin_components.store import layout
+from spin_components.store.manifests import Manifest
+from spin_components.store.run import RunStore
+
+STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
+MOST_POINTS = 800
+"""Of one line; see `decimation.min_max`."""
+_BINS = 24
+
+
+def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
+    """Metrics of every step of the finished epochs, in order."""
+    rows: list[dict[str, Any]] = []
+    for iteration in history.iterations:
+        for epoch in iteration.epochs:
+            key = f"{layout.epoch(iteration.number, epoch.number)}/metrics.json"
+            made_by = layout.epoch_manifest(iteration.number, epoch.number)
+            folder = run.fetch({key: epoch.trained.outputs[key]}, what="the metrics", made_by=made_by)
+            rows += json.loads((folder / key).read_text("utf-8"))["steps"]
+    return rows
+
+
+def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each metric by step, made short; the margin is the difference of the two rewards."""
+    starts: dict[int, int] = {}
+    for row in rows:
+        starts.setdefault(row["iteration"], row["step"])
+    lines = {name: [float(row[name]) for row in rows] for name in STEP_METRICS}
+    pairs = zip(lines["rewards_actual_mean"], lines["rewards_generated_mean"], strict=True)
+    lines["margin"] = [actual - generated for actual, generated in pairs]
+    steps = np.array([row["step"] for row in rows], dtype=np.int64)
+    first = np.searchsorted(steps, list(starts.values()))
+    ends = np.concatenate([first, first[1:] - 1]).astype(np.int64)
+    series = {}
+    for name, line in lines.items():
+        kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
+        series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[place]:.6g}") for place in kept]}
+    return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
+
+
+def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
+    """Losses of the held-out answers that a validation kept; none where it kept none."""
+    key = next((key for key in check.outputs if key.endswith(".parquet")), None)
+    if key is None:
+        return []
+    files = {key: check.outputs[key]}
+    return read_rows(run.fetch(files, what="the validation losses") / key, AnswerLoss)
+
+
+def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
+    """Every validated epoch: its loss, and its `Difference` from the base model."""
+    base = read_losses(run, history.base) if history.base else []
+    points = []
+    for iteration in history.iterations:
+        chosen = iteration.published.facts["epoch"] if iteration.published else None
+        for epoch in iteration.epochs:
+            if epoch.check:
+                losses = read_losses(run, epoch.check)
+                points.append(
+                    {
+                        "iteration": iteration.number,
+                        "epoch": epoch.number,
+                        "val_loss": float(epoch.check.facts["val_loss"]),
+                        "difference": paired_difference(base, losses) if base and losses else None,
+                        "published": epoch.number == chosen,
+                    }
+                )
+    return points
+
+
+def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]:
+    """By iteration."""
+    return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
+
+
+def lengths(answers: list[Answers]) -> dict[str, Any]:
+    """Shares of answers by their number of tokens: the human's, and those of each iteration."""
+    if not answers:
+        return {}
+    most = max(int(max(found.num_actual.max(), found.num_generated.max())) for found in answers)
+    width = max(1, -(-(most + 1) // _BINS))
+    edges = np.arange(0, most + width + 1, width)
+
+    def shares(numbers: Any) -> list[float]:
+        counts, _ = np.histogram(numbers, edges)
+        return [round(float(count) / len(numbers), 5) for count in counts]
+
+    return {
+        "edges": edges.tolist(),
+        "human": shares(answers[-1].num_actual),
+        "human_mean": float(answers[-1].num_actual.mean()),
+        "generated": [
+            {"iteration": found.iteration, "shares": shares(found.num_generated), "mean": found.num_generated.mean()}
+            for found in answers
+        ],
+    }
+
+
+def drift(answers: list[Answers]) -> list[dict[str, Any]]:
+    """Mean log-probability of an answer's token under each iteration's reference."""
+    means = [(found.iteration, found.mean_logprob("actual"), found.mean_logprob("generated")) for found in answers]
+    return [{"iteration": t, "actual": actual, "generated": generated} for t, actual, generated in means]

@@ -1,0 +1,30 @@
+"""`spin-pipeline compare`: several runs side by side."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("compare", help="several runs side by side: what differs, and what came of it")
+    parser.add_argument("run_uris", metavar="RUN_URI", nargs="+")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write an HTML page too")
+    parser.set_defaults(do=compare)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print the comparison, and write it as a page where one is asked for."""
+    from spin_pipeline.comparison import compare_runs, comparison_page
+    from spin_pipeline.comparison_tables import print_comparison
+    from spin_pipeline.reporting import write_page
+
+    comparison, console = compare_runs(options.run_uris), Console()
+    print_comparison(comparison, console)
+    if options.output:
+        page = comparison_page(comparison).encode("utf-8", "replace")
+        console.print(f"wrote {write_page(page, options.output)}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,184 @@
+"""Several runs side by side: what they were set to, what came of each, and whether that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ConfigError
+from spin_components.report.history import History, read_history
+from spin_components.report.interval import Difference, paired_difference
+from spin_components.report.lineage import total_s
+from spin_components.report.page import render
+from spin_components.report.series import read_losses
+from spin_components.store import layout
+from spin_components.store.run import RunStore, open_run
+
+_NOT_COMPARED = ("run.name", "run.uri")
+_TEMPLATES = Path(__file__).parent / "template"
+_SCRIPTS = ("theme.js", "chart.js", "plots.js", "compare.js")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """What is held against the other runs.
+
+    Attributes:
+        label: short, and like no other's.
+        base_loss: val_loss of the base model.
+        losses: val_loss by iteration.
+        best: the iteration with the lowest; None before one is published.
+        from_base: change of the best iteration from the base.
+        from_first: change from the first run's best, where both were validated on the same answers.
+        digests: of `base model`, and of the `training` and `validation` records as rendered.
+    """
+
+    label: str
+    uri: str
+    base_loss: float | None
+    losses: dict[int, float]
+    best: int | None
+    acc: float | None
+    margin: float | None
+    from_base: Difference | None
+    from_first: Difference | None
+    work_s: float
+    digests: dict[str, str]
+
+    @property
+    def best_loss(self) -> float | None:
+        """val_loss of the best iteration."""
+        return None if self.best is None else self.losses[self.best]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs in the order they were named.
+
+    Attributes:
+        settings: those that differ: name, and each run's value.
+        warnings: why numbers may not be comparable.
+    """
+
+    runs: list[ComparedRun]
+    settings: list[tuple[str, list[str]]]
+    warnings: list[str]
+
+
+def compare_runs(uris: Sequence[str]) -> Comparison:
+    """Read runs and hold them against each other.
+
+    Raises:
+        ConfigError: fewer than two, or one twice, or no run is there.
+        IntegrityError: what is stored is damaged.
+        StorageAccessError, StorageError: storage refuses, or does not answer.
+    """
+    if len(uris) < 2 or len({uri.rstrip("/") for uri in uris}) < len(uris):
+        raise ConfigError(f"compare takes two runs or more, each once; found {', '.join(uris) or 'none'}")
+    histories, losses = [], []
+    for uri in uris:
+        with open_run(uri) as run:
+            histories.append(read_history(run))
+            losses.append(_losses(run, histories[-1]))
+    labels = _labels(histories)
+    runs: list[ComparedRun] = []
+    for label, history, (base, best) in zip(labels, histories, losses, strict=True):
+        comparable = _digests(history)["validation"] == _digests(histories[0])["validation"]
+        first = losses[0][1] if comparable and runs else []
+        runs.append(_compared(label, history, base, best, first))
+    return Comparison(runs, _differing(histories), _warnings(runs))
+
+
+def _best(history: History) -> int | None:
+    losses = {it.number: it.published.facts["val_loss"] for it in history.published if it.published}
+    return min(losses, key=lambda t: (losses[t], t)) if losses else None
+
+
+def _losses(run: RunStore, history: History) -> tuple[list[Any], list[Any]]:
+    """Losses of the held-out answers: the base model's, and those of the best iteration."""
+    best = _best(history)
+    published = None if best is None else history.iterations[best].published
+    check = history.iterations[best].epochs[published.facts["epoch"]].check if published and best is not None else None
+    return (read_losses(run, history.base) if history.base else []), (read_losses(run, check) if check else [])
+
+
+def _compared(label: str, history: History, base: list[Any], best: list[Any], first: list[Any]) -> ComparedRun:
+    number = _best(history)
+    facts: dict[str, Any] = {}
+    if number is not None and (published := history.iterations[number].published):
+        facts = published.facts
+    rewards = (facts.get("rewards_actual_mean"), facts.get("rewards_generated_mean"))
+    return ComparedRun(
+        label=label,
+        uri=history.uri,
+        base_loss=history.base.facts["val_loss"] if history.base else None,
+        losses={it.number: float(it.published.facts["val_loss"]) for it in history.published if it.published},
+        best=number,
+        acc=facts.get("acc"),
+        margin=None if None in rewards else float(rewards[0]) - float(rewards[1]),  # type: ignore[arg-type]
+        from_base=paired_difference(base, best) if base and best else None,
+        from_first=paired_difference(first, best) if first and best else None,
+        work_s=total_s(history.manifests()),
+        digests=_digests(history),
+    )
+
+
+def _digests(history: History) -> dict[str, str]:
+    outputs = history.data.outputs
+    training = {key: file.sha256 for key, file in outputs.items() if key != layout.VALIDATION}
+    return {
+        "base model": str(history.data.inputs["model.base (content)"]),
+        "training": "".join(training[key] for key in sorted(training)),
+        "validation": outputs[layout.VALIDATION].sha256,
+    }
+
+
+def _labels(histories: list[History]) -> list[str]:
+    """Names of the runs where those differ, else the ends of their addresses, else the addresses."""
+    for names in (
+        [history.settings["run"]["name"] for history in histories],
+        [history.uri.rpartition("/")[2] for history in histories],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [history.uri for history in histories]
+
+
+def _differing(histories: list[History]) -> list[tuple[str, list[str]]]:
+    flat = [
+        {f"{section}.{name}": value for section, table in history.settings.items() for name, value in table.items()}
+        for history in histories
+    ]
+    names = list(dict.fromkeys(name for table in flat for name in table))
+    rows = [(name, [_plain(table.get(name)) for table in flat]) for name in names if name not in _NOT_COMPARED]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _plain(value: object) -> str:
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _warnings(runs: list[ComparedRun]) -> list[str]:
+    consequences = {
+        "base model": "changes from the base begin at different models",
+        "training": "a difference may come from the data as well as from the settings",
+        "validation": "val_loss was measured on different answers, so it cannot be held against each other's",
+    }
+    found = []
+    for what, consequence in consequences.items():
+        others = [run.label for run in runs[1:] if run.digests[what] != runs[0].digests[what]]
+        if others:
+            noun = what if what == "base model" else f"{what} data"
+            found.append(f"Other {noun} than {runs[0].label}: {', '.join(others)}; {consequence}.")
+    unfinished = [run.label for run in runs if run.best is None]
+    return [*found, *([f"No iteration finished yet: {', '.join(unfinished)}."] if unfinished else [])]
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The comparison as one self-contained HTML page."""
+    runs = [{**asdict(run), "best_loss": run.best_loss} for run in comparison.runs]
+    return render("compare.html", scripts=_SCRIPTS, data=runs, folder=_TEMPLATES, comparison=comparison)

@@ -1,0 +1,402 @@
+"""The report and the comparison of real runs: as commands write them, and as a real browser shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from markupsafe import Markup
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from playing import begin, hardware, play, play_scores
+from s3_server import BUCKET, S3Server
+from spin_components.checkpoint.step import publish
+from spin_components.data.shards import Pair, PairReward, read_rows
+from spin_components.events import read_events
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+from spin_pipeline.cli import main
+
+HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>\u2028 & <b>bold</b>"
+SCREENSHOTS = os.environ.get("SPIN_SCREENSHOTS", "")
+FLAGS = [
+    "--no-sandbox",  # as root, as in a container
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+def settings_of(uri: Path, model: Path, data: Path, **training: Any) -> Settings:
+    """Two iterations of two epochs; 20 questions, 8 more held out."""
+    return Settings.model_validate(
+        {
+            "run": {"uri": str(uri), "name": uri.name.split()[0]},
+            "model": {"base": str(model)},
+            "data": {
+                "train": str(data),
+                "validation_size": 8,
+                "max_length": 256,
+                "max_prompt_length": 160,
+                "max_train_records": 24,
+            },
+            "spin": {"max_iterations": 2, "max_epochs": 2, "ref_policy_kl_penalty": 0.1},
+            "generation": {"engine": "transformers", "max_new_tokens": 12},
+            "training": {
+                "precision": "float32",
+                "global_batch_size": 8,
+                "micro_batch_size": 4,
+                "lr": 1e-3,
+                "lr_schedule": "constant",
+                "warmup": 0,
+                **training,
+            },
+            "hardware": {"device": "cpu"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory, question_file: Path) -> Path:
+    """The shared questions, and as many again with markup in both prompt and answer."""
+    path = tmp_path_factory.mktemp("hostile") / "questions.jsonl"
+    lines = question_file.read_text("utf-8").splitlines()[:20]
+    lines += [json.dumps({"prompt": f"Question {i} {HOSTILE}", "response": f"Answer {i} {HOSTILE}"}) for i in range(12)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
+    """A run whose very address has markup in it; not to be written to."""
+    return play(settings_of(tmp_path_factory.mktemp("runs") / "tiny <b>run", tiny_llama, questions))
+
+
+@pytest.fixture(scope="module")
+def slower(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
+    """The same with a lower learning rate, ended after one iteration."""
+    settings = settings_of(tmp_path_factory.mktemp("runs") / "slower", tiny_llama, questions, lr=1e-4)
+    return play(settings.model_copy(update={"spin": settings.spin.model_copy(update={"max_iterations": 1})}))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium as the machine has it; not kept beyond this module, since its event loop holds the thread."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        message = f"no browser: none of {', '.join(names)} is installed; on Debian, apt-get install chromium"
+        if os.environ.get("SPIN_NEEDS_BROWSER"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page that is open, and what the browser had to say about it.
+
+    Attributes:
+        said: console messages and errors.
+        requested: every address that was asked for.
+    """
+
+    def __init__(self, context: BrowserContext, file: Path) -> None:
+        self.page: Page = context.new_page()
+        self.said: list[str] = []
+        self.requested: list[str] = []
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.requested.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def faults(self, **options: Any) -> list[str]:
+        """What axe-core finds serious or critical."""
+        found = Axe().run(self.page, options=options or None).response["violations"]
+        return [
+            f"{fault['impact']}: {fault['id']}: {[node['html'] for node in fault['nodes']]}"
+            for fault in found
+            if fault["impact"] in ("serious", "critical")
+        ]
+
+    def keep_screenshot(self, name: str) -> None:
+        """Where screenshots are wanted."""
+        if SCREENSHOTS:
+            self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Any]:
+    """Opens a file in a profile of its own; keyword arguments are the profile's."""
+    contexts: list[BrowserContext] = []
+
+    def visit(file: Path, **options: Any) -> Visit:
+        contexts.append(browser.new_context(**{"viewport": DESKTOP, **options}))
+        return Visit(contexts[-1], file)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def report(finished: LocalRun) -> Path:
+    return finished.path(layout.REPORT)
+
+
+def steps_of(run: LocalRun) -> list[dict[str, Any]]:
+    keys = [f"{layout.epoch(t, e)}/metrics.json" for t in (0, 1) for e in (0, 1)]
+    return [row for key in keys for row in json.loads(run.path(key).read_text("utf-8"))["steps"]]
+
+
+def figure(page: Page, title: str) -> Any:
+    return page.locator("figure.chart", has=page.locator("figcaption", has_text=title))
+
+
+def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, report: Path) -> None:
+    visit = open_page(report)
+    assert visit.said == []
+    assert visit.requested == [report.as_uri()]
+    page = visit.page
+    expect(page.locator("h1")).to_contain_text("base model.")
+    # forest, validation, six by step, three of answers; each with marks inside its own bounds
+    expect(page.locator("figure.chart svg")).to_have_count(11)
+    for chart in page.locator("figure.chart").all():
+        marks = chart.locator("path.line, circle[class^=fill], rect, line.whisker")
+        assert marks.count() > 0
+        box = chart.locator("svg").bounding_box()
+        mark = marks.first.bounding_box()
+        assert box is not None
+        assert mark is not None
+        assert box["x"] <= mark["x"] <= box["x"] + box["width"]
+        assert "NaN" not in chart.inner_html()
+    visit.keep_screenshot("report-desktop-light")
+
+
+def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
+    open_page: Any, report: Path, finished: LocalRun
+) -> None:
+    page, rows = open_page(report).page, steps_of(finished)
+    loss = figure(page, "Loss, nats a pair")
+    line = loss.locator("path.line").get_attribute("d")
+    assert len(re.findall("[ML]", line)) == len(rows) == 12
+    assert line.count("M") == 2  # each iteration begins anew
+    loss.locator("svg").focus()
+    page.keyboard.press("End")
+    expect(loss.locator("output")).to_have_text(f"step 12 · {rows[-1]['loss']:.3f}")
+    page.keyboard.press("ArrowLeft")
+    expect(loss.locator("output")).to_have_text(f"step 11 · {rows[-2]['loss']:.3f}")
+    page.keyboard.press("Home")
+    expect(loss.locator("output")).to_have_text("step 1 · 0.693")
+    rewards = figure(page, "Rewards")
+    rewards.locator("svg").hover(position={"x": 48, "y": 90})
+    expect(rewards.locator("output")).to_contain_text("step 1 · human 0")
+
+
+def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, finished: LocalRun) -> None:
+    page = open_page(report).page
+    rewards = read_rows(finished.path(layout.rewards(1, 1)), PairReward)
+    pairs = {pair.index: pair for pair in read_rows(finished.path(layout.generations(1, 0)), Pair)}
+    margins = {row.index: row.reward_actual - row.reward_generated for row in rewards}
+    rows, numbers = page.locator(".samples tbody tr"), page.locator(".open-row")
+    expect(page.locator(".shown")).to_have_text("1 to 20 of 24 · all 24 pairs")
+    head = page.get_by_role("button", name="Margin")
+    head.click()
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Margin")
+    lowest = sorted(margins, key=lambda index: round(margins[index], 4))
+    assert [int(text) for text in numbers.all_text_contents()][:3] == lowest[:3]
+    head.click()
+    expect(page.locator("th[aria-sort=descending]")).to_have_text("Margin")
+    assert [int(text) for text in numbers.all_text_contents()][:3] == lowest[::-1][:3]
+
+    page.get_by_label("Show").select_option("Margin below 0")
+    assert rows.count() == sum(margin < 0 for margin in margins.values())
+    page.get_by_label("Show").select_option("Cut at the limit")
+    expect(page.locator(".shown")).to_contain_text(f"of {sum(p.finish_reason == 'length' for p in pairs.values())} ·")
+    page.get_by_label("Show").select_option("All")
+    page.get_by_label("Find").fill("question broken")
+    hostile = rows.count()
+    assert 0 < hostile < 20
+    page.get_by_label("Find").fill("no such words anywhere")
+    expect(page.locator(".shown")).to_contain_text("Nothing matches")
+    page.get_by_label("Find").fill("")
+
+    page.get_by_role("button", name="Next").click()
+    expect(page.locator(".shown")).to_contain_text("21 to 24 of 24")
+    numbers.first.press("Enter")
+    expect(numbers.first).to_have_attribute("aria-expanded", "true")
+    expect(page.locator("tr.detail h3")).to_contain_text(["Prompt", "Human", "Iteration 0", "Iteration 1"])
+    numbers.first.press("Enter")
+    expect(page.locator("tr.detail")).to_have_count(0)
+
+
+def test_markup_in_prompts_answers_and_addresses_is_only_text(open_page: Any, report: Path) -> None:
+    visit = open_page(report)
+    page = visit.page
+    page.get_by_label("Find").fill("question window.broken")
+    page.locator(".open-row").first.click()
+    # the tokenizer gives back what it was given, markup, line separator and all
+    expect(page.locator("tr.detail .by-human .text")).to_contain_text(HOSTILE)
+    expect(page.locator("tr.detail .prompt-text .text")).to_contain_text(HOSTILE)
+    assert "<b>run" in page.locator("#lineage").inner_text()
+    assert page.evaluate("window.broken") is None
+    assert page.locator("img, main b").count() == 0
+    assert visit.said == []
+    assert visit.requested == [report.as_uri()]
+
+
+def test_the_theme_follows_the_system_until_one_is_chosen(open_page: Any, report: Path) -> None:
+    page = open_page(report, color_scheme="dark").page
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.emulate_media(color_scheme="light")
+    light = page.evaluate(background)
+    assert light != dark
+    page.get_by_label("Dark").check(force=True)
+    assert page.evaluate(background) == dark
+    page.reload()
+    assert page.evaluate(background) == dark
+    page.get_by_label("Auto").check(force=True)
+    assert page.evaluate(background) == light
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_in_its_width(open_page: Any, report: Path, scheme: str) -> None:
+    visit = open_page(report, viewport=PHONE, color_scheme=scheme)
+    page = visit.page
+    page.locator(".open-row").first.click()
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    for chart in page.locator("figure.chart svg").all():
+        box = chart.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE["width"]
+    visit.keep_screenshot(f"report-phone-{scheme}")
+
+
+def test_axe_finds_no_serious_fault(open_page: Any, report: Path) -> None:
+    visit = open_page(report)
+    visit.page.get_by_label("Find").fill("question broken")  # fewer rows: axe takes its time over each
+    visit.page.locator(".open-row").first.click()
+    visit.page.locator("summary").click()
+    assert visit.faults() == []
+    visit.page.emulate_media(color_scheme="dark")
+    assert visit.faults(runOnly=["color-contrast"]) == []
+    visit.keep_screenshot("report-desktop-dark")
+
+
+def test_runs_are_compared_in_the_terminal_and_as_a_page(
+    open_page: Any, finished: LocalRun, slower: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", finished.uri, slower.uri, "-o", str(tmp_path / "compare.html")]) == 0
+    printed = capsys.readouterr().out
+    for setting, values in (("training.lr", "0.001 0.0001"), ("spin.max_iterations", "2 1")):
+        assert re.search(rf"{re.escape(setting)} +{values.replace(' ', ' +')}", printed)
+    assert "run.uri" not in printed
+    assert "Other" not in printed
+    best = [run.read_json(layout.BEST)["val_loss"] for run in (finished, slower)]
+    assert re.search(rf"best val_loss +{best[0]:.4f} +{best[1]:.4f}", printed)
+    visit = open_page(tmp_path / "compare.html")
+    assert visit.said == []
+    assert visit.requested == [(tmp_path / "compare.html").as_uri()]
+    expect(visit.page.locator(".lead")).to_contain_text("the same base model, training data and held-out answers")
+    expect(visit.page.locator("figure.chart svg")).to_have_count(2)
+    expect(figure(visit.page, "Validation loss").locator("circle[class^=fill]:not([visibility])")).to_have_count(5)
+    assert visit.faults() == []
+    visit.keep_screenshot("compare")
+
+
+def test_runs_on_other_data_are_compared_with_a_warning(
+    finished: LocalRun, tiny_llama: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(tmp_path / "other", tiny_llama, question_file)
+    begin(settings)
+    assert main(["compare", finished.uri, settings.run.uri]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Other training data than tiny: other" in printed
+    assert "Other validation data than tiny: other; val_loss was measured on different answers" in printed
+    assert "Other base model" not in printed
+    assert "No iteration finished yet: other." in printed
+    # and a report of what there is
+    assert main(["report", settings.run.uri]) == 0
+    assert "No iteration is finished yet." in (tmp_path / "other" / layout.REPORT).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["report", "{nowhere}"], "has nothing to report yet: no data/manifest.json"),
+        (["compare", "{run}"], "compare takes two runs or more, each once"),
+        (["compare", "{run}", "{run}/"], "compare takes two runs or more, each once"),
+        (["compare", "{run}", "{nowhere}"], "has nothing to report yet"),
+        (["report", "{run}", "-o", "{run}"], "cannot be written: Is a directory"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_with_code_2(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    arguments = [part.format(run=finished.uri, nowhere=tmp_path / "nowhere") for part in command]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_writes_what_the_last_checkpoint_wrote(
+    finished: LocalRun, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = finished.path(layout.REPORT).read_bytes()
+    assert main(["report", finished.uri, "-o", str(tmp_path / "deep/er/report.html")]) == 0
+    assert (tmp_path / "deep/er/report.html").read_bytes() == written
+    # of a run in object storage too; but for its address it is the same
+    shutil.copytree(finished.root, s3.path("runs/copied"))
+    uri = f"s3://{BUCKET}/runs/copied"
+    s3.path(f"runs/copied/{layout.REPORT}").unlink()
+    assert main(["report", uri]) == 0
+    assert f"wrote {uri}/{layout.REPORT}" in capsys.readouterr().out
+    copied = s3.path(f"runs/copied/{layout.REPORT}").read_text("utf-8")
+    address = str(Markup.escape(finished.uri))
+    assert copied.replace(uri, "RUN").replace(address, "RUN") == written.decode().replace(address, "RUN")
+
+
+def test_gc_keeps_the_report(finished: LocalRun, tmp_path: Path) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    assert main(["gc", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / layout.REPORT).exists()
+
+
+def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_published(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings()
+    run, machine = LocalRun(Path(settings.run.uri)), hardware(settings)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine)
+    pairs = run.path(layout.generations(0, 0))  # which the checkpoint has no need of, and the report has
+    content = pairs.read_bytes()
+    pairs.write_bytes(b"not what was written")
+    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
+    assert run.exists(layout.checkpoint(0))
+    assert not run.exists(layout.REPORT)
+    (warning,) = [event for event in read_events(run) if event["kind"] == "warning" and event["step"] == "checkpoint"]
+    assert "the report could not be written (IntegrityError: " in warning["message"]
+    # the same step again, with the file as it was, finds its work done, and writes the report
+    pairs.write_bytes(content)
+    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
+    assert b"Iteration 0" in (run.read(layout.REPORT) or b"")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from spin_components.data.shards import AnswerLoss
+from spin_components.report.interval import Difference, paired_difference
+
+
+def losses(*rows: tuple[int, float, int]) -> list[AnswerLoss]:
+    return [AnswerLoss(*row) for row in rows]
+
+
+def test_the_mean_is_over_tokens_as_in_val_loss() -> None:
+    base = losses((0, 6.0, 3), (1, 2.0, 1))
+    policy = losses((0, 3.0, 3), (1, 3.0, 1))
+    found = paired_difference(base, policy)
+    assert found is not None
+    # (3 + 3) / 4 - (6 + 2) / 4
+    assert found.mean == -0.5
+    # a draw is twice the first answer (-1), both (-0.5), or twice the second (+1)
+    assert (found.low, found.high) == (-1.0, 1.0)
+    assert not found.is_clear
+    assert (found.num_better, found.num_answers) == (1, 2)
+
+
+def test_a_difference_that_is_the_same_for_every_answer_has_no_width() -> None:
+    base = losses(*((index, 2.0 * index, 2) for index in range(1, 30)))
+    policy = losses(*((index, 2.0 * index + 0.5, 2) for index in range(1, 30)))
+    assert paired_difference(base, policy) == Difference(0.25, 0.25, 0.25, 0, 29)
+
+
+def test_answers_are_paired_by_their_index_whatever_their_order() -> None:
+    base = losses((7, 5.0, 1), (3, 1.0, 1), (9, 100.0, 1))
+    policy = losses((3, 2.0, 1), (7, 7.0, 1))
+    found = paired_difference(base, policy)
+    assert found is not None
+    assert (found.mean, found.num_answers) == (1.5, 2)
+    assert paired_difference(base, losses((4, 1.0, 1))) is None
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    # normal differences of mean 0.1: of 200 samples about 95 % should give an interval with 0.1 inside
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        base = losses(*((index, 10.0, 1) for index in range(60)))
+        policy = losses(*((index, 10.1 + noise, 1) for index, noise in enumerate(rng.normal(0, 0.5, 60))))
+        found = paired_difference(base, policy)
+        assert found is not None
+        hits += found.low <= 0.1 <= found.high
+    assert 180 <= hits <= 198
+
+
+def test_the_same_losses_give_the_same_interval() -> None:
+    rng = np.random.default_rng(2)
+    base = losses(*((index, value, 3) for index, value in enumerate(rng.normal(5, 1, 40))))
+    policy = losses(*((index, value, 3) for index, value in enumerate(rng.normal(5, 1, 40))))
+    assert paired_difference(base, policy) == paired_difference(base, policy)
+
+
+def test_many_answers_are_drawn_in_groups_with_an_interval_as_wide_as_theory_has_it() -> None:
+    num = 30_000
+    noise = np.random.default_rng(3).normal(-0.2, 1.0, num)
+    base = losses(*((index, 4.0, 1) for index in range(num)))
+    policy = losses(*((index, 4.0 + float(value), 1) for index, value in enumerate(noise)))
+    found = paired_difference(base, policy)
+    assert found is not None
+    assert found.mean == pytest.approx(noise.mean(), abs=1e-9)
+    # 2 * 1.96 standard errors of a mean of 30,000
+    assert found.high - found.low == pytest.approx(2 * 1.96 / num**0.5, rel=0.1)

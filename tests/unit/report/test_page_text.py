@@ -1,0 +1,197 @@
+"""What the page says, without a browser: verdicts, cautions, numbers, escapes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from spin_components.report.cautions import cautions
+from spin_components.report.history import EpochHistory, History, IterationHistory
+from spin_components.report.interval import Difference
+from spin_components.report.lineage import costs, duration, settings_tables
+from spin_components.report.page import embedded_json, render
+from spin_components.report.samples import _shared_ends
+from spin_components.report.verdict import judge, perplexity, signed
+from spin_components.settings import Settings
+from spin_components.store.manifests import Manifest
+
+SETTINGS = Settings.model_validate(
+    {"model": {"base": "a"}, "data": {"train": "b"}, "generation": {"max_new_tokens": 32}, "training": {"lr": 1e-3}}
+)
+DATA = {"num_train": 100, "num_validation": 50, "num_prompts_cut": 0, "num_answers_cut": 0, "num_bad_records": 0}
+
+
+def generations(**facts: Any) -> Manifest:
+    defaults = {
+        "num_pairs": 100,
+        "num_empty": 0,
+        "num_identical": 0,
+        "finish_reasons": {"stop": 100},
+        "mean_actual_tokens": 20.0,
+        "mean_generated_tokens": 22.0,
+    }
+    return Manifest(
+        step="generate", inputs={}, facts={**defaults, **facts}, duration_s=7200.0, machine={"num_cores": 4}
+    )
+
+
+def iteration(number: int, val_loss: float, **facts: Any) -> IterationHistory:
+    trained = Manifest(
+        step="train-epoch",
+        inputs={},
+        facts={"num_steps": 10},
+        duration_s=1800.0,
+        machine={"num_cores": 16, "num_gpus": 8, "gpu": "NVIDIA H100"},
+    )
+    published = Manifest(step="checkpoint", inputs={}, facts={"iteration": number, "epoch": 0, "val_loss": val_loss})
+    return IterationHistory(number, [(generations(**facts), None)], [EpochHistory(0, trained, None)], published)
+
+
+def history(*iterations: IterationHistory, base: float | None = 4.0, **data: Any) -> History:
+    check = None if base is None else Manifest(step="validate", inputs={}, facts={"val_loss": base})
+    record = {"settings": SETTINGS.model_dump(mode="json")}
+    manifest = Manifest(step="prepare", inputs={}, facts={**DATA, **data})
+    return History("run", record, manifest, check, list(iterations))
+
+
+def steps(
+    number: int, *, loss: float = 0.4, acc: float = 0.8, actual: float = 0.3, generated: float = -0.3
+) -> list[Any]:
+    row = {"loss": loss, "acc": acc, "rewards_actual_mean": actual, "rewards_generated_mean": generated}
+    return [{"iteration": number, **row}] * 8
+
+
+@pytest.mark.parametrize(
+    ("difference", "outcome", "headline"),
+    [
+        (Difference(-0.5, -0.7, -0.3, 40, 48), "better", "Iteration 1 is better than the base model."),
+        (Difference(-0.1, -0.3, 0.1, 30, 48), "unclear", "Iteration 1 is not clearly different from the base model."),
+        (Difference(0.4, 0.1, 0.7, 3, 48), "worse", "No iteration is better than the base model."),
+    ],
+)
+def test_the_verdict_follows_the_interval_of_the_best_iteration(
+    difference: Difference, outcome: str, headline: str
+) -> None:
+    run = history(iteration(0, 3.9), iteration(1, 3.5), iteration(2, 3.6))
+    verdict = judge(run, {0: Difference(9, 9, 9, 0, 48), 1: difference})
+    assert (verdict.outcome, verdict.headline, verdict.iteration) == (outcome, headline, 1)
+    assert "fell from 4.000 to 3.500 nats a token" in verdict.detail
+    assert f"from {signed(difference.low)} to {signed(difference.high)} over 48 answers" in verdict.detail
+
+
+def test_without_losses_of_single_answers_the_verdict_claims_no_certainty() -> None:
+    verdict = judge(history(iteration(0, 3.5)), {})
+    assert (verdict.outcome, verdict.difference) == ("better", None)
+    assert "cannot be told" in verdict.detail
+
+
+def test_there_is_no_verdict_before_a_checkpoint() -> None:
+    assert judge(history(), {}).outcome == "open"
+    assert judge(history(iteration(0, 3.5), base=None), {}).iteration is None
+
+
+def test_a_run_with_nothing_wrong_gets_no_caution() -> None:
+    run = history(iteration(0, 3.9), iteration(1, 3.5))
+    assert cautions(run, [*steps(0), *steps(1)]) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (
+            {"finish_reasons": {"stop": 70, "length": 30}},
+            "30\N{NO-BREAK SPACE}% of the generated answers of iteration 0",
+        ),
+        ({"num_identical": 6}, "6\N{NO-BREAK SPACE}% of the generated answers of iteration 0 are the human's own"),
+        ({"num_empty": 2}, "2 of 100 generated answers of iteration 0 are empty"),
+        ({"mean_generated_tokens": 41.0}, "much longer than the human's (41 against 20 tokens)"),
+        ({"mean_generated_tokens": 9.0}, "much shorter than the human's (9 against 20 tokens)"),
+    ],
+)
+def test_answers_that_give_themselves_away_are_pointed_out(facts: dict[str, Any], expected: str) -> None:
+    (found,) = cautions(history(iteration(0, 3.9, **facts)), steps(0))
+    assert expected in found
+
+
+def test_training_that_has_nothing_left_to_learn_or_learns_the_wrong_thing_is_pointed_out() -> None:
+    run = history(iteration(0, 3.9))
+    (saturated,) = cautions(run, [*steps(0)[:6], *steps(0, loss=0.01, acc=1.0)[:2]])
+    assert "Margins of iteration 0 are saturated: over its last 2 steps the loss is 0.010" in saturated
+    (falling,) = cautions(run, steps(0, actual=-0.4, generated=-1.25))
+    assert "Rewards of both kinds of answer fell in iteration 0 (human -0.40, generated -1.25)" in falling
+
+
+def test_a_loss_that_rises_and_data_that_were_cut_are_pointed_out() -> None:
+    run = history(iteration(0, 3.5), iteration(1, 3.6), num_answers_cut=1200)
+    cut, rose = cautions(run, [])
+    assert cut.startswith("1,200 human answers were cut")
+    assert rose == "val_loss rose in iteration 1, from 3.500 to 3.600."
+
+
+def test_cost_counts_gpus_where_there_were_some_and_cores_elsewhere() -> None:
+    found = dict(costs(history(iteration(0, 3.9)), 12_345))
+    assert found["work"] == "2 h 30 min"
+    assert found["GPU-hours"] == "4.00 (NVIDIA H100)"  # half an hour on 8
+    assert found["core-hours"] == "8.00"  # two hours on 4; the GPU step's own cores are not counted again
+    assert found["tokens generated"] == "2,200"
+    assert found["answer tokens trained on"] == "12,345"
+
+
+def test_settings_that_differ_from_the_default_are_marked() -> None:
+    marked = {(name, row[0]) for name, rows in settings_tables(history()) for row in rows if row[2]}
+    assert marked == {("generation", "max_new_tokens"), ("training", "lr")}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90_000, "1 d 1 h")],
+)
+def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_have_a_true_minus() -> None:
+    assert [signed(value) for value in (-0.5, 0.0, 1.25)] == ["−0.500", "0.000", "+1.250"]
+    assert perplexity(0.0) == "1"
+    assert perplexity(4.0458) == "57.2"
+
+
+def test_what_all_prompts_share_is_cut_at_a_boundary_of_the_template() -> None:
+    prompts = [f"<s>user\nWhat is {name}?</s>\n<s>assistant\n" for name in ("len", "list")]
+    assert _shared_ends(prompts) == ("<s>user\n", "</s>\n<s>assistant\n")  # and not "What is l", not "?"
+    assert _shared_ends(prompts[:1]) == ("", "")
+    assert _shared_ends(["same\n", "same\n"]) == ("same\n", "")
+
+
+@pytest.mark.parametrize("text", ["</script><script>", "<!--", "\u2028\u2029", "&amp;", '"\\\n\x00\x1f\ufffd'])
+def test_embedded_json_cannot_end_its_element_and_reads_back(text: str) -> None:
+    embedded = embedded_json({text: [text]})
+    assert not set("<>&\u2028\u2029") & set(embedded)
+    assert json.loads(embedded) == {text: [text]}
+
+
+def test_text_in_a_page_is_escaped() -> None:
+    run = history()
+    names: dict[str, Any] = {
+        "verdict": judge(run, {}),
+        "tiles": [("<b>", "<i>", "&")],
+        "cautions": ["<script>alert(1)</script>"],
+    }
+    record = {**run.record, "version": "<u>"}
+    run = History("/<em>", record, run.data, None, [])
+    page = render(
+        "page.html",
+        scripts=(),
+        data={},
+        history=run,
+        iterations=[],
+        origins=[("<a>", "<p>")],
+        costs=[],
+        settings=[],
+        **names,
+    )
+    for tag in ("<b>", "<i>", "<script>alert", "<u>", "<em>", "<a>", "<p>&"):
+        assert tag not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
