@@ -7,11 +7,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from kubectl import build
 from kubernetes_rights import Deed, User, may, service_account
 from kubernetes_server import kubernetes_server
 from spin_pipeline.cli import _parser
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS
+from spin_pipeline.commands.config_options import settings_of
 from unit.cluster.built import MANIFESTS, of_kind
 
 ROOT = MANIFESTS.parent
@@ -19,17 +22,26 @@ README = (MANIFESTS / "README.md").read_text("utf-8")
 
 
 def commands(word: str) -> list[list[str]]:
-    """The commands of the guide that begin so, in words; a line that ends in \\ goes on."""
+    """The commands of the guide that begin so, in words; `"$@"` is what `set --` last made it."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.strip().startswith(f"{word} ")]
+    found, given = [], []
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["set", "--"]:
+            given = words[2:]
+        elif words[:1] == [word]:
+            found.append([part for one in words for part in (given if one == "$@" else [one])])
+    return found
 
 
-def test_every_spin_pipeline_command_of_the_guide_is_one() -> None:
+def test_every_spin_pipeline_command_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     found = commands("spin-pipeline")
     assert {command[1] for command in found} >= {"preflight", "submit", "schedule"}
     for command in found:
-        _parser().parse_args(command[1:])
+        options = _parser().parse_args(command[1:])
+        if "config" in options:
+            settings_of(options)
 
 
 def test_every_file_and_target_that_the_guide_names_exists() -> None:

@@ -148,7 +148,7 @@ def test_what_the_schedules_job_types_sets_one_schedule_however_often(
     assert schedule["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
 
 
-@pytest.mark.parametrize("folder", ["overlays/dev", "overlays/gpu", "schedule"])
+@pytest.mark.parametrize("folder", ["overlays/dev", "schedule"])
 def test_the_configurations_are_for_a_cluster(folder: str) -> None:
     configuration = load_settings(str(MANIFESTS / folder / "run.toml"))
     assert [finding.verdict for finding in check_addresses(configuration)] == ["pass"]
