@@ -44,10 +44,12 @@ function linePlot(host, spec) {
       node.append(svg("text", { x: X(start.x) + 3, y: box.top - 8 }, start.label));
     }
     for (const rule of spec.rules || []) {
-      node.append(svg("line", { class: "rule", x1: box.left, x2: box.right, y1: Y(rule.y), y2: Y(rule.y) }),
-        svg("text", { x: box.right, y: Y(rule.y) + 15, "text-anchor": "end" }, rule.label));
+      node.append(svg("line", { class: "rule", x1: box.left, x2: box.right, y1: Y(rule.y), y2: Y(rule.y) }));
     }
     for (const line of series) drawLine(node, line, X, Y, new Set((spec.starts || []).map((start) => start.x)));
+    for (const rule of spec.rules || []) {
+      node.append(svg("text", { class: "over", x: box.right, y: Y(rule.y) + 15, "text-anchor": "end" }, rule.label));
+    }
     if (named) {
       const ends = spread(series.map((line) => Y(line.stairs ? Math.max(...line.y) : line.y[line.y.length - 1])), 15, box.top + 4, box.bottom);
       series.forEach((line, i) => node.append(svg("text", { class: `label ${line.tone}`, x: box.right + 8, y: ends[i] + 4 }, short(line.name, 16))));
