@@ -83,7 +83,7 @@ def check_torch(build: str) -> None:
     if build == "cuda" and version.endswith("+cpu"):
         sys.exit(
             f"pip would take torch {version}, which sees no GPU; PIP_CONF names an index of CPU builds. "
-            "Leave that out for this image, or ask for it: BUILD_OPTIONS=\"--build-arg TORCH=any\""
+            'Leave that out for this image, or ask for it: BUILD_OPTIONS="--build-arg TORCH=any"'
         )
 
 

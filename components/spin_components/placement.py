@@ -7,14 +7,16 @@ from typing import Any
 from spin_components.settings import Settings
 
 
-def placed(settings: dict[str, Any]) -> tuple[str, str, str, str, str, str, str, str, dict[str, str], list[Any], Any]:
+def placed(
+    settings: dict[str, Any],
+) -> tuple[str, str, str, str, str, str, str, str, str, str, dict[str, str], list[Any], Any]:
     """The values that KFP takes for a pod, in the order of the outputs of `prepare`'s component.
 
     Args:
         settings: every section, checked.
 
     Returns: GPU resource name (empty: none); GPUs of generate, of a training pod and of a scoring one, as digits; CPU
-        and memory of generate, then of the others, as Kubernetes quantities; node selector, tolerations, affinity.
+        and memory of each in that order, as Kubernetes quantities; node selector, tolerations, affinity.
     """
     known = Settings.model_validate(settings)
     place = known.placement
@@ -29,6 +31,8 @@ def placed(settings: dict[str, Any]) -> tuple[str, str, str, str, str, str, str,
         place.generate.memory,
         place.train.cpu,
         place.train.memory,
+        place.score.cpu,
+        place.score.memory,
         place.node_selector,
         place.tolerations,
         place.affinity,

@@ -178,6 +178,8 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
         generate_memory: str,
         train_cpu: str,
         train_memory: str,
+        score_cpu: str,
+        score_memory: str,
         node_selector: dict,
         tolerations: list,
         affinity: dict,

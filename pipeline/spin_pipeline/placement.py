@@ -23,6 +23,8 @@ PLACES: dict[str, type] = {
     "generate_memory": str,
     "train_cpu": str,
     "train_memory": str,
+    "score_cpu": str,
+    "score_memory": str,
     "node_selector": dict,
     "tolerations": list,
     "affinity": dict,
@@ -56,15 +58,15 @@ class Placement:
 
     def generate(self, task: Any, places: Mapping[str, Any]) -> Any:
         """A step that generates."""
-        return self._with_model(task, places, "generate", places["generate_accelerators"])
+        return self._with_model(task, places, "generate", image="generate")
 
     def score(self, task: Any, places: Mapping[str, Any]) -> Any:
         """A step that scores answers on one device: ref-logprob, validate."""
-        return self._with_model(task, places, "train", places["score_accelerators"])
+        return self._with_model(task, places, "score", image="train")
 
     def train(self, task: Any, places: Mapping[str, Any]) -> Any:
         """train-epoch, in one pod or as the pod that starts a TrainJob and hands its own placement on."""
-        return self._with_model(task, places, "train", places["train_accelerators"])
+        return self._with_model(task, places, "train", image="train")
 
     def job_template(self) -> dict[str, Any] | None:
         """What a TrainJob is told of the cluster; see `spin_components.train_epoch.nodes.train_job.JobTemplate`."""
@@ -80,12 +82,12 @@ class Placement:
         }
 
     def _with_model(
-        self, task: Any, places: Mapping[str, Any], kind: Literal["generate", "train"], accelerators: Any
+        self, task: Any, places: Mapping[str, Any], kind: Literal["generate", "train", "score"], *, image: str
     ) -> Any:
         if not self.cluster:
             return task
-        self._common(task, self.cluster, image=kind)
-        cpu, memory = places[f"{kind}_cpu"], places[f"{kind}_memory"]
+        self._common(task, self.cluster, image=image)
+        cpu, memory, accelerators = (places[f"{kind}_{what}"] for what in ("cpu", "memory", "accelerators"))
         task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes requests what is limited
         task.set_accelerator_type(places["accelerator"])
         task.set_accelerator_limit(accelerators)

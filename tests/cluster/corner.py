@@ -23,6 +23,8 @@ SMALL = {
     "placement.generate.memory": "3Gi",
     "placement.train.cpu": "1",
     "placement.train.memory": "3Gi",
+    "placement.score.cpu": "1",
+    "placement.score.memory": "3Gi",
     "cluster.light.cpu": "1",
     "cluster.light.memory": "3Gi",
     "cluster.shm_gib": "1",

@@ -73,7 +73,7 @@ def test_each_step_has_its_image() -> None:
         "exec-ref-logprob": "registry.local/team/train:7",
         "exec-train-epoch": "registry.local/team/train:7",
         "exec-validate": "registry.local/team/train:7",
-        "exec-validate-2": "registry.local/team/train:7",
+        "exec-validate-base": "registry.local/team/train:7",
     }
 
 
@@ -143,7 +143,7 @@ def test_equal_iterations_are_written_once() -> None:
     assert components - conditions == {
         "comp-prepare",
         "comp-validate",
-        "comp-validate-2",  # of the base: placed by prepare's outputs, the others by the iteration's parameters
+        "comp-validate-base",  # placed by prepare's outputs, the others by the iteration's parameters
         "comp-spin-iteration",
         "comp-for-loop-2",
         "comp-generate",

@@ -110,6 +110,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (PlacementSettings, "accelerator", ["gpu", "nvidia.com/", "nvidia.com/gpu: 1"]),
     (PlacementSettings, "generate", [{"cpu": "0"}, {"cpu": "4 cores"}, {"memory": "0Gi"}, {"memory": "16 GB"}]),
     (PlacementSettings, "train", [{"cpu": "-1"}, {"memory": ""}]),
+    (PlacementSettings, "score", [{"gpus": 1}]),
     (PlacementSettings, "node_selector", [["a"], {"a": ["b"]}]),
     (PlacementSettings, "tolerations", [{"key": "a"}, [{"name": "a"}]]),
     (PlacementSettings, "affinity", [{"nodeAffinity": {}}]),

@@ -35,6 +35,8 @@ def prepare(
     generate_memory=str,
     train_cpu=str,
     train_memory=str,
+    score_cpu=str,
+    score_memory=str,
     node_selector=dict,
     tolerations=list,
     affinity=dict,

@@ -49,7 +49,7 @@ def demands_of(settings: Settings, cluster: ClusterSettings) -> list[Demand]:
     }
     generate = _resources(place.generate, place.accelerator, settings.generation.tensor_parallel)
     train = _resources(place.train, place.accelerator, settings.hardware.ranks)
-    score = _resources(place.train, place.accelerator, 1)
+    score = _resources(place.score, place.accelerator, 1)
     nodes = settings.hardware.nodes
     return [
         Demand("prepare and checkpoint", _resources(cluster.light, "", 0)),

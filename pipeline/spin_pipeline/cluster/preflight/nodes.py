@@ -162,6 +162,6 @@ def _remedy(demand: Demand) -> str:
     if demand.steps.startswith("prepare"):
         return "lower cluster.light, or add a node"
     return (
-        "change placement.generate, placement.train, node_selector, tolerations or affinity, or add such a node; where "
+        "change placement.generate, train or score, node_selector, tolerations or affinity, or add such a node; where "
         "an autoscaler does so by itself, say --autoscaled"
     )
