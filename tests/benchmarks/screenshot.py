@@ -10,6 +10,7 @@ from typing import Literal
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[2] / ".github/images"
+PICTURES: dict[Literal["light", "dark"], str] = {"light": "report.png", "dark": "report-dark.png"}
 
 
 def main(report: Path) -> None:
@@ -20,11 +21,7 @@ def main(report: Path) -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1120, "height": 616})
         page.goto(report.resolve().as_uri())
-        schemes: tuple[tuple[Literal["light", "dark"], str], ...] = (
-            ("light", "report.png"),
-            ("dark", "report-dark.png"),
-        )
-        for scheme, name in schemes:
+        for scheme, name in PICTURES.items():
             page.emulate_media(color_scheme=scheme)
             page.locator("#steps svg").first.wait_for()
             page.screenshot(path=IMAGES / name)
