@@ -102,7 +102,7 @@ def read_status(run_uri: str) -> RunStatus:
         state=state,
         iteration=trained.get("iteration"),
         epoch=trained.get("epoch"),
-        step=trained.get("step", 0),
+        step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
         best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
         iterations=iterations,
