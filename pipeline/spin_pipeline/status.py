@@ -111,11 +111,16 @@ def read_status(run_uri: str) -> RunStatus:
     )
 
 
+def is_at_work(run: RunStore) -> bool:
+    """Whether an attempt holds the run: a process of this machine, or a lease that is not over."""
+    lease = read_lease(run)
+    return is_locked(run.scratch) or bool(lease and lease.remaining_s)
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
-    lease = read_lease(run)
-    if is_locked(run.scratch) or (lease and lease.remaining_s):
+    if is_at_work(run):
         return "running", None
     if failures := [event for event in events if event["kind"] == "fail"]:
         names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")

@@ -58,8 +58,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     _check_shape(checked, compiled)
     hardware = checked.hardware.model_dump(mode="json")
     with step("prepare", run_uri, hardware) as current:
-        check_packages(checked.tracking)
         _begin_attempt(current, checked)
+        check_packages(checked.tracking)
         base = _base_model(current, checked)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)

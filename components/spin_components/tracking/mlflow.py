@@ -27,6 +27,8 @@ class MlflowTracker:
         # its own limits are minutes; a server that is back later is found by trying again
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        if settings.tracking.mlflow_uri.startswith("file:"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it would rather have a database
         from mlflow.tracking import MlflowClient
 
         wanted = settings.tracking
