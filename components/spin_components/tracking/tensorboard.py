@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
@@ -52,23 +56,32 @@ class TensorBoardTracker:
 
 
 class _Writer:
+    """One event file; names sort by when the files were begun, which is the order they are read in."""
+
     def __init__(self, folder: Path, first: Point) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._events = EventFileWriter(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = path.open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=first.time, file_version="brain.Event:2"))
         restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=first.time, step=first.step, session_log=restart))
+        self._write(Event(wall_time=first.time, step=first.step, session_log=restart))
 
     def add(self, point: Point) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in point.values.items()]
-        self._events.add_event(Event(wall_time=point.time, step=point.step, summary=Summary(value=values)))
+        self._write(Event(wall_time=point.time, step=point.step, summary=Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
-        self._events.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._file.close()

@@ -24,7 +24,7 @@ Outcome = Literal["running", "ended", "failed"]
 
 _MOST_POINTS = 20_000
 _FLUSH_EVERY_S = 15.0
-_PATIENCE_S = 10.0
+_PATIENCE_S = 15.0
 _RETRY_S = 10.0
 
 
@@ -153,12 +153,13 @@ class _Feed:
         self._tracker: Tracker | None = None
         self._incoming: queue.SimpleQueue[Point | _Request] = queue.SimpleQueue()
         self._points: deque[Point] = deque()
-        self._num_lost = 0
+        self._num_put = self._num_taken = 0
         self._failing = False
         threading.Thread(target=self._work, name=f"tracker {name}", daemon=True).start()
 
     def put(self, point: Point) -> None:
         """Take a point; of those that wait too long, the oldest is lost."""
+        self._num_put += 1
         self._incoming.put(point)
 
     def ask(self, outcome: Outcome | None) -> threading.Event:
@@ -169,7 +170,7 @@ class _Feed:
 
     def tell_what_is_lost(self) -> None:
         """Warn of points that were not taken; to be called when nothing more comes."""
-        if lost := self._num_lost + len(self._points):
+        if lost := self._num_put - self._num_taken:
             self._warn(f"{self._name} did not get {lost} points; the run's own metrics have them")
 
     def _work(self) -> None:
@@ -200,7 +201,6 @@ class _Feed:
             self._points.append(item)
             if len(self._points) > _MOST_POINTS:
                 self._points.popleft()
-                self._num_lost += 1
         return requests
 
     def _attend(self, outcome: Outcome | None) -> None:
@@ -208,6 +208,7 @@ class _Feed:
         try:
             self._tracker = self._tracker or self._opener()
             self._tracker.log(self._points)
+            self._num_taken += len(self._points)
             self._points.clear()
             if outcome:
                 self._tracker.close(outcome)

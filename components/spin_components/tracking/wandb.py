@@ -38,6 +38,9 @@ class WandbTracker:
         known = self._record.read()
         self._id = str(known.get("id") or secrets.token_hex(4))
         self._last: dict[str, int] = dict(known.get("last", {}))
+        self._record.write(
+            {"id": self._id, "last": self._last}
+        )  # before W&B hears of it: steps after this go on with it
         self._is_offline = wanted.wandb_mode == "offline"
         self._keeps = self._is_offline and isinstance(run, LocalRun)
         self._folder = run.scratch / layout.TRACKING if self._keeps else Path(tempfile.mkdtemp(prefix="spin-wandb-"))
@@ -63,7 +66,6 @@ class WandbTracker:
             ),
         )
         self._wandb.define_metric("*", step_metric=_STEP)
-        self._record.write({"id": self._id, "last": self._last})
 
     def log(self, points: Collection[Point]) -> None:
         for point in points:
@@ -79,6 +81,10 @@ class WandbTracker:
     def close(self, outcome: Outcome) -> None:
         self._wandb.finish(exit_code=1 if outcome == "failed" else 0)
         self.flush()
+        if self._is_offline:
+            import wandb
+
+            wandb.teardown()  # its service has written everything once it has ended
         if self._is_offline and not self._keeps:
             self._store_files()
         if not self._keeps:

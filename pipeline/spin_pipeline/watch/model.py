@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
@@ -233,6 +233,8 @@ class RunModel:
 
     def _on_done(self, event: Event, step: Step, time: float) -> None:
         step.state, step.ended, step.facts = "done", time, dict(event["facts"])
+        if step.work:
+            step.work = replace(step.work, done=step.work.total)
         if step.key.name == "validate" and step.key.iteration == BASE:
             self.base_val_loss = float(step.facts["val_loss"])
         elif step.key.name == "validate" and step.key.iteration is not None:

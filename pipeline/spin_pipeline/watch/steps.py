@@ -34,10 +34,11 @@ class Row:
 
 
 def rows(model: RunModel, limit: int) -> list[Row]:
-    """The DAG in at most `limit` rows (2 at least): first, iterations that are over or to come are folded."""
+    """The DAG in at most `limit` rows (2 at least); of iterations, only those at work and the newest are unfolded."""
     iterations = _iterations(model)
     head = [_row(model.step("prepare"), "prepare"), _row(model.step("validate", BASE, 0), "validate base")]
-    open_ones = {t for t in iterations if _iteration_state(model, t) not in (*_ENDED, "waiting")}
+    begun = [t for t in iterations if _iteration_state(model, t) != "waiting"]
+    open_ones = {t for t in begun if t == begun[-1] or _iteration_state(model, t) not in _ENDED}
     found = list(head)
     for t in iterations:
         inner = _steps_of(model, t)

@@ -174,7 +174,7 @@ def _metric(name: str, values: list[float], width: int) -> Text:
     cell = Text()
     cell.append(f"{name:<9} ", style="dim")
     cell.append(f"{number(values[-1]):>7} ")
-    cell.append(fit(sparkline(values, width - 19), width - 18), style="cyan")
+    cell.append(fit(sparkline(values, width - 20), width - 18), style="cyan")
     return cell
 
 
