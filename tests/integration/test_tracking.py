@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playing import play
+from playing import begin, hardware, play, play_scores
 from spin_components.events import read_events
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
 from unit.tracking import wandb_files
 from unit.tracking.test_places import mlflow_client, tensorboard_curve
 
@@ -34,11 +36,13 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
         "wandb_mode": "offline",
     }
     settings = make_settings(tracking=tracking, spin={"max_epochs": 2}, generation={"max_new_tokens": 4})
+    uri, machine = settings.run.uri, hardware(settings)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine)
+    train(uri, 0, 1, policy, scores, machine)
+    LocalRun(Path(uri)).delete(layout.epoch_manifest(0, 1))  # as if killed before it: trackers are ahead of the run
     run = play(settings)
-    run.delete(layout.checkpoint(0))
-    run.delete(layout.epoch_manifest(0, 1))  # as if the attempt had been killed before it, trackers being ahead
-    run.delete(layout.validation(0, 1))
-    play(settings)
     expected = [(row["step"], round(row["loss"], 6)) for row in rows(run)]
     assert len(expected) == 6  # 20 pairs in batches of 8, twice
     base = run.read_json(layout.BASE_VALIDATION)["facts"]["val_loss"]
