@@ -224,4 +224,4 @@ class _Feed:
 
 def _in_a_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(". ")
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(":. ")

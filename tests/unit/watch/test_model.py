@@ -70,9 +70,9 @@ def test_a_failed_step_that_begins_again_has_not_failed() -> None:
 
 def test_the_end_is_what_the_last_checkpoint_decided() -> None:
     model = model_of(prepared(), published(9.0, 0, 6.0, "continue"))
-    assert not model.is_over
+    before = model.is_over
     model.take(published(19.0, 1, 5.5, "done"))
-    assert model.is_over
+    assert (before, model.is_over) == (False, True)
     assert (model.best, model.decisions, model.outcome) == (1, {0: "continue", 1: "done"}, "done")
 
 
@@ -101,7 +101,7 @@ def test_events_of_several_shards_may_come_in_any_order() -> None:
 
 
 def test_what_is_not_understood_is_passed_over() -> None:
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"time": 1.0},
         {"time": 1.0, "kind": "progress", "step": "generate"},
         {"time": 1.0, "kind": "metrics", "step": 7, "loss": "low"},
@@ -116,7 +116,9 @@ def test_what_is_not_understood_is_passed_over() -> None:
     assert list(model.metrics) == [1]
 
 
-VALUES = st.sampled_from([None, True, -1, 0, 3, 2.5, float("nan"), float("inf"), "", "train-epoch", "7", [1], [], {}])
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 0, 3, 2.5, float("nan"), float("inf"), "", "train-epoch", "7", [1], [], {}]
+)
 KINDS = (
     *("start", "plan", "progress", "transfer", "metrics", "validation", "samples", "warning"),
     *("reuse", "done", "published", "stop", "fail", "of another version"),
