@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from playing import begin, hardware, play, play_scores
 from spin_components.events import read_events
 from spin_components.settings import Settings
@@ -26,6 +28,7 @@ def rows(run: LocalRun) -> list[dict[str, Any]]:
     return [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
 
 
+@pytest.mark.usefixtures("patient_trackers")
 def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_again(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:

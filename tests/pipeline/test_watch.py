@@ -33,7 +33,10 @@ def watch(*arguments: str) -> subprocess.CompletedProcess[str]:
 def rows_of(terminal: Terminal, label: str) -> list[str]:
     """Every line that a step had."""
     found = [
-        line for screen in terminal.screens for line in screen if re.match(rf"\s*\S {re.escape(label)} ", line + " ")
+        line
+        for screen in terminal.screens
+        for line in screen
+        if re.match(rf"\s*[^!\s] {re.escape(label)} ", line + " ")
     ]
     assert found, f"{label} was never shown:\n" + "\n".join(terminal.screens[-1])
     return found
@@ -60,7 +63,8 @@ def test_watch_shows_each_step_of_a_local_run_begin_and_end_and_a_bar_that_moves
     folder = tmp_path / "run"
     terminal = Terminal([*SPIN, "watch", str(folder), "--wait-for-start"], 80, 30)
     terminal.wait_for(lambda screen: "waiting for a run" in screen[0])
-    play(make_settings(training={"micro_batch_size": 1}, generation={"batch_size": 2}))
+    one_by_one = {"batch_size": 1, "max_new_tokens": 32}  # slow enough to be looked at
+    play(make_settings(generation=one_by_one, hardware={"threads": 1}))
     assert terminal.wait() == 0
     for label, duration_s in durations(LocalRun(folder)).items():
         rows = rows_of(terminal, label)
@@ -75,7 +79,8 @@ def test_watch_shows_each_step_of_a_local_run_begin_and_end_and_a_bar_that_moves
 
 def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
-    small = ["spin.max_iterations=1", "spin.max_epochs=1", "generation.max_new_tokens=16", "data.max_train_records=24"]
+    small = ["spin.max_iterations=1", "spin.max_epochs=1", "generation.batch_size=1", "data.max_train_records=24"]
+    small += ["hardware.threads=1"]
     settings = [part for setting in small for part in ("--set", setting)]
     running = Terminal([*SPIN, "run", "--config", "tiny", "--run-uri", uri, *settings], 100, 40)
     watching = Terminal([*SPIN, "watch", uri, "--wait-for-start"], 60, 24)

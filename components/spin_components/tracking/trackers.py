@@ -24,7 +24,7 @@ Outcome = Literal["running", "ended", "failed"]
 
 _MOST_POINTS = 20_000
 _FLUSH_EVERY_S = 15.0
-_PATIENCE_S = 15.0
+_PATIENCE_S = 30.0
 _RETRY_S = 10.0
 
 

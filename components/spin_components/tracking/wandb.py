@@ -17,7 +17,7 @@ from spin_components.tracking.mlflow import flat
 from spin_components.tracking.record import Record
 from spin_components.tracking.trackers import Outcome, Point
 
-_INIT_S = 12.0
+_INIT_S = 20.0
 _STEP = "global_step"
 
 

@@ -15,6 +15,7 @@ from spin_components.store.run import RunStore, open_run
 from spin_components.tracking.trackers import Outcome, open_trackers
 from unit.tracking import wandb_files
 
+pytestmark = pytest.mark.usefixtures("patient_trackers")
 MakeTracked = Callable[..., Settings]
 LOSSES = [0.7, 0.6, 0.5, 0.4, 0.3]
 

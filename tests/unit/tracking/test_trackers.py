@@ -91,6 +91,7 @@ def test_a_tracker_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) ->
     assert warnings == ["hanging did not get 1 points; the run's own metrics have them"]
 
 
+@pytest.mark.usefixtures("patient_trackers")
 def test_a_server_that_is_down_is_a_warning(tmp_path: Path, make_tracked: Callable[..., Settings]) -> None:
     settings = make_tracked(mlflow_uri=f"http://127.0.0.1:{free_port()}")
     warnings: list[str] = []
