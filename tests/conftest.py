@@ -99,6 +99,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
 
 
 @pytest.fixture
+def patient_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for trackers as long as they need: their libraries take a while to import on a busy machine."""
+    monkeypatch.setattr("spin_components.tracking.trackers._PATIENCE_S", 300.0)
+
+
+@pytest.fixture
 def make_settings(tiny_llama: Path, question_file: Path, tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a run that takes a few seconds; keyword arguments are section tables that override."""
 

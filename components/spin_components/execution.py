@@ -13,16 +13,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from spin_components.errors import SpinError, StorageError
 from spin_components.events import EventLog
 from spin_components.machine import describe
-from spin_components.settings import HardwareSettings, Settings
+from spin_components.settings import HardwareSettings, Settings, TrackingSettings
 from spin_components.store import layout
 from spin_components.store.lease import LeaseHolder, this_host
 from spin_components.store.manifests import Manifest
 from spin_components.store.run import RunStore, open_run
+from spin_components.tracking.trackers import Outcome, Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,24 @@ class Step:
         recorded = Settings.model_validate(self.run.read_json(layout.RUN)["settings"])
         return recorded.model_copy(update={"hardware": self.hardware})
 
+    @cached_property
+    def tracking(self) -> Trackers | None:
+        """Where this attempt sends metrics beside its events; None for nowhere, and on all ranks but one."""
+        wanted = TrackingSettings.model_validate(self.run.read_json(layout.ATTEMPT).get("tracking", {}))
+        if not self.events.enabled:
+            return None
+        return open_trackers(self.run, self.settings.model_copy(update={"tracking": wanted}), self._warn)
+
+    def _warn(self, message: str) -> None:
+        logger.warning(message)
+        self.events.write("warning", message=message)
+
+    def close(self, outcome: Outcome) -> None:
+        """Let go of trackers, telling them how the run stands, then have all events stored."""
+        if trackers := self.__dict__.get("tracking"):
+            trackers.close(outcome)
+        self.events.close()
+
     @property
     def duration_s(self) -> float:
         return time.monotonic() - self.started
@@ -128,8 +148,11 @@ class Step:
             duration_s=round(self.duration_s, 3),
             machine=describe(self._num_gpus(name)),
         )
+        if trackers := self.__dict__.get("tracking"):
+            trackers.flush()  # a step that is done is not done again, so nothing would send its metrics later
         self.commit(key, manifest)
-        self.events.write("done", facts=facts, duration_s=manifest.duration_s)
+        told = {name: value for name, value in facts.items() if name != "samples"}
+        self.events.write("done", facts=told, duration_s=manifest.duration_s)
         return manifest
 
     def _num_gpus(self, name: str) -> int:
@@ -172,14 +195,16 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
         current.is_last = not attempt
         run.guard = lease.claim
         run.on_progress = _Transfers(current.events)
+        outcome: Outcome = "failed"
         try:
             with _explained(current), _full_disk_explained(run):
                 yield current
+            outcome = "ended" if current.is_last and attempt else "running"
         except BaseException:
             current.is_last = True
             raise
         finally:
-            current.events.close()
+            current.close(outcome)
             lease.close()
             if current.is_last:
                 with suppress(SpinError, OSError):  # it is over in a while by itself
@@ -224,15 +249,22 @@ def _is_full(error: Exception) -> bool:
 
 
 class _Transfers:
-    """Makes progress events of transfers that take a while, a few a minute."""
+    """Makes events of transfers that take a while."""
 
     def __init__(self, events: EventLog) -> None:
         self._events, self._told = events, time.monotonic()
+        self._what, self._since = "", (time.monotonic(), 0)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if time.monotonic() - self._told > _QUIET_S:
-            self._told = time.monotonic()
-            self._events.write("transfer", what=what, done=done >> 20, total=total >> 20, unit="MiB")
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._since = what, (now, done)
+        if now - self._told > _QUIET_S:
+            self._told = now
+            began, before = self._since
+            rate = (done - before) / max(now - began, 1e-6)
+            fields = {"rate": round(rate / 2**20, 1), "eta_s": round((total - done) / rate, 1)} if rate > 0 else {}
+            self._events.write("transfer", what=what, done=done >> 20, total=total >> 20, unit="MiB", **fields)
             logger.info("%s: %d of %d MiB", what, done >> 20, total >> 20)
 
 

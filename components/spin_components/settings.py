@@ -7,6 +7,7 @@ the command line reads these before it knows whether torch is installed.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 
@@ -330,6 +331,36 @@ class PlacementSettings(Section):
         return value
 
 
+class TrackingSettings(Section):
+    """Where metrics go beside the run's own storage; free to change between attempts. Credentials are no settings."""
+
+    tensorboard: bool = Field(False, description="event files below the run's tensorboard/")
+    mlflow_uri: str = Field(
+        "", description="MLflow server, http(s)://host, or file:///folder; empty: off. MLFLOW_TRACKING_* name the user"
+    )
+    mlflow_experiment: str = Field("spin", min_length=1)
+    wandb_project: str = Field("", description="Weights & Biases; empty: off. WANDB_API_KEY names the user")
+    wandb_entity: str = Field("", description="team or user; empty: the key's own")
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online", description="offline: files below the run's tracking/, for `wandb sync`"
+    )
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _no_keys(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.path.strip("/")):
+            raise ValueError("write http://host:port, https://host, or file:///folder")
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "an address that holds keys would be kept with the run; name them in MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        return value
+
+
 def per_iteration(value: float | list[float], iteration: int) -> float:
     """The value that holds in an iteration: the number itself, or the list's entry."""
     return value[iteration] if isinstance(value, list) else value
@@ -360,6 +391,7 @@ class Settings(Section):
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
     placement: PlacementSettings = PlacementSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

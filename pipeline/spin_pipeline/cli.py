@@ -20,9 +20,10 @@ from spin_pipeline.commands import (
     schedule,
     status,
     submit,
+    watch,
 )
 
-COMMANDS = (run, compile, preflight, submit, follow, schedule, status, report, compare, export, gc)
+COMMANDS = (run, compile, preflight, submit, follow, schedule, status, watch, report, compare, export, gc)
 EXIT_CODES = (
     "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on; "
     "4 nothing new to train on (--once-for-data)"

@@ -91,6 +91,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         selection: dict = defaults["selection"],
         hardware: dict = defaults["hardware"],
         placement: dict = defaults["placement"],
+        tracking: dict = defaults["tracking"],
     ) -> None:
         """Train a model by self-play; running again with the same run_uri resumes.
 
@@ -107,6 +108,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             selection: What is kept and when to stop.
             hardware: Device and ranks of a step.
             placement: GPUs, CPU, memory and nodes that the steps with a model ask for.
+            tracking: Where metrics are sent beside the run's own storage.
         """
         prepared = _fresh(
             prepare(
@@ -123,6 +125,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 selection=selection,
                 hardware=hardware,
                 placement=placement,
+                tracking=tracking,
                 compiled=compiled,
             )
         )

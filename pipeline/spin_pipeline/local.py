@@ -19,9 +19,10 @@ from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.lease import check_free
 from spin_components.store.run import RunStore, open_run
+from spin_components.tracking.trackers import check_packages
 from spin_pipeline.lock import is_locked, locked
-from spin_pipeline.progress import Narrator
 from spin_pipeline.status import RunStatus, read_status
+from spin_pipeline.watch.live import Display, open_display
 
 _WAIT_S = 0.2
 _GRACE_S = 3.0
@@ -49,6 +50,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     run = open_run(settings.run.uri)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
     run.probe()
+    check_packages(settings.tracking)
     check_inputs(settings)
     log = run.scratch / LOG
     console.print(
@@ -56,8 +58,8 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     )
     with locked(run.scratch) as lock:
         check_free(run)
-        tail = EventTail(run, skip=True)
-        code = _drive(settings, run, lock, tail, Narrator(console))
+        display = open_display(console, run.uri)
+        code = _drive(settings, run, lock, EventTail(run, skip=not display.wants_history), display)
     _wait_for_steps(run)
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
@@ -69,7 +71,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     return status
 
 
-def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrator: Narrator) -> int:
+def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, display: Display) -> int:
     """Start the driver, tell what happens, wait; a signal ends it and all its children. Returns its exit code."""
     path = run.scratch / ".settings.json"
     path.write_text(settings.model_dump_json(include=set(Settings.model_fields)), encoding="utf-8")
@@ -85,18 +87,18 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, narrat
         told = 0.0
         while driver.poll() is None:
             if time.monotonic() - told >= run.poll_s:
-                narrator.tell(tail.new())
+                display.tell(tail.new())
                 told = time.monotonic()
             time.sleep(_WAIT_S)
-        narrator.tell(tail.new())
+        display.tell(tail.new())
         return driver.returncode
     except _InterruptedError:
-        narrator.interrupted()
+        display.interrupted()
         return -signal.SIGTERM
     finally:
         for number in previous:
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave children behind
-        narrator.close()
+        display.close()
         _end(driver)
         for number, handler in previous.items():
             signal.signal(number, handler)

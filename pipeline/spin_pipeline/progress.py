@@ -1,13 +1,14 @@
-"""A run's events as lines for a person."""
+"""A run's events as lines for a person, where there is no terminal for `watch.live`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
+
+from spin_pipeline.watch.text import duration, harmless
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -22,75 +23,70 @@ def place_of(event: dict[str, Any]) -> str:
 
 
 class Narrator:
-    """Prints what is finished as lines, and what goes on as one moving line (in a terminal) or now and then."""
+    """Prints what is finished as lines, and now and then what goes on."""
+
+    wants_history = False
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status: Status | None = None
-        self._last_moving = 0.0
+        self._last_moving = float("-inf")
         self._training = ""
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "start": self._on_start,
             "progress": self._on_progress,
-            "transfer": lambda event: self._moving(event, f"{event['what']}: {event['done']}/{event['total']} MiB"),
+            "transfer": self._on_progress,
             "metrics": self._on_metrics,
             "done": self._on_done,
             "reuse": lambda event: self._line(event, "done before", style="dim"),
             "resume": lambda event: self._line(event, f"going on after step {event['done']}"),
             "validation": lambda event: self._line(
-                event, f"val_loss {event['val_loss']:.4f} after step {event['step']}"
+                event, f"val_loss {event['val_loss']:.4f} after step {event['global_step']}"
             ),
             "warning": lambda event: self._line(event, event["message"], style="yellow"),
             "stop": lambda event: self._line(event, f"stopped: {event['reason']}", style="yellow"),
             "fail": lambda event: self._line(event, f"failed: {event['error']}", style="red"),
         }
 
-    def tell(self, events: list[dict[str, Any]]) -> None:
-        """Show some events."""
+    def tell(self, events: Sequence[dict[str, Any]]) -> None:
+        """Show some events; one that is not understood is passed over."""
         for event in events:
-            if handler := self._handlers.get(event["kind"]):
-                handler(event)
+            if handler := self._handlers.get(str(event.get("kind"))):
+                try:
+                    handler(event)
+                except (KeyError, TypeError, ValueError):
+                    continue  # written by another version
+
+    def state(self, text: str) -> None:
+        """Lines tell of what happens only."""
 
     def interrupted(self) -> None:
         """Say that the run was asked to end."""
-        self.close()
         self._console.print("interrupted; the same command goes on from the last save", style="yellow")
 
     def close(self) -> None:
-        """End the moving line."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        """Nothing is left to do."""
 
     def _line(self, event: dict[str, Any], text: str, style: str = "") -> None:
-        self.close()
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-        line = f"{clock}  {place_of(event):<28}{text}"
+        line = f"{clock}  {place_of(event):<28}{harmless(text)}"
         self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._training = ""
-        if self._console.is_terminal:
-            self._moving(event, "")
 
     def _on_progress(self, event: dict[str, Any]) -> None:
-        self._moving(event, f"{event['done']}/{event['total']} {event['unit']}{self._training}")
+        if not event["done"] or time.monotonic() - self._last_moving < _PLAIN_INTERVAL_S:
+            return
+        self._last_moving = time.monotonic()
+        what = f"{event['what']}: " if "what" in event else ""
+        left = f", {duration(event['eta_s'])} left" if event.get("eta_s") else ""
+        self._line(event, f"{what}{event['done']}/{event['total']} {event['unit']}{left}{self._training}")
 
     def _on_metrics(self, event: dict[str, Any]) -> None:
         self._training = f"  loss {event['loss']:.4f}  acc {event['acc']:.2f}  {event['step_time']:.1f} s a step"
 
     def _on_done(self, event: dict[str, Any]) -> None:
         self._line(event, f"{event['duration_s']:6.1f} s  {_summary(str(event['step']), event['facts'])}")
-
-    def _moving(self, event: dict[str, Any], text: str) -> None:
-        if self._console.is_terminal:
-            if self._status is None:
-                self._status = self._console.status("")
-                self._status.start()
-            self._status.update(f"{place_of(event)}  {text}")
-        elif time.monotonic() - self._last_moving > _PLAIN_INTERVAL_S:
-            self._last_moving = time.monotonic()
-            self._line(event, text)
 
 
 def _summary(step: str, facts: dict[str, Any]) -> str:

@@ -102,7 +102,7 @@ def read_status(run_uri: str) -> RunStatus:
         state=state,
         iteration=trained.get("iteration"),
         epoch=trained.get("epoch"),
-        step=trained.get("step", 0),
+        step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
         best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
         iterations=iterations,
@@ -111,11 +111,16 @@ def read_status(run_uri: str) -> RunStatus:
     )
 
 
+def is_at_work(run: RunStore) -> bool:
+    """Whether an attempt holds the run: a process of this machine, or a lease that is not over."""
+    lease = read_lease(run)
+    return is_locked(run.scratch) or bool(lease and lease.remaining_s)
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
-    lease = read_lease(run)
-    if is_locked(run.scratch) or (lease and lease.remaining_s):
+    if is_at_work(run):
         return "running", None
     if failures := [event for event in events if event["kind"] == "fail"]:
         names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")

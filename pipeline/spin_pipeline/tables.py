@@ -7,6 +7,7 @@ from rich.table import Table
 
 from spin_pipeline.garbage import Garbage
 from spin_pipeline.status import IterationStatus, RunStatus
+from spin_pipeline.watch.text import harmless
 
 _COLUMNS = ("", "val_loss", "acc", "reward actual", "reward generated", "pairs", "seconds", "")
 
@@ -63,7 +64,7 @@ def _print_state(status: RunStatus, console: Console) -> None:
         console.print(
             f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False
         )
-        console.print(str(failure["message"]), markup=False, highlight=False, soft_wrap=True)
+        console.print(harmless(str(failure["message"])), markup=False, highlight=False, soft_wrap=True)
     elif status.state == "done":
         console.print(f"done: {status.run_uri}", highlight=False, soft_wrap=True)
     elif status.state == "running":

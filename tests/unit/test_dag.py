@@ -97,7 +97,7 @@ def test_the_settings_are_the_parameters_defaults() -> None:
     assert parameters["max_iterations"]["defaultValue"] == 4
     assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
     assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
-    assert len(parameters) == 12
+    assert len(parameters) == 13
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

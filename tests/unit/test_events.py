@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spin_components.events import EventLog, EventTail, read_events
+from spin_components.events import EventLog, EventTail, Progress, read_events
 from spin_components.store.local import LocalRun
 
 LABELS = {"step": "train-epoch", "iteration": 0, "epoch": 1, "shard": None}
@@ -107,4 +107,63 @@ def test_a_tail_passes_over_a_damaged_line(tmp_path: Path) -> None:
     # a disk that was full for a moment leaves half a line, and the next event goes on behind it
     run = LocalRun(tmp_path)
     run.write("events/a.jsonl", b'{"time": 1.0, "ki{"time": 2.0, "kind": "a"}\n{"time": 3.0, "kind": "done"}\n')
+    assert [event["kind"] for event in EventTail(run).new()] == ["done"]
+
+
+def kinds(run_folder: Path) -> list[str]:
+    return [event["kind"] for event in read_events(LocalRun(run_folder))]
+
+
+def test_what_comes_often_is_limited_and_its_last_one_is_kept(tmp_path: Path) -> None:
+    log = EventLog(LocalRun(tmp_path), LABELS)
+    for step in range(1000):
+        log.write("metrics", global_step=step)
+        log.write("progress", done=step, total=1000, unit="steps")
+    log.write("done", facts={})
+    found = read_events(LocalRun(tmp_path))
+    assert len(found) < 500  # as many as were asked for, if writing each took a millisecond
+    assert [event["global_step"] for event in found if event["kind"] == "metrics"][-1] == 999
+    assert [event["done"] for event in found if event["kind"] == "progress"][-1] == 999
+    assert found[-1]["kind"] == "done"
+
+
+def test_closing_writes_what_was_held_back(tmp_path: Path) -> None:
+    log = EventLog(LocalRun(tmp_path), LABELS)
+    log.write("metrics", global_step=1)
+    log.write("metrics", global_step=2)
+    assert kinds(tmp_path) == ["metrics"]
+    log.close()
+    assert [event["global_step"] for event in read_events(LocalRun(tmp_path))] == [1, 2]
+
+
+def test_progress_has_rate_and_time_left_of_what_this_attempt_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("spin_components.events.time.monotonic", lambda: clock[0])
+    log = EventLog(LocalRun(tmp_path), LABELS)
+    progress = Progress(log, 20, "steps", done=10)
+    clock[0] = 104.0
+    progress.update(12, num_tokens=80)  # two steps in four seconds; eight are left
+    first, second = read_events(LocalRun(tmp_path))
+    assert (first["done"], first["total"], first["unit"]) == (10, 20, "steps")
+    assert (second["rate"], second["eta_s"], second["tokens_per_s"]) == (0.5, 16.0, 20.0)
+
+
+def test_what_cannot_be_written_as_json_does_not_fail_the_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, circle = EventLog(LocalRun(tmp_path), LABELS), list[object]()
+    circle.append(circle)
+    with caplog.at_level(logging.WARNING):
+        log.write("done", facts=circle)
+        log.write("done", facts=circle)
+        log.write("start")
+    assert kinds(tmp_path) == ["start"]
+    assert len(caplog.records) == 1
+
+
+def test_a_tail_passes_over_what_is_no_event(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    run.write("events/a.jsonl", b'5\n"text"\n{"kind": "start"}\n{"time": null}\n{"time": 3.0, "kind": "done"}\n')
     assert [event["kind"] for event in EventTail(run).new()] == ["done"]

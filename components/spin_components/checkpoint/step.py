@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from spin_components.checkpoint.selection import decide, to_prune
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import STOPPED, step
 from spin_components.report.refresh import refresh
 from spin_components.settings import SelectionSettings, Settings
 from spin_components.store import layout
@@ -70,12 +70,17 @@ def publish(
             open_model(run, facts["checkpoint_uri"], what="the policy to publish")
             folder = run.key_of(facts["checkpoint_uri"])
             files = {f"{folder}/{name}": file for name, file in model_files(run, facts["checkpoint_uri"]).items()}
+            if current.tracking:
+                current.tracking.log("iteration", facts["step"], _tracked(facts))
             current.finish(key, inputs=inputs, outputs=files, facts=facts)
         else:
             current.reuse(manifest)
             if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
                 current.commit(key, manifest.model_copy(update={"facts": facts}))
-        _point_and_prune(current, iteration, rules, settings)
+        best, freed = _point_and_prune(run, iteration, rules, settings)
+        current.events.write(
+            "published", decision=decision, val_loss=facts["val_loss"], iteration_best=best, freed_bytes=freed
+        )
         if manifest is None or decision != "continue":
             refresh(current)
         if decision != "continue":
@@ -128,15 +133,29 @@ def _facts(
     }
 
 
-def _point_and_prune(current: Step, iteration: int, rules: SelectionSettings, settings: Settings) -> None:
-    """Move the pointers and delete what is not needed; all of it can be done again without harm."""
-    run = current.run
+def _tracked(facts: dict[str, Any]) -> dict[str, float]:
+    """An iteration's numbers for trackers, its shards taken together."""
+    names = ("iteration", "val_loss", "acc", "num_pairs", "num_dropped", "ref_policy_kl_penalty", "work_s")
+    shards = facts["generation"]
+    num_answers = sum(shard["num_pairs"] for shard in shards)
+    return {name: facts[name] for name in names if facts[name] is not None} | {
+        "mean_generated_tokens": sum(shard["mean_generated_tokens"] * shard["num_pairs"] for shard in shards)
+        / num_answers,
+        "mean_actual_tokens": sum(shard["mean_actual_tokens"] * shard["num_pairs"] for shard in shards) / num_answers,
+        "cut_answers_share": sum(shard["finish_reasons"].get("length", 0) for shard in shards) / num_answers,
+    }
+
+
+def _point_and_prune(run: RunStore, iteration: int, rules: SelectionSettings, settings: Settings) -> tuple[int, int]:
+    """Move the pointers and delete what is not needed; all of it can be done again without harm.
+
+    Returns: the best iteration, and the bytes that were freed.
+    """
     published = [read_manifest(run, layout.checkpoint(t)) for t in range(iteration + 1)]
     best = min(published, key=lambda m: (m.facts["val_loss"], m.facts["iteration"]))
     for key, chosen in ((layout.LATEST, published[-1]), (layout.BEST, best)):
         run.write_json(key, _pointer(chosen))
-    freed = _prune(run, published, rules, settings)
-    current.events.write("published", iteration_best=best.facts["iteration"], freed_bytes=freed)
+    return int(best.facts["iteration"]), _prune(run, published, rules, settings)
 
 
 def _pointer(manifest: Manifest) -> dict[str, Any]:

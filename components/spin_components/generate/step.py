@@ -12,9 +12,10 @@ from spin_components.algorithm.order import derive_seed
 from spin_components.data.shards import Pair, Prompt, read_rows, write_rows
 from spin_components.device import resolve_compute, set_threads
 from spin_components.errors import EngineError
+from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
 from spin_components.generate.engine import Answer, Engine, Sampling, choose_engine, open_engine
-from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples
+from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
@@ -89,6 +90,7 @@ def _play(
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),
         "samples": decode_samples(pairs[:SAMPLES_A_SHARD], folder, settings.model),
     }
+    current.events.write("samples", samples=shortened(facts["samples"]))
     cut = facts["finish_reasons"].get("length", 0)
     if cut > len(pairs) / 2:
         message = f"{cut} of {len(pairs)} generated answers were cut at generation.max_new_tokens and carry no EOS"
@@ -106,12 +108,13 @@ def _limits(prompts: Sequence[Prompt], settings: Settings) -> list[int]:
 def _collect(current: Step, engine: Engine, prompts: Sequence[Prompt], limits: list[int]) -> list[Answer]:
     answers: dict[int, Answer] = {}
     tokens, reported = 0, time.monotonic()
+    progress = Progress(current.events, len(prompts), "answers")
     for place, answer in engine.generate([prompt.prompt_ids for prompt in prompts], limits):
         answers[place] = answer
         tokens += len(answer.token_ids)
+        progress.update(len(answers), num_tokens=tokens)
         if time.monotonic() - reported > 2 or len(answers) == len(prompts):
             reported = time.monotonic()
-            current.events.write("progress", done=len(answers), total=len(prompts), unit="answers", num_tokens=tokens)
             logger.info("generated %d of %d answers, %d tokens", len(answers), len(prompts), tokens)
     missing = [place for place in range(len(prompts)) if place not in answers]
     if missing:

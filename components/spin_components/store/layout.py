@@ -16,6 +16,9 @@ BASE_VALIDATION = "base/validation.json"
 BUILTIN_MODEL = "inputs/model"
 EVENTS = "events"
 REPORT = "report/index.html"
+TRACKING = "tracking"
+"""What trackers need to go on where the attempt before ended, and what they keep in the run's storage."""
+TENSORBOARD = "tensorboard"
 
 
 def inputs_manifest(name: str) -> str:

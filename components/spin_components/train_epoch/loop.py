@@ -10,6 +10,7 @@ from spin_components.algorithm.order import derive_seed, micro_batches, order_ba
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.shards import PairReward, Prompt, read_rows
+from spin_components.events import Progress
 from spin_components.execution import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
@@ -50,10 +51,13 @@ class EpochLoop:
         self.rows: list[dict[str, Any]] = load_rows(job)
         self.rewards: list[PairReward] = load_rewards(job)
         self.stopped = False
+        self._progress = Progress(current.events, len(self._batches), "steps", done=job.first_step)
 
     def run(self) -> None:
         """Do what is left of the epoch, or of it what `max_steps` and the attempt's time allow."""
         spin, training = self._job.settings.spin, self._job.settings.training
+        for row in self.rows:  # of an attempt that may have ended before its trackers had them
+            self._tell(row, again=True)
         for step in range(self._job.first_step, len(self._batches)):
             if spin.max_steps >= 0 and self.state.step >= spin.max_steps:
                 logger.info("max_steps = %d reached", spin.max_steps)
@@ -120,8 +124,8 @@ class EpochLoop:
             "step_time": round(step_time, 4),
         }
         self.rows.append(row)
-        self._current.events.write("metrics", **row)
-        self._current.events.write("progress", done=step + 1, total=len(self._batches), unit="steps")
+        self._tell(row)
+        self._progress.update(step + 1)
         logger.info(
             "step %d of %d: loss %.4f, acc %.2f, grad norm %.3g, %.2f pairs/s",
             step + 1,
@@ -131,6 +135,16 @@ class EpochLoop:
             metrics["grad_norm"],
             len(self._batches[step]) / step_time,
         )
+
+    def _tell(self, row: dict[str, Any], *, again: bool = False) -> None:
+        """Send a step's metrics out: as an event, unless that was done before, and to trackers."""
+        values = {name: value for name, value in row.items() if name not in ("step", "val_loss")}
+        if not again:
+            self._current.events.write("metrics", global_step=row["step"], **values)
+        if self._current.tracking:
+            self._current.tracking.log("train", row["step"], values)
+            if again and "val_loss" in row:
+                self._current.tracking.log("validation", row["step"], {"val_loss": row["val_loss"]})
 
     def _validate(self, done: int) -> None:
         """Validation inside the epoch, by `val_check_interval`; the end of the epoch has its own step."""
@@ -152,7 +166,9 @@ class EpochLoop:
         )
         self._backend.model.train()
         self.rows[-1]["val_loss"] = val_loss
-        self._current.events.write("validation", step=self.state.step, val_loss=val_loss)
+        self._current.events.write("validation", global_step=self.state.step, val_loss=val_loss)
+        if self._current.tracking:
+            self._current.tracking.log("validation", self.state.step, {"val_loss": val_loss})
         logger.info("val_loss %.4f after step %d", val_loss, done)
 
     def _validation_prompts(self) -> list[Prompt]:

@@ -96,11 +96,11 @@ def main(job_path: Path) -> None:
     events = EventLog(run, labels, enabled=rank == 0)
     lease = LeaseHolder(run, job.attempt, take_over=False) if rank == 0 else None
     run.guard = lease.claim if lease else None
+    current = Step(run, events, job.settings.hardware, lease)
     try:
-        current = Step(run, events, job.settings.hardware, lease)
         finished = train_rank(job, current, compute, distributed=True)
     except Exception as error:
-        events.close()
+        current.close("failed")
         logger.exception("rank %d failed", rank)
         known = isinstance(error, SpinError)
         outcome = {
@@ -109,7 +109,7 @@ def main(job_path: Path) -> None:
         }
         job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
-    events.close()
+    current.close("running")
     if lease:
         lease.close()
     run.close()

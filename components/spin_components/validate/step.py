@@ -7,12 +7,14 @@ from typing import Any
 
 from spin_components.data.shards import AnswerLoss, Prompt, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
+from spin_components.store.run import RunStore
 from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
 
 logger = logging.getLogger(__name__)
@@ -57,10 +59,20 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         losses = _measure(current, settings, model, compute, prompts)
         with run.staged(key.removesuffix(".json") + ".parquet") as staged:
             write_rows(staged.path, AnswerLoss, losses)
-        facts = {"val_loss": mean_nll(losses), "num_answers": len(losses), "policy_uri": policy_uri}
+        val_loss = mean_nll(losses)
+        if current.tracking:
+            current.tracking.log("validation", _global_step(run, iteration, epoch), {"val_loss": val_loss})
+        facts = {"val_loss": val_loss, "num_answers": len(losses), "policy_uri": policy_uri}
         current.finish(key, inputs=inputs, outputs=staged.outputs, facts=facts)
         logger.info("val_loss %.4f on %d answers", facts["val_loss"], len(losses))
         return policy_uri
+
+
+def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
+    """Optimizer steps done when the policy of an epoch was."""
+    if iteration == layout.BASE:
+        return 0
+    return int(read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts["state"]["step"])
 
 
 def _measure(
@@ -68,8 +80,8 @@ def _measure(
 ) -> list[AnswerLoss]:
     batches = validation_batches(prompts, settings.validation)
     losses: list[AnswerLoss] = []
+    progress = Progress(current.events, sum(len(batch) for batch in batches), "answers")
     for found in answer_losses(model, batches, compute):
         losses += found
-        total = sum(len(batch) for batch in batches)
-        current.events.write("progress", done=len(losses), total=total, unit="answers")
+        progress.update(len(losses))
     return losses

@@ -1,0 +1,103 @@
+"""Text that is safe to show, and small drawings made of characters."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_KEPT = "\u200d"  # joins emoji
+
+
+def clean(text: object) -> str:
+    """One line of text in which nothing can move the cursor, change colours or turn the reading direction.
+
+    Line ends become `⏎`, other white space a space; control characters become their pictures (ESC is `␛`), and what
+    has no picture `�`.
+    """
+    lines = (" ".join(line.split()) for line in str(text).replace("\r\n", "\n").split("\n"))
+    return harmless(" ⏎ ".join(line for line in lines if line))
+
+
+def harmless(text: str) -> str:
+    """The text with the characters replaced that `clean` replaces; line ends are left alone."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    number = ord(character)
+    if number < 0x20 and character != "\n":
+        return chr(0x2400 + number)
+    if number == 0x7F:
+        return "␡"
+    if (
+        character != "\n"
+        and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+        and character not in _KEPT
+    ):
+        return "�"
+    return character
+
+
+def fit(text: str, width: int) -> str:
+    """Exactly so many cells: cut with `…`, or filled with spaces."""
+    if cell_len(text) > width:
+        return set_cell_size(text, max(width - 1, 0)) + "…" * min(width, 1)
+    return text + " " * (width - cell_len(text))
+
+
+def wrapped(text: str, width: int, num_lines: int) -> list[str]:
+    """At most so many lines, broken between words where that is possible; the last one cut with `…`."""
+    lines: list[str] = []
+    rest = text
+    while rest and len(lines) < num_lines:
+        if cell_len(rest) <= width or len(lines) == num_lines - 1:
+            lines.append(fit(rest, width).rstrip())
+            break
+        head = set_cell_size(rest, width).rstrip("\0")
+        cut = head.rfind(" ")
+        head = head[:cut] if cut > width // 2 else head
+        taken = len(head.rstrip()) or 1
+        lines.append(rest[:taken])
+        rest = rest[taken:].lstrip()
+    return lines
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """At most `width` blocks, from the lowest value to the highest; where there are more values, means of several."""
+    if len(values) > width:
+        edges = [place * len(values) // width for place in range(width + 1)]
+        values = [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    if not low < high:
+        return _BLOCKS[0] * len(values)
+    return "".join(_BLOCKS[min(7, int((value - low) / (high - low) * 8))] for value in values)
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `1:05`, `2:03:04`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    if whole < 86400:
+        return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
+
+
+def number(value: float) -> str:
+    """Four digits that count."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:#.4g}"

@@ -1,0 +1,227 @@
+"""The picture of a run, line by line, for any width from 60 columns on and any height."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from spin_pipeline.watch.model import RunModel, StepState, Work
+from spin_pipeline.watch.steps import Row, rows
+from spin_pipeline.watch.text import clean, duration, fit, number, sparkline, wrapped
+
+MIN_WIDTH = 60
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_ICONS: dict[StepState, tuple[str, str]] = {
+    "waiting": ("·", "dim"),
+    "running": ("", "cyan"),
+    "done": ("✓", "green"),
+    "reused": ("✓", "dim"),
+    "failed": ("✗", "red"),
+    "stopped": ("■", "yellow"),
+    "interrupted": ("!", "yellow"),
+}
+_LABEL, _TIME, _CELL = 16, 9, 29
+_METRICS: tuple[tuple[str, Callable[[dict[str, float]], float | None]], ...] = (
+    ("loss", lambda row: row.get("loss")),
+    ("acc", lambda row: row.get("acc")),
+    ("margin", lambda row: _difference(row.get("rewards_actual_mean"), row.get("rewards_generated_mean"))),
+    ("actual", lambda row: row.get("rewards_actual_mean")),
+    ("generated", lambda row: row.get("rewards_generated_mean")),
+    ("grad norm", lambda row: row.get("grad_norm")),
+    ("lr", lambda row: row.get("lr")),
+    ("s a step", lambda row: row.get("step_time")),
+)
+_SAMPLE_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a picture is drawn with, beside the run.
+
+    Attributes:
+        uri: the run's address.
+        now: seconds since 1970.
+        state: the run in a word or a few.
+        style: of that.
+        notice: trouble of the viewer itself; empty for none.
+        is_last: whether nothing will change any more.
+    """
+
+    uri: str
+    now: float
+    state: str
+    style: str = ""
+    notice: str = ""
+    is_last: bool = False
+
+
+def draw(model: RunModel, frame: Frame, width: int, height: int) -> list[Text]:
+    """Lines of exactly `width` cells at most, `height` of them at most.
+
+    What matters most is kept where there is little room: the head and the steps, then metrics, warnings, a sample.
+    """
+    width = max(width, MIN_WIDTH)
+    head = _head(model, frame, width)
+    metrics, warnings, sample = _metrics(model, width), _warnings(model, frame, width), _sample(model, frame, width)
+    room = max(height - len(head), 2)
+    steps = [_step(row, frame, width) for row in rows(model, room)]
+    blocks, room = [steps], room - len(steps)
+    for block, smallest in ((metrics, 2), (warnings, 1), (sample, 4)):
+        taken = block[: max(0, room - 1)]
+        if len(taken) >= min(smallest, len(block)) and taken:
+            blocks.append(taken)
+            room -= len(taken) + 1
+    order = [
+        steps,
+        *[block for name in (metrics, sample, warnings) for block in blocks[1:] if block[0] is _first(name)],
+    ]
+    lines = list(head)
+    for place, block in enumerate(order):
+        lines += [Text()] * bool(place) + block
+    return lines[:height]
+
+
+def _first(block: list[Text]) -> Text | None:
+    return block[0] if block else None
+
+
+def _head(model: RunModel, frame: Frame, width: int) -> list[Text]:
+    name = model.plan.name if model.plan else "run"
+    parts = [frame.state]
+    if model.attempts > 1:
+        parts.append(f"attempt {model.attempts}")
+    if model.started is not None:
+        end = frame.now if not frame.is_last else model.latest or frame.now
+        parts.append(duration(end - model.started))
+    right = ", ".join(parts)
+    left = fit(f"{clean(name)}  {clean(frame.uri)}", max(width - len(right) - 2, 8))
+    line = Text(left, style="bold")
+    line.append("  ")
+    line.append(fit(right, min(len(right), width - cell_len(left) - 2)), style=frame.style)
+    return [line, Text()]
+
+
+def _step(row: Row, frame: Frame, width: int) -> Text:
+    icon, style = _ICONS[row.state]
+    if row.state == "running":
+        icon = "▸" if frame.is_last else _SPINNER[int(frame.now * 8) % len(_SPINNER)]
+    line = Text()
+    line.append(f"{'  ' * row.indent}{icon} ", style=style)
+    line.append(fit(row.label, _LABEL - 2 * row.indent), style="bold" if row.state == "running" else style)
+    middle = width - 2 - _LABEL - _TIME - 1
+    if row.state == "running" and row.work:
+        _bar(line, row.work, middle, with_note=row.note)
+    else:
+        told = row.note if row.state != "running" or row.label.startswith("iteration") or row.note else "…"
+        line.append(fit(clean(told), middle), style="" if row.state in ("done", "running") else style)
+    passed = ""
+    if row.started is not None:
+        passed = duration((frame.now if row.state == "running" else row.ended or row.started) - row.started)
+    line.append(f" {passed:>{_TIME}}" if row.state not in ("waiting", "reused") else " " * (_TIME + 1), style="dim")
+    return line
+
+
+def _bar(line: Text, work: Work, width: int, *, with_note: str) -> None:
+    """A bar with counts, then as many of time left, rate and tokens as there is room for."""
+    counts = f"{work.done:,.0f}/{work.total:,.0f} {work.unit}"
+    if work.what:
+        counts = fit(clean(work.what), min(cell_len(work.what), 24)).rstrip() + f" {counts}"
+    extras = [f"{duration(work.eta_s)} left"] if work.eta_s is not None and work.done < work.total else []
+    if with_note:
+        extras.append(with_note)
+    if work.rate:
+        extras.append(f"{number(work.rate)}/s")
+    if work.tokens_per_s:
+        extras.append(f"{work.tokens_per_s:,.0f} tokens/s")
+    told = counts
+    for extra in extras:
+        if len(told) + len(extra) + 2 + 8 <= width:
+            told += f"  {extra}"
+    length = min(max(width - cell_len(told) - 2, 0), 30)
+    share = min(max(work.done / work.total, 0.0), 1.0) if work.total > 0 else 0.0
+    full = round(share * length)
+    line.append("━" * full, style="cyan")
+    line.append("─" * (length - full), style="bright_black")
+    line.append(fit(f"  {told}" if length else told, width - length))
+
+
+def _metrics(model: RunModel, width: int) -> list[Text]:
+    """The newest value of each metric with its course, as many side by side as fit; then val_loss."""
+    lines: list[Text] = []
+    ordered = [model.metrics[step] for step in sorted(model.metrics)]
+    columns = max(1, width // _CELL)
+    cells = []
+    for name, value_of in _METRICS:
+        values = [value for row in ordered if (value := value_of(row)) is not None]
+        if values:
+            cells.append(_metric(name, values, width // columns))
+    if cells:
+        lines.append(Text(fit(f"after step {max(model.metrics)}", width).rstrip(), style="dim"))
+    for start in range(0, len(cells), columns):
+        line = Text()
+        for cell in cells[start : start + columns]:
+            line.append_text(cell)
+        lines.append(line)
+    if model.base_val_loss is not None:
+        lines.append(_val_loss(model, width))
+    return lines
+
+
+def _metric(name: str, values: list[float], width: int) -> Text:
+    cell = Text()
+    cell.append(f"{name:<9} ", style="dim")
+    cell.append(f"{number(values[-1]):>7} ")
+    cell.append(fit(sparkline(values, width - 20), width - 18), style="cyan")
+    return cell
+
+
+def _val_loss(model: RunModel, width: int) -> Text:
+    measured = [model.base_val_loss or 0.0, *(model.validated[place] for place in sorted(model.validated))]
+    line = Text()
+    line.append(f"{'val_loss':<9} ", style="dim")
+    line.append(f"{number(measured[-1]):>7} ")
+    line.append(sparkline(measured, 10), style="cyan")
+    told = f"  base {number(measured[0])}"
+    if len(measured) > 1:
+        told += f", {measured[-1] - measured[0]:+.4f}"
+    if model.best is not None:
+        told += f", best: iteration {model.best}"
+    line.append(fit(told, width - cell_len(line.plain)).rstrip())
+    return line
+
+
+def _sample(model: RunModel, frame: Frame, width: int) -> list[Text]:
+    """One of the newest answers beside the human's; each is shown for a while."""
+    if not model.samples:
+        return []
+    place = 0 if frame.is_last else int(frame.now / _SAMPLE_S) % len(model.samples)
+    sample = model.samples[place]
+    by = "base" if model.samples_iteration == 0 else f"iteration {(model.samples_iteration or 1) - 1}"
+    title = f"sample {place + 1} of {len(model.samples)}, played in iteration {model.samples_iteration}"
+    lines = [Text(title, style="dim")]
+    columns = (("prompt", "prompt", "dim"), ("human", "actual", "green"), (by, "generated", "cyan"))
+    for label, name, style in columns:
+        for number_, part in enumerate(wrapped(clean(sample.get(name, "")), width - 14, 2) or [""]):
+            line = Text(f"{label if number_ == 0 else '':<13} ", style=style)
+            line.append(part, style="default")
+            lines.append(line)
+    return lines
+
+
+def _warnings(model: RunModel, frame: Frame, width: int) -> list[Text]:
+    lines = [Text(fit(clean(frame.notice), width).rstrip(), style="yellow")] if frame.notice else []
+    if model.failure:
+        told = f"{model.failure.get('error')}: {model.failure.get('message')}"
+        lines += [Text(part, style="red") for part in wrapped(clean(told), width, 3)]
+    for warned in list(model.warnings)[-3:]:
+        times = f" ({warned.count} times)" if warned.count > 1 else ""
+        told = clean(f"! {warned.where.words}: {warned.message}{times}")
+        lines.append(Text(fit(told, width).rstrip(), style="yellow"))
+    return lines
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second

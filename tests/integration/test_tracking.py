@@ -1,0 +1,79 @@
+"""Trackers beside a whole run, whose steps are the real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from playing import begin, hardware, play, play_scores
+from spin_components.events import read_events
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+from unit.tracking import wandb_files
+from unit.tracking.test_places import mlflow_client, tensorboard_curve
+
+MakeSettings = Callable[..., Settings]
+
+
+def rows(run: LocalRun) -> list[dict[str, Any]]:
+    """Metrics of every step, as the run itself keeps them."""
+    keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
+    return [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
+
+
+@pytest.mark.usefixtures("patient_trackers")
+def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_again(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    tracking = {
+        "tensorboard": True,
+        "mlflow_uri": f"file://{tmp_path}/mlflow",
+        "wandb_project": "spin",
+        "wandb_mode": "offline",
+    }
+    settings = make_settings(tracking=tracking, spin={"max_epochs": 2}, generation={"max_new_tokens": 4})
+    uri, machine = settings.run.uri, hardware(settings)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine)
+    train(uri, 0, 1, policy, scores, machine)
+    LocalRun(Path(uri)).delete(layout.epoch_manifest(0, 1))  # as if killed before it: trackers are ahead of the run
+    run = play(settings)
+    expected = [(row["step"], round(row["loss"], 6)) for row in rows(run)]
+    assert len(expected) == 6  # 20 pairs in batches of 8, twice
+    base = run.read_json(layout.BASE_VALIDATION)["facts"]["val_loss"]
+    last = run.read_json(layout.validation(0, 1))["facts"]["val_loss"]
+
+    assert tensorboard_curve(tmp_path / "run", "train", "loss") == expected
+    checks = tensorboard_curve(tmp_path / "run", "validation", "val_loss")
+    assert [step for step, _ in checks] == [0, 3, 6]
+    assert (checks[0][1], checks[-1][1]) == (round(base, 6), round(last, 6))
+    assert tensorboard_curve(tmp_path / "run", "iteration", "num_pairs") == [(6, 20.0)]
+
+    client = mlflow_client(settings)
+    (found,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
+    history = client.get_metric_history(found.info.run_id, "loss")
+    assert sorted((metric.step, round(metric.value, 6)) for metric in history) == expected
+    assert sorted(metric.step for metric in client.get_metric_history(found.info.run_id, "val_loss")) == [0, 3, 6]
+
+    logged = wandb_files.history(tmp_path / "run")
+    assert [(row["global_step"], round(row["loss"], 6)) for row in logged if "loss" in row] == expected
+    assert len({*wandb_files.run_ids(tmp_path / "run")}) == 1
+    assert [event for event in read_events(run) if event["kind"] == "warning" and "metrics" in event["message"]] == []
+
+
+def test_trackers_are_no_input_of_any_step(make_settings: MakeSettings) -> None:
+    settings = {"spin": {"max_iterations": 1}, "generation": {"max_new_tokens": 4}}
+    run = play(make_settings(**settings))
+    before = len(read_events(run))
+    play(make_settings(**settings, tracking={"tensorboard": True}))
+    kinds = {event["kind"] for event in read_events(run)[before:]}
+    assert kinds == {"start", "plan", "reuse", "published"}
+    assert "tracking" not in json.dumps([run.read_json(key)["inputs"] for key in run.list("data", "manifest.json")])

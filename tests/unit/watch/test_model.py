@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spin_pipeline.watch.model import BASE, RunModel
+from spin_pipeline.watch.view import Frame, draw
+from unit.watch.made_events import event, generated, metrics, prepared, published, trained, validated
+
+
+def model_of(*groups: list[dict[str, Any]]) -> RunModel:
+    model = RunModel()
+    for group in groups:
+        model.take(group)
+    return model
+
+
+def test_a_step_goes_from_waiting_by_running_to_done() -> None:
+    model = model_of(prepared())
+    assert model.step("generate", 0, 0).state == "waiting"
+    start, progress, _, done = generated(10.0, 0)
+    model.take([start, progress])
+    step = model.step("generate", 0, 0)
+    assert (step.state, step.started, step.ended) == ("running", 10.0, None)
+    assert step.work is not None
+    assert (step.work.done, step.work.total, step.work.unit, step.work.eta_s) == (2, 4, "answers", 1.0)
+    model.take([done])
+    assert (step.state, step.ended, step.facts["engine"]) == ("done", 12.0, "transformers")
+    assert model.running == []
+
+
+def test_metrics_and_losses_are_kept_by_step_and_place() -> None:
+    model = model_of(prepared(), validated(3.0, BASE, 6.5), trained(5.0, 0, {1: 0.69, 2: 0.5}), validated(8.0, 0, 6.0))
+    assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.5}
+    assert model.base_val_loss == 6.5
+    assert model.validated == {(0, 0): 6.0}
+    model.take([event(7.5, "validation", "train-epoch", 0, 0, global_step=2, val_loss=6.2)])
+    assert model.val_losses == {2: 6.2}
+
+
+def test_a_step_that_is_trained_again_replaces_what_it_was() -> None:
+    model = model_of(prepared(), trained(5.0, 0, {1: 0.69, 2: 0.5}), prepared(20.0), trained(25.0, 0, {2: 0.4}))
+    assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.4}
+
+
+def test_a_new_attempt_ends_what_the_one_before_left_running() -> None:
+    fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
+    model = model_of(prepared(), trained(5.0, 0, {1: 0.69}), [fail])
+    assert model.outcome == "failed"
+    model.take(prepared(60.0))
+    assert model.attempts == 2
+    assert model.started == 60.0
+    assert model.outcome == ""
+    assert model.step("train-epoch", 0, 0).state == "interrupted"
+    assert model.step("generate", 0, 0).state == "waiting"
+    assert model.step("prepare").state == "done"
+
+
+def test_a_failed_step_that_begins_again_has_not_failed() -> None:
+    fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
+    model = model_of(prepared(), generated(5.0, 0)[:1], [fail])
+    assert model.step("generate", 0, 0).state == "failed"
+    model.take(generated(15.0, 0))
+    assert model.failure is None
+    assert model.step("generate", 0, 0).state == "done"
+
+
+def test_the_end_is_what_the_last_checkpoint_decided() -> None:
+    model = model_of(prepared(), published(9.0, 0, 6.0, "continue"))
+    before = model.is_over
+    model.take(published(19.0, 1, 5.5, "done"))
+    assert (before, model.is_over) == (False, True)
+    assert (model.best, model.decisions, model.outcome) == (1, {0: "continue", 1: "done"}, "done")
+
+
+def test_a_stop_is_no_failure() -> None:
+    model = model_of(prepared(), [event(5.0, "stop", "generate", 0, 0, reason="max_time")])
+    assert (model.outcome, model.stop_reason, model.failure) == ("stopped", "max_time", None)
+
+
+def test_the_same_warning_is_kept_once_and_counted() -> None:
+    warning = event(5.0, "warning", "generate", 0, 0, message="8 answers were cut")
+    model = model_of([warning, warning, {**warning, "message": "other"}])
+    assert [(warned.message, warned.count) for warned in model.warnings] == [("8 answers were cut", 2), ("other", 1)]
+
+
+def test_the_newest_samples_say_which_iteration_they_are_of() -> None:
+    model = model_of(prepared(), generated(5.0, 0), generated(15.0, 1))
+    assert model.samples_iteration == 1
+    assert model.samples[0]["generated"] == "3"
+
+
+def test_events_of_several_shards_may_come_in_any_order() -> None:
+    groups = [generated(10.0 + shard, 0, shard) for shard in range(4)]
+    events = sorted((each for group in groups for each in group), key=lambda each: (each["time"], random.random()))
+    model = model_of(prepared(shards=4), events)
+    assert [model.step("generate", 0, shard).state for shard in range(4)] == ["done"] * 4
+
+
+def test_what_is_not_understood_is_passed_over() -> None:
+    odd: list[dict[str, Any]] = [
+        {"time": 1.0},
+        {"time": 1.0, "kind": "progress", "step": "generate"},
+        {"time": 1.0, "kind": "metrics", "step": 7, "loss": "low"},
+        {"time": 1.0, "kind": "metrics", "step": "train-epoch", "global_step": "many"},
+        {"time": "soon", "kind": "start", "step": "prepare"},
+        {"time": 1.0, "kind": "of a later version", "step": "prepare", "iteration": None},
+        {"time": 1.0, "kind": "samples", "step": "generate", "iteration": 0, "samples": [5]},
+        {"time": 1.0, "kind": "done", "step": "validate", "iteration": 0, "facts": None},
+    ]
+    model = model_of(odd, prepared(2.0), [metrics(9.0, 1, 0.5)])
+    assert model.step("prepare").state == "done"
+    assert list(model.metrics) == [1]
+
+
+VALUES: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 0, 3, 2.5, float("nan"), float("inf"), "", "train-epoch", "7", [1], [], {}]
+)
+KINDS = (
+    *("start", "plan", "progress", "transfer", "metrics", "validation", "samples", "warning"),
+    *("reuse", "done", "published", "stop", "fail", "of another version"),
+)
+NAMES = ("time", "step", "iteration", "epoch", "shard", "done", "total", "facts", "samples", "global_step", "message")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6)), max_size=6)
+)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_no_event_stops_the_view(events: list[tuple[str, dict[str, Any]]]) -> None:
+    model = model_of(prepared(), [{"kind": kind, **fields} for kind, fields in events])
+    frame = Frame("runs/tiny", 10.0, "running")
+    assert all(line.cell_len <= 80 for line in draw(model, frame, 80, 40))

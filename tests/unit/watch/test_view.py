@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spin_pipeline.watch.model import BASE, RunModel
+from spin_pipeline.watch.view import Frame, draw
+from unit.watch.made_events import event, generated, prepared, published, trained, validated
+
+
+def drawn(
+    events: list[dict[str, Any]], width: int = 100, height: int = 50, now: float = 30.0, **frame: Any
+) -> list[str]:
+    """The lines as they would be on a terminal."""
+    model = RunModel()
+    model.take(events)
+    lines = draw(model, Frame("runs/tiny", now, "running", **frame), width, height)
+    assert len(lines) <= height
+    assert all(line.cell_len <= width for line in lines), [line.plain for line in lines]
+    return [line.plain.rstrip() for line in lines]
+
+
+HALFWAY = [*prepared(), *validated(3.0, BASE, 6.5), *generated(5.0, 0), *trained(10.0, 0, {1: 0.6931, 2: 0.5})]
+
+
+def line_with(lines: list[str], text: str) -> str:
+    (found,) = [line for line in lines if text in line]
+    return found
+
+
+def test_each_step_has_its_state_what_it_gave_and_its_time() -> None:
+    lines = drawn(HALFWAY, now=14.0)
+    assert lines[0].startswith("tiny  runs/tiny")
+    assert lines[0].endswith("running, 14 s")
+    assert line_with(lines, "prepare").split() == ["✓", "prepare", "32", "prompts,", "16", "held", "out", "2.0", "s"]
+    assert "✓ generate" in line_with(lines, "4 answers, 50 tokens/s, transformers")
+    assert line_with(lines, "train-epoch").endswith("4.0 s")
+    assert line_with(lines, "checkpoint").split() == ["·", "checkpoint"]
+    assert "· iteration 1" in lines
+
+
+def test_a_bar_grows_with_the_work() -> None:
+    lengths = []
+    for done in (1, 2, 4):
+        progress = event(12.0, "progress", "train-epoch", 0, 0, done=done, total=4, unit="steps", rate=0.5, eta_s=4.0)
+        line = line_with(drawn([*HALFWAY, progress]), "train-epoch")
+        assert f"{done}/4 steps" in line
+        lengths.append(line.count("━"))
+        assert line.count("━") + line.count("─") == 30
+    assert lengths == [8, 15, 30]  # of 30: a quarter, a half, all
+
+
+def test_metrics_show_their_newest_value_and_their_course() -> None:
+    lines = drawn(HALFWAY)
+    assert "after step 2" in lines
+    assert "loss       0.5000 █▁" in line_with(lines, "loss       0.5")
+    assert "margin     0.7500 ▁▁" in line_with(lines, "margin")
+    assert "val_loss    6.500 ▁  base 6.500" in lines
+
+
+def test_an_iteration_that_is_over_is_one_line() -> None:
+    over = [*HALFWAY, *validated(20.0, 0, 6.0), *published(22.0, 0, 6.0, "continue")]
+    assert sum("checkpoint" in line for line in drawn(over)) == 1  # the newest stays unfolded until another begins
+    lines = drawn([*over, *generated(25.0, 1)[:2]])
+    assert "✓ iteration 0" in line_with(lines, "val_loss 6.000, acc 0.75")
+    assert sum("generate " in line for line in lines) == 1
+    assert line_with(lines, "base 6.500").endswith("-0.5000, best: iteration 0")
+
+
+def test_shards_share_a_line() -> None:
+    events = prepared(shards=3) + generated(10.0, 0, 0) + generated(11.0, 0, 1)[:2]
+    line = line_with(drawn(events, width=120), "generate ")
+    assert "6/8 answers" in line  # 4 of the one that is done, 2 of the one that is at work
+    assert "1 of 3 shards" in line
+
+
+def test_a_failure_is_told_in_full_and_warnings_in_a_line() -> None:
+    fail = event(20.0, "fail", "train-epoch", 0, 0, error="NonFiniteError", message="the loss is nan", exit_code=1)
+    warning = event(19.0, "warning", "generate", 0, 0, message="4 of 4 answers were cut")
+    lines = drawn([*HALFWAY, warning, fail])
+    assert "✗ train-epoch" in line_with(lines, "failed")
+    assert "NonFiniteError: the loss is nan" in lines
+    assert "! iteration 0 generate 0: 4 of 4 answers were cut" in lines
+
+
+def test_an_answer_stands_below_the_humans_and_cannot_do_anything() -> None:
+    events = generated(10.0, 0)
+    events[2]["samples"][0] |= {"prompt": "[bold]<script>[/bold]", "generated": "\x1b[2J\x1b[31mred\nand more"}
+    lines = drawn([*prepared(), *events])
+    assert "prompt        [bold]<script>[/bold]" in lines
+    assert "human         2" in lines
+    assert "base          ␛[2J␛[31mred ⏎ and more" in lines
+    assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+@pytest.mark.parametrize("height", [6, 12, 24, 60])
+@pytest.mark.parametrize("iterations", [1, 20])
+def test_any_terminal_shows_the_head_and_what_is_at_work(width: int, height: int, iterations: int) -> None:
+    events = [*prepared(max_iterations=iterations), *validated(3.0, BASE, 6.5)]
+    for t in range(iterations - 1):
+        events += [*generated(5.0 + t, t), *published(6.0 + t, t, 6.0 - t / 10, "continue")]
+    events += [*generated(40.0, iterations - 1), *trained(42.0, iterations - 1, {1: 0.69, 2: 0.5})]
+    events += [event(43.0, "warning", "generate", 0, 0, message="x" * 500)]
+    lines = drawn(events, width, height)
+    assert lines[0].endswith("30 s")
+    assert "2/4 steps" in line_with(lines, "train-epoch")
+
+
+def test_nothing_yet_is_shown_too() -> None:
+    assert drawn([])[0].startswith("run  runs/tiny")
+
+
+def test_trouble_of_the_viewer_is_shown() -> None:
+    assert "storage does not answer" in drawn(HALFWAY, notice="storage does not answer")
