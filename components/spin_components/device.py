@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from spin_components.attempt_settings import HardwareSettings
 from spin_components.errors import ConfigError
-from spin_components.settings import HardwareSettings
 from spin_components.store.limits import num_cores
 
 Precision = Literal["float32", "bf16"]

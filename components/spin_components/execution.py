@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from spin_components.attempt_settings import HardwareSettings, TrackingSettings
 from spin_components.errors import SpinError, StorageError
 from spin_components.events import EventLog
 from spin_components.machine import describe
-from spin_components.settings import HardwareSettings, Settings, TrackingSettings
+from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.lease import LeaseHolder, this_host
 from spin_components.store.manifests import Manifest

@@ -6,50 +6,12 @@ the command line reads these before it knows whether torch is installed.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-def _count_or_fraction(value: object) -> object:
-    """`"3"` is the count 3 and `"1.0"` the fraction 1.0: text keeps the difference that JSON numbers lose."""
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            return float(value)
-    return value
-
-
-def _check_fraction(value: int | float) -> int | float:
-    if isinstance(value, float) and not 0.0 <= value <= 1.0:
-        raise ValueError("a float is a fraction, from 0.0 to 1.0; write an integer for a count")
-    if isinstance(value, int) and value < 0:
-        raise ValueError("a count is 0 or more")
-    return value
-
-
-def _check_some(value: int | float) -> int | float:
-    if value == 0:
-        raise ValueError("0 leaves nothing; give a count of 1 or more, or a fraction above 0.0")
-    return value
-
-
-CountOrFraction = Annotated[
-    int | float,
-    BeforeValidator(_count_or_fraction),
-    PlainSerializer(repr, return_type=str, when_used="json"),
-]
-"""An integer counts, a float is a fraction, as in NeMo and Lightning; as JSON it is text, so `1` stays a count."""
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
+from spin_components.section import CountOrFraction, PositiveFloat, Section, check_fraction, check_some
 
 
 def parse_duration(text: str) -> float:
@@ -121,7 +83,7 @@ class DataSettings(Section):
         "fail", description="refuse the data set, or drop the record and count it"
     )
 
-    _fraction = field_validator("validation_size")(_check_fraction)
+    _fraction = field_validator("validation_size")(check_fraction)
 
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> DataSettings:
@@ -225,8 +187,8 @@ class TrainingSettings(Section):
     save_interval: int = Field(0, ge=0, description="steps between saves inside an epoch; 0: only its end")
     gradient_checkpointing: bool = False
 
-    _fractions = field_validator("warmup", "limit_train_batches")(_check_fraction)
-    _not_none = field_validator("limit_train_batches")(_check_some)
+    _fractions = field_validator("warmup", "limit_train_batches")(check_fraction)
+    _not_none = field_validator("limit_train_batches")(check_some)
 
     @field_validator("zero_stage", mode="before")
     @classmethod
@@ -262,103 +224,8 @@ class ValidationSettings(Section):
         1.0, description="within an epoch: every so many steps, or share of it; 1.0 is its end only"
     )
 
-    _fractions = field_validator("limit_val_batches", "val_check_interval")(_check_fraction)
-    _not_none = field_validator("limit_val_batches")(_check_some)
-
-
-class SelectionSettings(Section):
-    """Which policy an iteration hands on, how many stay, and when to stop."""
-
-    epoch: Literal["last", "best"] = Field("last", description="which epoch's policy becomes the next reference")
-    save_top_k: int = Field(
-        3, ge=-1, description="iterations whose weights stay, by val_loss; -1 for all; last and best always do"
-    )
-    patience: int = Field(0, ge=0, description="iterations without gain before stopping; 0 never stops early")
-    min_delta: float = Field(0.0, ge=0, description="a smaller fall of val_loss is no gain, nats")
-
-
-class HardwareSettings(Section):
-    """What one step may use; free to change between attempts."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    ranks: int = Field(1, ge=1, description="training processes a node: GPUs, where there are any")
-    nodes: int = Field(1, ge=1, description="pods of train-epoch, as a Kubeflow TrainJob above 1; fixed when compiled")
-    threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
-
-    @property
-    def world_size(self) -> int:
-        """Training processes in all."""
-        return self.ranks * self.nodes
-
-
-class StepResources(Section):
-    """CPU and memory of one pod, requested and at most, as Kubernetes writes quantities."""
-
-    cpu: str = Field("4", pattern=r"^([1-9]\d*m?|\d+\.\d+)$", description="cores: 4, 0.5 or 500m")
-    memory: str = Field("16Gi", pattern=r"^[1-9]\d*([KMGTP]i?)?$", description="bytes: 16Gi, 64G")
-
-
-class PlacementSettings(Section):
-    """What the steps with a model ask of a cluster's nodes; free to change between attempts; nothing on one machine.
-
-    GPUs of a pod follow from the work: `generation.tensor_parallel` of them generate, `hardware.ranks` train, one
-    scores and one validates.
-    """
-
-    accelerator: str = Field("", pattern=r"^([a-z0-9.-]+/[A-Za-z0-9._-]+)?$", description="nvidia.com/gpu; empty: none")
-    generate: StepResources = StepResources()
-    train: StepResources = StepResources()
-    score: StepResources = Field(StepResources(), description="of ref-logprob and validate")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
-    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints to bear, as in a pod")
-    affinity: dict[str, Any] = Field(default_factory=dict, description="nodeAffinity, as in a pod's affinity")
-
-    @field_validator("tolerations")
-    @classmethod
-    def _tolerations(cls, values: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        known = {"key", "operator", "value", "effect", "tolerationSeconds"}
-        for value in values:
-            if unknown := sorted(set(value) - known):
-                raise ValueError(f"a toleration has {', '.join(sorted(known))}; found {', '.join(unknown)}")
-        return values
-
-    @field_validator("affinity")
-    @classmethod
-    def _node_affinity(cls, value: dict[str, Any]) -> dict[str, Any]:
-        known = {"requiredDuringSchedulingIgnoredDuringExecution", "preferredDuringSchedulingIgnoredDuringExecution"}
-        if unknown := sorted(set(value) - known):
-            raise ValueError(f"a node affinity has {' and '.join(sorted(known))}; found {', '.join(unknown)}")
-        return value
-
-
-class TrackingSettings(Section):
-    """Where metrics go beside the run's own storage; free to change between attempts. Credentials are no settings."""
-
-    tensorboard: bool = Field(False, description="event files below the run's tensorboard/")
-    mlflow_uri: str = Field(
-        "", description="MLflow server, http(s)://host, or file:///folder; empty: off. MLFLOW_TRACKING_* name the user"
-    )
-    mlflow_experiment: str = Field("spin", min_length=1)
-    wandb_project: str = Field("", description="Weights & Biases; empty: off. WANDB_API_KEY names the user")
-    wandb_entity: str = Field("", description="team or user; empty: the key's own")
-    wandb_mode: Literal["online", "offline"] = Field(
-        "online", description="offline: files below the run's tracking/, for `wandb sync`"
-    )
-
-    @field_validator("mlflow_uri")
-    @classmethod
-    def _no_keys(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.path.strip("/")):
-            raise ValueError("write http://host:port, https://host, or file:///folder")
-        if "@" in parts.netloc or parts.query:
-            raise ValueError(
-                "an address that holds keys would be kept with the run; name them in MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            )
-        return value
+    _fractions = field_validator("limit_val_batches", "val_check_interval")(check_fraction)
+    _not_none = field_validator("limit_val_batches")(check_some)
 
 
 def per_iteration(value: float | list[float], iteration: int) -> float:

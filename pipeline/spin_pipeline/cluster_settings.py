@@ -5,7 +5,9 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 
 from spin_components import __version__
-from spin_components.settings import Section, Settings, StepResources
+from spin_components.attempt_settings import StepResources
+from spin_components.section import Section
+from spin_components.settings import Settings
 
 DEFAULT_IMAGES = "spin-pipelines"
 _NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"

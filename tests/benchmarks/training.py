@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 from spin_components.algorithm.order import MicroBatch, derive_seed, form_batches, micro_batches
+from spin_components.attempt_settings import HardwareSettings
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.device import Compute, set_threads
-from spin_components.settings import GenerationSettings, HardwareSettings, ModelSettings, Settings, TrainingSettings
+from spin_components.settings import GenerationSettings, ModelSettings, Settings, TrainingSettings
 
 KINDS = ("ours", "ours-aligned", "trl", "trl-online")
 GLOBAL_BATCH, MICRO_BATCH, TRL_MICRO_BATCH, BETA, LR = 16, 4, 8, 0.1, 1e-5

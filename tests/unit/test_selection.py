@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.selection import decide, to_prune
-from spin_components.settings import SelectionSettings
 
 
 def decision(losses: list[float], *, patience: int = 0, min_delta: float = 0.0, max_iterations: int = 9) -> str:

@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings
+from spin_components.section import Section
 from spin_components.settings import (
     DataSettings,
     GenerationSettings,
-    HardwareSettings,
     ModelSettings,
-    PlacementSettings,
     RunSettings,
-    Section,
-    SelectionSettings,
     Settings,
     SpinSettings,
     TrainingSettings,

@@ -4,7 +4,7 @@ from typing import Any
 
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from spin_components.settings import HardwareSettings
+from spin_components.attempt_settings import HardwareSettings
 from spin_components.train_epoch.nodes.identity import Identity
 from spin_components.train_epoch.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, name_of
 

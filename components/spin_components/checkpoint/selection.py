@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from spin_components.settings import SelectionSettings
+from spin_components.attempt_settings import SelectionSettings
 
 Decision = Literal["continue", "done", "saturated", "regressed"]
 

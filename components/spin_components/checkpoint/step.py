@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.selection import decide, to_prune
 from spin_components.execution import STOPPED, step
 from spin_components.report.refresh import refresh
-from spin_components.settings import SelectionSettings, Settings
+from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, finished, read_manifest

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from spin_components.attempt_settings import TrackingSettings
 from spin_components.errors import ConfigError
-from spin_components.settings import Settings, TrackingSettings
+from spin_components.settings import Settings
 from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)

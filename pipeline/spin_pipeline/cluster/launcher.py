@@ -9,8 +9,8 @@ from typing import Any
 from kfp import dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
 
+from spin_components.attempt_settings import StepResources
 from spin_components.images import CPU
-from spin_components.settings import StepResources
 from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.placement import Placement
 

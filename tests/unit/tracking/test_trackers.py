@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from s3_server import free_port
+from spin_components.attempt_settings import TrackingSettings
 from spin_components.errors import ConfigError
-from spin_components.settings import Settings, TrackingSettings
+from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.tracking import trackers as module
 from spin_components.tracking.trackers import Outcome, Point, Trackers, check_packages, open_trackers

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from spin_components.settings import HardwareSettings
+from spin_components.attempt_settings import HardwareSettings
 from spin_components.train_epoch.nodes.identity import Identity
 
 GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"

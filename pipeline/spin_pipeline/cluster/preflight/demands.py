@@ -8,7 +8,8 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from spin_components.settings import Settings, StepResources
+from spin_components.attempt_settings import StepResources
+from spin_components.settings import Settings
 from spin_pipeline.cluster_settings import ClusterSettings
 
 
