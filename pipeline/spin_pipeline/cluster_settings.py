@@ -28,6 +28,9 @@ class ClusterSettings(Section):
     )
     env: dict[str, str] = Field(default_factory=dict, description="other variables of every pod: no secrets")
     hub_secret: str = Field("", pattern=_NAME, description="Secret with HF_TOKEN, for hf:// that needs one")
+    tracking_secret: str = Field(
+        "", pattern=_NAME, description="Secret with WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …_USERNAME or …_PASSWORD"
+    )
     model_cache_claim: str = Field("", pattern=_NAME, description="volume claim that keeps what was fetched")
     light: StepResources = Field(
         StepResources(cpu="2", memory="8Gi"), description="of prepare and checkpoint, and of what starts a TrainJob"

@@ -14,6 +14,9 @@ from spin_pipeline.cluster_settings import ClusterSettings
 CACHE = "/var/cache/spin"
 """Where pods keep what they fetched."""
 
+TRACKING_KEYS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+"""Keys that a tracking Secret may have, and the variables of the same names."""
+
 PLACES: dict[str, type] = {
     "accelerator": str,
     "generate_accelerators": str,
@@ -116,6 +119,10 @@ class Placement:
             kubernetes.use_secret_as_env(task, cluster.storage_secret, keys)
         if cluster.hub_secret:
             kubernetes.use_secret_as_env(task, cluster.hub_secret, {"HF_TOKEN": "HF_TOKEN"})
+        if cluster.tracking_secret:
+            kubernetes.use_secret_as_env(
+                task, cluster.tracking_secret, {name: name for name in TRACKING_KEYS}, optional=True
+            )
         if cluster.image_pull_secret:
             kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
         if cluster.model_cache_claim:

@@ -102,13 +102,15 @@ def test_pods_run_as_a_user_without_rights() -> None:
 def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
     _, pods = compiled(
         "cluster.hub_secret=hub",
+        "cluster.tracking_secret=trackers",
         "cluster.image_pull_secret=pull",
         "cluster.model_cache_claim=cache",
         "cluster.timeout_s=600",
         "cluster.shm_gib=16",
     )
     for pod in pods.values():
-        assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["spin-storage", "hub"]
+        assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["spin-storage", "hub", "trackers"]
+        assert pod["secretAsEnv"][2]["optional"] is True
         assert pod["imagePullSecret"][0]["secretName"] == "pull"
         assert (pod["pvcMount"][0]["constant"], pod["pvcMount"][0]["mountPath"]) == ("cache", "/var/cache/spin")
         assert pod["activeDeadlineSeconds"] == "600"

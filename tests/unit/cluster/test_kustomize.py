@@ -18,6 +18,7 @@ from spin_pipeline.cli import main
 from spin_pipeline.cluster.preflight.inputs import check_addresses
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build as build_pipeline
+from spin_pipeline.placement import TRACKING_KEYS
 from unit.cluster.built import MANIFESTS, Objects, of_kind, only
 
 KUBERNETES = ("1.29", "1.30", "1.31", "1.32", "1.33")
@@ -157,9 +158,10 @@ def test_the_configurations_are_for_a_cluster(folder: str) -> None:
 
 
 def test_the_example_secrets_are_the_ones_that_are_looked_for() -> None:
-    storage, hub, registry = examples()
+    storage, hub, trackers, registry = examples()
     cluster = load_settings("tiny").cluster
     assert storage["metadata"]["name"] == cluster.storage_secret
     assert set(storage["stringData"]) == set(cluster.storage_env.values())
     assert list(hub["stringData"]) == ["HF_TOKEN"]
+    assert set(trackers["stringData"]) <= set(TRACKING_KEYS)
     assert registry["type"] == "kubernetes.io/dockerconfigjson"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.asking import Api, path_of
@@ -16,7 +16,7 @@ _REGISTRY_TYPES = {
 
 
 def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
-    """Those of the storage, of the model hub and of the images' registry."""
+    """Those of the storage, of the model hub, of trackers and of the images' registry."""
     if cluster.storage_secret:
         keys = sorted(set(cluster.storage_env.values()))
         yield from _check_keys(kubernetes, namespace, "storage secret", cluster.storage_secret, keys)
@@ -24,11 +24,13 @@ def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> 
         yield passed("storage secret", "none: pods use an identity of their own (cluster.storage_secret is empty)")
     if cluster.hub_secret:
         yield from _check_keys(kubernetes, namespace, "hub secret", cluster.hub_secret, ["HF_TOKEN"])
+    if cluster.tracking_secret:  # which of its keys a run needs depends on its trackers
+        yield from _check_keys(kubernetes, namespace, "tracking secret", cluster.tracking_secret, [])
     if cluster.image_pull_secret:
         yield from _check_registry(kubernetes, namespace, cluster.image_pull_secret)
 
 
-def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: Iterable[str]) -> Iterator[Finding]:
+def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: list[str]) -> Iterator[Finding]:
     literals = " ".join(f"--from-literal={key}=…" for key in keys)
     command = f"kubectl create secret generic {name} -n {namespace} {literals}"
     answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
@@ -43,7 +45,7 @@ def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: 
             remedy = f"kubectl delete secret {name} -n {namespace}, then {command}"
             yield failed(subject, f"{name} has no {', '.join(lacking)}; its keys: {found}", remedy)
         else:
-            yield passed(subject, f"{name} has {', '.join(keys)}")
+            yield passed(subject, f"{name} has {', '.join(keys or sorted(present)) or 'no keys'}")
 
 
 def _check_registry(kubernetes: Api, namespace: str, name: str) -> Iterator[Finding]:
