@@ -6,25 +6,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from markupsafe import Markup
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from playing import begin, hardware, play, play_scores
-from s3_server import BUCKET, S3Server
-from spin_components.checkpoint.step import publish
+from playing import begin, play
 from spin_components.data.shards import Pair, PairReward, read_rows
-from spin_components.events import read_events
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
-from spin_components.train_epoch.step import train
-from spin_components.validate.step import validate
 from spin_pipeline.cli import main
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>\u2028 & <b>bold</b>"
@@ -81,7 +75,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory, question_file: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
+def hostile(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
     """A run whose very address has markup in it; not to be written to."""
     return play(settings_of(tmp_path_factory.mktemp("runs") / "tiny <b>run", tiny_llama, questions))
 
@@ -156,8 +150,8 @@ def open_page(browser: Browser) -> Iterator[Any]:
 
 
 @pytest.fixture
-def report(finished: LocalRun) -> Path:
-    return finished.path(layout.REPORT)
+def report(hostile: LocalRun) -> Path:
+    return hostile.path(layout.REPORT)
 
 
 def steps_of(run: LocalRun) -> list[dict[str, Any]]:
@@ -190,9 +184,9 @@ def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, repo
 
 
 def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
-    open_page: Any, report: Path, finished: LocalRun
+    open_page: Any, report: Path, hostile: LocalRun
 ) -> None:
-    page, rows = open_page(report).page, steps_of(finished)
+    page, rows = open_page(report).page, steps_of(hostile)
     loss = figure(page, "Loss, nats a pair")
     line = loss.locator("path.line").get_attribute("d")
     assert len(re.findall("[ML]", line)) == len(rows) == 12
@@ -209,10 +203,10 @@ def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
     expect(rewards.locator("output")).to_contain_text("step 1 · human 0")
 
 
-def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, finished: LocalRun) -> None:
+def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, hostile: LocalRun) -> None:
     page = open_page(report).page
-    rewards = read_rows(finished.path(layout.rewards(1, 1)), PairReward)
-    pairs = {pair.index: pair for pair in read_rows(finished.path(layout.generations(1, 0)), Pair)}
+    rewards = read_rows(hostile.path(layout.rewards(1, 1)), PairReward)
+    pairs = {pair.index: pair for pair in read_rows(hostile.path(layout.generations(1, 0)), Pair)}
     margins = {row.index: row.reward_actual - row.reward_generated for row in rewards}
     rows, numbers = page.locator(".samples tbody tr"), page.locator(".open-row")
     expect(page.locator(".shown")).to_have_text("1 to 20 of 24 · all 24 pairs")
@@ -231,8 +225,8 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, fi
     expect(page.locator(".shown")).to_contain_text(f"of {sum(p.finish_reason == 'length' for p in pairs.values())} ·")
     page.get_by_label("Show").select_option("All")
     page.get_by_label("Find").fill("question broken")
-    hostile = rows.count()
-    assert 0 < hostile < 20
+    num_marked = rows.count()
+    assert 0 < num_marked < 20
     page.get_by_label("Find").fill("no such words anywhere")
     expect(page.locator(".shown")).to_contain_text("Nothing matches")
     page.get_by_label("Find").fill("")
@@ -303,15 +297,15 @@ def test_axe_finds_no_serious_fault(open_page: Any, report: Path) -> None:
 
 
 def test_runs_are_compared_in_the_terminal_and_as_a_page(
-    open_page: Any, finished: LocalRun, slower: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    open_page: Any, hostile: LocalRun, slower: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", finished.uri, slower.uri, "-o", str(tmp_path / "compare.html")]) == 0
+    assert main(["compare", hostile.uri, slower.uri, "-o", str(tmp_path / "compare.html")]) == 0
     printed = capsys.readouterr().out
     for setting, values in (("training.lr", "0.001 0.0001"), ("spin.max_iterations", "2 1")):
         assert re.search(rf"{re.escape(setting)} +{values.replace(' ', ' +')}", printed)
     assert "run.uri" not in printed
     assert "Other" not in printed
-    best = [run.read_json(layout.BEST)["val_loss"] for run in (finished, slower)]
+    best = [run.read_json(layout.BEST)["val_loss"] for run in (hostile, slower)]
     assert re.search(rf"best val_loss +{best[0]:.4f} +{best[1]:.4f}", printed)
     visit = open_page(tmp_path / "compare.html")
     assert visit.said == []
@@ -324,11 +318,11 @@ def test_runs_are_compared_in_the_terminal_and_as_a_page(
 
 
 def test_runs_on_other_data_are_compared_with_a_warning(
-    finished: LocalRun, tiny_llama: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hostile: LocalRun, tiny_llama: Path, question_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(tmp_path / "other", tiny_llama, question_file)
     begin(settings)
-    assert main(["compare", finished.uri, settings.run.uri]) == 0
+    assert main(["compare", hostile.uri, settings.run.uri]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Other training data than tiny: other" in printed
     assert "Other validation data than tiny: other; val_loss was measured on different answers" in printed
@@ -337,66 +331,3 @@ def test_runs_on_other_data_are_compared_with_a_warning(
     # and a report of what there is
     assert main(["report", settings.run.uri]) == 0
     assert "No iteration is finished yet." in (tmp_path / "other" / layout.REPORT).read_text("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["report", "{nowhere}"], "has nothing to report yet: no data/manifest.json"),
-        (["compare", "{run}"], "compare takes two runs or more, each once"),
-        (["compare", "{run}", "{run}/"], "compare takes two runs or more, each once"),
-        (["compare", "{run}", "{nowhere}"], "has nothing to report yet"),
-        (["report", "{run}", "-o", "{run}"], "cannot be written: Is a directory"),
-    ],
-)
-def test_what_cannot_be_shown_is_said_with_code_2(
-    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
-) -> None:
-    arguments = [part.format(run=finished.uri, nowhere=tmp_path / "nowhere") for part in command]
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_command_writes_what_the_last_checkpoint_wrote(
-    finished: LocalRun, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    written = finished.path(layout.REPORT).read_bytes()
-    assert main(["report", finished.uri, "-o", str(tmp_path / "deep/er/report.html")]) == 0
-    assert (tmp_path / "deep/er/report.html").read_bytes() == written
-    # of a run in object storage too; but for its address it is the same
-    shutil.copytree(finished.root, s3.path("runs/copied"))
-    uri = f"s3://{BUCKET}/runs/copied"
-    s3.path(f"runs/copied/{layout.REPORT}").unlink()
-    assert main(["report", uri]) == 0
-    assert f"wrote {uri}/{layout.REPORT}" in capsys.readouterr().out
-    copied = s3.path(f"runs/copied/{layout.REPORT}").read_text("utf-8")
-    address = str(Markup.escape(finished.uri))
-    assert copied.replace(uri, "RUN").replace(address, "RUN") == written.decode().replace(address, "RUN")
-
-
-def test_gc_keeps_the_report(finished: LocalRun, tmp_path: Path) -> None:
-    shutil.copytree(finished.root, tmp_path / "copy")
-    assert main(["gc", str(tmp_path / "copy")]) == 0
-    assert (tmp_path / "copy" / layout.REPORT).exists()
-
-
-def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_published(
-    make_settings: Callable[..., Settings],
-) -> None:
-    settings = make_settings()
-    run, machine = LocalRun(Path(settings.run.uri)), hardware(settings)
-    reference = begin(settings)
-    scores = play_scores(settings, 0, reference)
-    policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine)
-    pairs = run.path(layout.generations(0, 0))  # which the checkpoint has no need of, and the report has
-    content = pairs.read_bytes()
-    pairs.write_bytes(b"not what was written")
-    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
-    assert run.exists(layout.checkpoint(0))
-    assert not run.exists(layout.REPORT)
-    (warning,) = [event for event in read_events(run) if event["kind"] == "warning" and event["step"] == "checkpoint"]
-    assert "the report could not be written (IntegrityError: " in warning["message"]
-    # the same step again, with the file as it was, finds its work done, and writes the report
-    pairs.write_bytes(content)
-    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
-    assert b"Iteration 0" in (run.read(layout.REPORT) or b"")

@@ -1,0 +1,84 @@
+"""`report` and `compare` without a browser: what they write where and refuse, and the report as steps leave it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from markupsafe import Markup
+
+from playing import begin, hardware, play_scores
+from s3_server import BUCKET, S3Server
+from spin_components.checkpoint.step import publish
+from spin_components.events import read_events
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+from spin_pipeline.cli import main
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["report", "{nowhere}"], "has nothing to report yet: no data/manifest.json"),
+        (["compare", "{run}"], "compare takes two runs or more, each once"),
+        (["compare", "{run}", "{run}/"], "compare takes two runs or more, each once"),
+        (["compare", "{run}", "{nowhere}"], "has nothing to report yet"),
+        (["report", "{run}", "-o", "{run}"], "cannot be written: Is a directory"),
+    ],
+)
+def test_what_cannot_be_shown_is_said_with_code_2(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    arguments = [part.format(run=finished.uri, nowhere=tmp_path / "nowhere") for part in command]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_writes_what_the_last_checkpoint_wrote(
+    finished: LocalRun, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = finished.path(layout.REPORT).read_bytes()
+    assert main(["report", finished.uri, "-o", str(tmp_path / "deep/er/report.html")]) == 0
+    assert (tmp_path / "deep/er/report.html").read_bytes() == written
+    # of a run in object storage too; but for its address it is the same
+    shutil.copytree(finished.root, s3.path("runs/copied"))
+    uri = f"s3://{BUCKET}/runs/copied"
+    s3.path(f"runs/copied/{layout.REPORT}").unlink()
+    assert main(["report", uri]) == 0
+    assert f"wrote {uri}/{layout.REPORT}" in capsys.readouterr().out
+    copied = s3.path(f"runs/copied/{layout.REPORT}").read_text("utf-8")
+    address = str(Markup.escape(finished.uri))
+    assert copied.replace(uri, "RUN").replace(address, "RUN") == written.decode().replace(address, "RUN")
+
+
+def test_gc_keeps_the_report(finished: LocalRun, tmp_path: Path) -> None:
+    shutil.copytree(finished.root, tmp_path / "copy")
+    assert main(["gc", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / layout.REPORT).exists()
+
+
+def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_published(
+    make_settings: Callable[..., Settings],
+) -> None:
+    settings = make_settings()
+    run, machine = LocalRun(Path(settings.run.uri)), hardware(settings)
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine)
+    pairs = run.path(layout.generations(0, 0))  # which the checkpoint has no need of, and the report has
+    content = pairs.read_bytes()
+    pairs.write_bytes(b"not what was written")
+    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
+    assert run.exists(layout.checkpoint(0))
+    assert not run.exists(layout.REPORT)
+    (warning,) = [event for event in read_events(run) if event["kind"] == "warning" and event["step"] == "checkpoint"]
+    assert "the report could not be written (IntegrityError: " in warning["message"]
+    # the same step again, with the file as it was, finds its work done, and writes the report
+    pairs.write_bytes(content)
+    publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
+    assert b"Iteration 0" in (run.read(layout.REPORT) or b"")
