@@ -15,9 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from kfp_server import KfpServer
 from s3_server import S3Server
+from small import small_settings
 from spin_components.prepare.builtin import docstrings, make_tiny_llama
 from spin_components.settings import Settings
-from spin_components.settings_errors import parse_settings
 from spin_components.store.local import LocalRun
 
 
@@ -77,23 +77,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
     from playing import play  # brings torch, which the collection of light tests need not wait for
 
     root = tmp_path_factory.mktemp("finished")
-    settings = Settings.model_validate(
-        {
-            "run": {"uri": str(root / "run")},
-            "model": {"base": str(tiny_llama)},
-            "data": {
-                "train": str(question_file),
-                "validation_size": 8,
-                "max_length": 160,
-                "max_prompt_length": 96,
-                "max_train_records": 16,
-            },
-            "spin": {"max_iterations": 2, "ref_policy_kl_penalty": 0.1},
-            "generation": {"engine": "transformers", "max_new_tokens": 8},
-            "training": {"precision": "float32", "global_batch_size": 8, "micro_batch_size": 4, "lr": 1e-3},
-            "selection": {"save_top_k": 1},
-            "hardware": {"device": "cpu"},
-        }
+    settings = small_settings(
+        root / "run",
+        tiny_llama,
+        question_file,
+        data={"max_train_records": 16},
+        spin={"max_iterations": 2},
+        generation={"max_new_tokens": 8},
+        selection={"save_top_k": 1},
     )
     return play(settings)
 
@@ -109,30 +100,6 @@ def make_settings(tiny_llama: Path, question_file: Path, tmp_path: Path) -> Call
     """Settings of a run that takes a few seconds; keyword arguments are section tables that override."""
 
     def make(**sections: dict[str, Any]) -> Settings:
-        values: dict[str, dict[str, Any]] = {
-            "run": {"uri": str(tmp_path / "run")},
-            "model": {"base": str(tiny_llama)},
-            "data": {
-                "train": str(question_file),
-                "validation_size": 8,
-                "max_length": 160,
-                "max_prompt_length": 96,
-                "max_train_records": 20,
-            },
-            "spin": {"max_iterations": 1, "ref_policy_kl_penalty": 0.1},
-            "generation": {"engine": "transformers", "max_new_tokens": 16},
-            "training": {
-                "precision": "float32",
-                "global_batch_size": 8,
-                "micro_batch_size": 4,
-                "lr": 1e-3,
-                "lr_schedule": "constant",
-                "warmup": 0,
-            },
-            "hardware": {"device": "cpu"},
-        }
-        for name, table in sections.items():
-            values[name] = {**values.get(name, {}), **table}
-        return parse_settings(values, source="the test")
+        return small_settings(tmp_path / "run", tiny_llama, question_file, **sections)
 
     return make

@@ -356,3 +356,12 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+def as_kfp_gives(value: Any) -> Any:
+    """A parameter as a step gets it: every number went through a double."""
+    if isinstance(value, dict):
+        return {name: as_kfp_gives(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [as_kfp_gives(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from playing import begin, hardware, losses, play_scores
+from small import small_settings
 from spin_components.errors import ConfigError, EngineError, IntegrityError
 from spin_components.settings import Settings
-from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.nodes.step import train_on_nodes
@@ -72,17 +72,14 @@ class Epoch:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> Epoch:
-    sections: dict[str, Any] = {
-        "run": {"uri": str(tmp_path_factory.mktemp("nodes") / "run")},
-        "model": {"base": str(tiny_llama)},
-        "data": {"train": str(question_file), "validation_size": 4, "max_length": 160, "max_train_records": 10},
-        "spin": {"max_iterations": 1, "ref_policy_kl_penalty": 0.1},
-        "generation": {"engine": "transformers", "max_new_tokens": 16},
-        "training": {"precision": "float32", "global_batch_size": 4, "micro_batch_size": 2, "lr": 1e-3, "warmup": 0},
-        "hardware": {"device": "cpu", "threads": 1},
-    }
-    sections["data"]["max_prompt_length"] = 96
-    settings = parse_settings(sections, source="the test")
+    settings = small_settings(
+        tmp_path_factory.mktemp("nodes") / "run",
+        tiny_llama,
+        question_file,
+        data={"validation_size": 4, "max_train_records": 10},
+        training={"global_batch_size": 4, "micro_batch_size": 2},
+        hardware={"threads": 1},
+    )
     reference = begin(settings)
     return Epoch(settings, reference, play_scores(settings, 0, reference))
 

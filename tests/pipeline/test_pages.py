@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from playing import begin, play
+from small import small_settings
 from spin_components.data.shards import Pair, PairReward, read_rows
 from spin_components.settings import Settings
 from spin_components.store import layout
@@ -35,32 +36,17 @@ FLAGS = [
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-def settings_of(uri: Path, model: Path, data: Path, **training: Any) -> Settings:
+def settings_of(uri: Path, model: Path, questions: Path, **training: Any) -> Settings:
     """Two iterations of two epochs; 20 questions, 8 more held out."""
-    return Settings.model_validate(
-        {
-            "run": {"uri": str(uri), "name": uri.name.split()[0]},
-            "model": {"base": str(model)},
-            "data": {
-                "train": str(data),
-                "validation_size": 8,
-                "max_length": 256,
-                "max_prompt_length": 160,
-                "max_train_records": 24,
-            },
-            "spin": {"max_iterations": 2, "max_epochs": 2, "ref_policy_kl_penalty": 0.1},
-            "generation": {"engine": "transformers", "max_new_tokens": 12},
-            "training": {
-                "precision": "float32",
-                "global_batch_size": 8,
-                "micro_batch_size": 4,
-                "lr": 1e-3,
-                "lr_schedule": "constant",
-                "warmup": 0,
-                **training,
-            },
-            "hardware": {"device": "cpu"},
-        }
+    return small_settings(
+        uri,
+        model,
+        questions,
+        run={"name": uri.name.split()[0]},
+        data={"max_length": 256, "max_prompt_length": 160, "max_train_records": 24},
+        spin={"max_iterations": 2, "max_epochs": 2},
+        generation={"max_new_tokens": 12},
+        training=training,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kfp_server import KfpServer, Look, Trouble, task
+from kfp_server import KfpServer, Look, Trouble, as_kfp_gives, task
 from playing import play_anywhere
 from s3_server import BUCKET, SECRET_KEY, S3Server
 from spin_components.errors import SpinError
@@ -30,15 +30,6 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     """All that was printed."""
     captured = capsys.readouterr()
     return captured.out + captured.err
-
-
-def as_kfp_gives(value: Any) -> Any:
-    """Parameters as steps get them: every number went through a double."""
-    if isinstance(value, dict):
-        return {name: as_kfp_gives(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [as_kfp_gives(entry) for entry in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def play(run: dict[str, Any]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from google.protobuf import json_format
 
-from kfp_server import KfpServer, Look, Trouble
+from kfp_server import KfpServer, Look, Trouble, as_kfp_gives
 from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.launcher import launcher, retrain
@@ -22,15 +20,6 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     """All that was printed."""
     captured = capsys.readouterr()
     return captured.out + captured.err
-
-
-def as_kfp_gives(value: Any) -> Any:
-    """A parameter as a step gets it: every number went through a double."""
-    if isinstance(value, dict):
-        return {name: as_kfp_gives(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [as_kfp_gives(entry) for entry in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def recur(kfp: KfpServer) -> str:
