@@ -172,6 +172,7 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
         (["spin.max_iterations=many"], "spin.max_iterations = 'many'"),
         (["training.lr=-1"], "training.lr"),
         (["training.global_batch_size=7"], "multiple of"),
+        (["hardware.nodes=2", "training.micro_batch_size=1"], "hardware.nodes = 2, but this is one machine"),
     ],
 )
 def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
