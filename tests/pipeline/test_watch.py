@@ -80,7 +80,7 @@ def test_watch_shows_each_step_of_a_local_run_begin_and_end_and_a_bar_that_moves
 def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
     small = ["spin.max_iterations=1", "spin.max_epochs=1", "generation.batch_size=1", "data.max_train_records=24"]
-    small += ["hardware.threads=1"]
+    small += ["hardware.threads=1", "generation.max_new_tokens=128"]  # slow enough for events that come in batches
     settings = [part for setting in small for part in ("--set", setting)]
     running = Terminal([*SPIN, "run", "--config", "tiny", "--run-uri", uri, *settings], 100, 40)
     watching = Terminal([*SPIN, "watch", uri, "--wait-for-start"], 60, 24)
