@@ -144,7 +144,7 @@ class DeepSpeedBackend:
         optimizer = self.model.optimizer
         for partition in self._partitions():
             self._base_optimizer.state[partition] = {
-                "step": torch.tensor(float(num_updates)),
+                "step": torch.tensor(float(num_updates), device=partition.device),
                 **{key: torch.zeros_like(partition) for key in STATE_KEYS[self._settings.optimizer]},
             }
         if self._settings.zero_stage in (1, 2):
