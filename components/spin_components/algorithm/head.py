@@ -65,7 +65,7 @@ class AnswerHead:
         return torch.cat(parts)
 
     def _num_chunks(self, num_tokens: int) -> int:
-        """As many on every rank where the head's weights are gathered for each: ranks must stay in step under ZeRO-3."""
+        """As many on every rank where ZeRO-3 gathers the weights for each, as ranks must gather together."""
         num = -(-num_tokens // self.chunk)
         weight = next(self._head.parameters(), None)
         if weight is None or not hasattr(weight, "ds_id"):
