@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from uneven_ranks import LR, OF_RANK, make_model
 
 from playing import begin, hardware, losses, play, play_scores
+from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import NonFiniteError
 from spin_components.settings import Settings
@@ -76,3 +81,18 @@ def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: Ma
     with pytest.raises(NonFiniteError, match=r"iteration 0, epoch 0, step \d.*Nothing was updated"):
         train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
     assert not LocalRun(Path(settings.run.uri)).exists(layout.epoch_manifest(0, 0))
+
+
+def test_ranks_with_unlike_numbers_of_chunks_stay_in_step_under_zero_3(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("uneven_ranks.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, capture_output=True)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    model = make_model()
+    before = answer_logprobs(model, OF_RANK)
+    (-before.sum() / 2).backward()  # type: ignore[no-untyped-call]
+    torch.optim.SGD(model.parameters(), lr=LR).step()
+    after = answer_logprobs(model, OF_RANK)
+    expected = torch.stack([before, after], dim=1).detach()
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-4)
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update shows
