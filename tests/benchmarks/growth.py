@@ -2,7 +2,7 @@
 
     python tests/benchmarks/growth.py [--rounds 3] [--json FILE]
 
-The demo model in float32. Pairs: 1, 2, 4 and 8 times 16 real pairs, scored, then trained in global batches of 16.
+The demo model in float32. Pairs: 1, 2, 4 and 8 times 8 real pairs, scored, then trained in global batches of 8.
 Length: one pair of 256 to 2048 tokens, of real prompts and answers laid end to end, forward and backward. Every size in
 a process of its own, sizes in turn; the exponent is the slope of a line through the logarithms of the medians. What
 does not grow (weights, gradients, optimizer state) is part of the memory, so its exponent is far below 1.
@@ -29,7 +29,7 @@ from spin_components.attempt_settings import HardwareSettings
 from spin_components.data.shards import Pair, read_rows
 from spin_components.device import set_threads
 
-NUMBERS = (16, 32, 64, 128)
+NUMBERS = (8, 16, 32, 64)
 LENGTHS = (256, 512, 1024, 2048)
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         if not (folder / "pairs.parquet").exists():
-            make_pairs(folder, 48)
+            make_pairs(folder, 24)
         kept = {}
         for kind, sizes in (("pairs", NUMBERS), ("tokens", LENGTHS)):
             found: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}

@@ -16,7 +16,7 @@ from spin_components.data.shards import Pair, write_rows
 from spin_components.device import Compute
 from spin_components.settings import GenerationSettings, ModelSettings, Settings
 
-GLOBAL_BATCH, MICRO_BATCH = 16, 4
+GLOBAL_BATCH, MICRO_BATCH = 8, 4
 COMPUTE = Compute(torch.device("cpu"), "float32")
 
 

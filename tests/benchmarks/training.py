@@ -1,7 +1,7 @@
 """Training speed and memory against TRL's `DPOTrainer`, whose sigmoid loss is SPIN's, on the same pairs.
 
     pip install -c constraints.txt trl
-    python tests/benchmarks/training.py [--rounds 3] [--pairs 48] [--json FILE]
+    python tests/benchmarks/training.py [--rounds 3] [--pairs 24] [--json FILE]
 
 The demo model answers real prompts; ours and TRL then train on those pairs, at the same global batch, in float32 with
 the same optimizer, each in a process of its own, in turn. TRL runs at its default per-device batch and without the
@@ -196,7 +196,7 @@ def main() -> None:
     """Alternate, then print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the model and the pairs lie, or shall be made")
