@@ -5,7 +5,8 @@ DAG, and `iteration` (-1: the base model), `epoch` and `shard` where it has them
 
     kind        when                                 fields
     start       a step begins                        pid
-    plan        prepare knows the attempt's shape    name, max_iterations, max_epochs, shards, deadline (time or null)
+    plan        prepare knows the attempt's shape    name, max_iterations, max_epochs (a number, or one an
+                                                     iteration), shards, deadline (time or null)
     progress    work goes on                         done, total, unit, rate (units a second), eta_s; generate also
                                                      num_tokens, tokens_per_s
     transfer    a long transfer goes on              what, and the fields of progress, in MiB

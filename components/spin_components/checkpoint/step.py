@@ -45,9 +45,9 @@ def publish(
     with step("checkpoint", run_uri, iteration=iteration) as current:
         run, settings = current.run, current.settings
         rules = SelectionSettings(**selection)
-        max_epochs = settings.spin.max_epochs
-        epochs = [read_manifest(run, layout.epoch_manifest(iteration, epoch)) for epoch in range(max_epochs)]
-        checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(max_epochs)]
+        num_epochs = settings.spin.epochs(iteration)
+        epochs = [read_manifest(run, layout.epoch_manifest(iteration, epoch)) for epoch in range(num_epochs)]
+        checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(num_epochs)]
         inputs = {
             "reference": digest_of(model_files(run, reference_uri)),
             "policies": [
@@ -156,7 +156,13 @@ def _point_and_prune(run: RunStore, iteration: int, rules: SelectionSettings, se
     best = min(published, key=lambda m: (m.facts["val_loss"], m.facts["iteration"]))
     for key, chosen in ((layout.LATEST, published[-1]), (layout.BEST, best)):
         run.write_json(key, _pointer(chosen))
-    return int(best.facts["iteration"]), _prune(run, published, rules, settings)
+    carried = set() if settings.spin.reset_optimizer else {_epoch_of(published[-1]), _epoch_of(best)}
+    return int(best.facts["iteration"]), _prune(run, published, rules, settings, carried)
+
+
+def _epoch_of(manifest: Manifest) -> str:
+    """Folder of the epoch that an iteration published."""
+    return layout.epoch(int(manifest.facts["iteration"]), int(manifest.facts["epoch"]))
 
 
 def _pointer(manifest: Manifest) -> dict[str, Any]:
@@ -164,16 +170,23 @@ def _pointer(manifest: Manifest) -> dict[str, Any]:
     return {"iteration": facts["iteration"], "uri": facts["checkpoint_uri"], "val_loss": facts["val_loss"]}
 
 
-def _prune(run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings) -> int:
-    """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
+def _prune(
+    run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings, carried: set[str]
+) -> int:
+    """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need.
+
+    Args:
+        carried: folders of epochs whose optimizer state the next iteration may go on from.
+    """
     losses = {int(m.facts["iteration"]): float(m.facts["val_loss"]) for m in published}
     dropped = to_prune(losses, rules.save_top_k)
     freed = 0
     for manifest in published:
         iteration = int(manifest.facts["iteration"])
-        for epoch in range(settings.spin.max_epochs):
+        for epoch in range(settings.spin.epochs(iteration)):
             folder = layout.epoch(iteration, epoch)
-            freed += run.delete(f"{folder}/trainer")
+            if folder not in carried:
+                freed += run.delete(f"{folder}/trainer")
             if epoch != manifest.facts["epoch"] or iteration in dropped:
                 freed += run.delete(f"{folder}/policy")
     return freed
