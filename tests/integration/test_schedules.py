@@ -41,14 +41,7 @@ def test_schedules_hold_in_their_iterations_and_may_grow(make_settings: MakeSett
     spin |= {"max_iterations": 2, "max_epochs": [2, 1, 3], "ref_policy_kl_penalty": [0.1, 5.0]}
     longer = make_settings(spin=spin, training={"lr": [1e-3, 2e-4]}, generation={"temperature": [1.0, 0.5, 0.0]})
     run = play(longer)
-    assert [row["epoch"] for row in rows_of(run, 0, 0) + rows_of(run, 0, 1) + rows_of(run, 1, 0)] == [
-        0,
-        0,
-        0,
-        1,
-        1,
-        1,
-    ] + [0] * 3
+    assert [len(rows_of(run, t, e)) for t, e in ((0, 0), (0, 1), (1, 0))] == [3, 3, 3]
     assert {row["lr"] for row in rows_of(run, 0, 1)} == {1e-3}
     assert {row["lr"] for row in rows_of(run, 1, 0)} == {2e-4}
     assert not run.exists(layout.epoch_manifest(1, 1))

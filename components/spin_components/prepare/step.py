@@ -119,10 +119,11 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
             f"{int(compiled['max_iterations'])}; lower it, or compile again"
         )
     epochs = [settings.spin.epochs(t) for t in range(settings.spin.max_iterations)]
-    if epochs != (built := [int(number) for number in compiled["max_epochs"]])[: len(epochs)]:
+    compiled_epochs = [int(number) for number in compiled["max_epochs"]]
+    if epochs != compiled_epochs[: len(epochs)]:
         raise ConfigError(
-            f"spin.max_epochs = {settings.spin.max_epochs}, but this pipeline was compiled for {built}, one number an "
-            "iteration; compile it again"
+            f"spin.max_epochs = {settings.spin.max_epochs}, but this pipeline was compiled for {compiled_epochs}, one "
+            "number an iteration; compile it again"
         )
 
 
