@@ -11,7 +11,8 @@ DAG, and `iteration` (-1: the base model), `epoch` and `shard` where it has them
                                                      num_tokens, tokens_per_s
     transfer    a long transfer goes on              what, and the fields of progress, in MiB
     metrics     an optimizer step is done            global_step, consumed_samples, step_time, loss, acc, rewards_*,
-                                                     avg_generated_lengths, grad_norm, lr
+                                                     avg_generated_lengths, grad_norm, lr; sft_loss where it is
+                                                     part of the objective
     validation  val_loss inside an epoch is known    global_step, val_loss
     samples     a shard is generated                 samples: index, prompt, actual, generated, finish_reason each
     resume      an epoch goes on from a save         done (steps of the epoch)

@@ -35,7 +35,7 @@ class AnswerLengths(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """beta * (log pi - log pi_ref) of each answer; each (B,) float32."""
+    """beta * (log pi - log pi_ref) of each answer, or against the opponent in the reference's place; (B,) float32."""
 
     actual: Tensor
     generated: Tensor
@@ -127,6 +127,7 @@ def opponent_logprobs(reference: AnswerLogprobs, base: AnswerLogprobs, base_weig
 
     The game's regulariser KL(pi || pi_base) makes this geometric mixture the opponent in place of the reference. Its
     normaliser depends on the prompt alone, so that it cancels in the margin, though not in each of the two rewards.
+    Answers are sampled from the reference all the same.
 
     Args:
         reference: each (B,), under the policy that the iteration started from.
