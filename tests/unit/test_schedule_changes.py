@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from spin_components.errors import ConfigError
 from spin_components.prepare.changes import as_begun, record_schedules
+from spin_components.prepare.step import prepare
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
@@ -51,7 +53,7 @@ def begun(tmp_path: Path) -> Callable[..., LocalRun]:
 def test_a_list_may_grow_and_its_end_may_change(begun: Callable[..., LocalRun]) -> None:
     before = settings(2, [0.1, 0.2])
     run = begun(before, 2)
-    for now in (settings(3, [0.1, 0.2, 5.0]), settings(1, [0.1, 0.2])):
+    for now in (settings(3, [0.1, 0.2, 5.0]), settings(1, [0.1, 0.2]), settings(1, [0.1])):
         name = "spin.ref_policy_kl_penalty"
         assert as_begun(run, inputs_of(now))[name] == inputs_of(before)[name]
 
@@ -80,6 +82,16 @@ def test_settings_that_are_no_schedules_stay_as_given(begun: Callable[..., Local
 def test_a_run_that_has_not_begun_has_nothing_to_keep(tmp_path: Path) -> None:
     inputs = inputs_of(settings(1, 0.1))
     assert as_begun(LocalRun(tmp_path), inputs) == inputs
+
+
+def test_a_list_too_short_for_the_iterations_asked_for_at_run_time_is_refused(tmp_path: Path) -> None:
+    values = settings(2, [0.1, 0.2]).model_dump(mode="json")
+    for section, name in (("spin", "max_epochs"), ("generation", "temperature"), ("training", "lr")):
+        changed = {**values, "spin": {**values["spin"], "max_iterations": 3, "ref_policy_kl_penalty": 0.1}}
+        changed[section] = {**changed[section], name: [1, 1]}
+        with pytest.raises(ConfigError, match=rf"{name} has 2 entries for 3 iterations; give one number, or one an"):
+            prepare(str(tmp_path), changed, {"max_iterations": 4, "max_epochs": [1] * 4, "shards": 1, "nodes": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_record_takes_over_schedules_and_nothing_else(begun: Callable[..., LocalRun]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spin_components.section import per_iteration
 from spin_components.settings import SCHEDULES, Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
@@ -28,16 +29,14 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
         section, key = name.split(".")
         if name in before and key in recorded[section]:
             was, now = recorded[section][key], inputs[name]
-            if all(_entry(was, t) == _entry(now, t) for t in begun):
+            if all(per_iteration(was, t) == per_iteration(now, t) for t in begun if _says(was, t) and _says(now, t)):
                 kept[name] = before[name]
     return {**inputs, **kept}
 
 
-def _entry(value: Any, iteration: int) -> Any:
-    """None where a list ends before the iteration."""
-    if isinstance(value, list):
-        return value[iteration] if iteration < len(value) else None
-    return value
+def _says(value: Any, iteration: int) -> bool:
+    """Whether a schedule reaches an iteration; one for fewer iterations may end before it."""
+    return not isinstance(value, list) or iteration < len(value)
 
 
 def record_schedules(run: RunStore, settings: Settings) -> None:

