@@ -156,13 +156,7 @@ def _point_and_prune(run: RunStore, iteration: int, rules: SelectionSettings, se
     best = min(published, key=lambda m: (m.facts["val_loss"], m.facts["iteration"]))
     for key, chosen in ((layout.LATEST, published[-1]), (layout.BEST, best)):
         run.write_json(key, _pointer(chosen))
-    carried = set() if settings.spin.reset_optimizer else {_epoch_of(published[-1]), _epoch_of(best)}
-    return int(best.facts["iteration"]), _prune(run, published, rules, settings, carried)
-
-
-def _epoch_of(manifest: Manifest) -> str:
-    """Folder of the epoch that an iteration published."""
-    return layout.epoch(int(manifest.facts["iteration"]), int(manifest.facts["epoch"]))
+    return int(best.facts["iteration"]), _prune(run, published, rules, settings)
 
 
 def _pointer(manifest: Manifest) -> dict[str, Any]:
@@ -170,14 +164,9 @@ def _pointer(manifest: Manifest) -> dict[str, Any]:
     return {"iteration": facts["iteration"], "uri": facts["checkpoint_uri"], "val_loss": facts["val_loss"]}
 
 
-def _prune(
-    run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings, carried: set[str]
-) -> int:
-    """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need.
-
-    Args:
-        carried: folders of epochs whose optimizer state the next iteration may go on from.
-    """
+def _prune(run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings) -> int:
+    """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
+    carried = _carried(run, settings)
     losses = {int(m.facts["iteration"]): float(m.facts["val_loss"]) for m in published}
     dropped = to_prune(losses, rules.save_top_k)
     freed = 0
@@ -190,3 +179,11 @@ def _prune(
             if epoch != manifest.facts["epoch"] or iteration in dropped:
                 freed += run.delete(f"{folder}/policy")
     return freed
+
+
+def _carried(run: RunStore, settings: Settings) -> set[str]:
+    """Folders of epochs whose optimizer state a next iteration may go on from: of the last policy, and of the best."""
+    if settings.spin.reset_optimizer:
+        return set()
+    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
+    return {key.removesuffix("/policy") for key in keys}
