@@ -23,7 +23,7 @@ def begin(settings: Settings) -> str:
     spin, generation = settings.spin, settings.generation
     compiled = {
         "max_iterations": spin.max_iterations,
-        "max_epochs": spin.max_epochs,
+        "max_epochs": [spin.epochs(t) for t in range(spin.max_iterations)],
         "shards": generation.shards,
         "nodes": settings.hardware.nodes,
     }
@@ -47,7 +47,7 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
     uri, machine = settings.run.uri, hardware(settings)
     scores = play_scores(settings, iteration, reference)
     policy = reference
-    for epoch in range(settings.spin.max_epochs):
+    for epoch in range(settings.spin.epochs(iteration)):
         policy = train(uri, iteration, epoch, policy, scores, machine)
         policy = validate(uri, iteration, epoch, policy, machine)
     selection = settings.selection.model_dump(mode="json")

@@ -12,7 +12,7 @@ SpinError                    a run cannot go on; the message says where, what, a
 ├── ClusterError             KFP does not answer, or cannot do what was asked   exit 1
 ├── IntegrityError           an object is missing, truncated or altered         exit 1
 ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
-├── StepZeroError            the first loss of an iteration is not ln 2         exit 1
+├── StepZeroError            policy and reference differ before any update      exit 1
 ├── EngineError              a generation or training engine failed             exit 1
 └── AlreadyTrainedError      a run has trained on this data already             exit 4
 """
@@ -91,7 +91,7 @@ class NonFiniteError(SpinError):
 
 
 class StepZeroError(SpinError):
-    """The first loss of an iteration is not ln 2: policy and reference disagree."""
+    """The first loss of an iteration is not ln 2, or what its objective makes of equal models: these two differ."""
 
 
 class EngineError(SpinError):

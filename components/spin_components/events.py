@@ -5,12 +5,14 @@ DAG, and `iteration` (-1: the base model), `epoch` and `shard` where it has them
 
     kind        when                                 fields
     start       a step begins                        pid
-    plan        prepare knows the attempt's shape    name, max_iterations, max_epochs, shards, deadline (time or null)
+    plan        prepare knows the attempt's shape    name, max_iterations, max_epochs (a number, or one an
+                                                     iteration), shards, deadline (time or null)
     progress    work goes on                         done, total, unit, rate (units a second), eta_s; generate also
                                                      num_tokens, tokens_per_s
     transfer    a long transfer goes on              what, and the fields of progress, in MiB
     metrics     an optimizer step is done            global_step, consumed_samples, step_time, loss, acc, rewards_*,
-                                                     avg_generated_lengths, grad_norm, lr
+                                                     avg_generated_lengths, grad_norm, lr; sft_loss where it is
+                                                     part of the objective
     validation  val_loss inside an epoch is known    global_step, val_loss
     samples     a shard is generated                 samples: index, prompt, actual, generated, finish_reason each
     resume      an epoch goes on from a save         done (steps of the epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -39,6 +39,25 @@ CountOrFraction = Annotated[
 """An integer counts, a float is a fraction, as in NeMo and Lightning; as JSON it is text, so `1` stays a count."""
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Number = TypeVar("Number", int, float)
+
+
+def per_iteration(value: Number | list[Number], iteration: int) -> Number:
+    """The value that holds in an iteration: the number itself, or the list's entry."""
+    return value[iteration] if isinstance(value, list) else value
+
+
+def check_per_iteration(name: str, value: Number | list[Number], max_iterations: int) -> None:
+    """Refuse a list that has no entry for some iteration.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    if isinstance(value, list) and len(value) < max_iterations:
+        raise ValueError(
+            f"{name} has {len(value)} entries for {max_iterations} iterations; give one number, or one an iteration"
+        )
 
 
 class Section(BaseModel):

@@ -6,12 +6,24 @@ the command line reads these before it knows whether torch is installed.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
-from spin_components.section import CountOrFraction, PositiveFloat, Section, check_fraction, check_some
+from spin_components.objective_settings import ObjectiveSettings
+from spin_components.section import (
+    CountOrFraction,
+    PositiveFloat,
+    Section,
+    check_fraction,
+    check_per_iteration,
+    check_some,
+    per_iteration,
+)
+
+SCHEDULES = ("spin.ref_policy_kl_penalty", "spin.max_epochs", "generation.temperature", "training.lr")
+"""Settings that are a number, or a list with one number an iteration."""
 
 
 def parse_duration(text: str) -> float:
@@ -95,30 +107,47 @@ class DataSettings(Section):
         return self
 
 
+Epochs = Annotated[int, Field(ge=1, le=32)]
+
+
 class SpinSettings(Section):
     """The game: how many iterations, and how strongly the reference holds."""
 
     max_iterations: int = Field(3, ge=1, le=32, description="rounds of self-play; may be lowered or raised later")
-    max_epochs: int = Field(1, ge=1, le=32, description="epochs an iteration")
+    max_epochs: Epochs | list[Epochs] = Field(
+        1, description="epochs an iteration: a number, or one number an iteration; fixed when compiled"
+    )
     max_steps: int = Field(-1, ge=-1, description="optimizer steps over all iterations; -1 for no limit")
     ref_policy_kl_penalty: PositiveFloat | list[PositiveFloat] = Field(
         0.2, description="beta: a number, or one number an iteration"
     )
+    reset_optimizer: bool = Field(
+        True, description="each iteration starts with a fresh optimizer; false: with the state its reference ended with"
+    )
 
     @model_validator(mode="after")
-    def _one_beta_an_iteration(self) -> SpinSettings:
+    def _one_number_an_iteration(self) -> SpinSettings:
         check_per_iteration("ref_policy_kl_penalty", self.ref_policy_kl_penalty, self.max_iterations)
+        check_per_iteration("max_epochs", self.max_epochs, self.max_iterations)
         return self
+
+    def epochs(self, iteration: int) -> int:
+        return per_iteration(self.max_epochs, iteration)
 
     def beta(self, iteration: int) -> float:
         return per_iteration(self.ref_policy_kl_penalty, iteration)
+
+
+Temperature = Annotated[float, Field(ge=0, le=10)]
 
 
 class GenerationSettings(Section):
     """How the reference plays: one sampled answer a prompt."""
 
     engine: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it pays")
-    temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy")
+    temperature: Temperature | list[Temperature] = Field(
+        1.0, description="a number, or one number an iteration; 0 is greedy"
+    )
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0 is off")
     repetition_penalty: PositiveFloat = 1.0
@@ -159,6 +188,10 @@ class GenerationSettings(Section):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
         return self
+
+    def at(self, iteration: int) -> GenerationSettings:
+        """As they hold in one iteration."""
+        return self.model_copy(update={"temperature": per_iteration(self.temperature, iteration)})
 
 
 class TrainingSettings(Section):
@@ -228,23 +261,6 @@ class ValidationSettings(Section):
     _not_none = field_validator("limit_val_batches")(check_some)
 
 
-def per_iteration(value: float | list[float], iteration: int) -> float:
-    """The value that holds in an iteration: the number itself, or the list's entry."""
-    return value[iteration] if isinstance(value, list) else value
-
-
-def check_per_iteration(name: str, value: float | list[float], max_iterations: int) -> None:
-    """Refuse a list that has no entry for some iteration.
-
-    Raises:
-        ValueError: naming both lengths.
-    """
-    if isinstance(value, list) and len(value) < max_iterations:
-        raise ValueError(
-            f"{name} has {len(value)} entries for {max_iterations} iterations; give one number, or one an iteration"
-        )
-
-
 class Settings(Section):
     """All sections: what a configuration file holds and `run.json` records."""
 
@@ -252,6 +268,7 @@ class Settings(Section):
     model: ModelSettings
     data: DataSettings
     spin: SpinSettings = SpinSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
     generation: GenerationSettings = GenerationSettings()
     training: TrainingSettings = TrainingSettings()
     validation: ValidationSettings = ValidationSettings()
@@ -263,6 +280,7 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         check_per_iteration("training.lr", self.training.lr, self.spin.max_iterations)
+        check_per_iteration("generation.temperature", self.generation.temperature, self.spin.max_iterations)
         micro_batch, ranks = self.training.micro_batch_size, self.hardware.world_size
         if self.training.global_batch_size % (micro_batch * ranks):
             raise ValueError(

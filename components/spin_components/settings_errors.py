@@ -40,11 +40,24 @@ def parse(model: type[_Settings], values: dict[str, Any], *, source: str) -> _Se
 
 def _lines(model: type[Settings], details: list[ErrorDetails]) -> list[str]:
     """One line a field: a union reports each of its members' failures, a person changes the field."""
-    places: dict[str, list[str]] = {}
+    places: dict[str, list[ErrorDetails]] = {}
     for detail in details:
-        place = ".".join(str(part) for part in detail["loc"][:2]) or "configuration"
-        places.setdefault(place, []).append(_explain(model, detail))
-    return [f"{place}{'; or '.join(dict.fromkeys(messages))}" for place, messages in sorted(places.items())]
+        places.setdefault(".".join(str(part) for part in detail["loc"][:2]) or "configuration", []).append(detail)
+    return [
+        f"{place}{'; or '.join(dict.fromkeys(_explain(model, detail) for detail in _telling(found)))}"
+        for place, found in sorted(places.items())
+    ]
+
+
+def _telling(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a setting that may be a number or a list: what is wrong with the one that was given."""
+    kept = [
+        detail
+        for detail in details
+        if detail["type"] != "list_type"
+        and not (isinstance(detail["input"], list) and detail["type"] in ("int_type", "float_type"))
+    ]
+    return kept or details
 
 
 def _explain(model: type[Settings], detail: ErrorDetails) -> str:

@@ -43,14 +43,14 @@ class Shape:
 
     Attributes:
         max_iterations: at most so many; fewer can be asked for at run time.
-        max_epochs: epochs an iteration.
+        epochs: of each iteration.
         shards: generations in parallel.
         parallelism: shards at the same time; 0 for all.
         nodes: pods of train-epoch.
     """
 
     max_iterations: int
-    max_epochs: int
+    epochs: tuple[int, ...]
     shards: int
     parallelism: int
     nodes: int
@@ -67,15 +67,20 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
     """
     shape = Shape(
         settings.spin.max_iterations,
-        settings.spin.max_epochs,
+        tuple(settings.spin.epochs(t) for t in range(settings.spin.max_iterations)),
         settings.generation.shards,
         parallelism,
         settings.hardware.nodes,
     )
     defaults = pipeline_parameters(settings)
     place = Placement(cluster)
-    iteration_of = _iteration_pipeline(shape, place)
-    compiled = {name: getattr(shape, name) for name in ("max_iterations", "max_epochs", "shards", "nodes")}
+    iteration_of = {epochs: _iteration_pipeline(shape, epochs, place) for epochs in sorted(set(shape.epochs))}
+    compiled = {
+        "max_iterations": shape.max_iterations,
+        "max_epochs": list(shape.epochs),
+        "shards": shape.shards,
+        "nodes": shape.nodes,
+    }
 
     @dsl.pipeline(name="spin", description="Self-play fine-tuning of a language model.")
     def spin(
@@ -85,6 +90,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         model: dict = defaults["model"],
         data: dict = defaults["data"],
         spin: dict = defaults["spin"],
+        objective: dict = defaults["objective"],
         generation: dict = defaults["generation"],
         training: dict = defaults["training"],
         validation: dict = defaults["validation"],
@@ -102,6 +108,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             model: The base model.
             data: Prompts with human answers, and how long they may be.
             spin: Epochs, max_steps, ref_policy_kl_penalty (beta).
+            objective: The loss, and what is added to it.
             generation: Engine and sampling of the reference's answers.
             training: Optimizer, batch sizes, precision, backend.
             validation: How the held-out loss is measured.
@@ -119,6 +126,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 model=model,
                 data=data,
                 spin=spin,
+                objective=objective,
                 generation=generation,
                 training=training,
                 validation=validation,
@@ -141,7 +149,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
 
         def play(t: int, reference: Any) -> None:
             """Iteration t, and within its condition all that follow."""
-            played = iteration_of(
+            played = iteration_of[shape.epochs[t]](
                 run_uri=run_uri,
                 iteration=t,
                 reference_uri=reference,
@@ -161,11 +169,13 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
     return spin
 
 
-def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
+def _iteration_pipeline(shape: Shape, epochs: int, place: Placement) -> GraphComponent:
+    """An iteration of so many epochs; one pipeline serves all iterations that are alike."""
+    several = len(set(shape.epochs)) > 1
     template = place.job_template()
     train = partial(train_epoch_on_nodes, template=template) if shape.nodes > 1 and template else train_epoch
 
-    @dsl.pipeline(name="spin-iteration")
+    @dsl.pipeline(name=f"spin-iteration-{epochs}-epochs" if several else "spin-iteration")
     def spin_iteration(
         run_uri: str,
         iteration: int,
@@ -201,7 +211,7 @@ def _iteration_pipeline(shape: Shape, place: Placement) -> GraphComponent:
             )
             place.score(scored, places)
         policy_uri: Any = reference_uri
-        for epoch in range(shape.max_epochs):
+        for epoch in range(epochs):
             trained = _fresh(
                 train(
                     **at,

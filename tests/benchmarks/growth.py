@@ -23,6 +23,7 @@ import numpy as np
 from pairs import COMPUTE, GLOBAL_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
 from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import micro_batches
 from spin_components.algorithm.packing import Prompted
 from spin_components.attempt_settings import HardwareSettings
@@ -55,7 +56,14 @@ def of_pairs(folder: Path, num: int) -> dict[str, Any]:
         size = training.micro_batch_size
         share = micro_batches(batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=GLOBAL_BATCH // size)
         train_single_step(
-            backend, data, share, batch=batch, beta=0.1, lr=1e-5, is_step_zero=number == 0, where="benchmark"
+            backend,
+            data,
+            share,
+            batch=batch,
+            objective=Objective(0.1),
+            lr=1e-5,
+            is_step_zero=number == 0,
+            where="benchmark",
         )
     return {"seconds": time.monotonic() - started}
 

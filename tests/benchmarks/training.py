@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
+from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import MicroBatch, micro_batches
 from spin_components.attempt_settings import HardwareSettings
 from spin_components.data.shards import Pair, Score, read_rows
@@ -58,7 +59,14 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
         )
         started = time.monotonic()
         metrics, _ = train_single_step(
-            backend, data, share, batch=batch, beta=BETA, lr=LR, is_step_zero=number == 0, where="benchmark"
+            backend,
+            data,
+            share,
+            batch=batch,
+            objective=Objective(BETA),
+            lr=LR,
+            is_step_zero=number == 0,
+            where="benchmark",
         )
         steps.append((time.monotonic() - started, metrics["loss"]))
     num_body = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()

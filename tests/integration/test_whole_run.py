@@ -244,11 +244,11 @@ def test_a_pipeline_of_another_shape_is_refused(make_settings: MakeSettings) -> 
     from spin_components.prepare.step import prepare
 
     settings = make_settings(spin={"max_iterations": 2, "max_epochs": 2})
-    with pytest.raises(ConfigError, match=r"spin.max_epochs = 2, but this pipeline was compiled for 1"):
+    with pytest.raises(ConfigError, match=r"spin.max_epochs = 2, but this pipeline was compiled for \[1, 1\], one"):
         prepare(
             settings.run.uri,
             settings.model_dump(mode="json"),
-            {"max_iterations": 2, "max_epochs": 1, "shards": 1, "nodes": 1},
+            {"max_iterations": 2, "max_epochs": [1, 1], "shards": 1, "nodes": 1},
         )
 
 

@@ -16,7 +16,7 @@ from spin_pipeline.dag import build, spin
 DAG = Path(__file__).parents[2] / "pipeline" / "spin_pipeline" / "dag.py"
 
 
-def compiled(max_iterations: int, max_epochs: int, shards: int = 1) -> dict[str, Any]:
+def compiled(max_iterations: int, max_epochs: int | list[int], shards: int = 1) -> dict[str, Any]:
     """The pipeline's IR as plain values."""
     overrides = [
         f"spin.max_iterations={max_iterations}",
@@ -53,6 +53,29 @@ def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
         "train_epoch": 4 * 2,
         "checkpoint": 4,
     }
+
+
+def test_iterations_of_as_many_epochs_share_a_pipeline() -> None:
+    ir = compiled(4, [2, 2, 1, 2])
+    names = [name for name, _ in tasks(ir)]
+    assert (names.count("train_epoch"), names.count("validate")) == (7, 1 + 7)
+    # in the order in which they are nested: the pipeline that each iteration is an instance of
+    order = []
+    graph = ir["root"]
+    while graph:
+        nested = [task["componentRef"]["name"] for task in graph["dag"]["tasks"].values()]
+        order += [name for name in nested if name.startswith("comp-spin-iteration")]
+        conditions = [name for name in nested if name.startswith("comp-condition")]
+        graph = ir["components"][conditions[0]] if conditions else {}
+    one, two = "comp-spin-iteration-1-epochs", "comp-spin-iteration-2-epochs"
+    assert order == [two, two, one, two]
+    assert sum(name.startswith("comp-spin-iteration") for name in ir["components"]) == 2
+
+
+def test_the_compiled_numbers_of_epochs_are_told_to_prepare() -> None:
+    for epochs, told in ((2, [2.0, 2.0, 2.0]), ([2, 2, 1], [2.0, 2.0, 1.0])):
+        (values,) = [task["inputs"]["parameters"] for name, task in tasks(compiled(3, epochs)) if name == "prepare"]
+        assert values["compiled"]["runtimeValue"]["constant"]["max_epochs"] == told
 
 
 def test_a_single_iteration_has_no_condition() -> None:
@@ -97,7 +120,7 @@ def test_the_settings_are_the_parameters_defaults() -> None:
     assert parameters["max_iterations"]["defaultValue"] == 4
     assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
     assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
-    assert len(parameters) == 13
+    assert len(parameters) == 14
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

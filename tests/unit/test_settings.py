@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings
+from spin_components.objective_settings import ObjectiveSettings
 from spin_components.section import Section
 from spin_components.settings import (
     DataSettings,
@@ -59,11 +60,15 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (DataSettings, "max_validation_records", [-1]),
     (DataSettings, "on_bad_record", ["ignore"]),
     (SpinSettings, "max_iterations", [0, 33, 1.5]),
-    (SpinSettings, "max_epochs", [0, 33]),
+    (SpinSettings, "max_epochs", [0, 33, 1.5, [1, 0, 1], [1, 1, 1.5]]),
     (SpinSettings, "max_steps", [-2]),
     (SpinSettings, "ref_policy_kl_penalty", [0, -0.1, math.nan, math.inf, "x", [0.1, 0.1, 0.0]]),
     (GenerationSettings, "engine", ["trt"]),
-    (GenerationSettings, "temperature", [-0.1, 10.1, math.nan]),
+    (ObjectiveSettings, "loss", ["exponential", ""]),
+    (ObjectiveSettings, "label_smoothing", [-0.1, 0.5]),
+    (ObjectiveSettings, "sft_weight", [-0.1, math.inf, math.nan]),
+    (ObjectiveSettings, "base_weight", [-0.1, 1.1]),
+    (GenerationSettings, "temperature", [-0.1, 10.1, math.nan, [1.0, -0.1]]),
     (GenerationSettings, "top_p", [0, 1.1]),
     (GenerationSettings, "top_k", [-1]),
     (GenerationSettings, "repetition_penalty", [0]),
@@ -133,6 +138,8 @@ def test_every_setting_but_switches_has_limits_that_are_tried_here() -> None:
         (ModelSettings, "trust_remote_code"),
         (ModelSettings, "forked_from"),
         (DataSettings, "validation"),
+        (SpinSettings, "reset_optimizer"),
+        (ObjectiveSettings, "length_normalized"),
         (TrainingSettings, "gradient_checkpointing"),
     }
     tried = {(section, name) for section, name, _ in OUT_OF_RANGE}
@@ -162,6 +169,12 @@ def test_settings_are_frozen() -> None:
         ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, "hardware asks for 2; use .deepspeed."),
         ({"spin": {"max_iterations": 3, "ref_policy_kl_penalty": [0.1, 0.2]}}, "has 2 entries for 3 iterations"),
         ({"training": {"lr": [1e-6]}, "spin": {"max_iterations": 2}}, "training.lr has 1 entries for 2 iterations"),
+        ({"spin": {"max_iterations": 3, "max_epochs": [2, 1]}}, "max_epochs has 2 entries for 3 iterations"),
+        ({"generation": {"temperature": [1.0, 0.9]}}, "generation.temperature has 2 entries for 3 iterations"),
+        (
+            {"objective": {"loss": "hinge", "label_smoothing": 0.1}},
+            "label_smoothing = 0.1 has a meaning for loss = 'logistic' only, not for 'hinge'",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], says: str) -> None:
@@ -170,7 +183,9 @@ def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any
 
 
 def test_one_number_holds_for_every_iteration() -> None:
-    found = settings(spin={"ref_policy_kl_penalty": 0.1}, training={"lr": 1e-6})
+    found = settings(spin={"ref_policy_kl_penalty": 0.1, "max_epochs": 2}, training={"lr": 1e-6})
+    assert [found.spin.epochs(t) for t in range(3)] == [2] * 3
+    assert [found.generation.at(t) for t in range(3)] == [found.generation] * 3
     assert [found.spin.beta(t) for t in range(3)] == [0.1] * 3
     assert [found.training.peak_lr(t) for t in range(3)] == [1e-6] * 3
 
@@ -178,9 +193,12 @@ def test_one_number_holds_for_every_iteration() -> None:
 def test_a_list_has_one_number_an_iteration() -> None:
     # the paper's schedule
     found = settings(
-        spin={"max_iterations": 4, "ref_policy_kl_penalty": [0.1, 0.1, 0.1, 5.0]},
+        spin={"max_iterations": 4, "ref_policy_kl_penalty": [0.1, 0.1, 0.1, 5.0], "max_epochs": [2, 2, 1, 1]},
         training={"lr": [5e-7, 5e-7, 1e-7, 1e-7]},
+        generation={"temperature": [1.0, 1.0, 0.9, 0.0]},
     )
+    assert [found.spin.epochs(t) for t in range(4)] == [2, 2, 1, 1]
+    assert [found.generation.at(t).temperature for t in range(4)] == [1.0, 1.0, 0.9, 0.0]
     assert [found.spin.beta(t) for t in range(4)] == [0.1, 0.1, 0.1, 5.0]
     assert [found.training.peak_lr(t) for t in range(4)] == [5e-7, 5e-7, 1e-7, 1e-7]
 
@@ -277,8 +295,9 @@ def test_a_count_or_fraction_may_be_text(text: str, value: float) -> None:
 def test_all_settings_survive_numbers_that_became_floats() -> None:
     before = settings(
         run={"seed": 7, "max_time": "00:03:50:00"},
-        spin={"max_iterations": 2, "ref_policy_kl_penalty": [1, 5.0]},
-        generation={"top_k": 50, "stop": ["###"], "shards": 4},
+        spin={"max_iterations": 2, "ref_policy_kl_penalty": [1, 5.0], "max_epochs": [2, 1], "reset_optimizer": False},
+        objective={"loss": "hinge", "sft_weight": 1, "base_weight": 1},
+        generation={"temperature": [1, 0], "top_k": 50, "stop": ["###"], "shards": 4},
         training={"zero_stage": 3, "lr": 1e-6, "save_interval": 10, "gradient_checkpointing": True},
         selection={"save_top_k": -1, "patience": 2},
         hardware={"ranks": 2, "threads": 1},

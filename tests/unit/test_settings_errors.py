@@ -65,6 +65,17 @@ def test_missing_sections_are_named() -> None:
     [
         ({"spin": {"max_epochs": "many"}}, "spin.max_epochs = 'many': input should be a valid integer"),
         ({"run": {"max_time": "1:00"}}, "run.max_time = '1:00': '1:00' is not a time; write seconds"),
+        ({"spin": {"max_epochs": [2, 0, 1]}}, "spin.max_epochs = 0: input should be greater than or equal to 1"),
+        (
+            {"generation": {"temperature": [1, 11, 1]}},
+            "generation.temperature = 11: input should be less than",
+        ),
+        ({"spin": {"max_epochs": None}}, "spin.max_epochs = None: input should be a valid integer"),
+        (
+            {"objective": {"loss": "hing"}},
+            "objective.loss = 'hing': input should be 'logistic', 'hinge'",
+        ),
+        ({"objective": {"sft": 1}}, "objective.sft: unknown key"),
         ({"training": {"warmup": 1.5}}, "training.warmup = 1.5: a float is a fraction, from 0.0 to 1.0"),
         ({"training": {"warmup": -1}}, "training.warmup = -1: a count is 0 or more"),
         ({"training": {"global_batch_size": 6, "micro_batch_size": 4}}, "training: global_batch_size (6) must be"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spin_components.algorithm.loss import STEP_ZERO_LOSS
+from spin_components.algorithm.loss import STEP_ZERO_LOSS, Objective
 from spin_components.algorithm.order import MicroBatch
 from spin_components.data.shards import Pair, Score
 from spin_components.device import Compute
@@ -51,7 +51,13 @@ def split(*parts: Sequence[int], filling: int = 0) -> list[MicroBatch]:
 
 
 def stepped(backend: TorchBackend, data: ScoredPairs, micros: list[MicroBatch], **changes: Any) -> dict[str, float]:
-    arguments: dict[str, Any] = {"batch": range(5), "beta": 0.5, "lr": 1e-2, "is_step_zero": False, "where": "step 3"}
+    arguments: dict[str, Any] = {
+        "batch": range(5),
+        "objective": Objective(0.5),
+        "lr": 1e-2,
+        "is_step_zero": False,
+        "where": "step 3",
+    }
     return train_single_step(backend, data, micros, **{**arguments, **changes}).metrics
 
 
@@ -143,7 +149,7 @@ def test_each_pair_gets_its_rewards_in_the_order_of_the_batch(
     data = scored(backend.model, 2.0, 0.0, -4.0)
     batch = [4, 2, 0, 1, 3]
     found = train_single_step(
-        backend, data, micros, batch=batch, beta=0.5, lr=1e-2, is_step_zero=False, where="step 3"
+        backend, data, micros, batch=batch, objective=Objective(0.5), lr=1e-2, is_step_zero=False, where="step 3"
     ).rewards
     # the policy is the reference, but for the human answers of pairs 0 and 2: 0.5 * 2 and 0.5 * -4
     expected = [(0.0, 0.0), (-2.0, 0.0), (1.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
@@ -167,6 +173,68 @@ def test_step_zero_refuses_a_reference_score_that_is_off_and_updates_nothing(
     # a margin of 0.5 * 0.01 moves the mean loss by 0.005 / 2 / 5 = 5e-4
     with pytest.raises(StepZeroError, match=r"step 3: the first loss .* is 0\.69264\d, expected ln 2 = 0\.693147"):
         stepped(backend_of(model), scored(model, 0.01), SPLITS[2], is_step_zero=True)
+    assert unchanged(model, before)
+
+
+EVERYTHING = Objective(0.5, "logistic", 0.1, length_normalized=True, sft_weight=0.5, base_weight=0.25)
+OBJECTIVES = [Objective(0.5, "hinge"), Objective(0.5, "correlation"), Objective(0.5, "least_squares"), EVERYTHING]
+
+
+def with_base(data: ScoredPairs) -> ScoredPairs:
+    """The pairs with scores of a base model that likes the human answers less and the generated ones more."""
+    scores = [
+        replace(score, base_actual=score.ref_actual - 3.0, base_generated=score.ref_generated + 1.0)
+        for score in data.scores
+    ]
+    return replace(data, scores=scores)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+@pytest.mark.parametrize("micros", SPLITS[1:], ids=["one by one", "mixed", "filled"])
+def test_no_objective_depends_on_the_split_into_micro_batches(
+    make_random_llama: Callable[[], Any], micros: list[MicroBatch], objective: Objective
+) -> None:
+    whole, parts = backend_of(make_random_llama()), backend_of(make_random_llama())
+    data = with_base(scored(whole.model, 2.0, -1.0, 1.0, -2.0, 3.0))
+    expected = stepped(whole, data, SPLITS[0], objective=objective)
+    assert stepped(parts, data, micros, objective=objective) == pytest.approx(expected, abs=1e-5)
+    after = weights(whole.model)
+    for name, tensor in weights(parts.model).items():
+        torch.testing.assert_close(tensor, after[name], rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+@pytest.mark.parametrize("micros", SPLITS, ids=["whole", "one by one", "mixed", "filled"])
+def test_every_objective_has_a_step_zero(
+    make_random_llama: Callable[[], Any], micros: list[MicroBatch], objective: Objective
+) -> None:
+    model = make_random_llama()
+    data = with_base(scored(model))
+    found = stepped(backend_of(model), data, micros, objective=objective, is_step_zero=True)
+    if objective is not EVERYTHING:
+        assert found["loss"] == pytest.approx(1.0, abs=1e-5)
+        return
+    # against the base the margin a token is 0.5 * 0.25 * (3 / |y| + 1 / |y'|)
+    expected = 0.0
+    for pair, score in zip(data.pairs, data.scores, strict=True):
+        margin = 0.5 * 0.25 * (3.0 / len(pair.actual_ids) + 1.0 / len(pair.generated_ids))
+        expected += 0.9 * math.log1p(math.exp(-margin)) + 0.1 * math.log1p(math.exp(margin))
+        expected += 0.5 * -score.ref_actual / len(pair.actual_ids)
+    assert found["loss"] == pytest.approx(expected / 5, abs=1e-5)
+    nlls = [-score.ref_actual / len(pair.actual_ids) for pair, score in zip(data.pairs, data.scores, strict=True)]
+    assert found["sft_loss"] == pytest.approx(sum(nlls) / 5, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+def test_every_objective_refuses_a_reference_score_that_is_off(
+    make_random_llama: Callable[[], Any], objective: Objective
+) -> None:
+    model = make_random_llama()
+    before = weights(model)
+    with pytest.raises(
+        StepZeroError, match=r"step 3: the first loss .*, expected what this objective gives the reference itself, \d"
+    ):
+        stepped(backend_of(model), with_base(scored(model, 0.1)), SPLITS[2], objective=objective, is_step_zero=True)
     assert unchanged(model, before)
 
 

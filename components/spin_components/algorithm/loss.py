@@ -1,9 +1,12 @@
-"""The SPIN objective and what is reported about it."""
+"""The SPIN objective, its variants, and what is reported about them.
+
+Shapes: B pairs.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +14,10 @@ from torch.nn import functional
 
 STEP_ZERO_LOSS = math.log(2.0)
 STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
-"""How far from ln 2 the first global batch of an iteration may be, by compute precision; see `train_epoch.loop`."""
+"""How far from what it must be the first global batch's loss of an iteration may be, by compute precision; times that
+loss where it is above 1. See `train_epoch.single_step`."""
+
+Loss = Literal["logistic", "hinge", "correlation", "least_squares"]
 
 
 class AnswerLogprobs(NamedTuple):
@@ -21,11 +27,56 @@ class AnswerLogprobs(NamedTuple):
     generated: Tensor
 
 
-class Rewards(NamedTuple):
-    """beta * (log pi - log pi_ref) of each answer; each (B,) float32."""
+class AnswerLengths(NamedTuple):
+    """Tokens of each answer; each (B,)."""
 
     actual: Tensor
     generated: Tensor
+
+
+class Rewards(NamedTuple):
+    """beta * (log pi - log pi_ref) of each answer, or against the opponent in the reference's place; (B,) float32."""
+
+    actual: Tensor
+    generated: Tensor
+
+
+class Objective(NamedTuple):
+    """What an iteration minimises; the defaults beside beta are the paper's.
+
+    Attributes:
+        beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
+        loss: of the margin, see `spin_losses`.
+        label_smoothing: likewise.
+        length_normalized: whether rewards are made of log-probabilities a token, see `per_token`.
+        sft_weight: of the human answer's negative log-likelihood a token, see `pair_terms`.
+        base_weight: of the base model in the opponent, see `opponent_logprobs`.
+    """
+
+    beta: float
+    loss: Loss = "logistic"
+    label_smoothing: float = 0.0
+    length_normalized: bool = False
+    sft_weight: float = 0.0
+    base_weight: float = 0.0
+
+    @property
+    def begins_at_ln_2(self) -> bool:
+        """Whether the loss is ln 2 wherever the policy is the reference, whatever the pairs."""
+        return self.loss == "logistic" and not self.sft_weight and not self.base_weight
+
+
+class PairTerms(NamedTuple):
+    """What the objective makes of each pair; tensors (B,) float32.
+
+    Attributes:
+        losses: what is minimised.
+        sft: the human answer's negative log-likelihood a token, without its weight.
+    """
+
+    losses: Tensor
+    rewards: Rewards
+    sft: Tensor
 
 
 def rewards(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Rewards:
@@ -39,14 +90,83 @@ def rewards(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> R
     return Rewards(beta * (policy.actual - reference.actual), beta * (policy.generated - reference.generated))
 
 
-def spin_losses(rewards: Rewards) -> Tensor:
-    """SPIN objective (arXiv:2401.01335), logistic loss: -log sigmoid(margin) of each pair; (B,) float32."""
-    return functional.softplus(rewards.generated - rewards.actual)
+def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: float = 0.0) -> Tensor:
+    """The loss of each pair's margin m = r(x, y) - r(x, y'); (B,) float32.
+
+    SPIN (arXiv:2401.01335) takes any convex decreasing loss and names these three: logistic, log(1 + e^-m), with which
+    it trains; hinge, max(0, 1 - m); correlation, 1 - m. Least squares, (1 - m)^2, turns back beyond a margin of 1: it
+    is IPO's loss (arXiv:2310.12036, tau = beta / 2) times beta^2, in the form of arXiv:2402.05749.
+
+    Args:
+        rewards: each (B,).
+        loss: which.
+        label_smoothing: of the logistic loss, epsilon in (1 - epsilon) * l(m) + epsilon * l(-m): the chance that a
+            pair is the wrong way round ("conservative DPO", as in arXiv:2403.00409).
+    """
+    margin = rewards.actual - rewards.generated
+    match loss:
+        case "hinge":
+            return functional.relu(1 - margin)
+        case "correlation":
+            return 1 - margin
+        case "least_squares":
+            return (1 - margin).square()
+    losses = functional.softplus(-margin)
+    if label_smoothing:
+        return (1 - label_smoothing) * losses + label_smoothing * functional.softplus(margin)
+    return losses
 
 
 def spin_loss(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Tensor:
-    """Mean of `spin_losses` over the B pairs; scalar ()."""
+    """Mean of the paper's `spin_losses` over the B pairs; scalar ()."""
     return spin_losses(rewards(policy, reference, beta)).mean()
+
+
+def opponent_logprobs(reference: AnswerLogprobs, base: AnswerLogprobs, base_weight: float) -> AnswerLogprobs:
+    """The opponent of alpha-SPIN (arXiv:2404.04291): pi_ref^(1 - alpha) * pi_base^alpha, up to its normaliser.
+
+    The game's regulariser KL(pi || pi_base) makes this geometric mixture the opponent in place of the reference. Its
+    normaliser depends on the prompt alone, so that it cancels in the margin, though not in each of the two rewards.
+    Answers are sampled from the reference all the same.
+
+    Args:
+        reference: each (B,), under the policy that the iteration started from.
+        base: each (B,), under the base model of the run.
+        base_weight: alpha, in [0, 1]; 0 is SPIN, 1 is DPO against the base.
+    """
+    return AnswerLogprobs(
+        (1 - base_weight) * reference.actual + base_weight * base.actual,
+        (1 - base_weight) * reference.generated + base_weight * base.generated,
+    )
+
+
+def per_token(logprobs: AnswerLogprobs, lengths: AnswerLengths) -> AnswerLogprobs:
+    """Sums as means over each answer's tokens, so that length by itself is worth nothing (arXiv:2405.14734)."""
+    return AnswerLogprobs(logprobs.actual / lengths.actual, logprobs.generated / lengths.generated)
+
+
+def pair_terms(
+    policy: AnswerLogprobs, opponent: AnswerLogprobs, lengths: AnswerLengths, objective: Objective
+) -> PairTerms:
+    """The objective of each pair: the loss of its margin, and `sft_weight` * -log pi(y | x) / |y|.
+
+    The second term (arXiv:2404.19733) holds up the human answer's own likelihood, which the margin lets fall as long
+    as the generated one's falls faster.
+
+    Args:
+        policy: each (B,) float32, with gradient.
+        opponent: the same under the reference, or what `opponent_logprobs` makes of it; no gradient.
+        lengths: of both answers, each >= 1.
+        objective: of the iteration.
+    """
+    sft = -policy.actual / lengths.actual
+    if objective.length_normalized:
+        policy, opponent = per_token(policy, lengths), per_token(opponent, lengths)
+    found = rewards(policy, opponent, objective.beta)
+    losses = spin_losses(found, objective.loss, objective.label_smoothing)
+    if objective.sft_weight:
+        losses = losses + objective.sft_weight * sft
+    return PairTerms(losses, found, sft)
 
 
 METRIC_SUMS = (
@@ -57,37 +177,43 @@ METRIC_SUMS = (
     "rewards_generated",
     "rewards_squared",
     "generated_lengths",
+    "sft",
 )
 """What `metric_sums` returns, in order; sums add up over micro-batches and ranks."""
 
 
-def metric_sums(rewards: Rewards, generated_lengths: Tensor, weights: Tensor) -> Tensor:
+def metric_sums(terms: PairTerms, generated_lengths: Tensor, weights: Tensor) -> Tensor:
     """Sums from which a global batch's metrics follow.
 
     Args:
-        rewards: each (B,).
+        terms: each (B,).
         generated_lengths: tokens of each generated answer, (B,).
         weights: 1 for a pair, 0 for filling, (B,) float32.
 
     Returns: (len(METRIC_SUMS),) float64, without gradient.
     """
-    actual, generated, weight = (x.detach().double() for x in (rewards.actual, rewards.generated, weights))
+    actual, generated = (reward.detach().double() for reward in terms.rewards)
     columns = (
-        torch.ones_like(weight),
-        functional.softplus(generated - actual),
+        torch.ones_like(actual),
+        terms.losses.detach().double(),
         (actual > generated).double(),
         actual,
         generated,
         actual.square() + generated.square(),
         generated_lengths.double(),
+        terms.sft.detach().double(),
     )
-    return torch.stack([(column * weight).sum() for column in columns])
+    return torch.stack([(column * weights).sum() for column in columns])
 
 
-def metrics_from_sums(sums: Tensor) -> dict[str, float]:
+def metrics_from_sums(sums: Tensor, *, with_sft: bool = False) -> dict[str, float]:
     """The metrics of a global batch, under NeMo's names.
 
     `rewards_all_std` is the sample deviation over the 2B rewards of both kinds of answer.
+
+    Args:
+        sums: see `metric_sums`.
+        with_sft: whether to name `sft_loss`, the human answers' negative log-likelihood a token, mean over pairs.
     """
     value = dict(zip(METRIC_SUMS, sums.tolist(), strict=True))
     num_pairs = value["num_pairs"]
@@ -96,6 +222,7 @@ def metrics_from_sums(sums: Tensor) -> dict[str, float]:
     variance = max(value["rewards_squared"] - num_rewards * mean_all**2, 0.0) / max(num_rewards - 1, 1)
     return {
         "loss": value["loss"] / num_pairs,
+        **({"sft_loss": value["sft"] / num_pairs} if with_sft else {}),
         "acc": value["acc"] / num_pairs,
         "rewards_actual_mean": value["rewards_actual"] / num_pairs,
         "rewards_generated_mean": value["rewards_generated"] / num_pairs,

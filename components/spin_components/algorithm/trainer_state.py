@@ -13,7 +13,9 @@ class TrainerState(BaseModel):
         consumed_samples: pairs those steps used.
         steps_per_epoch: steps of one epoch, for every iteration begun so far. NeMo takes this to be one number;
             here iterations may differ, because pairs without signal are dropped.
-        max_epochs: epochs an iteration.
+        epochs: of every iteration begun so far; one number in NeMo, here a setting that may differ as well.
+        num_updates: how many updates the optimizer's state has seen: fewer than `step` where iterations begin with a
+            fresh one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,20 +23,27 @@ class TrainerState(BaseModel):
     step: int = 0
     consumed_samples: int = 0
     steps_per_epoch: tuple[int, ...] = ()
-    max_epochs: int = 1
+    epochs: tuple[int, ...] = ()
+    num_updates: int = 0
 
-    def begin_iteration(self, iteration: int, steps_per_epoch: int) -> TrainerState:
-        """The state at the start of an iteration, with its number of steps known."""
-        return self.model_copy(update={"steps_per_epoch": (*self.steps_per_epoch[:iteration], steps_per_epoch)})
+    def begin_iteration(self, iteration: int, steps_per_epoch: int, epochs: int) -> TrainerState:
+        """The state at the start of an iteration, with its number of steps and epochs known."""
+        return self.model_copy(
+            update={
+                "steps_per_epoch": (*self.steps_per_epoch[:iteration], steps_per_epoch),
+                "epochs": (*self.epochs[:iteration], epochs),
+            }
+        )
 
     def after_step(self, num_pairs: int) -> TrainerState:
         """The state after one more optimizer step over `num_pairs` pairs."""
-        return self.model_copy(update={"step": self.step + 1, "consumed_samples": self.consumed_samples + num_pairs})
-
-    @property
-    def iteration_start(self) -> int:
-        """Global step at which the newest iteration began."""
-        return sum(steps * self.max_epochs for steps in self.steps_per_epoch[:-1])
+        return self.model_copy(
+            update={
+                "step": self.step + 1,
+                "consumed_samples": self.consumed_samples + num_pairs,
+                "num_updates": self.num_updates + 1,
+            }
+        )
 
     @property
     def iteration(self) -> int:
@@ -48,8 +57,8 @@ class TrainerState(BaseModel):
 
     def _position(self) -> tuple[int, int]:
         left = self.step
-        for iteration, steps in enumerate(self.steps_per_epoch):
-            if left < steps * self.max_epochs:
+        for iteration, (steps, epochs) in enumerate(zip(self.steps_per_epoch, self.epochs, strict=True)):
+            if left < steps * epochs:
                 return iteration, left // steps
-            left -= steps * self.max_epochs
+            left -= steps * epochs
         return len(self.steps_per_epoch), 0

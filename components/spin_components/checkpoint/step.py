@@ -45,9 +45,9 @@ def publish(
     with step("checkpoint", run_uri, iteration=iteration) as current:
         run, settings = current.run, current.settings
         rules = SelectionSettings(**selection)
-        max_epochs = settings.spin.max_epochs
-        epochs = [read_manifest(run, layout.epoch_manifest(iteration, epoch)) for epoch in range(max_epochs)]
-        checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(max_epochs)]
+        num_epochs = settings.spin.epochs(iteration)
+        epochs = [read_manifest(run, layout.epoch_manifest(iteration, epoch)) for epoch in range(num_epochs)]
+        checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(num_epochs)]
         inputs = {
             "reference": digest_of(model_files(run, reference_uri)),
             "policies": [
@@ -166,14 +166,24 @@ def _pointer(manifest: Manifest) -> dict[str, Any]:
 
 def _prune(run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings) -> int:
     """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
+    carried = _carried(run, settings)
     losses = {int(m.facts["iteration"]): float(m.facts["val_loss"]) for m in published}
     dropped = to_prune(losses, rules.save_top_k)
     freed = 0
     for manifest in published:
         iteration = int(manifest.facts["iteration"])
-        for epoch in range(settings.spin.max_epochs):
+        for epoch in range(settings.spin.epochs(iteration)):
             folder = layout.epoch(iteration, epoch)
-            freed += run.delete(f"{folder}/trainer")
+            if folder not in carried:
+                freed += run.delete(f"{folder}/trainer")
             if epoch != manifest.facts["epoch"] or iteration in dropped:
                 freed += run.delete(f"{folder}/policy")
     return freed
+
+
+def _carried(run: RunStore, settings: Settings) -> set[str]:
+    """Folders of epochs whose optimizer state a next iteration may go on from: of the last policy, and of the best."""
+    if settings.spin.reset_optimizer:
+        return set()
+    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
+    return {key.removesuffix("/policy") for key in keys}

@@ -66,12 +66,15 @@ class Score:
 
     Attributes:
         batch: number of the global batch, within the shard, that the pair was scored in and is trained in.
+        base_actual, base_generated: the same under the base model of the run, where the objective asks for it.
     """
 
     index: int
     ref_actual: float
     ref_generated: float
     batch: int
+    base_actual: float | None = None
+    base_generated: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ _COLUMNS = {
     "ref_actual": pa.float32(),
     "ref_generated": pa.float32(),
     "batch": pa.int32(),
+    "base_actual": pa.float32(),
+    "base_generated": pa.float32(),
     "step": pa.int64(),
     "reward_actual": pa.float32(),
     "reward_generated": pa.float32(),
@@ -119,9 +124,17 @@ Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    """Write rows of one kind; the same rows give the same bytes."""
-    schema = pa.schema([(field.name, _COLUMNS[field.name]) for field in fields(kind)])
-    parquet.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), path)
+    """Write rows of one kind; the same rows give the same bytes. A column that may be empty is left out where it is."""
+    table = [asdict(row) for row in rows]
+    needed = _needed_columns(kind)
+    names = [field.name for field in fields(kind)]
+    names = [name for name in names if name in needed or any(row[name] is not None for row in table)]
+    schema = pa.schema([(name, _COLUMNS[name]) for name in names])
+    parquet.write_table(pa.Table.from_pylist(table, schema=schema), path)
+
+
+def _needed_columns(kind: type[Row]) -> set[str]:
+    return {field.name for field in fields(kind) if field.default is not None}
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -134,7 +147,8 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         table = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} cannot be read as Parquet: {error}") from error
-    expected = [field.name for field in fields(kind)]
+    needed, found = _needed_columns(kind), set(table.column_names)
+    expected = [field.name for field in fields(kind) if field.name in needed | found]
     if table.column_names != expected:
         raise IntegrityError(f"{path} has the columns {table.column_names}, expected {expected}")
     return [kind(**row) for row in table.to_pylist()]

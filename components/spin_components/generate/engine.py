@@ -11,6 +11,7 @@ from typing import Protocol
 
 from spin_components.device import Compute
 from spin_components.errors import ConfigError
+from spin_components.section import per_iteration
 from spin_components.settings import GenerationSettings, ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,12 @@ class Sampling:
     settings: GenerationSettings
     eos_ids: list[int]
     seed: int
+    iteration: int = 0
+
+    @property
+    def temperature(self) -> float:
+        """Of this iteration."""
+        return per_iteration(self.settings.temperature, self.iteration)
 
 
 class Engine(Protocol):

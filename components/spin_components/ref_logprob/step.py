@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,6 +59,9 @@ def score_shard(
             "training.micro_batch_size": settings.training.micro_batch_size,
             "eos_ids": read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"],
         }
+        base_uri = str(run.read_json(layout.RUN)["base_model"]["uri"]) if settings.objective.base_weight else ""
+        if base_uri:
+            inputs["base"] = model_digest(run, base_uri)
         if manifest := finished(run, layout.manifest_of(key), inputs):
             current.reuse(manifest)
             return run.uri_of(key)
@@ -68,16 +72,29 @@ def score_shard(
         found = read_rows(files / source, Pair)
         pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
         set_threads(settings.hardware)
-        folder = open_model(run, reference_uri, what="the reference policy")
-        model = load_scored(folder, settings, compute).eval()
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
-        scores = score_pairs(model, pairs, compute, batches, settings.training, current)
+        scores = _scored_by(reference_uri, "the reference policy", pairs, compute, batches, current)
+        if base_uri:
+            is_base = inputs["base"] == inputs["reference"]
+            under_base = scores if is_base else _scored_by(base_uri, "the base model", pairs, compute, batches, current)
+            scores = [
+                replace(score, base_actual=base.ref_actual, base_generated=base.ref_generated)
+                for score, base in zip(scores, under_base, strict=True)
+            ]
         with run.staged(key) as staged:
             write_rows(staged.path, Score, scores)
         facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs)}
         current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
+
+
+def _scored_by(
+    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], current: Step
+) -> list[Score]:
+    """`score_pairs` under a model that is loaded for it, and gone when this returns."""
+    model = load_scored(open_model(current.run, uri, what=what), current.settings, compute).eval()
+    return score_pairs(model, pairs, compute, batches, current.settings.training, current)
 
 
 def score_pairs(

@@ -23,6 +23,7 @@ from spin_components.report.series import (
     published_differences,
     read_steps,
     step_series,
+    unlearnt_loss,
     validation_points,
 )
 from spin_components.report.verdict import MINUS, judge, percent, perplexity, signed
@@ -51,6 +52,7 @@ def build_page(run: RunStore) -> str:
             {**point, "difference": asdict(point["difference"]) if point["difference"] else None} for point in points
         ],
         "steps": step_series(rows),
+        "unlearnt": unlearnt_loss(history.settings.get("objective", {})),
         "lengths": lengths(answers),
         "finish": [{"iteration": it.number, **it.finish_reasons} for it in history.iterations if it.num_pairs],
         "drift": drift(answers),

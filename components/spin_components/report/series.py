@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,15 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
         kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
         series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[place]:.6g}") for place in kept]}
     return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
+
+
+def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
+    """The loss of a policy that is its reference still, where it is one number whatever the pairs."""
+    if objective.get("sft_weight") or objective.get("base_weight"):
+        return None
+    if objective.get("loss", "logistic") == "logistic":
+        return {"y": math.log(2), "label": "ln 2: nothing learnt"}
+    return {"y": 1.0, "label": "1: nothing learnt"}
 
 
 def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:

@@ -61,6 +61,14 @@ def epoch(t: int, e: int) -> str:
     return f"{iteration(t)}/epochs/{e}"
 
 
+def epoch_of(policy: str | None) -> tuple[int, int] | None:
+    """Iteration and epoch that a policy's key names; None for what no epoch made."""
+    match (policy or "").split("/"):
+        case ["iterations", t, "epochs", e, "policy"]:
+            return int(t), int(e)
+    return None
+
+
 def epoch_manifest(t: int, e: int) -> str:
     """Written when the epoch is complete."""
     return f"{epoch(t, e)}/manifest.json"

@@ -20,13 +20,10 @@ def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     base = run.read_json(layout.RUN)["base_model"]
     if uri == base["uri"]:
         return {name: FileDigest.model_validate(file) for name, file in base["files"].items()}
-    match (run.key_of(uri) or "").split("/"):
-        case ["iterations", t, "epochs", e, "policy"]:
-            key = layout.epoch_manifest(int(t), int(e))
-            if run.exists(key) and (
-                files := read_manifest(run, key).outputs_below(f"{layout.epoch(int(t), int(e))}/policy")
-            ):
-                return files
+    if place := layout.epoch_of(run.key_of(uri)):
+        key = layout.epoch_manifest(*place)
+        if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(*place)}/policy")):
+            return files
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: no manifest there names it")
 
 

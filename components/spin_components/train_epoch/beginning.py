@@ -52,8 +52,10 @@ def begin_epoch(
         logger.info("going on after step %d of this epoch", first_step)
     else:
         state = _state_before(run, settings, iteration, epoch)
-        if epoch > 0:
-            trainer = _trainer_before(run, iteration, epoch)
+        carried = layout.epoch_of(run.key_of(policy_uri)) if epoch or not settings.spin.reset_optimizer else None
+        trainer = _trainer_of(run, *carried) if carried else None
+        num_updates = _state_after(run, *carried).num_updates if carried else 0
+        state = state.model_copy(update={"num_updates": num_updates})
     return EpochJob(
         run_uri=run.uri,
         attempt=attempt,
@@ -70,10 +72,10 @@ def begin_epoch(
     )
 
 
-def _trainer_before(run: RunStore, iteration: int, epoch: int) -> Path:
-    """The trainer's folder as the epoch before left it."""
-    key = f"{layout.epoch(iteration, epoch - 1)}/trainer"
-    made_by = layout.epoch_manifest(iteration, epoch - 1)
+def _trainer_of(run: RunStore, iteration: int, epoch: int) -> Path:
+    """The trainer's folder as an epoch left it, with the policy that training goes on from."""
+    key = f"{layout.epoch(iteration, epoch)}/trainer"
+    made_by = layout.epoch_manifest(iteration, epoch)
     found = read_manifest(run, made_by).outputs_below(key)
     files = {f"{key}/{name}": file for name, file in found.items()}
     return run.fetch(files, what="the trainer's state", made_by=made_by) / key
@@ -82,6 +84,10 @@ def _trainer_before(run: RunStore, iteration: int, epoch: int) -> Path:
 def _state_before(run: RunStore, settings: Settings, iteration: int, epoch: int) -> TrainerState:
     """Counters at the start of an epoch: as the epoch before it left them."""
     if (iteration, epoch) == (0, 0):
-        return TrainerState(max_epochs=settings.spin.max_epochs)
-    before = (iteration, epoch - 1) if epoch else (iteration - 1, settings.spin.max_epochs - 1)
-    return TrainerState.model_validate(read_manifest(run, layout.epoch_manifest(*before)).facts["state"])
+        return TrainerState()
+    before = (iteration, epoch - 1) if epoch else (iteration - 1, settings.spin.epochs(iteration - 1) - 1)
+    return _state_after(run, *before)
+
+
+def _state_after(run: RunStore, iteration: int, epoch: int) -> TrainerState:
+    return TrainerState.model_validate(read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts["state"])

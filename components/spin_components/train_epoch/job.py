@@ -21,7 +21,7 @@ class EpochJob(BaseModel):
         epoch: within the iteration.
         policy: folder of the weights to begin from: a save inside the epoch when resuming.
         like: folder of the policy the epoch began from; its files beside the weights are kept.
-        trainer: folder of trainer state to go on from; None at the start of an iteration.
+        trainer: folder of trainer state to go on from; None for a fresh optimizer.
         scratch: a free path that all ranks share, to write saves at before they are stored.
         first_step: of the epoch that is still to do; above 0 when resuming inside it.
         state: counters before that step.

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.trainer_state import TrainerState
@@ -45,9 +46,12 @@ class EpochLoop:
         self._job, self._backend, self._data, self._current = job, backend, data, current
         self._batches = epoch_batches(job, data)
         self._lengths = [pair.num_tokens for pair in data.pairs]
-        self._num_updates = len(self._batches) * job.settings.spin.max_epochs
+        spin = job.settings.spin
+        num_epochs = spin.epochs(job.iteration)
+        self._num_updates = len(self._batches) * num_epochs
+        self._objective = Objective(spin.beta(job.iteration), **job.settings.objective.model_dump())
         self._val_batches: list[list[Prompt]] = []
-        self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._batches))
+        self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._batches), num_epochs)
         self.rows: list[dict[str, Any]] = load_rows(job)
         self.rewards: list[PairReward] = load_rewards(job)
         self.stopped = False
@@ -91,7 +95,7 @@ class EpochLoop:
             self._data,
             share,
             batch=batch,
-            beta=job.settings.spin.beta(job.iteration),
+            objective=self._objective,
             lr=self._learning_rate(place),
             is_step_zero=place == 0,
             where=f"{job.where}, step {step}",

@@ -129,6 +129,5 @@ def load_trainer(job: EpochJob, backend: Backend) -> None:
     """Take up optimizer state and random state from the save that the job names."""
     if job.trainer is None:
         return
-    num_updates = job.state.step - job.state.iteration_start
-    backend.load_optimizer(job.trainer, num_updates)
+    backend.load_optimizer(job.trainer, job.state.num_updates)
     torch.set_rng_state(load_file(job.trainer / _RNG)["torch"])

@@ -13,13 +13,16 @@ from spin_components.algorithm.loss import (
     METRIC_SUMS,
     STEP_ZERO_LOSS,
     STEP_ZERO_TOLERANCE,
+    AnswerLengths,
     AnswerLogprobs,
+    Objective,
     metric_sums,
     metrics_from_sums,
-    rewards,
-    spin_losses,
+    opponent_logprobs,
+    pair_terms,
 )
 from spin_components.algorithm.order import MicroBatch
+from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError, StepZeroError
 from spin_components.ref_logprob.step import both_answers
 from spin_components.train_epoch.backend import Backend
@@ -44,7 +47,7 @@ def train_single_step(
     micro_batches: Sequence[MicroBatch],
     *,
     batch: Sequence[int],
-    beta: float,
+    objective: Objective,
     lr: float,
     is_step_zero: bool,
     where: str,
@@ -56,59 +59,92 @@ def train_single_step(
         data: all pairs of the iteration.
         micro_batches: this rank's share.
         batch: places of the pairs of the whole global batch.
-        beta: `ref_policy_kl_penalty` of the iteration.
+        objective: of the iteration.
         lr: of this step.
-        is_step_zero: whether no update of the iteration has been made, so that the loss must be ln 2.
+        is_step_zero: whether no update of the iteration has been made, so that policy and reference are one model and
+            the loss is known: ln 2, or what the objective gives the reference's own log-probabilities.
         where: named in errors, e.g. "iteration 0, epoch 0, step 3".
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
-        StepZeroError: the first loss is not ln 2; nothing was updated.
+        StepZeroError: the first loss is not what it must be; nothing was updated.
     """
     device = backend.compute.device
     sums = torch.zeros(len(METRIC_SUMS), dtype=torch.float64, device=device)
+    at_reference = torch.zeros(1, dtype=torch.float64, device=device)  # the loss, were the policy the reference
     each = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (pairs of the batch, actual and generated)
     row_of = {place: row for row, place in enumerate(batch)}
     for micro in micro_batches:
         if micro.is_filling and not backend.needs_filling:
             continue
         pairs = [data.pairs[index] for index in micro.pairs]  # B
-        reference = AnswerLogprobs(
-            torch.tensor([data.scores[index].ref_actual for index in micro.pairs], device=device),
-            torch.tensor([data.scores[index].ref_generated for index in micro.pairs], device=device),
-        )
+        reference, opponent = _fixed_logprobs([data.scores[index] for index in micro.pairs], objective, device)
+        lengths = _answer_lengths(pairs, device)
         weights = torch.tensor(micro.weights, device=device)  # (B,)
-        lengths = torch.tensor([len(pair.generated_ids) for pair in pairs], device=device)
         with backend.compute.autocast():
             policy = AnswerLogprobs(*answer_logprobs(backend.model, both_answers(pairs), device).view(-1, 2).unbind(-1))
-        reward = rewards(policy, reference, beta)
-        backend.backward((spin_losses(reward) * weights).sum() / len(batch))
-        sums += metric_sums(reward, lengths, weights)
+        terms = pair_terms(policy, opponent, lengths, objective)
+        backend.backward((terms.losses * weights).sum() / len(batch))
+        sums += metric_sums(terms, lengths.generated, weights)
+        if is_step_zero:
+            expected = pair_terms(reference, opponent, lengths, objective).losses
+            at_reference += (expected.double() * weights).sum() / len(batch)
         rows = torch.tensor([row_of[place] for place in micro.pairs], device=device)
-        each.index_add_(0, rows, (torch.stack(reward, -1).detach() * weights[:, None]).double())
-    total = backend.reduce_sum(torch.cat([sums, each.flatten()]))
-    metrics = metrics_from_sums(total[: len(sums)])
-    _check_loss(metrics["loss"], backend.compute.precision, is_step_zero, where)
+        each.index_add_(0, rows, (torch.stack(terms.rewards, -1).detach() * weights[:, None]).double())
+    total = backend.reduce_sum(torch.cat([sums, at_reference, each.flatten()]))
+    metrics = metrics_from_sums(total[: len(sums)], with_sft=bool(objective.sft_weight))
+    _check_finite(metrics["loss"], where)
+    if is_step_zero:
+        expected_loss = STEP_ZERO_LOSS if objective.begins_at_ln_2 else float(total[len(sums)])
+        _check_step_zero(metrics["loss"], expected_loss, backend.compute.precision, where)
     if name := backend.check_gradients():
         raise NonFiniteError(
             f"{where}: the gradient of {name} is not finite, the loss was {metrics['loss']}. Nothing was updated. "
             "Lower training.lr, or set training.precision = 'float32'"
         )
-    found: list[list[float]] = total[len(sums) :].view(-1, 2).tolist()
+    found: list[list[float]] = total[len(sums) + 1 :].view(-1, 2).tolist()
     return StepOutcome(
         {**metrics, "grad_norm": backend.apply(lr), "lr": lr}, [(actual, generated) for actual, generated in found]
     )
 
 
-def _check_loss(loss: float, precision: str, is_step_zero: bool, where: str) -> None:
+def _fixed_logprobs(
+    scores: Sequence[Score], objective: Objective, device: torch.device
+) -> tuple[AnswerLogprobs, AnswerLogprobs]:
+    """What the reference gives each pair's answers, and the opponent: itself, or its mixture with the base model."""
+    reference = AnswerLogprobs(
+        torch.tensor([score.ref_actual for score in scores], device=device),
+        torch.tensor([score.ref_generated for score in scores], device=device),
+    )
+    if not objective.base_weight:
+        return reference, reference
+    base = AnswerLogprobs(
+        torch.tensor([score.base_actual for score in scores], device=device),
+        torch.tensor([score.base_generated for score in scores], device=device),
+    )
+    return reference, opponent_logprobs(reference, base, objective.base_weight)
+
+
+def _answer_lengths(pairs: Sequence[Pair], device: torch.device) -> AnswerLengths:
+    return AnswerLengths(
+        torch.tensor([len(pair.actual_ids) for pair in pairs], device=device),
+        torch.tensor([len(pair.generated_ids) for pair in pairs], device=device),
+    )
+
+
+def _check_finite(loss: float, where: str) -> None:
     if not math.isfinite(loss):
         raise NonFiniteError(
             f"{where}: the loss is {loss}. Nothing was updated. Lower training.lr, or look at the data"
         )
-    tolerance = STEP_ZERO_TOLERANCE[precision]
-    if is_step_zero and abs(loss - STEP_ZERO_LOSS) > tolerance:
+
+
+def _check_step_zero(loss: float, expected: float, precision: str, where: str) -> None:
+    tolerance = STEP_ZERO_TOLERANCE[precision] * max(1.0, abs(expected))
+    if abs(loss - expected) > tolerance:
+        name = "ln 2 =" if expected == STEP_ZERO_LOSS else "what this objective gives the reference itself,"
         raise StepZeroError(
-            f"{where}: the first loss of the iteration is {loss:.6f}, expected ln 2 = {STEP_ZERO_LOSS:.6f} within "
+            f"{where}: the first loss of the iteration is {loss:.6f}, expected {name} {expected:.6f} within "
             f"{tolerance:g} in {precision}. Policy and reference must agree before the first update, so one of these "
             "differs between ref-logprob and training: the weights, the token ids, the masks, the attention kernel, "
             "or the precision. Nothing was updated"

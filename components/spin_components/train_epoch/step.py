@@ -126,11 +126,15 @@ def _inputs(
         check_alike(here or computed, scored.inputs)
     pairs = [{key: file.sha256 for m in manifests for key, file in m.outputs.items()} for manifests in shards]
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
+    objective = {f"objective.{name}": value for name, value in settings.objective.model_dump(mode="json").items()}
     return {
         **{name: value for name, value in training.items() if name not in _NOT_INPUTS},
+        "training.lr": settings.training.peak_lr(iteration),
+        **objective,
         "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
-        "spin.max_epochs": settings.spin.max_epochs,
+        "spin.max_epochs": settings.spin.epochs(iteration),
         "spin.max_steps": settings.spin.max_steps,
+        "spin.reset_optimizer": settings.spin.reset_optimizer,
         "run.seed": settings.run.seed,
         **computed,
         "pairs": digest_json(pairs),

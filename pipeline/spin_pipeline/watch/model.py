@@ -85,9 +85,15 @@ class Plan:
 
     name: str
     max_iterations: int
-    max_epochs: int
+    max_epochs: int | tuple[int, ...]
     shards: int
     deadline: float | None = None
+
+    def epochs(self, iteration: int) -> int:
+        """Of an iteration, as far as it is planned."""
+        if isinstance(self.max_epochs, int):
+            return self.max_epochs
+        return self.max_epochs[iteration] if iteration < len(self.max_epochs) else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +199,11 @@ class RunModel:
             self.failure = None
 
     def _on_plan(self, event: Event, step: Step, time: float) -> None:
+        epochs = event["max_epochs"]
         self.plan = Plan(
             str(event["name"]),
             int(event["max_iterations"]),
-            int(event["max_epochs"]),
+            tuple(int(number) for number in epochs) if isinstance(epochs, list) else int(epochs),
             int(event["shards"]),
             event.get("deadline"),
         )

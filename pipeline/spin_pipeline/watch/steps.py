@@ -60,10 +60,8 @@ def _iterations(model: RunModel) -> range:
 
 
 def _steps_of(model: RunModel, t: int) -> list[Row]:
-    epochs = max(
-        [model.plan.max_epochs if model.plan else 1]
-        + [(key.part or 0) + 1 for key in model.steps if key.iteration == t and key.name == "train-epoch"]
-    )
+    begun = [(key.part or 0) + 1 for key in model.steps if key.iteration == t and key.name == "train-epoch"]
+    epochs = max([model.plan.epochs(t) if model.plan else 1, *begun])
     found = [_sharded_row(model, "generate", t), _sharded_row(model, "ref-logprob", t)]
     for epoch in range(epochs):
         several = f" {epoch}" if epochs > 1 else ""

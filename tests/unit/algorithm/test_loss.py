@@ -11,6 +11,7 @@ from spin_components.algorithm.loss import (
     METRIC_SUMS,
     STEP_ZERO_LOSS,
     AnswerLogprobs,
+    PairTerms,
     Rewards,
     metric_sums,
     metrics_from_sums,
@@ -28,8 +29,13 @@ def given(actual: list[float], generated: list[float]) -> Rewards:
     return Rewards(torch.tensor(actual), torch.tensor(generated))
 
 
+def terms_of(reward: Rewards) -> PairTerms:
+    """The paper's loss; the human answers' likelihood is that of a token of probability 1 / e."""
+    return PairTerms(spin_losses(reward), reward, torch.ones_like(reward.actual))
+
+
 def sums_of(reward: Rewards, lengths: list[int], weights: list[float]) -> Tensor:
-    return metric_sums(reward, torch.tensor(lengths), torch.tensor(weights))
+    return metric_sums(terms_of(reward), torch.tensor(lengths), torch.tensor(weights))
 
 
 def test_rewards_by_hand() -> None:
@@ -96,7 +102,7 @@ def test_metrics_by_hand() -> None:
 def test_deviation_is_the_sample_deviation_of_all_rewards() -> None:
     generator = torch.Generator().manual_seed(0)
     reward = Rewards(torch.randn(40, generator=generator), 3.0 + torch.randn(40, generator=generator))
-    found = metrics_from_sums(metric_sums(reward, torch.ones(40), torch.ones(40)))["rewards_all_std"]
+    found = metrics_from_sums(metric_sums(terms_of(reward), torch.ones(40), torch.ones(40)))["rewards_all_std"]
     assert found == pytest.approx(torch.cat(reward).double().std().item(), rel=1e-9)
 
 
@@ -112,9 +118,9 @@ def test_sums_over_micro_batches_equal_those_of_the_whole() -> None:
     lengths, weights = torch.arange(1, 8), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
     parts = [slice(0, 3), slice(3, 4), slice(4, 7)]
     added = torch.stack(
-        [metric_sums(Rewards(actual[part], generated[part]), lengths[part], weights[part]) for part in parts]
+        [metric_sums(terms_of(Rewards(actual[part], generated[part])), lengths[part], weights[part]) for part in parts]
     ).sum(0)
-    torch.testing.assert_close(added, metric_sums(Rewards(actual, generated), lengths, weights))
+    torch.testing.assert_close(added, metric_sums(terms_of(Rewards(actual, generated)), lengths, weights))
 
 
 def test_pairs_of_weight_0_do_not_count() -> None:
@@ -125,7 +131,7 @@ def test_pairs_of_weight_0_do_not_count() -> None:
 
 def test_sums_are_float64_without_gradient() -> None:
     actual = torch.tensor([1.0], requires_grad=True)
-    found = metric_sums(Rewards(actual, actual * 2), torch.tensor([3]), torch.tensor([1.0]))
+    found = metric_sums(terms_of(Rewards(actual, actual * 2)), torch.tensor([3]), torch.tensor([1.0]))
     assert (found.dtype, found.requires_grad, found.shape) == (torch.float64, False, (len(METRIC_SUMS),))
 
 

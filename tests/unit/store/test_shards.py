@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from spin_components.data.shards import AnswerLoss, Pair, PairReward, Prompt, Score, read_rows, write_rows
 from spin_components.errors import IntegrityError
@@ -12,10 +13,11 @@ ROWS: list[tuple[type[Any], list[Any]]] = [
     (Prompt, [Prompt(0, [1, 2], [3], True), Prompt(7, [2**31 - 1], [], False)]),
     (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length")]),
     (Score, [Score(3, -0.5, -1024.25, 0), Score(1, 0.0, -3.0, 7)]),  # numbers that float32 holds exactly
+    (Score, [Score(3, -0.5, -1024.25, 0, -0.25, -2.0), Score(1, 0.0, -3.0, 7, -1.0, 0.0)]),
     (PairReward, [PairReward(3, 2**40, 0.5, -2.25)]),
     (AnswerLoss, [AnswerLoss(3, 12.5, 7)]),
 ]
-KINDS = [kind.__name__ for kind, _ in ROWS]
+KINDS = ["Prompt", "Pair", "Score", "Score with base", "PairReward", "AnswerLoss"]
 
 
 @pytest.mark.parametrize(("kind", "rows"), ROWS, ids=KINDS)
@@ -43,6 +45,13 @@ def test_scores_are_float32(tmp_path: Path) -> None:
     (score,) = read_rows(tmp_path / "a.parquet", Score)
     # the float32 nearest to 0.1 is 13421773 / 2**27
     assert score.ref_actual == -13421773 / 2**27
+
+
+def test_scores_of_the_base_model_are_columns_only_where_there_are_any(tmp_path: Path) -> None:
+    for name, score in (("without", Score(0, -0.5, -1.0, 0)), ("with", Score(0, -0.5, -1.0, 0, -0.25, -2.0))):
+        write_rows(tmp_path / name, Score, [score])
+    columns = [set(parquet.read_schema(tmp_path / name).names) for name in ("without", "with")]
+    assert columns[1] - columns[0] == {"base_actual", "base_generated"}
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from spin_pipeline.watch.model import BASE, RunModel
+from spin_pipeline.watch.steps import rows
 from spin_pipeline.watch.view import Frame, draw
 from unit.watch.made_events import event, generated, prepared, published, trained, validated
 
@@ -114,3 +115,14 @@ def test_nothing_yet_is_shown_too() -> None:
 
 def test_trouble_of_the_viewer_is_shown() -> None:
     assert "storage does not answer" in drawn(HALFWAY, notice="storage does not answer")
+
+
+def test_iterations_have_the_epochs_that_are_planned_for_each() -> None:
+    def trained_in(t: int, max_epochs: int | list[int]) -> list[str]:
+        model = RunModel()
+        model.take([*prepared(max_iterations=2, max_epochs=max_epochs), *generated(5.0, t)])
+        return [row.label for row in rows(model, 99) if row.label.startswith("train")]
+
+    assert [trained_in(t, [2, 1]) for t in (0, 1)] == [["train-epoch 0", "train-epoch 1"], ["train-epoch"]]
+    assert [trained_in(t, 2) for t in (0, 1)] == [["train-epoch 0", "train-epoch 1"]] * 2
+    assert trained_in(5, [2, 1]) == ["train-epoch"]  # begun by an attempt with more iterations

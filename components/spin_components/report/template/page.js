@@ -41,7 +41,7 @@
       ? ` Lines show ${figure(shown)} of ${figure(steps.total)} points each: the smallest and the largest of every stretch.` : "");
     const line = (name, tone, key) => ({ name, tone, ...steps[key] });
     const plot = (title, series, more = {}) => linePlot(at("steps"), { title, xName: "step", starts, series, ...more });
-    plot("Loss, nats a pair", [line("loss", "ink", "loss")], { zero: true, rules: [{ y: Math.LN2, label: "ln 2: nothing learnt" }] });
+    plot("Loss, nats a pair", [line("loss", "ink", "loss")], { zero: true, rules: data.unlearnt ? [data.unlearnt] : [] });
     plot("Pairs told apart", [line("acc", "ink", "acc")], { zero: true });
     plot("Rewards", [line("human", "human", "rewards_actual_mean"), line("generated", "model", "rewards_generated_mean")], { zero: true });
     plot("Margin: reward of human less generated", [line("margin", "ink", "margin")], { zero: true });

@@ -1,0 +1,52 @@
+"""Schedules that change between attempts: free for the iterations to come, fixed for those that have begun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spin_components.section import per_iteration
+from spin_components.settings import SCHEDULES, Settings
+from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+
+
+def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The run's inputs, with a schedule as it was where it differs only for iterations that have not begun.
+
+    So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
+
+    Args:
+        run: may be empty yet.
+        inputs: every setting by its name, `section.key`.
+    """
+    if not (run.exists(layout.RUN) and run.exists(layout.DATA_MANIFEST)):
+        return inputs
+    recorded, before = run.read_json(layout.RUN)["settings"], read_manifest(run, layout.DATA_MANIFEST).inputs
+    begun = {0, *(int(key.split("/")[1]) for key in run.list("iterations", "*/generations/*.json"))}
+    kept = {}
+    for name in SCHEDULES:
+        section, key = name.split(".")
+        if name in before and key in recorded[section]:
+            was, now = recorded[section][key], inputs[name]
+            if all(per_iteration(was, t) == per_iteration(now, t) for t in begun if _says(was, t) and _says(now, t)):
+                kept[name] = before[name]
+    return {**inputs, **kept}
+
+
+def _says(value: Any, iteration: int) -> bool:
+    """Whether a schedule reaches an iteration; one for fewer iterations may end before it."""
+    return not isinstance(value, list) or iteration < len(value)
+
+
+def record_schedules(run: RunStore, settings: Settings) -> None:
+    """Have `run.json` say the schedules and the number of iterations that hold from this attempt on."""
+    record, now = run.read_json(layout.RUN), settings.model_dump(mode="json")
+    changed = False
+    for name in (*SCHEDULES, "spin.max_iterations"):
+        section, key = name.split(".")
+        if record["settings"][section].get(key) != now[section][key]:
+            record["settings"][section][key] = now[section][key]
+            changed = True
+    if changed:
+        run.write_json(layout.RUN, record)
