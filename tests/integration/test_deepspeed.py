@@ -16,6 +16,7 @@ from spin_components.errors import NonFiniteError
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
+from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
 
@@ -48,6 +49,20 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     for kind in ("reward_actual", "reward_generated"):
         expected, found = ([getattr(row, kind) for row in rows] for rows in rewards)
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
+    make_settings: MakeSettings, tmp_path: Path, stage: int
+) -> None:
+    common = {"spin": {"max_epochs": 2}}
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
+    training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
+    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    expected, found = (dict(read_state(run.path(f"{layout.epoch(0, 1)}/trainer"))) for run in (plain, zero))
+    assert found.keys() == expected.keys()
+    assert all((found[name] - expected[name]).abs().max() < 1e-5 for name in expected)
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -58,11 +58,19 @@ class DeepSpeedBackend:
             "train_micro_batch_size_per_gpu": self._settings.micro_batch_size,
             "gradient_accumulation_steps": self._num_micro,
             "gradient_clipping": self._settings.gradient_clip_val,
-            "zero_optimization": {"stage": self._settings.zero_stage},
+            "zero_optimization": {"stage": self._settings.zero_stage, **self._offload()},
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # torch's own updates on the CPU too, so that losses stay the same
             "torch_autocast": {"enabled": self.compute.precision == "bf16", "dtype": "bfloat16"},
             "steps_per_print": 2**31,
         }
+
+    def _offload(self) -> dict[str, Any]:
+        """Optimizer state in the machine's memory, pinned where a GPU copies from it."""
+        if not self._settings.offload_optimizer:
+            return {}
+        pinned = self.compute.device.type == "cuda"
+        return {"offload_optimizer": {"device": "cpu", "pin_memory": pinned}}
 
     def _watch(self, name: str) -> Callable[[Tensor], None]:
         def see(gradient: Tensor) -> None:
