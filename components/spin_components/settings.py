@@ -165,7 +165,9 @@ class TrainingSettings(Section):
     """How the policy learns within an iteration."""
 
     backend: Literal["auto", "torch", "deepspeed"] = Field("auto", description="auto: DeepSpeed for more than one rank")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest whose estimated memory fits"
+    )
     offload_optimizer: bool = Field(
         False, description="optimizer state and update in the machine's memory, by the CPU: DeepSpeed, zero_stage >= 1"
     )

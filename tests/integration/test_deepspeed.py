@@ -51,18 +51,33 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "max_epochs"), [(2, 1), (3, 2)])
 def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
-    make_settings: MakeSettings, tmp_path: Path, stage: int
+    make_settings: MakeSettings, tmp_path: Path, stage: int, max_epochs: int
 ) -> None:
-    common = {"spin": {"max_epochs": 2}}
+    common = {"spin": {"max_epochs": max_epochs}}
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
     assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    expected, found = (dict(read_state(run.path(f"{layout.epoch(0, 1)}/trainer"))) for run in (plain, zero))
+    expected, found = (
+        dict(read_state(run.path(f"{layout.epoch(0, max_epochs - 1)}/trainer"))) for run in (plain, zero)
+    )
     assert found.keys() == expected.keys()
     assert all((found[name] - expected[name]).abs().max() < 1e-5 for name in expected)
+
+
+def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    unpacked = {"packing": "off"}  # as on a GPU; packed, every rank loads all
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
+    training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
+    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    weights = [load_file(run.path("iterations/0/epochs/0/policy/model.safetensors")) for run in (plain, zero)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:

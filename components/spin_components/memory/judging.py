@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import in_gib, refuse, shortages
 from spin_components.memory.shape import ModelShape
+from spin_components.memory.staging import staged
 from spin_components.memory.steps import estimate_steps
 from spin_components.memory.work import Work
 
@@ -21,6 +22,7 @@ def judge(shape: ModelShape, work: Work, warn: Callable[[str], None]) -> list[Es
         ConfigError: a step clearly cannot fit, and that is to be refused.
     """
     check = work.settings.hardware.memory_check
+    work = staged(shape, work)
     estimates = estimate_steps(shape, work)
     if check == "off":
         return estimates

@@ -28,7 +28,8 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     held = _held(shape, work, stage)
     passing = _passing(shape, work, is_cast=stage != 3)
     updating = _updating(shape, work, held)
-    loading = {"weights": 4 * shape.num_parameters}
+    in_parts = stage == 3 and not work.is_packed  # see train_epoch.sharded
+    loading = {"weights": 4 * shape.num_parameters // (work.settings.hardware.world_size if in_parts else 1)}
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
     if work.on_gpu:
@@ -43,10 +44,10 @@ def training(shape: ModelShape, work: Work) -> Estimate:
 
 
 def zero_stage(work: Work) -> int | None:
-    """DeepSpeed's stage; None for plain torch."""
+    """DeepSpeed's stage, 2 as long as `auto` is not decided (see `staging`); None for plain torch."""
     training, hardware = work.settings.training, work.settings.hardware
     if training.backend == "deepspeed" or (training.backend == "auto" and hardware.world_size > 1):
-        return int(training.zero_stage)
+        return 2 if training.zero_stage == "auto" else training.zero_stage
     return None
 
 

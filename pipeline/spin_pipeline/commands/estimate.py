@@ -1,4 +1,4 @@
-"""`spin-pipeline estimate`: the memory each step will take, and what will bound it; no cluster and no weights needed."""
+"""`spin-pipeline estimate`: the memory each step will take, and what bounds it; no cluster and no weights needed."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def estimate(options: argparse.Namespace) -> int:
     from spin_components.memory.machines import placed_machine, this_machine
     from spin_components.memory.roofline import GPUS, bounds
     from spin_components.memory.shape import shape_of_config
+    from spin_components.memory.staging import staged
     from spin_components.memory.steps import estimate_steps
     from spin_components.memory.work import Work, longest_allowed
 
@@ -54,7 +55,7 @@ def estimate(options: argparse.Namespace) -> int:
         shape, origin = find_shape(settings.model.base, what="model.base")
     gpu = GPUS[options.gpu] if options.gpu else None
     machine = placed_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
-    work = Work(settings, machine, longest_allowed(settings))
+    work = staged(shape, Work(settings, machine, longest_allowed(settings)))
     estimates, bounding = estimate_steps(shape, work), bounds(shape, work, gpu) if gpu else []
     found = shortages(estimates, work)
     code = int(any(shortage.is_certain for shortage in found))
