@@ -229,7 +229,7 @@ def estimate_of(case: Case, folder: Path) -> dict[str, int]:
     lengths = Lengths(case.max_prompt_length, answer, min(case.max_new_tokens, answer))
     work = Work(settings, Machine("cpu", is_bf16=case.precision == "bf16"), lengths)
     estimates = estimate_steps(shape_of_folder(folder, what="the model"), work)
-    return dict(next(estimate for estimate in estimates if estimate.step == case.step).host)
+    return dict(next(estimate for estimate in estimates if estimate.step == case.step).host_parts)
 
 
 def row(case: Case, peaks: dict[str, int], parts: dict[str, int]) -> str:

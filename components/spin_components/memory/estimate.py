@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 StepName = Literal["generate", "ref-logprob", "train-epoch", "validate"]
@@ -29,12 +29,14 @@ class Estimate:
         device: bytes of GPU memory by what they are for; empty on a CPU.
         host: bytes of the machine's memory, likewise.
         processes: of the step that share one machine or pod.
+        first: bytes of the machine's memory that only the first of them takes, beside `host`.
     """
 
     step: StepName
     device: Mapping[str, int]
     host: Mapping[str, int]
     processes: int = 1
+    first: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def device_bytes(self) -> int:
@@ -44,10 +46,20 @@ class Estimate:
     @property
     def host_bytes(self) -> int:
         """Of all processes that share a machine."""
-        return self.processes * sum(self.host.values())
+        return self.processes * sum(self.host.values()) + sum(self.first.values())
+
+    @property
+    def host_parts(self) -> Parts:
+        """The same by what it is for."""
+        shared = {name: self.processes * size for name, size in self.host.items()}
+        return {**shared, **{name: shared.get(name, 0) + size for name, size in self.first.items()}}
 
 
 def largest(phases: Iterable[Mapping[str, float]]) -> Parts:
     """The phase that takes the most, without what takes nothing."""
-    most = max(phases, key=lambda parts: sum(parts.values()))
-    return {name: int(size) for name, size in most.items() if size >= 1}
+    return whole(max(phases, key=lambda parts: sum(parts.values())))
+
+
+def whole(parts: Mapping[str, float]) -> Parts:
+    """Parts in whole bytes, without what takes nothing."""
+    return {name: int(size) for name, size in parts.items() if size >= 1}

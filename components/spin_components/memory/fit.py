@@ -40,7 +40,7 @@ def shortages(estimates: Sequence[Estimate], work: Work) -> list[Shortage]:
             found.append(_shortage(estimate, estimate.device_bytes, limit, "of one GPU", estimate.device, work))
         if limit := work.machine.host_bytes.get(estimate.step, 0):
             place = f"of memory for {estimate.processes} processes" if estimate.processes > 1 else "of memory"
-            found.append(_shortage(estimate, estimate.host_bytes, limit, place, estimate.host, work))
+            found.append(_shortage(estimate, estimate.host_bytes, limit, place, estimate.host_parts, work))
     return [shortage for shortage in found if shortage]
 
 
@@ -62,20 +62,20 @@ def _shortage(
         return None
     largest = sorted(parts, key=lambda name: -parts[name])[:3]
     shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
-    each = " a process" if estimate.processes > 1 and place.startswith("of memory") else ""
     is_certain = needed > REFUSED * limit
     verb = "needs" if is_certain else "may need"
-    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, there are {in_gib(limit)} ({shown}{each})"
-    return Shortage(is_certain, message, _remedy(estimate, parts, work))
+    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, there are {in_gib(limit)} ({shown})"
+    return Shortage(is_certain, message, _remedy(estimate, parts, needed - limit, work))
 
 
-def _remedy(estimate: Estimate, parts: Mapping[str, int], work: Work) -> str:
-    """Knobs for the parts, the largest part first; each once."""
+def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Work) -> str:
+    """Knobs for the parts that matter, the largest part first; each once."""
     knobs: list[str] = []
     for name in sorted(parts, key=lambda name: -parts[name]):
-        knobs += [knob for knob in _knobs(name, estimate, work) if knob not in knobs]
-    more = "" if estimate.device and parts is estimate.device else "give it more memory"
-    return "try " + ", or ".join([*knobs[:4], *[more] * bool(more)]) if knobs or more else "use larger GPUs"
+        if parts[name] > lacking / 10:
+            knobs += [knob for knob in _knobs(name, estimate, work) if knob not in knobs]
+    on_gpu = parts is estimate.device
+    return "try " + ", or ".join([*knobs[:4], "a larger GPU" if on_gpu else "more memory"])
 
 
 def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
@@ -99,6 +99,8 @@ def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
             return _sharding_knobs(work, stage)
         case "weights" if step == "train-epoch" and stage != 3:
             return _sharding_knobs(work, stage)
+        case "weights" if work.on_gpu and step in ("ref-logprob", "validate"):
+            return ["a smaller model: these steps hold all of it on one GPU"]
         case "weights" if step == "generate" and work.on_gpu:
             return [f"generation.tensor_parallel above {work.settings.generation.tensor_parallel}"]
         case "KV cache":

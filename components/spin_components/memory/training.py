@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from spin_components.memory import activations
 from spin_components.memory.activations import Batch
-from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, largest
+from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, largest, whole
 from spin_components.memory.inference import forward_batch
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.work import Work
@@ -32,15 +32,17 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     loading = {"weights": 4 * shape.num_parameters // (work.settings.hardware.world_size if in_parts else 1)}
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
+    base = {"libraries": (CUDA_HOST_BASE if work.on_gpu else HOST_BASE) + _DEEPSPEED_BASE * is_deepspeed}
+    device: Parts = {}
     if work.on_gpu:
         device = largest({"CUDA": CUDA_BASE, **phase} for phase in (loading, {**held, **passing}, updating))
-        base = {"libraries": CUDA_HOST_BASE + _DEEPSPEED_BASE * is_deepspeed}
-        phases = ({**base, **loading}, {**base, **offloaded, **saving})
-        return Estimate("train-epoch", device, largest(phases), processes)
-    base = {"libraries": HOST_BASE + _DEEPSPEED_BASE * is_deepspeed}
-    held = {**held, **offloaded}
-    phases = (loading, {**held, **passing}, updating, {**base, **_without_gradients(held), **saving})
-    return Estimate("train-epoch", {}, largest({**base, **phase} for phase in phases), processes)
+        through = {} if in_parts else loading  # what goes to a GPU by way of the machine's memory
+        phases = ((through, {}), (offloaded, saving))
+    else:
+        held |= offloaded
+        phases = ((loading, {}), ({**held, **passing}, {}), (updating, {}), (_without_gradients(held), saving))
+    each, first = max(phases, key=lambda phase: processes * sum(phase[0].values()) + sum(phase[1].values()))
+    return Estimate("train-epoch", device, whole({**base, **each}), processes, whole(first))
 
 
 def zero_stage(work: Work) -> int | None:
@@ -65,16 +67,16 @@ def training_batches(work: Work) -> Batch:
 def _held(shape: ModelShape, work: Work, stage: int | None) -> Parts:
     """Weights, gradients and optimizer state, but for what is offloaded."""
     ranks = work.settings.hardware.world_size
-    whole, part = 4 * shape.num_parameters, 4 * shape.num_parameters // ranks
+    all_of_it, part = 4 * shape.num_parameters, 4 * shape.num_parameters // ranks
     if stage is None or stage == 0:
-        parts = {"weights": whole, "gradients": whole, "optimizer state": _numbers(work) * whole}
+        parts = {"weights": all_of_it, "gradients": all_of_it, "optimizer state": _numbers(work) * all_of_it}
     elif work.settings.training.offload_optimizer:
-        parts = {"weights": part if stage == 3 else whole}
+        parts = {"weights": part if stage == 3 else all_of_it}
     elif stage == 3:
         parts = {"weights": part, "gradients": part, "optimizer state": _numbers(work) * part}
     else:
-        gradients = whole + part if stage == 1 else part
-        parts = {"weights": whole, "gradients": gradients, "master weights": part}
+        gradients = all_of_it + part if stage == 1 else part
+        parts = {"weights": all_of_it, "gradients": gradients, "master weights": part}
         parts["optimizer state"] = _numbers(work) * part
     if stage is not None:
         number = 2 if work.machine.is_bf16 and stage == 3 else 4

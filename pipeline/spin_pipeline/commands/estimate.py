@@ -64,7 +64,8 @@ def estimate(options: argparse.Namespace) -> int:
         return code
     console = Console()
     where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
-    console.print(f"{shape.num_parameters / 1e9:.3g} billion parameters, by {origin}; on {where}", highlight=False)
+    size = f"{shape.num_parameters / 1e9:.3g} billion parameters"
+    console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)
     _print(estimates, bounding, found, console)
     return code
 
@@ -96,7 +97,7 @@ def _print(estimates: list[Estimate], bounding: list[Bound], found: list[Shortag
     for name in ("", "one GPU", "memory", "the largest parts"):
         table.add_column(name, justify="right" if name in ("one GPU", "memory") else "left")
     for each in estimates:
-        parts = dict(each.device or each.host)
+        parts = dict(each.device) or each.host_parts
         largest = sorted(parts, key=lambda name: -parts[name])[:4]
         device = in_gib(each.device_bytes) if each.device else "-"
         shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
