@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from playing import begin, hardware, losses, play, play_scores
+from s3_server import free_port
 from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import NonFiniteError
+from spin_components.memory.shape import count_parameters
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
@@ -78,6 +83,36 @@ def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
     weights = [load_file(run.path("iterations/0/epochs/0/policy/model.safetensors")) for run in (plain, zero)]
     assert weights[0].keys() == weights[1].keys()
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+
+
+_LOADING = """
+import os, sys
+from pathlib import Path
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
+import torch, deepspeed
+from spin_components.device import Compute
+from spin_components.settings import Settings
+from spin_components.train_epoch.sharded import load_for_ranks
+deepspeed.init_distributed(dist_backend="gloo")
+training = {"backend": "deepspeed", "zero_stage": int(sys.argv[2]), "packing": sys.argv[3], "global_batch_size": 1}
+settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}, "training": training})
+model = load_for_ranks(Path(sys.argv[1]), settings, Compute(torch.device("cpu"), "float32"))
+held = [parameter.numel() for parameter in model.parameters()]
+print("HELD", sum(held), sum(getattr(parameter, "ds_numel", 0) for parameter in model.parameters()))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("stage", "packing", "is_whole"), [("3", "off", False), ("3", "on", True)])
+def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
+    tiny_llama: Path, stage: str, packing: str, is_whole: bool
+) -> None:
+    environment = {**os.environ, "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", _LOADING, str(tiny_llama), stage, packing]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    held, divided = map(int, output.rpartition("HELD ")[2].split())
+    number = count_parameters(tiny_llama / "model.safetensors")
+    assert (held, divided) == ((number, 0) if is_whole else (0, number))
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -58,14 +58,17 @@ def refuse(found: Sequence[Shortage]) -> None:
 def _shortage(
     estimate: Estimate, needed: int, limit: int, place: str, parts: Mapping[str, int], work: Work
 ) -> Shortage | None:
-    if needed <= DOUBTED * limit:
+    free = work.machine.free_bytes if parts is not estimate.device else 0
+    is_short = bool(free) and needed > free
+    if needed <= DOUBTED * limit and not is_short:
         return None
     largest = sorted(parts, key=lambda name: -parts[name])[:3]
     shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
     is_certain = needed > REFUSED * limit
     verb = "needs" if is_certain else "may need"
-    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, there are {in_gib(limit)} ({shown})"
-    return Shortage(is_certain, message, _remedy(estimate, parts, needed - limit, work))
+    there = f"there are {in_gib(limit)}" + (f", {in_gib(free)} of them free now" if is_short else "")
+    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, {there} ({shown})"
+    return Shortage(is_certain, message, _remedy(estimate, parts, needed - min(limit, free or limit), work))
 
 
 def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Work) -> str:

@@ -17,13 +17,13 @@ _MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate")
 
 def this_machine(settings: Settings) -> Machine:
     """Steps run here: on its GPUs where there are any and `hardware.device` allows them, else in its memory."""
-    total, _ = memory_bytes()
+    total, free = memory_bytes()
     host = dict.fromkeys(_MODEL_STEPS, total) if total else {}
     sizes = gpu_sizes() if settings.hardware.device != "cpu" else []
     if not sizes and settings.hardware.device != "cuda":
-        return Machine("cpu", _is_bf16(settings, "cpu"), host_bytes=host)
+        return Machine("cpu", _is_bf16(settings, "cpu"), host_bytes=host, free_bytes=free)
     known = int(settings.hardware.gpu_memory_gib * 2**30) or min(sizes, default=0)
-    return Machine("cuda", _is_bf16(settings, "cuda"), known, host)
+    return Machine("cuda", _is_bf16(settings, "cuda"), known, host, free)
 
 
 def placed_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:

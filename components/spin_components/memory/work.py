@@ -64,12 +64,14 @@ class Machine:
         is_bf16: whether `training.precision` comes to bf16 there.
         device_bytes: memory of one GPU; 0 if not known.
         host_bytes: by step, memory that its processes share: this machine's, or their pod's; empty if not known.
+        free_bytes: of this machine's memory, what nothing else takes now; 0 if not known.
     """
 
     device: Literal["cuda", "cpu"]
     is_bf16: bool
     device_bytes: int = 0
     host_bytes: Mapping[str, int] = field(default_factory=dict)
+    free_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

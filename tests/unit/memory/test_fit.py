@@ -118,6 +118,17 @@ def test_only_what_clearly_exceeds_is_certain(share: float, is_certain: bool | N
     assert [each.is_certain for each in shortages([estimate], tight)] == [is_certain][: is_certain is not None]
 
 
+def test_memory_that_others_take_now_is_a_doubt_and_no_refusal() -> None:
+    settings = settings_of(hardware={"device": "cpu"})
+    estimate = of_step(estimate_steps(SEVEN, Work(settings, Machine("cpu", False), Lengths(9, 9, 9))), "validate")
+    machine = Machine(
+        "cpu", False, host_bytes={"validate": 2 * estimate.host_bytes}, free_bytes=estimate.host_bytes - 1
+    )
+    (found,) = shortages([estimate], Work(settings, machine, Lengths(9, 9, 9)))
+    assert not found.is_certain
+    assert "of them free now" in found.message
+
+
 def test_a_step_that_cannot_fit_is_refused_doubted_or_let_be() -> None:
     warnings: list[str] = []
     with pytest.raises(ConfigError, match=r"^generate needs about .*hardware\.memory_check = 'warn'$"):
