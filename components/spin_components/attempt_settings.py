@@ -28,7 +28,9 @@ class HardwareSettings(Section):
     ranks: int = Field(1, ge=1, description="training processes a node: GPUs, where there are any")
     nodes: int = Field(1, ge=1, description="pods of train-epoch, as a Kubeflow TrainJob above 1; fixed when compiled")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
-    gpu_memory_gib: float = Field(0, ge=0, description="of one GPU; 0: as the machine, or a node's label, says")
+    gpu_memory_gib: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="of one GPU; 0: as the machine, or a node's label, says"
+    )
     memory_check: Literal["refuse", "warn", "off"] = Field(
         "refuse", description="what is done about a step whose estimated memory clearly exceeds what there is"
     )

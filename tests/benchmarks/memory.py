@@ -133,7 +133,7 @@ def _score(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int
             _tokens(generated, vocabulary, place + 13),
             "length",
         )
-        for place in range(3 * size)
+        for place in range(2 * size)
     ]
     batches = [tuple(range(start, start + size)) for start in range(0, len(pairs), size)]
     scores = score_pairs(model.eval(), pairs, compute, batches, settings.training)
