@@ -41,7 +41,7 @@ def test_pods_that_are_too_small_are_refused_before_the_data_is_read(
     monkeypatch.setenv("KFP_POD_NAME", "a-pod")
     small = {"placement": {"train": {"memory": "300Mi"}}}
     missing = make_settings(**small, data={"train": "/absent"})
-    with pytest.raises(ConfigError, match=r"^train-epoch needs about .* of memory, there are 300 MiB \(libraries"):
+    with pytest.raises(ConfigError, match=r"^train-epoch needs about .* of memory, there are 0.3 GiB \(libraries"):
         prepared(missing)
     run = prepared(make_settings(**small, hardware={"memory_check": "off"}))
     assert run.exists(layout.DATA_MANIFEST)

@@ -19,10 +19,10 @@ STATE_NUMBERS = {"adamw": 2, "rmsprop": 1}
 _BUCKET, _LIVE = 5 * 10**8, 10**9
 _DEEPSPEED_BASE, _SAVING_BASE = 0.15 * 2**30, 0.07 * 2**30
 _SAVED_AT_ONCE = 2**29
-HEAP = 1.5
-"""What the C library's heap takes for activations on a CPU over what they hold: aligned blocks below 32 MiB leave holes
-that the next of their size does not fit. Measured by tests/benchmarks/memory.py with glibc 2.36; larger blocks, as
-logits are, and GPUs have none of it."""
+HEAP_HOLES = 0.45
+"""On a CPU, what the C library's heap loses over what is in use, as a share of a micro-batch's activations without
+checkpointing: gradients and optimizer state come to lie between blocks that come and go, with checkpointing as without.
+Measured by tests/benchmarks/memory.py with glibc 2.36 (0.41 to 0.52); never taken for more than what lies between."""
 
 
 def training(shape: ModelShape, work: Work) -> Estimate:
@@ -118,9 +118,11 @@ def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
     working = activations.working_bytes(shape, computed, is_bf16=is_bf16, backward=True)
     positions = min(kept.positions, work.logit_chunk or kept.positions)
     tied = 2 * 4 * shape.vocabulary * shape.hidden if shape.is_tied else 0  # two gradients of one matrix, to be added
+    between = (1 + _numbers(work)) * 4 * shape.num_parameters
     parts = {
+        "holes of the heap": 0 if work.on_gpu else min(int(HEAP_HOLES * shape.num_layers * block), between),
         "gradients in flight": tied,
-        "activations": int((saved + working) * (1 if work.on_gpu else HEAP)),
+        "activations": saved + working,
         "logits": activations.logit_bytes(shape, positions, is_bf16=is_bf16, backward=True),
     }
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if is_bf16 and is_cast else parts
