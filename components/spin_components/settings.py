@@ -198,7 +198,12 @@ class TrainingSettings(Section):
     """How the policy learns within an iteration."""
 
     backend: Literal["auto", "torch", "deepspeed"] = Field("auto", description="auto: DeepSpeed for more than one rank")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest whose estimated memory fits"
+    )
+    offload_optimizer: bool = Field(
+        False, description="optimizer state and update in the machine's memory, by the CPU: DeepSpeed, zero_stage >= 1"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of compute; weights stay float32")
     packing: Literal["auto", "on", "off"] = Field(
         "auto", description="no padding, each prompt computed once for both answers; auto: where it was measured to pay"
@@ -290,4 +295,18 @@ class Settings(Section):
             )
         if self.training.backend == "torch" and ranks > 1:
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
+        if self.training.offload_optimizer:
+            self._check_offload(ranks)
         return self
+
+    def _check_offload(self, ranks: int) -> None:
+        training = self.training
+        if training.backend == "torch" or (training.backend == "auto" and ranks == 1):
+            raise ValueError(
+                "training.offload_optimizer = true is DeepSpeed's, and training would be plain torch; "
+                "set training.backend = 'deepspeed'"
+            )
+        if training.zero_stage == 0:
+            raise ValueError(
+                "training.offload_optimizer = true needs training.zero_stage = 1, 2 or 3; found 0, which has no offload"
+            )

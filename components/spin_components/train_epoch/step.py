@@ -22,7 +22,7 @@ from spin_components.train_epoch.pairs import shard_manifests
 from spin_components.train_epoch.ranks import run_ranks
 from spin_components.train_epoch.saving import clear_partial
 
-_NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage")
+_NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer")
 
 
 def train(

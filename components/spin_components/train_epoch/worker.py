@@ -38,7 +38,7 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
     data = load_scored_pairs(current.run, job.iteration)
-    model = load_scored(job.policy, job.settings, compute)
+    model = _load(job, compute, distributed)
     model.train()
     if job.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -52,6 +52,14 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     facts = _facts(loop, len(data.pairs), data.num_dropped, started)
     save_epoch(current, job, backend, loop.state, loop.rows, loop.rewards, facts)
     return True
+
+
+def _load(job: EpochJob, compute: Compute, distributed: bool) -> Any:
+    if distributed:
+        from spin_components.train_epoch.sharded import load_for_ranks
+
+        return load_for_ranks(job.policy, job.settings, compute)
+    return load_scored(job.policy, job.settings, compute)
 
 
 def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> Backend:
