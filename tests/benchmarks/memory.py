@@ -142,6 +142,7 @@ def _score(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int
 
 
 def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.algorithm.loss import Objective
     from spin_components.algorithm.order import micro_batches
     from spin_components.modeling import save_policy
     from spin_components.train_epoch.pairs import ScoredPairs
@@ -164,7 +165,14 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
             num=2,
         )
         train_single_step(
-            backend, data, share, batch=batch, beta=0.1, lr=1e-5, is_step_zero=number == 0, where="benchmark"
+            backend,
+            data,
+            share,
+            batch=batch,
+            objective=Objective(0.1),
+            lr=1e-5,
+            is_step_zero=number == 0,
+            where="benchmark",
         )
     peaks = {"compute": peak_bytes()}
     with tempfile.TemporaryDirectory() as name:
@@ -179,8 +187,11 @@ def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, 
     from spin_components.validate.nll import answer_losses, validation_batches
 
     vocabulary, prompt = model.config.vocab_size, case.max_prompt_length
+    rest = case.max_length - prompt
     prompts = [
-        Prompt(place, _tokens(prompt, vocabulary, place), _tokens(case.max_length - prompt, vocabulary, place + 7))
+        Prompt(
+            place, _tokens(prompt, vocabulary, place), _tokens(case.max_length - prompt, vocabulary, place + 7), True
+        )
         for place in range(2 * settings.validation.batch_size)
     ]
     list(answer_losses(model.eval(), validation_batches(prompts, settings.validation), compute))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from uneven_ranks import LR, OF_RANK, make_model
 
+from integration.uneven_ranks import LR, OF_RANK, make_model
 from playing import begin, hardware, losses, play, play_scores
 from s3_server import free_port
 from spin_components.algorithm.logprobs import answer_logprobs
