@@ -50,7 +50,7 @@ def of_trl(trainer: Any, pairs: list[Any], beta: float, *losses: str) -> tuple[f
     rows = [{"prompt_ids": p, "chosen_ids": y, "rejected_ids": other} for p, y, other in pairs]
     trainer.beta, trainer.loss_types, trainer.loss_weights = beta, list(losses), [1.0] * len(losses)
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-    return float(loss), gradient(trainer.model, loss)
+    return float(loss.detach()), gradient(trainer.model, loss)
 
 
 def ours(trainer: Any, pairs: list[Any], objective: Objective) -> tuple[float, Tensor]:
@@ -62,8 +62,8 @@ def ours(trainer: Any, pairs: list[Any], objective: Objective) -> tuple[float, T
     lengths = AnswerLengths(torch.tensor([len(y) for _, y, _ in pairs]), torch.tensor([len(g) for *_, g in pairs]))
     terms: PairTerms = pair_terms(policy, reference, lengths, objective)
     loss = terms.losses.mean()
-    assert float(terms.rewards.actual.abs().max()) > 0.01, "the policy is to differ from its reference"
-    return float(loss), gradient(trainer.model, loss)
+    assert float(terms.rewards.actual.detach().abs().max()) > 0.01, "the policy is to differ from its reference"
+    return float(loss.detach()), gradient(trainer.model, loss)
 
 
 def gradient(model: Any, loss: Tensor) -> Tensor:
