@@ -180,7 +180,9 @@ def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, 
 
     vocabulary, prompt = model.config.vocab_size, case.max_prompt_length
     prompts = [
-        Prompt(place, _tokens(prompt, vocabulary, place), _tokens(case.max_length - prompt, vocabulary, place + 7))
+        Prompt(
+            place, _tokens(prompt, vocabulary, place), _tokens(case.max_length - prompt, vocabulary, place + 7), True
+        )
         for place in range(2 * settings.validation.batch_size)
     ]
     list(answer_losses(model.eval(), validation_batches(prompts, settings.validation), compute))
