@@ -58,8 +58,8 @@ def cases(model: str) -> list[Case]:
         Case(model, "ref-logprob", 4, precision="bf16"),
         Case(model, "validate", 8),
         Case(model, "validate", 8, packing="off"),
-        Case(model, "generate", 32),
-        Case(model, "generate", 32, precision="bf16"),
+        Case(model, "generate", 32, 128, 96, 32),
+        Case(model, "generate", 32, 128, 96, 32, precision="bf16"),
     ]
 
 
