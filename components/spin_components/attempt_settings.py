@@ -52,8 +52,8 @@ class StepResources(Section):
         """`memory` as a number."""
         digits = self.memory.rstrip("KMGTPi")
         unit = self.memory.removeprefix(digits)
-        base = 1024 if unit.endswith("i") else 1000
-        return int(digits) * base ** (" KMGTP".index(unit[0]) if unit else 0)
+        base, power = 1024 if unit.endswith("i") else 1000, " KMGTP".index(unit[0]) if unit else 0
+        return int(digits) * int(base**power)
 
 
 class PlacementSettings(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,12 @@ def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SHORT = Case("middling", "train-epoch", 4, max_length=96, max_prompt_length=32, max_new_tokens=64)
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        Case("middling", "train-epoch", 4),
-        Case("middling", "train-epoch", 4, gradient_checkpointing=True, packing="off", optimizer="rmsprop"),
-        Case("middling", "ref-logprob", 4),
-    ],
+    [SHORT, replace(SHORT, gradient_checkpointing=True, packing="off", optimizer="rmsprop")],
     ids=str,
 )
 def test_a_steps_peak_is_estimated_within_20_percent(middling: Path, case: Case) -> None:

@@ -38,13 +38,16 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
     base = {"libraries": (CUDA_HOST_BASE if work.on_gpu else HOST_BASE) + _DEEPSPEED_BASE * is_deepspeed}
     device: Parts = {}
+    nothing: Parts = {}
+    phases: list[tuple[Parts, Parts]]
     if work.on_gpu:
         device = largest({"CUDA": CUDA_BASE, **phase} for phase in (loading, {**held, **passing}, updating))
         through = {} if in_parts else loading  # what goes to a GPU by way of the machine's memory
-        phases = ((through, {}), (offloaded, saving))
+        phases = [(through, nothing), (offloaded, saving)]
     else:
         held |= offloaded
-        phases = ((loading, {}), ({**held, **passing}, {}), (updating, {}), (_without_gradients(held), saving))
+        phases = [(loading, nothing), ({**held, **passing}, nothing), (updating, nothing)]
+        phases.append((_without_gradients(held), saving))
     each, first = max(phases, key=lambda phase: processes * sum(phase[0].values()) + sum(phase[1].values()))
     return Estimate("train-epoch", device, whole({**base, **each}), processes, whole(first))
 
