@@ -26,6 +26,7 @@ import torch
 
 from spin_components.algorithm.order import MicroBatch, derive_seed, form_batches, micro_batches
 from spin_components.attempt_settings import HardwareSettings
+from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.device import Compute, set_threads
 from spin_components.settings import GenerationSettings, ModelSettings, Settings, TrainingSettings
@@ -84,7 +85,7 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
     started = time.monotonic()
     scores: list[Score] = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
     score_s = time.monotonic() - started
-    data = ScoredPairs(pairs, scores, batches, 0)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
     backend = TorchBackend(model.train(), training, COMPUTE)
     lengths = [pair.num_tokens for pair in pairs]
     steps = []
