@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
 from spin_components.objective_settings import ObjectiveSettings
+from spin_components.pool_settings import PoolSettings
 from spin_components.section import (
     CountOrFraction,
     PositiveFloat,
@@ -110,8 +111,8 @@ class DataSettings(Section):
 Epochs = Annotated[int, Field(ge=1, le=32)]
 
 
-class SpinSettings(Section):
-    """The game: how many iterations, and how strongly the reference holds."""
+class SpinSettings(PoolSettings):
+    """The game: how many iterations, how strongly the reference holds, which pairs are trained on."""
 
     max_iterations: int = Field(3, ge=1, le=32, description="rounds of self-play; may be lowered or raised later")
     max_epochs: Epochs | list[Epochs] = Field(
@@ -155,6 +156,9 @@ class GenerationSettings(Section):
     min_new_tokens: int = Field(0, ge=0, description="NeMo's length_params.min_length")
     stop: list[str] = Field(default_factory=list, description="NeMo's sampling_params.end_strings")
     shards: int = Field(1, ge=1, le=256, description="parts that are generated in parallel; fixed when compiled")
+    on_truncated: Literal["keep", "drop"] = Field(
+        "keep", description="answers cut at max_new_tokens: train on them, without EOS, or leave their pairs out"
+    )
     batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
     tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")

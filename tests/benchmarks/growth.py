@@ -27,6 +27,7 @@ from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import micro_batches
 from spin_components.algorithm.packing import Prompted
 from spin_components.attempt_settings import HardwareSettings
+from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, read_rows
 from spin_components.device import set_threads
 
@@ -49,7 +50,7 @@ def of_pairs(folder: Path, num: int) -> dict[str, Any]:
     batches = batches_of(num)
     started = time.monotonic()
     scores = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
-    data = ScoredPairs(pairs, scores, batches, 0)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
     backend = TorchBackend(model.train(), training, COMPUTE)
     lengths = [pair.num_tokens for pair in pairs]
     for number, batch in enumerate(batches):

@@ -144,6 +144,7 @@ def _score(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int
 def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, compute: Any) -> dict[str, int]:
     from spin_components.algorithm.loss import Objective
     from spin_components.algorithm.order import micro_batches
+    from spin_components.data.pair_counts import PairCounts
     from spin_components.modeling import save_policy
     from spin_components.train_epoch.pairs import ScoredPairs
     from spin_components.train_epoch.single_step import train_single_step
@@ -154,7 +155,7 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backend = TorchBackend(model, training, compute)
-    data = ScoredPairs(pairs, scores, batches, 0)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
     for number, batch in enumerate(batches):
         share = micro_batches(
             batch,

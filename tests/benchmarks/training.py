@@ -26,6 +26,7 @@ from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, 
 from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import MicroBatch, micro_batches
 from spin_components.attempt_settings import HardwareSettings
+from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.device import set_threads
 from spin_components.store.limits import num_cores
@@ -49,7 +50,7 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
     started = time.monotonic()
     scores: list[Score] = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
     score_s = time.monotonic() - started
-    data = ScoredPairs(pairs, scores, batches, 0)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
     backend = TorchBackend(model.train(), training, COMPUTE)
     lengths = [pair.num_tokens for pair in pairs]
     steps = []

@@ -117,7 +117,7 @@ def packed_attention(
     lengths = attention_mask[0, 0].tolist()
     # split, not slices: the gradient of a slice is as large as all of the batch, that of a split is one concatenation
     sizes = [size for prompt, first, *others in lengths for size in (prompt + first, *others) if size]
-    queries, keys, values = (iter(tensor.split(sizes, dim=2)) for tensor in (query, key, value))
+    queries, keys, values = (iter(torch.split(tensor, sizes, dim=2)) for tensor in (query, key, value))
     attend = partial(_attend, scaling=scaling, window=sliding_window, softcap=softcap)
     outputs = []
     for prompt, _, *others in lengths:

@@ -83,8 +83,9 @@ def _play(
     finally:
         engine.close()
     duration_s = time.monotonic() - started
+    origin = int(labels["iteration"])
     pairs = [
-        Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, answer.token_ids, answer.finish_reason)
+        Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, answer.token_ids, answer.finish_reason, origin)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     facts = _facts(pairs, eos_ids) | {
