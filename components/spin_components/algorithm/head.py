@@ -72,7 +72,7 @@ class AnswerHead:
             return num
         most = torch.tensor(num, device=weight.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most.item())
+        return round(most.item())
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(C, H) and (C,) to (C,) float32."""
