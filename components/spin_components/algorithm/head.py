@@ -72,7 +72,8 @@ class AnswerHead:
             return num
         most = torch.tensor(num, device=weight.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return round(most.item())
+        agreed: int = most.item()
+        return agreed
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(C, H) and (C,) to (C,) float32."""
