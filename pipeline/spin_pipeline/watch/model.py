@@ -146,7 +146,7 @@ class RunModel:
         for event in events:
             try:
                 self._take(event)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 continue  # written by another version, or damaged: a view shows what it can
 
     @property
