@@ -159,7 +159,7 @@ class GenerationSettings(Section):
     on_truncated: Literal["keep", "drop"] = Field(
         "keep", description="answers cut at max_new_tokens: train on them, without EOS, or leave their pairs out"
     )
-    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
+    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at the least (vllm)")
     tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")
     kv_cache_gib: PositiveFloat = Field(1.0, description="vLLM's cache on a CPU, GiB")
