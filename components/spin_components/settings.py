@@ -224,6 +224,10 @@ class ValidationSettings(Section):
         1.0, description="within an epoch: every so many steps, or share of it; 1.0 is its end only"
     )
 
+    num_samples: int = Field(
+        32, ge=0, description="held-out prompts that each validated policy also answers: lengths, repetition; 0 is off"
+    )
+
     _fractions = field_validator("limit_val_batches", "val_check_interval")(check_fraction)
     _not_none = field_validator("limit_val_batches")(check_some)
 
@@ -272,4 +276,9 @@ class Settings(Section):
             )
         if self.training.backend == "torch" and ranks > 1:
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
+        if self.selection.limits and not self.validation.num_samples:
+            raise ValueError(
+                f"{' and '.join(self.selection.limits)} are held against sampled answers, but validation.num_samples "
+                "is 0; set it to 32, say, or leave the limits out"
+            )
         return self
