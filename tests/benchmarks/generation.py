@@ -26,8 +26,8 @@ What was tried for the `transformers` engine, on 2 cores of an AMD EPYC (AVX2, n
 - Where the time goes now, 24 rows on one thread: matrix products 80 % (50 GFLOP/s a core at 32 rows, 65 at 128),
   attention 4 %, choosing tokens 4 %.
 
-For the `vllm` engine, 48 answers of 16 tokens on one core, four times in turn on one engine: `LLM.generate` 14.7 s, with
-log-probabilities of the sampled tokens 13.6 s, our loop with them 13.8 s: no difference beyond the spread.
+For the `vllm` engine, 48 answers of 16 tokens on one core, four times in turn on one engine: `LLM.generate` 14.7 s,
+with log-probabilities of the sampled tokens 13.6 s, our loop with them 13.8 s: no difference beyond the spread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ import torch
 
 from spin_components.attempt_settings import HardwareSettings
 from spin_components.device import Compute, set_threads
-from spin_components.settings import GenerationSettings, ModelSettings
+from spin_components.generation_settings import GenerationSettings
+from spin_components.settings import ModelSettings
 
 PEERS = {"plain": "plain", "ours": "plain", "vllm": "vllm", "ours-vllm": "vllm"}
 EOS = 2

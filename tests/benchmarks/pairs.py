@@ -16,7 +16,8 @@ import torch
 from spin_components.algorithm.order import derive_seed, form_batches, permutation
 from spin_components.data.shards import Pair, write_rows
 from spin_components.device import Compute
-from spin_components.settings import GenerationSettings, ModelSettings, Settings
+from spin_components.generation_settings import GenerationSettings
+from spin_components.settings import ModelSettings, Settings
 
 GLOBAL_BATCH, MICRO_BATCH = 8, 4
 COMPUTE = Compute(torch.device("cpu"), "float32")
