@@ -126,7 +126,7 @@ class GenerationSettings(Section):
     min_new_tokens: int = Field(0, ge=0, description="NeMo's length_params.min_length")
     stop: list[str] = Field(default_factory=list, description="NeMo's sampling_params.end_strings")
     shards: int = Field(1, ge=1, le=256, description="parts that are generated in parallel; fixed when compiled")
-    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
+    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at the least (vllm)")
     tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")
     kv_cache_gib: PositiveFloat = Field(1.0, description="vLLM's cache on a CPU, GiB")
