@@ -119,10 +119,35 @@ def test_sampled_tokens_are_likely_under_the_model_that_is_said_to_have_sampled_
     model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
     rows = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(prompts, answers, strict=True)]
     with torch.inference_mode():
-        total = float(answer_logprobs(model, rows).sum())
+        logprobs = answer_logprobs(model, rows)
         logits = model(torch.tensor([prompts[0]])).logits[0, -1]
     entropy = float(-(logits.softmax(-1) * logits.log_softmax(-1)).sum())
-    assert total / sum(len(answer.token_ids) for answer in answers) == pytest.approx(-entropy, abs=0.5)
+    num_tokens = sum(len(answer.token_ids) for answer in answers)
+    assert float(logprobs.sum()) / num_tokens == pytest.approx(-entropy, abs=0.5)
+    assert [answer.logprob for answer in answers] == pytest.approx(logprobs.tolist(), abs=0.01)
+
+
+def test_the_log_probability_is_the_models_own_whatever_warps_it(
+    engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
+) -> None:
+    engine._sampling = _sampling(
+        max_new_tokens=24, temperature=0.5, top_k=9, repetition_penalty=1.3, min_new_tokens=4, stop=["e", "t", "a"]
+    )
+    answers = _answers(engine, prompts, [24] * len(prompts))
+    assert {answer.finish_reason for answer in answers} >= {"stop_string"}
+    model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
+    rows = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(prompts, answers, strict=True)]
+    with torch.inference_mode():
+        expected = answer_logprobs(model, rows).tolist()
+    assert [answer.logprob for answer in answers] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_call_that_is_given_up_leaves_nothing_to_the_next(engine: VllmEngine, prompts: list[list[int]]) -> None:
+    engine._sampling = _sampling(max_new_tokens=24)
+    given_up = engine.generate(prompts, [24] * len(prompts))
+    next(given_up)
+    given_up.close()  # type: ignore[attr-defined]
+    assert len(_answers(engine, prompts[:3], [24] * 3)) == 3
 
 
 def test_pairs_of_a_run_hold_the_sampled_ids(make_settings: Callable[..., Settings]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,10 +22,15 @@ WORTHWHILE_CPU_TOKENS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Sampled token ids, the EOS among them only where it was sampled, and why sampling ended."""
+    """Sampled token ids, the EOS among them only where it was sampled, and why sampling ended.
+
+    Attributes:
+        logprob: of all the tokens, in nats, under the model itself: no temperature, no filter, no penalty.
+    """
 
     token_ids: list[int]
     finish_reason: str
+    logprob: float = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)

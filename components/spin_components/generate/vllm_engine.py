@@ -13,9 +13,6 @@ from spin_components.generate.engine import Answer, Sampling
 from spin_components.settings import ModelSettings
 from spin_components.store.limits import num_cores
 
-_ROUNDS = 4
-"""Prompts are handed over in so many parts at most, so that progress shows and finished answers come back early."""
-
 
 class VllmEngine:
     """Seeded as a whole, not by request: vLLM's CPU build dies on a request's own seed."""
@@ -26,6 +23,7 @@ class VllmEngine:
         self._sampling = sampling
         self._folder, self._model, self._compute = folder, model, compute
         self._llm: Any = None
+        self._longest = 0
 
     def _open(self, longest: int) -> Any:
         """Start the engine with room for the longest prompt and answer, no more."""
@@ -51,6 +49,7 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 enforce_eager=on_cpu,
                 generation_config="vllm",  # nothing inherited from the model's own generation settings
+                logprobs_mode="raw_logprobs",
                 disable_log_stats=True,
             )
         except (ImportError, RuntimeError, ValueError, OSError) as error:
@@ -60,6 +59,7 @@ class VllmEngine:
 
     def _parameters(self, max_new_tokens: int) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         settings = self._sampling.settings
         return SamplingParams(
@@ -73,33 +73,38 @@ class VllmEngine:
             stop_token_ids=self._sampling.eos_ids,
             ignore_eos=True,  # the run's own EOS ids decide, not whatever the tokenizer calls EOS
             detokenize=bool(settings.stop),
+            logprobs=0,  # of the sampled tokens alone
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, max_new_tokens, strict=True))
-        self._llm = self._llm or self._open(longest)
-        size = max(self._sampling.settings.batch_size, -(-len(prompts) // _ROUNDS))
-        for start in range(0, len(prompts), size):
-            places = range(start, min(start + size, len(prompts)))
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": prompts[place]} for place in places],
-                [self._parameters(max_new_tokens[place]) for place in places],
-                use_tqdm=False,
-            )
-            for place, output in zip(places, outputs, strict=True):
-                yield place, self._answer(output.outputs[0])
+        if longest > self._longest:
+            self.close()
+            self._llm, self._longest = self._open(longest), longest
+        engine = self._llm.llm_engine
+        waiting = set()
+        try:
+            for place, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
+                waiting.add(engine.add_request(str(place), {"prompt_token_ids": prompt}, self._parameters(limit)))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    waiting.discard(output.request_id)
+                    yield int(output.request_id), self._answer(output.outputs[0])
+        finally:
+            engine.abort_request(list(waiting), internal=True)
 
     def _answer(self, completion: Any) -> Answer:
-        token_ids = list(completion.token_ids)
+        token_ids, logprob = list(completion.token_ids), float(completion.cumulative_logprob)
         if completion.finish_reason == "length":
-            return Answer(token_ids, "length")
+            return Answer(token_ids, "length", logprob)
         if completion.finish_reason != "stop":
             raise EngineError(f"vLLM ended an answer with {completion.finish_reason!r}; expected 'stop' or 'length'")
         if isinstance(completion.stop_reason, str):
-            return Answer(token_ids, "stop_string")
+            return Answer(token_ids, "stop_string", logprob)
         if token_ids[-1] != completion.stop_reason:
             token_ids.append(completion.stop_reason)
-        return Answer(token_ids, "stop")
+        return Answer(token_ids, "stop", logprob)
 
     def close(self) -> None:
         if self._llm is not None:

