@@ -28,6 +28,13 @@ class HardwareSettings(Section):
     ranks: int = Field(1, ge=1, description="training processes a node: GPUs, where there are any")
     nodes: int = Field(1, ge=1, description="pods of train-epoch, as a Kubeflow TrainJob above 1; fixed when compiled")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
+    sampler_tolerance: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="nats a token by which the sampler's log-probabilities may differ from the reference's, in the "
+        "mean; 0: by engine and precision",
+    )
 
     @property
     def world_size(self) -> int:

@@ -110,6 +110,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (HardwareSettings, "ranks", [0]),
     (HardwareSettings, "nodes", [0]),
     (HardwareSettings, "threads", [-1]),
+    (HardwareSettings, "sampler_tolerance", [-0.1, math.inf, math.nan]),
     (PlacementSettings, "accelerator", ["gpu", "nvidia.com/", "nvidia.com/gpu: 1"]),
     (PlacementSettings, "generate", [{"cpu": "0"}, {"cpu": "4 cores"}, {"memory": "0Gi"}, {"memory": "16 GB"}]),
     (PlacementSettings, "train", [{"cpu": "-1"}, {"memory": ""}]),

@@ -37,6 +37,8 @@ class Pair:
     Attributes:
         generated_ids: sampled token ids; the EOS is among them only where it was sampled.
         finish_reason: `stop` (EOS sampled), `stop_string`, or `length` (cut).
+        sampled_logprob: of the generated answer's tokens, nats, as the sampler's own model had it: good for a check of
+            weights and template, never for the loss.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Pair:
     actual_ids: list[int]
     generated_ids: list[int]
     finish_reason: str
+    sampled_logprob: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -108,6 +111,7 @@ _COLUMNS = {
     "generated_ids": _IDS,
     "actual_ended": pa.bool_(),
     "finish_reason": pa.string(),
+    "sampled_logprob": pa.float32(),
     "ref_actual": pa.float32(),
     "ref_generated": pa.float32(),
     "batch": pa.int32(),

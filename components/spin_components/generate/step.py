@@ -84,11 +84,19 @@ def _play(
         engine.close()
     duration_s = time.monotonic() - started
     pairs = [
-        Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, answer.token_ids, answer.finish_reason)
+        Pair(
+            prompt.index,
+            prompt.prompt_ids,
+            prompt.actual_ids,
+            answer.token_ids,
+            answer.finish_reason,
+            sampled_logprob=answer.logprob,
+        )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     facts = _facts(pairs, eos_ids) | {
         "engine": name,
+        "precision": compute.precision,
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),
         "samples": decode_samples(pairs[:SAMPLES_A_SHARD], folder, settings.model),
     }

@@ -18,6 +18,7 @@ from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
+from spin_components.ref_logprob.agreement import check_sampler, coarser
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
@@ -75,6 +76,14 @@ def score_shard(
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
         scores = _scored_by(reference_uri, "the reference policy", pairs, compute, batches, current)
+        agreement = check_sampler(
+            pairs,
+            scores,
+            engine=generations.facts["engine"],
+            precision=coarser(generations.facts["precision"], compute.precision),
+            tolerance=settings.hardware.sampler_tolerance,
+            where=run.uri_of(source),
+        )
         if base_uri:
             is_base = inputs["base"] == inputs["reference"]
             under_base = scores if is_base else _scored_by(base_uri, "the base model", pairs, compute, batches, current)
@@ -84,7 +93,7 @@ def score_shard(
             ]
         with run.staged(key) as staged:
             write_rows(staged.path, Score, scores)
-        facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs)}
+        facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs), **agreement}
         current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
 
