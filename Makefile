@@ -17,7 +17,9 @@ BUILD = DOCKER_BUILDKIT=1 $(DOCKER) build --build-arg VERSION=$(TAG) \
 	$(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(if $(PIP_CA),--secret id=ca$(comma)src=$(PIP_CA))
 comma := ,
 
-.PHONY: help demo test faults check lint types clean images cpu-images test-images $(IMAGES)
+BENCHMARKS := training growth generation memory overhead
+
+.PHONY: help demo test bench faults check lint types clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,11 @@ test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real K
 
 faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faults instead of the fixed list
 	SPIN_FAULTS=$(N) $(BIN)/python -m pytest tests/faults$(if $(N),/test_faults.py)
+
+bench: $(VENV)/.test  ## speed and memory against TRL, transformers and bare vLLM: tables, and JSON in bench/; an hour alone
+	mkdir -p bench
+	set -e; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json bench/$$name.json; done
 
 check: lint types test  ## what a change must pass
 

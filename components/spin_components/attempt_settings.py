@@ -28,6 +28,12 @@ class HardwareSettings(Section):
     ranks: int = Field(1, ge=1, description="training processes a node: GPUs, where there are any")
     nodes: int = Field(1, ge=1, description="pods of train-epoch, as a Kubeflow TrainJob above 1; fixed when compiled")
     threads: int = Field(0, ge=0, description="CPU threads a process; 0 shares the cores among ranks")
+    gpu_memory_gib: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="of one GPU; 0: as the machine, or a node's label, says"
+    )
+    memory_check: Literal["refuse", "warn", "off"] = Field(
+        "refuse", description="what is done about a step whose estimated memory clearly exceeds what there is"
+    )
     sampler_tolerance: float = Field(
         0.0,
         ge=0,
@@ -47,6 +53,14 @@ class StepResources(Section):
 
     cpu: str = Field("4", pattern=r"^([1-9]\d*m?|\d+\.\d+)$", description="cores: 4, 0.5 or 500m")
     memory: str = Field("16Gi", pattern=r"^[1-9]\d*([KMGTP]i?)?$", description="bytes: 16Gi, 64G")
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory` as a number."""
+        digits = self.memory.rstrip("KMGTPi")
+        unit = self.memory.removeprefix(digits)
+        base, power = 1024 if unit.endswith("i") else 1000, " KMGTP".index(unit[0]) if unit else 0
+        return int(digits) * int(base**power)
 
 
 class PlacementSettings(Section):

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
 from spin_components.objective_settings import ObjectiveSettings
+from spin_components.pool_settings import PoolSettings
 from spin_components.section import (
     CountOrFraction,
     PositiveFloat,
@@ -110,8 +111,8 @@ class DataSettings(Section):
 Epochs = Annotated[int, Field(ge=1, le=32)]
 
 
-class SpinSettings(Section):
-    """The game: how many iterations, and how strongly the reference holds."""
+class SpinSettings(PoolSettings):
+    """The game: how many iterations, how strongly the reference holds, which pairs are trained on."""
 
     max_iterations: int = Field(3, ge=1, le=32, description="rounds of self-play; may be lowered or raised later")
     max_epochs: Epochs | list[Epochs] = Field(
@@ -155,6 +156,9 @@ class GenerationSettings(Section):
     min_new_tokens: int = Field(0, ge=0, description="NeMo's length_params.min_length")
     stop: list[str] = Field(default_factory=list, description="NeMo's sampling_params.end_strings")
     shards: int = Field(1, ge=1, le=256, description="parts that are generated in parallel; fixed when compiled")
+    on_truncated: Literal["keep", "drop"] = Field(
+        "keep", description="answers cut at max_new_tokens: train on them, without EOS, or leave their pairs out"
+    )
     batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
     tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")
@@ -198,7 +202,12 @@ class TrainingSettings(Section):
     """How the policy learns within an iteration."""
 
     backend: Literal["auto", "torch", "deepspeed"] = Field("auto", description="auto: DeepSpeed for more than one rank")
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest whose estimated memory fits"
+    )
+    offload_optimizer: bool = Field(
+        False, description="optimizer state and update in the machine's memory, by the CPU: DeepSpeed, zero_stage >= 1"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of compute; weights stay float32")
     packing: Literal["auto", "on", "off"] = Field(
         "auto", description="no padding, each prompt computed once for both answers; auto: where it was measured to pay"
@@ -290,4 +299,18 @@ class Settings(Section):
             )
         if self.training.backend == "torch" and ranks > 1:
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
+        if self.training.offload_optimizer:
+            self._check_offload(ranks)
         return self
+
+    def _check_offload(self, ranks: int) -> None:
+        training = self.training
+        if training.backend == "torch" or (training.backend == "auto" and ranks == 1):
+            raise ValueError(
+                "training.offload_optimizer = true is DeepSpeed's, and training would be plain torch; "
+                "set training.backend = 'deepspeed'"
+            )
+        if training.zero_stage == 0:
+            raise ValueError(
+                "training.offload_optimizer = true needs training.zero_stage = 1, 2 or 3; found 0, which has no offload"
+            )

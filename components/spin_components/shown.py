@@ -72,7 +72,7 @@ def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, return
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts
-        counts = {name: facts[name] for name in ("num_pairs", "num_dropped", "num_steps", "train_s")}
+        counts = {name: facts[name] for name in ("num_pairs", "num_history", "num_dropped", "num_steps", "train_s")}
         _log(metrics, {**facts["metrics"], **counts})
 
     _fill(run_uri, returned, fill)

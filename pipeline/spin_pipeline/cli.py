@@ -11,6 +11,7 @@ from spin_pipeline import __version__
 from spin_pipeline.commands import (
     compare,
     compile,
+    estimate,
     export,
     follow,
     gc,
@@ -23,7 +24,7 @@ from spin_pipeline.commands import (
     watch,
 )
 
-COMMANDS = (run, compile, preflight, submit, follow, schedule, status, watch, report, compare, export, gc)
+COMMANDS = (run, compile, estimate, preflight, submit, follow, schedule, status, watch, report, compare, export, gc)
 EXIT_CODES = (
     "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on; "
     "4 nothing new to train on (--once-for-data)"

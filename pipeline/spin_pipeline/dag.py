@@ -107,7 +107,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             run: Seed and wall-clock limit.
             model: The base model.
             data: Prompts with human answers, and how long they may be.
-            spin: Epochs, max_steps, ref_policy_kl_penalty (beta).
+            spin: Epochs, max_steps, ref_policy_kl_penalty (beta), history.
             objective: The loss, and what is added to it.
             generation: Engine and sampling of the reference's answers.
             training: Optimizer, batch sizes, precision, backend.

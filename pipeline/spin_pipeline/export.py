@@ -101,7 +101,9 @@ def model_card(run: RunStore, published: Published) -> str:
 def _row(name: str, loss: float, facts: dict[str, Any] | None) -> str:
     if facts is None:
         return f"| {name} | {loss:.4f} | | | |"
-    cells = (facts["num_pairs"], facts["ref_policy_kl_penalty"], facts["peak_lr"])
+    old = facts.get("num_history", 0)
+    pairs = f"{facts['num_pairs']}, {old} of them of earlier iterations" if old else facts["num_pairs"]
+    cells = (pairs, facts["ref_policy_kl_penalty"], facts["peak_lr"])
     return f"| {name} | {loss:.4f} | {' | '.join(f'{cell}' for cell in cells)} |"
 
 

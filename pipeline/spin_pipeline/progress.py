@@ -89,6 +89,10 @@ class Narrator:
         self._line(event, f"{event['duration_s']:6.1f} s  {_summary(str(event['step']), event['facts'])}")
 
 
+def _history(facts: dict[str, Any]) -> str:
+    return f", {facts['num_history']} of them of earlier iterations" if facts.get("num_history") else ""
+
+
 def _summary(step: str, facts: dict[str, Any]) -> str:
     """What a finished step is worth telling, in a few words."""
     if step == "prepare":
@@ -101,7 +105,7 @@ def _summary(step: str, facts: dict[str, Any]) -> str:
             + (f", {dropped} without signal" if dropped else "")
         )
     if step == "ref-logprob":
-        return f"{facts['num_pairs']} pairs scored"
+        return f"{facts['num_pairs']} pairs scored" + _history(facts)
     if step == "train-epoch":
         metrics = facts["metrics"]
         if not metrics:

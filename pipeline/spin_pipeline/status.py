@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from spin_components.errors import ConfigError
 from spin_components.events import read_events
@@ -23,7 +23,7 @@ class _Record(BaseModel):
 
 
 class IterationStatus(_Record):
-    """A published iteration."""
+    """A published iteration; `data.pair_counts` explains the counts of pairs."""
 
     iteration: int
     checkpoint_uri: str
@@ -32,6 +32,11 @@ class IterationStatus(_Record):
     rewards_actual_mean: float | None
     rewards_generated_mean: float | None
     num_pairs: int
+    num_history: int = 0
+    num_by_origin: dict[int, int] = Field(default_factory=dict)
+    num_dropped: int = 0
+    dropped: dict[str, int] = Field(default_factory=dict)
+    history_dropped: dict[str, int] = Field(default_factory=dict)
     decision: str
     work_s: float
 

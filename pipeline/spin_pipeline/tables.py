@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from spin_components.data.pair_counts import in_words
 from spin_pipeline.garbage import Garbage
 from spin_pipeline.status import IterationStatus, RunStatus
 from spin_pipeline.watch.text import harmless
@@ -40,9 +41,20 @@ def print_status(status: RunStatus, console: Console) -> None:
         console.print()
         console.print(table)
         console.print()
+    for line in _about_pairs(status):
+        console.print(line, highlight=False, soft_wrap=True)
     if status.best:
         console.print(f"best: iteration {status.best.iteration}, {status.best.uri}", highlight=False, soft_wrap=True)
     _print_state(status, console)
+
+
+def _about_pairs(status: RunStatus) -> list[str]:
+    """What the column of pairs leaves open."""
+    dropped = [(row.iteration, in_words(row.dropped)) for row in status.iterations]
+    lines = [f"iteration {iteration} dropped of its own pairs: {words}" for iteration, words in dropped if words]
+    if any(row.num_history for row in status.iterations):
+        lines.insert(0, "pairs: the iteration's own + those of iterations before it")
+    return lines
 
 
 def _cells(row: IterationStatus, is_best: bool) -> list[str]:
@@ -51,7 +63,7 @@ def _cells(row: IterationStatus, is_best: bool) -> list[str]:
         f"iteration {row.iteration}",
         f"{row.val_loss:.4f}",
         *("-" if number is None else f"{number:.3f}" for number in numbers),
-        str(row.num_pairs),
+        f"{row.num_pairs - row.num_history} + {row.num_history}" if row.num_history else str(row.num_pairs),
         f"{row.work_s:.0f}",
         "best" if is_best else "",
     ]

@@ -24,6 +24,7 @@ import pyarrow as pa
 from playwright.sync_api import sync_playwright
 from pyarrow import parquet
 
+from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import AnswerLoss, Pair, PairReward, Score, write_rows
 from spin_components.prepare.builtin import make_tiny_llama
 from spin_components.report.page import build_page
@@ -85,6 +86,7 @@ class LargeRun:
         key, answers = layout.generations(t, 0), self._ids(GENERATED)
         ends = self.random.choice(["stop", "length"], self.num_pairs)
         columns = {"index": self.index, **prompts, "generated_ids": answers, "finish_reason": pa.array(ends)}
+        columns["origin"] = self._origin(t)
         facts = {
             "num_pairs": self.num_pairs,
             "num_empty": 0,
@@ -101,8 +103,10 @@ class LargeRun:
             "ref_actual": self._numbers(-600, 50),
             "ref_generated": self._numbers(-450, 50),
             "batch": pa.array(np.arange(self.num_pairs) // 64, pa.int32()),
+            "origin": self._origin(t),
         }
-        self._manifest(layout.manifest_of(key), "ref-logprob", self._rows(key, Score, columns), {})
+        counts = PairCounts(num_pairs=self.num_pairs, num_by_origin={t: self.num_pairs}).model_dump(mode="json")
+        self._manifest(layout.manifest_of(key), "ref-logprob", self._rows(key, Score, columns), counts)
 
     def _epoch(self, t: int) -> None:
         rows = []
@@ -120,6 +124,7 @@ class LargeRun:
             "step": self.index,
             "reward_actual": self._numbers(1, 1),
             "reward_generated": self._numbers(-1, 1),
+            "origin": self._origin(t),
         }
         outputs = {key: digest_file(self.run.path(key)), **self._rows(layout.rewards(t, 0), PairReward, columns)}
         self._manifest(layout.epoch_manifest(t, 0), "train-epoch", outputs, {"num_steps": self.steps_each})
@@ -157,6 +162,9 @@ class LargeRun:
         ends = np.concatenate([[0], self.random.integers(*lengths, self.num_pairs).cumsum()])
         values = self.random.integers(*VOCABULARY, ends[-1], dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
+
+    def _origin(self, t: int) -> Any:
+        return pa.array(np.full(self.num_pairs, t), pa.int32())
 
     def _numbers(self, mean: float, deviation: float) -> Any:
         return pa.array(self.random.normal(mean, deviation, self.num_pairs), pa.float32())

@@ -1,7 +1,7 @@
 """Training speed and memory against TRL's `DPOTrainer`, whose sigmoid loss is SPIN's, on the same pairs.
 
     pip install -c constraints.txt trl
-    python tests/benchmarks/training.py [--rounds 3] [--pairs 48] [--json FILE]
+    python tests/benchmarks/training.py [--rounds 3] [--pairs 24] [--json FILE]
 
 The demo model answers real prompts; ours and TRL then train on those pairs, at the same global batch, in float32 with
 the same optimizer, each in a process of its own, in turn. TRL runs at its default per-device batch and without the
@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,47 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
 from spin_components.algorithm.loss import Objective
-from spin_components.algorithm.order import MicroBatch, derive_seed, form_batches, micro_batches
+from spin_components.algorithm.order import MicroBatch, micro_batches
 from spin_components.attempt_settings import HardwareSettings
-from spin_components.data.shards import Pair, Score, read_rows, write_rows
-from spin_components.device import Compute, set_threads
-from spin_components.settings import GenerationSettings, ModelSettings, Settings, TrainingSettings
+from spin_components.data.pair_counts import PairCounts
+from spin_components.data.shards import Pair, Score, read_rows
+from spin_components.device import set_threads
+from spin_components.store.limits import num_cores
 
-KINDS = ("ours", "ours-aligned", "trl", "trl-online")
-GLOBAL_BATCH, MICRO_BATCH, TRL_MICRO_BATCH, BETA, LR = 16, 4, 8, 0.1, 1e-5
-COMPUTE = Compute(torch.device("cpu"), "float32")
-
-
-def make_pairs(folder: Path, num: int) -> None:
-    """The demo model, and pairs of human answers and its own."""
-    from spin_components.data.formats import Conversation, Message
-    from spin_components.data.rendering import Renderer, find_eos_ids
-    from spin_components.generate.engine import Sampling
-    from spin_components.generate.transformers_engine import TransformersEngine
-    from spin_components.prepare.builtin import docstrings, make_smollm2
-    from spin_components.tokenizer import load_tokenizer
-
-    make_smollm2(folder / "model")
-    settings = ModelSettings(base=str(folder / "model"))
-    tokenizer = load_tokenizer(folder / "model", settings)
-    renderer = Renderer(tokenizer, find_eos_ids(tokenizer, 2), max_length=512, max_prompt_length=256)
-    texts = list(docstrings(limit=num))
-    rendered = [renderer.render(Conversation((Message("user", ask),), answer)) for ask, answer in texts]
-    sampling = Sampling(GenerationSettings(max_new_tokens=128), [2], 0)
-    engine = TransformersEngine(folder / "model", settings, sampling, COMPUTE)
-    answers = dict(engine.generate([each.prompt_ids for each in rendered], [128] * num))
-    pairs = [
-        Pair(place, each.prompt_ids, each.actual_ids, answers[place].token_ids, answers[place].finish_reason)
-        for place, each in enumerate(rendered)
-    ]
-    write_rows(folder / "pairs.parquet", Pair, pairs)
-
-
-def batches_of(num: int) -> list[tuple[int, ...]]:
-    """The global batches, the same for all."""
-    return [batch for batch in form_batches(num, GLOBAL_BATCH, derive_seed(0, "bench")) if len(batch) == GLOBAL_BATCH]
+KINDS = ("ours", "trl", "trl-online", "ours-aligned", "plain")
+TRL_MICRO_BATCH, BETA, LR = 8, 0.1, 1e-5
 
 
 def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
@@ -74,18 +43,14 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
     from spin_components.train_epoch.single_step import train_single_step
     from spin_components.train_epoch.torch_backend import TorchBackend
 
-    training = TrainingSettings(
-        global_batch_size=GLOBAL_BATCH, micro_batch_size=MICRO_BATCH, lr=LR, precision="float32", packing=packing
-    )
-    settings = Settings.model_validate(
-        {"model": {"base": str(folder / "model")}, "data": {"train": "-"}, "training": training.model_dump()}
-    )
+    settings = settings_of(folder, lr=LR, packing=packing)
+    training = settings.training
     model = load_scored(folder / "model", settings, COMPUTE)
     batches = batches_of(len(pairs))
     started = time.monotonic()
     scores: list[Score] = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
     score_s = time.monotonic() - started
-    data = ScoredPairs(pairs, scores, batches, 0)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
     backend = TorchBackend(model.train(), training, COMPUTE)
     lengths = [pair.num_tokens for pair in pairs]
     steps = []
@@ -181,17 +146,46 @@ def trl(folder: Path, pairs: list[Pair], *, precompute: bool) -> dict[str, Any]:
     return {"steps": [(seconds, loss) for (seconds, _), loss in zip(steps, losses, strict=True)]}
 
 
+def plain(folder: Path, pairs: list[Pair]) -> dict[str, Any]:
+    """Reference log-probabilities as one would first write them: padded batches, all logits, log-softmax."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    chosen = [pairs[place] for batch in batches_of(len(pairs)) for place in batch]
+    sums: dict[int, tuple[float, float]] = {}
+    started = time.monotonic()
+    for start in range(0, len(chosen), MICRO_BATCH):
+        some = chosen[start : start + MICRO_BATCH]
+        answers = [pair.actual_ids for pair in some] + [pair.generated_ids for pair in some]
+        prompts = [pair.prompt_ids for pair in some] * 2
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        ids = torch.zeros(len(answers), longest, dtype=torch.int64)
+        attended, counted = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            length = len(prompt) + len(answer)
+            ids[row, :length] = torch.tensor(prompt + answer)
+            attended[row, :length] = 1
+            counted[row, len(prompt) : length] = True
+        with torch.inference_mode():
+            logprobs = model(input_ids=ids, attention_mask=attended, use_cache=False).logits.log_softmax(-1)
+        token = logprobs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0] * counted[:, 1:]
+        found = token.sum(-1).view(2, -1).tolist()
+        sums |= {pair.index: (actual, generated) for pair, actual, generated in zip(some, *found, strict=True)}
+    return {"score_s": time.monotonic() - started, "sums": sums}
+
+
 def measure(kind: str, folder: Path) -> dict[str, Any]:
-    """One kind, in this process, with its peak memory beyond what the imports took."""
-    set_threads(HardwareSettings())
-    pairs = read_rows(folder / "pairs.parquet", Pair)
+    """One kind, in this process."""
     if kind.startswith("ours"):
-        found = ours(folder, pairs, "off" if kind == "ours-aligned" else "on")
+        set_threads(HardwareSettings())
     else:
-        found = trl(folder, pairs, precompute=kind == "trl")
-    status = Path("/proc/self/status").read_text("ascii").splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return {**found, "peak_mib": peak / 1024}
+        torch.set_num_threads(num_cores())
+    pairs = read_rows(folder / "pairs.parquet", Pair)
+    if kind == "plain":
+        return plain(folder, pairs)
+    if kind.startswith("ours"):
+        return ours(folder, pairs, "off" if kind == "ours-aligned" else "on")
+    return trl(folder, pairs, precompute=kind == "trl")
 
 
 def machine_rate(width: int = 576, inner: int = 1536, tokens: int = 640) -> float:
@@ -211,51 +205,59 @@ def main() -> None:
     """Alternate, then print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the model and the pairs lie, or shall be made")
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        sys.stdout.write("\nRESULT " + json.dumps(measure(options.one, options.folder)) + "\n")
+        tell(measure(options.one, options.folder))
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_pairs(folder, options.pairs)
-        rate = machine_rate()
+        folder = options.folder or Path(name)
+        if not (folder / "pairs.parquet").exists():
+            make_pairs(folder, options.pairs)
+        rates = [machine_rate()]
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
         for _ in range(options.rounds):
             for kind in options.kinds:
-                command = [sys.executable, __file__, "--one", kind, "--folder", name]
-                output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
-                found[kind].append(json.loads(output.stdout.rpartition("RESULT ")[2]))
-        report(found, rate, options.json)
+                found[kind].append(in_a_process(__file__, "--one", kind, "--folder", str(folder)))
+                sys.stderr.write(f"{kind} {found[kind][-1].get('steps') or found[kind][-1]['score_s']}\n")
+            rates.append(machine_rate())
+        report(found, statistics.median(rates), options.json)
 
 
 def report(found: dict[str, list[dict[str, Any]]], rate: float, path: Path | None) -> None:
     """Medians, ratios to ours, and what the machine could do."""
+    trained = {kind: rounds for kind, rounds in found.items() if kind != "plain"}
     speed = {
         kind: GLOBAL_BATCH / statistics.median(seconds for each in rounds for seconds, _ in each["steps"][1:])
-        for kind, rounds in found.items()
+        for kind, rounds in trained.items()
     }
     peak = {kind: statistics.median(each["peak_mib"] for each in rounds) for kind, rounds in found.items()}
-    losses = {kind: [loss for _, loss in rounds[0]["steps"]] for kind, rounds in found.items()}
-    base = losses["ours"]
-    lines = [f"{'':14}{'pairs/s':>9}{'ours is':>9}{'peak MiB':>10}{'ours is':>9}{'loss differs':>14}"]
-    for kind in found:
-        differs = max(abs(one - other) for one, other in zip(base, losses[kind], strict=True))
+    losses = {kind: [loss for _, loss in rounds[0]["steps"]] for kind, rounds in trained.items()}
+    lines = [f"{'training':14}{'pairs/s':>9}{'ours is':>9}{'peak MiB':>10}{'ours is':>9}{'loss differs':>14}"]
+    for kind in trained:
+        differs = max(abs(one - other) for one, other in zip(losses["ours"], losses[kind], strict=True))
         ratios = (speed["ours"] / speed[kind], peak["ours"] / peak[kind])
         lines.append(f"{kind:14}{speed[kind]:9.3f}{ratios[0]:8.2f}x{peak[kind]:10.0f}{ratios[1]:8.2f}x{differs:14.1e}")
-    first = found["ours"][0]
     seconds = statistics.median(s for each in found["ours"] for s, _ in each["steps"][1:])
-    achieved = statistics.mean(first["flops"][1:]) / seconds
-    num_scored = GLOBAL_BATCH * len(base)
+    achieved = statistics.mean(found["ours"][0]["flops"][1:]) / seconds
     lines.append(f"MFU {achieved / rate:.2f}: {achieved / 1e9:.1f} of {rate / 1e9:.1f} GFLOP/s")
-    lines.append(f"ref-logprob {num_scored / statistics.median(e['score_s'] for e in found['ours']):.2f} pairs/s")
+    num_scored = GLOBAL_BATCH * len(losses["ours"])
+    score_s = {
+        kind: statistics.median(each["score_s"] for each in rounds)
+        for kind, rounds in found.items()
+        if "score_s" in rounds[0]
+    }
+    lines.append(f"{'ref-logprob':14}{'pairs/s':>9}{'ours is':>9}")
+    for kind, taken in score_s.items():
+        lines.append(f"{kind:14}{num_scored / taken:9.3f}{taken / score_s['ours']:8.2f}x")
     sys.stdout.write("\n".join(lines) + "\n")
     if path:
-        path.write_text(json.dumps({"speed": speed, "peak_mib": peak, "losses": losses, "rate": rate, "found": found}))
+        kept = {"speed": speed, "peak_mib": peak, "losses": losses, "rate": rate, "score_s": score_s, "found": found}
+        path.write_text(json.dumps(kept))
 
 
 if __name__ == "__main__":

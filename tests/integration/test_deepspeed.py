@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from integration.uneven_ranks import LR, OF_RANK, make_model
 from playing import begin, hardware, losses, play, play_scores
+from s3_server import free_port
+from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import NonFiniteError
+from spin_components.memory.shape import count_parameters
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
+from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
 
@@ -50,6 +59,65 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
         assert found == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("stage", "max_epochs"), [(2, 1), (3, 2)])
+def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
+    make_settings: MakeSettings, tmp_path: Path, stage: int, max_epochs: int
+) -> None:
+    common = {"spin": {"max_epochs": max_epochs}}
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
+    training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
+    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    expected, found = (
+        dict(read_state(run.path(f"{layout.epoch(0, max_epochs - 1)}/trainer"))) for run in (plain, zero)
+    )
+    assert found.keys() == expected.keys()
+    assert all((found[name] - expected[name]).abs().max() < 1e-5 for name in expected)
+
+
+def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    unpacked = {"packing": "off"}  # as on a GPU; packed, every rank loads all
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
+    training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
+    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
+    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
+    weights = [load_file(run.path("iterations/0/epochs/0/policy/model.safetensors")) for run in (plain, zero)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+
+
+_LOADING = """
+import os, sys
+from pathlib import Path
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
+import torch, deepspeed
+from spin_components.device import Compute
+from spin_components.settings import Settings
+from spin_components.train_epoch.sharded import load_for_ranks
+deepspeed.init_distributed(dist_backend="gloo")
+training = {"backend": "deepspeed", "zero_stage": int(sys.argv[2]), "packing": sys.argv[3], "global_batch_size": 1}
+settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}, "training": training})
+model = load_for_ranks(Path(sys.argv[1]), settings, Compute(torch.device("cpu"), "float32"))
+held = [parameter.numel() for parameter in model.parameters()]
+print("HELD", sum(held), sum(getattr(parameter, "ds_numel", 0) for parameter in model.parameters()))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("stage", "packing", "is_whole"), [("3", "off", False), ("3", "on", True)])
+def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
+    tiny_llama: Path, stage: str, packing: str, is_whole: bool
+) -> None:
+    environment = {**os.environ, "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", _LOADING, str(tiny_llama), stage, packing]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    held, divided = map(int, output.rpartition("HELD ")[2].split())
+    number = count_parameters(tiny_llama / "model.safetensors")
+    assert (held, divided) == ((number, 0) if is_whole else (0, number))
+
+
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
     spin = {"max_epochs": 2}
     settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
@@ -76,3 +144,18 @@ def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: Ma
     with pytest.raises(NonFiniteError, match=r"iteration 0, epoch 0, step \d.*Nothing was updated"):
         train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
     assert not LocalRun(Path(settings.run.uri)).exists(layout.epoch_manifest(0, 0))
+
+
+def test_ranks_with_unlike_numbers_of_chunks_stay_in_step_under_zero_3(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("uneven_ranks.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, capture_output=True)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    model = make_model()
+    before = answer_logprobs(model, OF_RANK)
+    (-before.sum() / 2).backward()  # type: ignore[no-untyped-call]
+    torch.optim.SGD(model.parameters(), lr=LR).step()
+    after = answer_logprobs(model, OF_RANK)
+    expected = torch.stack([before, after], dim=1).detach()
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-4)
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update shows

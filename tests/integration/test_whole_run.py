@@ -56,20 +56,21 @@ def test_two_iterations_of_two_epochs_lower_the_validation_loss_each(make_settin
         json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"] for t in (0, 1) for e in (0, 1)
     ]
     rows = [row for part in steps for row in part]
-    assert [row["step"] for row in rows] == list(range(1, 13))
-    # 20 pairs in batches of 8 make 8, 8 and 4, in another order each epoch
+    assert [row["step"] for row in rows] == list(range(1, 17))
+    # 20 pairs in batches of 8 make 8, 8 and 4, in another order each epoch; iteration 1 has those of iteration 0 too
     consumed = [0, *(row["consumed_samples"] for row in rows)]
     sizes = [after - before for before, after in pairwise(consumed)]
-    assert [sorted(sizes[start : start + 3]) for start in range(0, 12, 3)] == [[4, 8, 8]] * 4
+    assert [sorted(sizes[start : start + 3]) for start in (0, 3)] == [[4, 8, 8]] * 2
+    assert sizes[6:] == [8] * 10
     assert [(row["iteration"], row["epoch"]) for row in rows] == [
-        (t, e) for t in (0, 1) for e in (0, 1) for _ in range(3)
+        (t, e) for t in (0, 1) for e in (0, 1) for _ in range(5 if t else 3)
     ]
     assert all(rows[0].keys() >= METRICS for _ in rows)
     # rewards are kept pair by pair: their means are those of the steps, and each epoch has every pair once
     for part, (t, e) in zip(steps, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
         kept = read_rows(run.path(layout.rewards(t, e)), PairReward)
-        pairs = read_rows(run.path(layout.generations(t, 0)), Pair)
-        assert sorted(row.index for row in kept) == sorted(pair.index for pair in pairs)
+        pairs = [pair for origin in range(t + 1) for pair in read_rows(run.path(layout.generations(origin, 0)), Pair)]
+        assert sorted((row.origin, row.index) for row in kept) == sorted(pair.key for pair in pairs)
         for row in part:
             mine = [pair for pair in kept if pair.step == row["step"]]
             assert fmean(p.reward_actual for p in mine) == pytest.approx(row["rewards_actual_mean"], abs=1e-6)

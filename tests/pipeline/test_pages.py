@@ -175,13 +175,13 @@ def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
     page, rows = open_page(report).page, steps_of(hostile)
     loss = figure(page, "Loss, nats a pair")
     line = loss.locator("path.line").get_attribute("d")
-    assert len(re.findall("[ML]", line)) == len(rows) == 12
+    assert len(re.findall("[ML]", line)) == len(rows) == 18
     assert line.count("M") == 2  # each iteration begins anew
     loss.locator("svg").focus()
     page.keyboard.press("End")
-    expect(loss.locator("output")).to_have_text(f"step 12 · {rows[-1]['loss']:.3f}")
+    expect(loss.locator("output")).to_have_text(f"step 18 · {rows[-1]['loss']:.3f}")
     page.keyboard.press("ArrowLeft")
-    expect(loss.locator("output")).to_have_text(f"step 11 · {rows[-2]['loss']:.3f}")
+    expect(loss.locator("output")).to_have_text(f"step 17 · {rows[-2]['loss']:.3f}")
     page.keyboard.press("Home")
     expect(loss.locator("output")).to_have_text("step 1 · 0.693")
     rewards = figure(page, "Rewards")
@@ -193,7 +193,7 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, ho
     page = open_page(report).page
     rewards = read_rows(hostile.path(layout.rewards(1, 1)), PairReward)
     pairs = {pair.index: pair for pair in read_rows(hostile.path(layout.generations(1, 0)), Pair)}
-    margins = {row.index: row.reward_actual - row.reward_generated for row in rewards}
+    margins = {row.index: row.reward_actual - row.reward_generated for row in rewards if row.origin == 1}
     rows, numbers = page.locator(".samples tbody tr"), page.locator(".open-row")
     expect(page.locator(".shown")).to_have_text("1 to 20 of 24 · all 24 pairs")
     head = page.get_by_role("button", name="Margin")

@@ -45,7 +45,7 @@ def test_generation_shows_answers_that_cannot_leave_their_block(finished: LocalR
 def test_training_and_validation_log_their_numbers(finished: LocalRun) -> None:
     metrics = dsl.Metrics(uri="unused")
     shown.show_training(metrics, finished.uri, 1, 0, "policy")
-    assert metrics.metadata["num_pairs"] == 16
+    assert (metrics.metadata["num_pairs"], metrics.metadata["num_history"]) == (32, 16)
     assert metrics.metadata["loss"] > 0
     shown.show_validation(metrics, finished.uri, layout.BASE, 0, "policy")
     base = finished.read_json(layout.BASE_VALIDATION)["facts"]["val_loss"]

@@ -157,3 +157,10 @@ def test_the_compiled_pipeline_is_small(tmp_path: Path, max_iterations: int, max
     sets = [f"--set=spin.max_iterations={max_iterations}", f"--set=spin.max_epochs={max_epochs}"]
     assert main(["compile", "--config", "tiny", *sets, "-o", str(output)]) == 0
     assert output.stat().st_size < limit_kib * 1024
+
+
+@pytest.mark.parametrize("name", ["zephyr-7b", "70b"])
+def test_configurations_of_large_models_compile(name: str) -> None:
+    settings = load_settings(name)
+    ir = build(settings, settings.cluster).pipeline_spec
+    assert ir.root.dag.tasks

@@ -59,6 +59,11 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (DataSettings, "max_train_records", [-1]),
     (DataSettings, "max_validation_records", [-1]),
     (DataSettings, "on_bad_record", ["ignore"]),
+    (SpinSettings, "history", [-1, 33, 0.5, None]),
+    (SpinSettings, "history_ratio", [0, -0.5, "some", "", True, None, math.inf, math.nan]),
+    (SpinSettings, "max_similarity", [0.0, -1.0, 1.01, math.nan]),
+    (SpinSettings, "max_length_ratio", [-1.0, 0.5, math.inf, math.nan]),
+    (GenerationSettings, "on_truncated", ["fail", "", None]),
     (SpinSettings, "max_iterations", [0, 33, 1.5]),
     (SpinSettings, "max_epochs", [0, 33, 1.5, [1, 0, 1], [1, 1, 1.5]]),
     (SpinSettings, "max_steps", [-2]),
@@ -110,6 +115,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (HardwareSettings, "ranks", [0]),
     (HardwareSettings, "nodes", [0]),
     (HardwareSettings, "threads", [-1]),
+    (HardwareSettings, "gpu_memory_gib", [-1, math.nan, math.inf]),
+    (HardwareSettings, "memory_check", ["maybe", True]),
     (HardwareSettings, "sampler_tolerance", [-0.1, math.inf, math.nan]),
     (PlacementSettings, "accelerator", ["gpu", "nvidia.com/", "nvidia.com/gpu: 1"]),
     (PlacementSettings, "generate", [{"cpu": "0"}, {"cpu": "4 cores"}, {"memory": "0Gi"}, {"memory": "16 GB"}]),
@@ -142,6 +149,7 @@ def test_every_setting_but_switches_has_limits_that_are_tried_here() -> None:
         (SpinSettings, "reset_optimizer"),
         (ObjectiveSettings, "length_normalized"),
         (TrainingSettings, "gradient_checkpointing"),
+        (TrainingSettings, "offload_optimizer"),
     }
     tried = {(section, name) for section, name, _ in OUT_OF_RANGE}
     every = {(section, name) for section, _ in tried for name in section.model_fields}
@@ -333,3 +341,23 @@ def test_a_duration_may_be_a_number() -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a time; write seconds, or days:hours:minutes:seconds"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("training", "hardware", "expected"),
+    [
+        ({}, {}, "set training.backend = 'deepspeed'"),
+        ({"backend": "torch"}, {}, "set training.backend = 'deepspeed'"),
+        ({"zero_stage": 0}, {"ranks": 2}, "needs training.zero_stage = 1, 2 or 3; found 0"),
+    ],
+)
+def test_an_offload_that_cannot_be_is_refused(
+    training: dict[str, Any], hardware: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        settings(training={**training, "offload_optimizer": True}, hardware=hardware)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3, "auto"])
+def test_zero_stages_are_numbers_or_left_open(stage: int | str) -> None:
+    assert through_struct(settings(training={"zero_stage": stage})).training.zero_stage == stage

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spin_components.algorithm.loss import STEP_ZERO_LOSS, Objective
 from spin_components.algorithm.order import MicroBatch
+from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score
 from spin_components.device import Compute
 from spin_components.errors import NonFiniteError, StepZeroError
@@ -41,7 +42,7 @@ def scored(model: Any, *shifts: float) -> ScoredPairs:
     scores = score(model, micro_batch_size=2)
     for place, shift in enumerate(shifts):
         scores[place] = replace(scores[place], ref_actual=scores[place].ref_actual - shift)
-    return ScoredPairs(PAIRS, scores, [tuple(range(5))], 0)
+    return ScoredPairs(PAIRS, scores, [tuple(range(5))], PairCounts())
 
 
 def split(*parts: Sequence[int], filling: int = 0) -> list[MicroBatch]:
@@ -275,7 +276,7 @@ def test_a_gradient_that_is_not_finite_names_its_parameter_and_updates_nothing(
 def test_a_reference_score_that_is_nan_stops_before_the_update(make_random_llama: Callable[[], Any]) -> None:
     model = make_random_llama()
     before, data = weights(model), scored(model)
-    data.scores[3] = Score(3, math.nan, -1.0, 0)
+    data.scores[3] = Score(3, math.nan, -1.0, 0, 0)
     with pytest.raises(NonFiniteError, match="the loss is nan"):
         stepped(backend_of(model), data, SPLITS[2])
     assert unchanged(model, before)

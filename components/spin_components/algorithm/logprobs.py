@@ -1,6 +1,6 @@
 """Log-probabilities of answers, the one place they are computed: for reference, policy and validation alike.
 
-Shapes: N sequences, P longest prompt, A longest answer, V vocabulary.
+Shapes: N sequences, P longest prompt, A longest answer.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from spin_components.algorithm.head import answer_head
 from spin_components.algorithm.packing import PACKED, PackedBatch, Prompted, pack
 
 
@@ -28,8 +28,7 @@ class Answered(NamedTuple):
 class AlignedBatch(NamedTuple):
     """Sequences side by side, prompts ending and answers beginning at the same column.
 
-    So the logits that predict answers are one block of columns, and padding is only what prompts differ by
-    plus what answers differ by.
+    So padding is only what prompts differ by plus what answers differ by.
     """
 
     input_ids: Tensor  # (N, P + A) int64
@@ -62,24 +61,34 @@ def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> 
 
 
 def token_logprobs(model: nn.Module, batch: AlignedBatch) -> Tensor:
-    """log pi(token | what comes before) of every answer token; (N, A) float32, 0 where there is none.
-
-    Only the logits that predict answers are computed, by the model itself (`logits_to_keep`), so that its own
-    soft-capping and scaling hold.
-    """
-    longest_answer = batch.answer_ids.shape[1]
-    first = batch.input_ids.shape[1] - longest_answer - 1
-    positions = torch.arange(first, first + longest_answer, device=batch.input_ids.device)
-    output: Any = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        logits_to_keep=positions,
-        use_cache=False,
+    """log pi(token | what comes before) of every answer token; (N, A) float32, 0 where there is none."""
+    rows, columns = batch.answer_mask.nonzero(as_tuple=True)
+    width = batch.input_ids.shape[1]
+    before = rows * width + (width - batch.answer_ids.shape[1] - 1) + columns
+    found = _forward(
+        model,
+        batch.input_ids,
+        batch.attention_mask,
+        batch.position_ids,
+        positions=before,
+        targets=batch.answer_ids[rows, columns],
     )
-    logits = output.logits.float()  # (N, A, V)
-    losses = functional.cross_entropy(logits.flatten(0, 1), batch.answer_ids.flatten(), reduction="none")
-    return -losses.view_as(batch.answer_ids).masked_fill(~batch.answer_mask, 0.0)
+    empty = torch.zeros(batch.answer_ids.shape, device=found.device)
+    return empty.index_put((rows, columns), found)
+
+
+def _forward(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *, positions: Tensor, targets: Tensor
+) -> Tensor:
+    answer_head(getattr(model, "module", model))
+    return model(  # type: ignore[no-any-return]
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+        positions=positions,
+        targets=targets,
+    )
 
 
 def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.device | str = "cpu") -> Tensor:
@@ -101,16 +110,16 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
-    output: Any = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.lengths,
-        position_ids=batch.position_ids,
-        logits_to_keep=batch.positions,
-        use_cache=False,
+    found = _forward(
+        model,
+        batch.input_ids,
+        batch.lengths,
+        batch.position_ids,
+        positions=batch.positions,
+        targets=batch.targets,
     )
-    losses = functional.cross_entropy(output.logits[0].float(), batch.targets, reduction="none")  # (L,)
-    sums = torch.zeros(int(batch.answers[-1]) + 1, device=losses.device)
-    return sums.index_add(0, batch.answers, -losses)
+    sums = torch.zeros(int(batch.answers[-1]) + 1, device=found.device)
+    return sums.index_add(0, batch.answers, found)
 
 
 def _aligned_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str) -> Tensor:

@@ -8,7 +8,8 @@ place of a mask, which `transformers` hands to every layer of every architecture
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -113,37 +114,22 @@ def packed_attention(
     if query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    outputs = [
-        _attend(
-            query[:, :, asking],
-            _take(key, seen),
-            _take(value, seen),
-            scaling=scaling,
-            window=sliding_window,
-            softcap=softcap,
-        )
-        for asking, seen in _spans(attention_mask[0, 0].tolist())
-    ]
+    lengths = attention_mask[0, 0].tolist()
+    # split, not slices: the gradient of a slice is as large as all of the batch, that of a split is one concatenation
+    sizes = [size for prompt, first, *others in lengths for size in (prompt + first, *others) if size]
+    queries, keys, values = (iter(torch.split(tensor, sizes, dim=2)) for tensor in (query, key, value))
+    attend = partial(_attend, scaling=scaling, window=sliding_window, softcap=softcap)
+    outputs = []
+    for prompt, _, *others in lengths:
+        asking, seen, said = next(queries), next(keys), next(values)
+        outputs.append(attend(asking, seen, said))
+        shared, told = seen[:, :, :prompt], said[:, :, :prompt]
+        outputs += [
+            attend(next(queries), torch.cat([shared, next(keys)], dim=2), torch.cat([told, next(values)], dim=2))
+            for length in others
+            if length
+        ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _spans(lengths: Sequence[Sequence[int]]) -> Iterator[tuple[slice, tuple[slice, ...]]]:
-    """Tokens that ask, and what they may see up to themselves: a prompt with its first answer, then the others."""
-    start = 0
-    for prompt, first, *others in lengths:
-        prompt_span = slice(start, start + prompt)
-        end = start + prompt + first
-        yield slice(start, end), (slice(start, end),)
-        for length in others:
-            if length:
-                yield slice(end, end + length), (prompt_span, slice(end, end + length))
-                end += length
-        start = end
-
-
-def _take(tensor: Tensor, spans: tuple[slice, ...]) -> Tensor:
-    parts = [tensor[:, :, span] for span in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _attend(

@@ -7,6 +7,7 @@ from typing import Any
 
 from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.selection import decide, to_prune
+from spin_components.data.pair_counts import PairCounts
 from spin_components.execution import STOPPED, step
 from spin_components.report.refresh import refresh
 from spin_components.settings import Settings
@@ -123,8 +124,7 @@ def _facts(
         "reference_uri": reference_uri,
         "val_loss": check.facts["val_loss"],
         **{name: metrics.get(name) for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")},
-        "num_pairs": trained.facts["num_pairs"],
-        "num_dropped": trained.facts["num_dropped"],
+        **PairCounts.model_validate(trained.facts).model_dump(mode="json"),
         "step": trained.facts["state"]["step"],
         "consumed_samples": trained.facts["state"]["consumed_samples"],
         "ref_policy_kl_penalty": settings.spin.beta(iteration),
@@ -136,7 +136,8 @@ def _facts(
 
 def _tracked(facts: dict[str, Any]) -> dict[str, float]:
     """An iteration's numbers for trackers, its shards taken together."""
-    names = ("iteration", "val_loss", "acc", "num_pairs", "num_dropped", "ref_policy_kl_penalty", "work_s")
+    counts = ("num_pairs", "num_history", "num_dropped")
+    names = ("iteration", "val_loss", "acc", *counts, "ref_policy_kl_penalty", "work_s")
     shards = facts["generation"]
     num_answers = sum(shard["num_pairs"] for shard in shards)
     return {name: facts[name] for name in names if facts[name] is not None} | {

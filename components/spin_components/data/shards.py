@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -32,11 +32,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The human's answer against the reference's.
+    """The human's answer against the reference's; told from all others of a run by its origin and its index.
 
     Attributes:
         generated_ids: sampled token ids; the EOS is among them only where it was sampled.
         finish_reason: `stop` (EOS sampled), `stop_string`, or `length` (cut).
+        origin: the iteration it was generated in.
         sampled_logprob: of the generated answer's tokens, nats, as the sampler's own model had it: good for a check of
             weights and template, never for the loss.
     """
@@ -46,14 +47,20 @@ class Pair:
     actual_ids: list[int]
     generated_ids: list[int]
     finish_reason: str
+    origin: int = 0
     sampled_logprob: float = 0.0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Origin and index: one prompt has a pair of each iteration."""
+        return self.origin, self.index
 
     @property
     def num_tokens(self) -> int:
         """Of both sequences."""
         return 2 * len(self.prompt_ids) + len(self.actual_ids) + len(self.generated_ids)
 
-    def is_empty(self, eos_ids: Sequence[int]) -> bool:
+    def is_empty(self, eos_ids: Collection[int]) -> bool:
         """Whether the reference said nothing: no token, or none but EOS."""
         return all(token in eos_ids for token in self.generated_ids)
 
@@ -69,6 +76,7 @@ class Score:
 
     Attributes:
         batch: number of the global batch, within the shard, that the pair was scored in and is trained in.
+        origin: the pair's: where it is an earlier iteration, the pair was scored again, under the present reference.
         base_actual, base_generated: the same under the base model of the run, where the objective asks for it.
     """
 
@@ -76,8 +84,14 @@ class Score:
     ref_actual: float
     ref_generated: float
     batch: int
+    origin: int
     base_actual: float | None = None
     base_generated: float | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The pair's."""
+        return self.origin, self.index
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,17 +109,20 @@ class PairReward:
 
     Attributes:
         step: of the run, whose update the pair was part of.
+        origin: the pair's.
     """
 
     index: int
     step: int
     reward_actual: float
     reward_generated: float
+    origin: int
 
 
 _IDS = pa.list_(pa.int32())
 _COLUMNS = {
     "index": pa.int64(),
+    "origin": pa.int32(),
     "prompt_ids": _IDS,
     "actual_ids": _IDS,
     "generated_ids": _IDS,

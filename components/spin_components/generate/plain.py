@@ -25,9 +25,9 @@ class PlainBatches:
         torch.manual_seed(sampling.seed)
 
     def _config(self) -> dict[str, Any]:
-        settings = self._sampling.settings
+        settings, temperature = self._sampling.settings, self._sampling.temperature
         config = {
-            "do_sample": self._sampling.temperature > 0,
+            "do_sample": temperature > 0,
             "repetition_penalty": settings.repetition_penalty,
             "min_new_tokens": settings.min_new_tokens or None,
             "eos_token_id": self._sampling.eos_ids,
@@ -35,8 +35,8 @@ class PlainBatches:
             "stop_strings": settings.stop or None,
             "use_cache": True,
         }
-        if self._sampling.temperature > 0:
-            config |= {"temperature": self._sampling.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+        if temperature > 0:
+            config |= {"temperature": temperature, "top_p": settings.top_p, "top_k": settings.top_k}
         return config
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:

@@ -108,9 +108,11 @@ class Slots:
                 keys[row, :, :length] = key[0, :, first : first + length]
                 values[row, :, :length] = value[0, :, first : first + length]
                 first += length
-            new = (tensor[:, :, asking:] for tensor in (query, key, value))
+            new = [tensor[:, :, asking:] for tensor in (query, key, value)]
             parts.append(
-                packed_attention(module, *new, self._lengths, scaling, sliding_window=window, softcap=softcap)[0]
+                packed_attention(
+                    module, new[0], new[1], new[2], self._lengths, scaling, sliding_window=window, softcap=softcap
+                )[0]
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

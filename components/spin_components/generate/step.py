@@ -83,6 +83,7 @@ def _play(
     finally:
         engine.close()
     duration_s = time.monotonic() - started
+    origin = int(labels["iteration"])
     pairs = [
         Pair(
             prompt.index,
@@ -90,7 +91,8 @@ def _play(
             prompt.actual_ids,
             answer.token_ids,
             answer.finish_reason,
-            sampled_logprob=answer.logprob,
+            origin,
+            answer.logprob,
         )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]

@@ -16,10 +16,12 @@ from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.events import Progress
 from spin_components.execution import Step, step
+from spin_components.memory.work import longest_of
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
 from spin_components.prepare.changes import as_begun, record_schedules
 from spin_components.prepare.checks import named_sources
+from spin_components.prepare.foresight import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
@@ -64,6 +66,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         _begin_attempt(current, checked)
         check_packages(checked.tracking)
         base = _base_model(current, checked)
+        foresee(current, checked, base.folder, SHORTEST, quiet=True)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
         found = {name: source.digests for name, source in sources.items()}
@@ -71,6 +74,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         manifest = finished(current.run, layout.DATA_MANIFEST, inputs)
         if manifest and current.run.exists(layout.RUN):
             record_schedules(current.run, checked)
+            foresee(current, checked, base.folder, recorded_lengths(manifest))
             current.reuse(manifest)
             return base.uri
         record = {
@@ -215,6 +219,8 @@ def _write_data(
     rendered = render_records(records, load_tokenizer(base, settings.model), base, settings, progress.update)
     train, validation = split_records(rendered, settings)
     _report(rendered, current)
+    prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
+    foreseen = foresee(current, settings, base, longest_of(settings, prompts))
     outputs: dict[str, FileDigest] = {}
     shards = settings.generation.shards
     if len(train) < shards:
@@ -229,6 +235,7 @@ def _write_data(
         "num_validation": len(validation),
         "num_shards": shards,
         **rendered.facts(),
+        **foreseen,
         "num_bad_records": sum(found.num_bad for sets in records.values() for found in sets),
     }
     current.finish(layout.DATA_MANIFEST, inputs=inputs, outputs=outputs, facts=facts)

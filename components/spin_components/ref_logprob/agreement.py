@@ -24,14 +24,22 @@ answer's tokens is off by much less than as many times that. See `hardware.sampl
 
 
 def check_sampler(
-    pairs: Sequence[Pair], scores: Sequence[Score], *, engine: str, precision: str, tolerance: float = 0.0, where: str
+    pairs: Sequence[Pair],
+    scores: Sequence[Score],
+    *,
+    iteration: int,
+    engine: str,
+    precision: str,
+    tolerance: float = 0.0,
+    where: str,
 ) -> dict[str, float]:
     """Compare what the sampler and the reference give the generated answers.
 
     Args:
-        pairs: generated in this iteration, by the policy it starts from.
+        pairs: of an iteration; those of earlier ones were sampled from another model and are left out.
         scores: of the same pairs, in the same order.
-        engine: that sampled them.
+        iteration: t.
+        engine: that sampled its answers.
         precision: the coarser of the sampler's and the reference's.
         tolerance: in place of `SAMPLER_TOLERANCE`, nats a token; 0 takes that.
         where: the file of the pairs, named in the error.
@@ -42,18 +50,19 @@ def check_sampler(
     Raises:
         IntegrityError: they are further apart than that.
     """
-    num_tokens = sum(len(pair.generated_ids) for pair in pairs)
+    own = [(pair, score) for pair, score in zip(pairs, scores, strict=True) if pair.origin == iteration]
+    num_tokens = sum(len(pair.generated_ids) for pair, _ in own)
     if not num_tokens:
         return {}
     tolerance = tolerance or SAMPLER_TOLERANCE[engine, precision]
-    sampled = [pair.sampled_logprob for pair in pairs]
-    scored = [score.ref_generated for score in scores]
+    sampled = [pair.sampled_logprob for pair, _ in own]
+    scored = [score.ref_generated for _, score in own]
     difference = sum(abs(one - other) for one, other in zip(sampled, scored, strict=True)) / num_tokens
     if not difference <= tolerance:  # nor where it is NaN
         raise IntegrityError(
             f"{where}: the generated answers were not sampled from the reference as it scores them. Their tokens had "
             f"{sum(sampled) / num_tokens:.4f} nats each when they were sampled and have {sum(scored) / num_tokens:.4f} "
-            f"now; answer by answer that is {difference:.3g} nats a token apart over {len(pairs)} answers of "
+            f"now; answer by answer that is {difference:.3g} nats a token apart over {len(own)} answers of "
             f"{num_tokens} tokens, expected at most {tolerance:g} ({engine}, {precision}). One of these differs "
             "between generate and ref-logprob: the weights, the prompt's token ids (template, BOS), the answer's "
             "(EOS), or the code of the model. Delete the manifest beside the file to have the answers sampled again; "

@@ -1,4 +1,8 @@
-"""Log-probabilities of both answers under the reference: frozen, so computed once, and no second model in training."""
+"""Log-probabilities of both answers under the reference: frozen, so computed once, and no second model in training.
+
+Pairs of earlier iterations that are trained on again (`spin.history`) are scored here too: what an older reference
+gave them is of no use, because rewards are measured from the policy that this iteration starts from.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +17,31 @@ import torch
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.order import derive_seed, form_batches, micro_batches
 from spin_components.algorithm.packing import Prompted
-from spin_components.data.shards import Pair, Score, read_rows, write_rows
+from spin_components.data.shards import Pair, Score, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
 from spin_components.ref_logprob.agreement import check_sampler, coarser
+from spin_components.ref_logprob.hygiene import Hygiene
+from spin_components.ref_logprob.played import generations_input, read_generations, read_pairs
+from spin_components.ref_logprob.pool import origins, pool_pairs
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
+from spin_components.store.digests import digest_of
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 
 logger = logging.getLogger(__name__)
 
+_POOL = ("history_ratio", "max_similarity", "max_length_ratio")
+
 
 def score_shard(
     run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict[str, Any]
 ) -> str:
-    """Score one shard of an iteration.
+    """Score one shard of an iteration, and with it the same shard of those before it that are trained on again.
 
     Args:
         run_uri: the run.
@@ -47,11 +57,11 @@ def score_shard(
         return STOPPED
     with step("ref-logprob", run_uri, hardware, iteration=iteration, shard=shard) as current:
         run, settings = current.run, current.settings
-        source, key = layout.generations(iteration, shard), layout.ref_logprobs(iteration, shard)
-        generations = read_manifest(run, layout.manifest_of(source))
+        key = layout.ref_logprobs(iteration, shard)
+        played = {origin: read_generations(run, origin, shard) for origin in origins(iteration, settings.spin.history)}
         compute = resolve_compute(settings.hardware, settings.training.precision)
         inputs = {
-            "generations": generations.outputs[source].sha256,
+            **{generations_input(origin): digest_of(manifest.outputs) for origin, manifest in played.items()},
             "reference": model_digest(run, reference_uri),
             "precision": compute.precision,
             "packing": resolve_packing(settings.training, compute),
@@ -59,6 +69,8 @@ def score_shard(
             "training.global_batch_size": settings.training.global_batch_size,
             "training.micro_batch_size": settings.training.micro_batch_size,
             "eos_ids": read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"],
+            **{f"spin.{name}": getattr(settings.spin, name) for name in _POOL},
+            "generation.on_truncated": settings.generation.on_truncated,
         }
         base_uri = str(run.read_json(layout.RUN)["base_model"]["uri"]) if settings.objective.base_weight else ""
         if base_uri:
@@ -68,32 +80,38 @@ def score_shard(
             return run.uri_of(key)
         if current.out_of_time():
             return current.stop("max_time")
-        what = f"generations {iteration}/{shard}"
-        files = run.fetch({source: generations.outputs[source]}, what=what, made_by=layout.manifest_of(source))
-        found = read_rows(files / source, Pair)
-        pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
+        pool = pool_pairs(
+            read_pairs(run, played[iteration]),
+            [pair for origin, manifest in played.items() if origin < iteration for pair in read_pairs(run, manifest)],
+            Hygiene.of(settings, inputs["eos_ids"]),
+            history_ratio=settings.spin.history_ratio,
+            seed=derive_seed(settings.run.seed, "history", iteration, shard),
+        )
         set_threads(settings.hardware)
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
-        batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
-        scores = _scored_by(reference_uri, "the reference policy", pairs, compute, batches, current)
+        batches = form_batches(len(pool.pairs), settings.training.global_batch_size, seed)
+        scores = _scored_by(reference_uri, "the reference policy", pool.pairs, compute, batches, current)
         agreement = check_sampler(
-            pairs,
+            pool.pairs,
             scores,
-            engine=generations.facts["engine"],
-            precision=coarser(generations.facts["precision"], compute.precision),
+            iteration=iteration,
+            engine=played[iteration].facts["engine"],
+            precision=coarser(played[iteration].facts["precision"], compute.precision),
             tolerance=settings.hardware.sampler_tolerance,
-            where=run.uri_of(source),
+            where=run.uri_of(layout.generations(iteration, shard)),
         )
         if base_uri:
             is_base = inputs["base"] == inputs["reference"]
-            under_base = scores if is_base else _scored_by(base_uri, "the base model", pairs, compute, batches, current)
+            under_base = (
+                scores if is_base else _scored_by(base_uri, "the base model", pool.pairs, compute, batches, current)
+            )
             scores = [
                 replace(score, base_actual=base.ref_actual, base_generated=base.ref_generated)
                 for score, base in zip(scores, under_base, strict=True)
             ]
         with run.staged(key) as staged:
             write_rows(staged.path, Score, scores)
-        facts = {"num_pairs": len(pairs), "num_dropped": len(found) - len(pairs), **agreement}
+        facts = pool.counts.model_dump(mode="json") | agreement
         current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
 
@@ -147,7 +165,7 @@ def score_pairs(
                     f"{[pair.index for pair in chosen]}; look at the model's weights"
                 )
             for place, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
-                scores[place] = Score(pair.index, actual, generated, number)
+                scores[place] = Score(pair.index, actual, generated, number, pair.origin)
             if progress:
                 progress.update(len(scores))
             if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):

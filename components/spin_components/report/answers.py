@@ -19,11 +19,15 @@ from spin_components.store.run import RunStore
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_ORIGIN = "origin"
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All pairs of an iteration, N of them, in the order of their index.
+    """All pairs that an iteration generated, N of them, in the order of their index.
+
+    What training gave pairs of earlier iterations that it took again is not here: a pair is shown with the iteration
+    that generated it.
 
     Attributes:
         files: checked, with the token ids; `ids` reads them again, since all iterations' would fill much memory.
@@ -32,6 +36,7 @@ class Answers:
         num_actual, num_generated: tokens, (N,).
         ref_actual, ref_generated: log-probabilities under the reference, nats, (N,); NaN where a pair was dropped.
         margin: reward of the human's answer less that of the generated one, in the last epoch, (N,); NaN where unknown.
+        trained: index of the pairs that are trained on, by the iteration that generated them.
     """
 
     iteration: int
@@ -44,6 +49,7 @@ class Answers:
     ref_actual: Floats
     ref_generated: Floats
     margin: Floats
+    trained: dict[int, Ints]
 
     def mean_logprob(self, kind: str) -> float | None:
         """Mean log-probability of a token under the reference, of `actual` or `generated` answers; None of none."""
@@ -71,7 +77,8 @@ def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
     index = pairs["index"].to_numpy()[order]
     scored = _fetched(run, [scored for _, scored in iteration.shards if scored], "scores")
     scores = pa.concat_tables(_table(file) for file in scored) if scored else None
-    rewards = _rewards(run, iteration)
+    trained = _by_origin(scores, iteration.number)
+    scores, rewards = (_own(table, iteration.number) for table in (scores, _rewards(run, iteration)))
     return Answers(
         iteration=iteration.number,
         files=files,
@@ -83,6 +90,7 @@ def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
         ref_actual=_aligned(index, scores, "ref_actual"),
         ref_generated=_aligned(index, scores, "ref_generated"),
         margin=_aligned(index, rewards, "reward_actual") - _aligned(index, rewards, "reward_generated"),
+        trained=trained,
     )
 
 
@@ -108,6 +116,23 @@ def _rewards(run: RunStore, iteration: IterationHistory) -> Any:
 
 def _table(path: Path, columns: list[str] | None = None) -> Any:
     return parquet.read_table(path, columns=columns, memory_map=True)
+
+
+def _own(table: Any, iteration: int) -> Any:
+    """The rows of pairs that were generated in an iteration; all of a table from before there was history."""
+    if table is None or _ORIGIN not in table.column_names:
+        return table
+    return table.filter(compute.equal(table[_ORIGIN], iteration))
+
+
+def _by_origin(scores: Any, iteration: int) -> dict[int, Ints]:
+    if scores is None:
+        return {}
+    index = scores["index"].to_numpy()
+    if _ORIGIN not in scores.column_names:
+        return {iteration: index}
+    origin = scores[_ORIGIN].to_numpy()
+    return {int(number): index[origin == number] for number in np.unique(origin)}
 
 
 def _lengths(table: Any, column: str) -> Ints:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from spin_components.data.pair_counts import in_words
 from spin_components.report.history import History, IterationHistory
 from spin_components.report.verdict import percent
 
 _MANY_CUT = 0.2
 _MANY_IDENTICAL = 0.05
+_MANY_DROPPED = 0.2
+_BY_SETTING = ("truncated", "near_identical", "length_ratio")
 _SATURATED_ACC, _SATURATED_LOSS = 0.995, 0.05
 _LONGER, _SHORTER = 2.0, 0.5
 
@@ -45,7 +48,8 @@ def _of_the_data(history: History) -> list[str]:
 def _of_the_answers(history: History, iteration: IterationHistory) -> list[str]:
     num, where, found = iteration.num_pairs, f"iteration {iteration.number}", []
     limit = history.settings["generation"]["max_new_tokens"]
-    if (cut := iteration.finish_reasons.get("length", 0) / num) > _MANY_CUT:
+    cut, kept = iteration.finish_reasons.get("length", 0) / num, history.settings["generation"].get("on_truncated")
+    if cut > _MANY_CUT and kept != "drop":
         found.append(
             f"{percent(cut)} of the generated answers of {where} were cut at generation.max_new_tokens = {limit} and "
             "carry no EOS, so the policy can tell them by that alone. Raise the limit."
@@ -58,6 +62,12 @@ def _of_the_answers(history: History, iteration: IterationHistory) -> list[str]:
         )
     if empty:
         found.append(f"{empty:,} of {num:,} generated answers of {where} are empty and were dropped.")
+    counts = iteration.pair_counts
+    if iteration.number and counts.num_history and counts.num_pairs == counts.num_history:
+        found.append(f"No pair of {where} itself was left; it was trained on those of earlier iterations alone.")
+    if (share := sum(counts.dropped.get(cause, 0) for cause in _BY_SETTING) / num) > _MANY_DROPPED:
+        words = in_words({cause: counts.dropped.get(cause, 0) for cause in _BY_SETTING})
+        found.append(f"{percent(share)} of the pairs of {where} were left out by your settings: {words}.")
     human, generated = (_mean(iteration, name) for name in ("mean_actual_tokens", "mean_generated_tokens"))
     if human and not _SHORTER <= generated / human <= _LONGER:
         relation = "longer" if generated > human else "shorter"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from spin_components.data.pair_counts import PairCounts, add_up
 from spin_components.errors import ConfigError
 from spin_components.store import layout
 from spin_components.store.manifests import Manifest, read_manifest
@@ -43,6 +44,11 @@ class IterationHistory:
     def count(self, name: str) -> int:
         """A fact of the generations, summed over shards."""
         return sum(int(generated.facts[name]) for generated, _ in self.shards)
+
+    @property
+    def pair_counts(self) -> PairCounts:
+        """Pairs to train on, and those left out, of the shards that are scored."""
+        return add_up(PairCounts.model_validate(scored.facts) for _, scored in self.shards if scored)
 
     @property
     def sampler_difference(self) -> tuple[float, float] | None:

@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from spin_components.data.pair_counts import PairCounts, in_words
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
 from spin_components.report.cautions import cautions
@@ -151,17 +153,39 @@ def _iteration_row(history: History, number: int) -> dict[str, Any]:
     iteration = history.iterations[number]
     manifests = [m for pair in iteration.shards for m in pair if m]
     manifests += [m for epoch in iteration.epochs for m in (epoch.trained, epoch.check) if m]
-    facts = iteration.published.facts if iteration.published else {}
+    facts, counts = iteration.published.facts if iteration.published else {}, iteration.pair_counts
     return {
         "number": number,
         "facts": facts,
-        "num_pairs": iteration.num_pairs,
-        "num_dropped": iteration.count("num_empty") + iteration.count("num_identical"),
+        "num_pairs": counts.num_pairs or iteration.num_pairs,
+        "num_dropped": counts.num_dropped,
+        "about_pairs": about_pairs(number, counts),
         "num_steps": sum(int(epoch.trained.facts["num_steps"]) for epoch in iteration.epochs),
         "work_s": lineage.total_s(manifests),
     }
 
 
+def about_pairs(iteration: int, counts: PairCounts) -> str:
+    """What the number of an iteration's pairs leaves open: history, and why some were dropped; empty of neither."""
+    found, dropped, left_out = "", in_words(counts.dropped), in_words(counts.history_dropped)
+    if counts.num_history:
+        older = ", ".join(f"{n:,} of iteration {t}" for t, n in counts.num_by_origin.items() if t != iteration)
+        own = f"{counts.num_pairs - counts.num_history:,} pairs of its own"
+        found = f"Iteration {iteration} trains on {own}, {older}; all scored under its own reference."
+    if left_out:
+        found += f" Left out of the older: {left_out}."
+    if dropped:
+        found += f" Dropped of iteration {iteration}'s own: {dropped}."
+    return found.strip()
+
+
 def _answer_tokens(history: History, answers: list[Answers]) -> int:
-    epochs = {iteration.number: len(iteration.epochs) for iteration in history.iterations}
-    return sum(int(found.num_actual.sum() + found.num_generated.sum()) * epochs[found.iteration] for found in answers)
+    by_origin = {found.iteration: found for found in answers}
+    total = 0
+    for found in answers:
+        for origin, index in found.trained.items():
+            played = by_origin[origin]
+            places = np.searchsorted(played.index, index)
+            tokens = int(played.num_actual[places].sum() + played.num_generated[places].sum())
+            total += tokens * len(history.iterations[found.iteration].epochs)
+    return total

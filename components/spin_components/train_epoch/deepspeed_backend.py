@@ -23,10 +23,34 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from spin_components.device import Compute
+from spin_components.errors import ConfigError
 from spin_components.settings import TrainingSettings
 from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def engine_config(settings: TrainingSettings, compute: Compute) -> dict[str, Any]:
+    """DeepSpeed's configuration; the process group is there."""
+    num_micro = settings.global_batch_size // (settings.micro_batch_size * dist.get_world_size())
+    return {
+        "train_batch_size": settings.global_batch_size,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": num_micro,
+        "gradient_clipping": settings.gradient_clip_val,
+        "zero_optimization": {"stage": settings.zero_stage, **_offload(settings, compute)},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own updates on the CPU too, so that losses stay the same
+        "torch_autocast": {"enabled": compute.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 2**31,
+    }
+
+
+def _offload(settings: TrainingSettings, compute: Compute) -> dict[str, Any]:
+    """Optimizer state in the machine's memory, pinned where a GPU copies from it."""
+    if not settings.offload_optimizer:
+        return {}
+    return {"offload_optimizer": {"device": "cpu", "pin_memory": compute.device.type == "cuda"}}
 
 
 class DeepSpeedBackend:
@@ -38,6 +62,9 @@ class DeepSpeedBackend:
         self.compute = compute
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._settings = settings
+        if settings.zero_stage == "auto":
+            raise ConfigError("training.zero_stage = 'auto' was not decided before ranks were started")
+        self._stage: int = settings.zero_stage
         self._num_micro = settings.global_batch_size // (settings.micro_batch_size * self.ranks)
         self._pending = False
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -47,22 +74,10 @@ class DeepSpeedBackend:
         self.model, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
-            config=self._config(),
+            config=engine_config(settings, compute),
         )
         self._module = self.model.module
         self._named = dict(named)
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "train_batch_size": self._settings.global_batch_size,
-            "train_micro_batch_size_per_gpu": self._settings.micro_batch_size,
-            "gradient_accumulation_steps": self._num_micro,
-            "gradient_clipping": self._settings.gradient_clip_val,
-            "zero_optimization": {"stage": self._settings.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "torch_autocast": {"enabled": self.compute.precision == "bf16", "dtype": "bfloat16"},
-            "steps_per_print": 2**31,
-        }
 
     def _watch(self, name: str) -> Callable[[Tensor], None]:
         def see(gradient: Tensor) -> None:
@@ -92,7 +107,7 @@ class DeepSpeedBackend:
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
         norm = None
-        if self._settings.zero_stage == 0:  # DeepSpeed has reduced the gradients, and tells their norm only under ZeRO
+        if self._stage == 0:  # DeepSpeed has reduced the gradients, and tells their norm only under ZeRO
             gradients = [parameter.grad for parameter in self._named.values() if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
         self.model.step()
@@ -110,7 +125,7 @@ class DeepSpeedBackend:
         return bool(tensor.item())
 
     def policy_state(self) -> Mapping[str, Tensor] | None:
-        if self._settings.zero_stage < 3:
+        if self._stage < 3:
             return self._module.state_dict() if self.rank == 0 else None
         state = {name: buffer for name, buffer in self._module.state_dict().items() if name not in self._named}
         for name, parameter in self._named.items():
@@ -144,32 +159,32 @@ class DeepSpeedBackend:
         optimizer = self.model.optimizer
         for partition in self._partitions():
             self._base_optimizer.state[partition] = {
-                "step": torch.tensor(float(num_updates)),
+                "step": torch.tensor(float(num_updates), device=partition.device),
                 **{key: torch.zeros_like(partition) for key in STATE_KEYS[self._settings.optimizer]},
             }
-        if self._settings.zero_stage in (1, 2):
+        if self._stage in (1, 2):
             optimizer._lazy_init_hp_params_optimizer_state()
 
     def _partitions(self) -> list[Tensor]:
         """This rank's float32 tensors that torch's optimizer updates."""
         optimizer = self.model.optimizer
-        if self._settings.zero_stage == 0:
+        if self._stage == 0:
             return list(self._named.values())
-        if self._settings.zero_stage == 3:
+        if self._stage == 3:
             return list(optimizer.fp32_partitioned_groups_flat)
         return list(optimizer.single_partition_of_fp32_groups)
 
     def _get_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
-        if self._settings.zero_stage:
+        if self._stage:
             state: Tensor | None = safe_get_full_optimizer_state(parameter, key)
         else:
             state = self._base_optimizer.state[parameter].get(key)
         return state
 
     def _set_state(self, parameter: Any, key: str, value: Tensor) -> None:
-        if self._settings.zero_stage == 0:
+        if self._stage == 0:
             self._base_optimizer.state[parameter][key].copy_(value)
-        elif self._settings.zero_stage < 3:
+        elif self._stage < 3:
             safe_set_full_optimizer_state(parameter, value, key)
         else:  # the last partition is padded where ranks do not divide the parameter, which the "full" call refuses
             size = parameter.partition_numel()

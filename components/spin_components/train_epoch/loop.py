@@ -102,8 +102,8 @@ class EpochLoop:
         )
         self.state = self.state.after_step(len(batch))
         self.rewards += [
-            PairReward(self._data.pairs[index].index, self.state.step, *reward)
-            for index, reward in zip(batch, rewards, strict=True)
+            PairReward(pair.index, self.state.step, *reward, pair.origin)
+            for pair, reward in zip((self._data.pairs[place] for place in batch), rewards, strict=True)
         ]
         self._record(step, metrics, time.monotonic() - started)
 

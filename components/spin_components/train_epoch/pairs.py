@@ -1,11 +1,13 @@
-"""The pairs of an iteration with their reference scores, those without signal left out."""
+"""The pairs that an iteration trains on, its own and those of iterations before it, with their reference scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spin_components.data.pair_counts import PairCounts, add_up, in_words
 from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.errors import DataError, IntegrityError
+from spin_components.ref_logprob.played import read_pairs, scored_generations
 from spin_components.store import layout
 from spin_components.store.manifests import Manifest, read_manifest
 from spin_components.store.run import RunStore
@@ -16,16 +18,16 @@ class ScoredPairs:
     """Pairs to train on, and what the reference gives both answers of each.
 
     Attributes:
-        pairs: shard after shard, each in the order of its index.
+        pairs: shard after shard; of each its own in the order of their index, then those of the iteration before.
         scores: of the same pairs, in the same order.
         batches: places of pairs, by global batch, as they were scored.
-        num_dropped: pairs without signal: an empty answer, or the human's own.
+        counts: where they are from, and what was left out.
     """
 
     pairs: list[Pair]
     scores: list[Score]
     batches: list[tuple[int, ...]]
-    num_dropped: int
+    counts: PairCounts
 
 
 def shard_manifests(run: RunStore, iteration: int) -> list[tuple[Manifest, Manifest]]:
@@ -49,31 +51,32 @@ def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
 
     Raises:
         DataError: no pair is left to train on.
-        IntegrityError: a shard is missing or altered, or the two files of a shard do not belong together.
+        IntegrityError: a shard is missing or altered, or its files do not belong together.
     """
     pairs: list[Pair] = []
     scores: list[Score] = []
     batches: list[tuple[int, ...]] = []
-    num_dropped = 0
-    for generated, scored in shard_manifests(run, iteration):
-        for manifest in (generated, scored):
-            made_by = layout.manifest_of(next(iter(manifest.outputs)))
-            what = f"{manifest.step} of iteration {iteration}"
-            folder = run.fetch(manifest.outputs, what=what, made_by=made_by)
-        by_index = {pair.index: pair for key in generated.outputs for pair in read_rows(folder / key, Pair)}
+    counts: list[PairCounts] = []
+    for shard, (_, scored) in enumerate(shard_manifests(run, iteration)):
+        generations = list(scored_generations(run, scored, shard))
+        by_key = {pair.key: pair for manifest in generations for pair in read_pairs(run, manifest)}
+        made_by = layout.manifest_of(next(iter(scored.outputs)))
+        folder = run.fetch(scored.outputs, what=f"{scored.step} of iteration {iteration}", made_by=made_by)
         found = [score for key in scored.outputs for score in read_rows(folder / key, Score)]
-        if not {score.index for score in found} <= by_index.keys():
-            raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {list(generated.outputs)}")
+        if not {score.key for score in found} <= by_key.keys():
+            sources = [key for manifest in generations for key in manifest.outputs]
+            raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {sources}")
         members: dict[int, list[int]] = {}
         for place, score in enumerate(found, start=len(scores)):
             members.setdefault(score.batch, []).append(place)
         batches += [tuple(members[number]) for number in sorted(members)]
-        pairs += [by_index[score.index] for score in found]
+        pairs += [by_key[score.key] for score in found]
         scores += found
-        num_dropped += scored.facts["num_dropped"]
+        counts.append(PairCounts.model_validate(scored.facts))
+    total = add_up(counts)
     if not pairs:
         raise DataError(
-            f"all {num_dropped} pairs of iteration {iteration} are without signal: the reference answered nothing, or "
-            "as the human did. Raise generation.temperature or generation.max_new_tokens, or stop here"
+            f"all {total.num_dropped} pairs of iteration {iteration} were dropped: {in_words(total.dropped)}. Raise "
+            "generation.temperature or generation.max_new_tokens, ease the settings named here, or stop here"
         )
-    return ScoredPairs(pairs, scores, batches, num_dropped)
+    return ScoredPairs(pairs, scores, batches, total)

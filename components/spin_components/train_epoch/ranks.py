@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,14 @@ from pathlib import Path
 
 from spin_components import errors
 from spin_components.errors import EngineError
+from spin_components.memory.machines import this_machine
+from spin_components.memory.shape import shape_of_folder
+from spin_components.memory.staging import staged
+from spin_components.memory.work import Work, longest_allowed
+from spin_components.settings import Settings
 from spin_components.train_epoch.job import EpochJob
+
+logger = logging.getLogger(__name__)
 
 ALONE = ("--standalone",)
 """What torchrun is told where no other machine takes part."""
@@ -31,6 +39,7 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
         SpinError: what a rank raised, or EngineError when one died without a word.
     """
     ranks = job.settings.hardware.ranks
+    job = job.model_copy(update={"settings": _staged(job)})
     with tempfile.TemporaryDirectory(prefix="spin-epoch-") as folder:
         path = Path(folder, "job.json")
         path.write_text(job.model_dump_json(), encoding="utf-8")
@@ -47,3 +56,14 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
             "Its output is above; the last save is kept, and the same command goes on from there"
         )
     return bool(outcomes[0]["finished"])
+
+
+def _staged(job: EpochJob) -> Settings:
+    """The settings with a stage of ZeRO where they leave it open: the same on machines that are alike."""
+    if job.settings.training.zero_stage != "auto":
+        return job.settings
+    shape = shape_of_folder(job.policy, what="the policy")
+    work = Work(job.settings, this_machine(job.settings), longest_allowed(job.settings))
+    chosen = staged(shape, work).settings
+    logger.info("training.zero_stage = %s, by the memory there is", chosen.training.zero_stage)
+    return chosen

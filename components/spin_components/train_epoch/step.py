@@ -8,10 +8,11 @@ from typing import Any
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import ConfigError
 from spin_components.execution import STOPPED, Step, step
+from spin_components.ref_logprob.played import generation_digests
 from spin_components.scoring import resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.digests import digest_json
+from spin_components.store.digests import digest_json, digest_of
 from spin_components.store.local import remove
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest
@@ -22,7 +23,7 @@ from spin_components.train_epoch.pairs import shard_manifests
 from spin_components.train_epoch.ranks import run_ranks
 from spin_components.train_epoch.saving import clear_partial
 
-_NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage")
+_NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer")
 
 
 def train(
@@ -124,7 +125,7 @@ def _inputs(
     computed = {name: shards[0][1].inputs[name] for name in ("precision", "packing")}
     for _, scored in shards:
         check_alike(here or computed, scored.inputs)
-    pairs = [{key: file.sha256 for m in manifests for key, file in m.outputs.items()} for manifests in shards]
+    pairs = [[digest_of(scored.outputs), *generation_digests(scored).values()] for _, scored in shards]
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
     objective = {f"objective.{name}": value for name, value in settings.objective.model_dump(mode="json").items()}
     return {

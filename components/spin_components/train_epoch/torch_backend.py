@@ -30,19 +30,23 @@ class TorchBackend:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def check_gradients(self) -> str | None:
-        for name, parameter in self._named:
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return str(name)
-        return None
+        if torch.isfinite(self._norm()):  # one pass; which parameter it was is looked for only when there is one
+            return None
+        return next((name for name, p in self._named if p.grad is not None and not p.grad.isfinite().all()), None)
 
     def apply(self, lr: float) -> float:
-        limit = self._settings.gradient_clip_val or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._named], limit)
+        norm = self._norm()
+        if limit := self._settings.gradient_clip_val:
+            parameters = [parameter for _, parameter in self._named]
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def _norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for _, p in self._named if p.grad is not None])
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -67,4 +71,4 @@ class TorchBackend:
             key, _, name = key_and_name.partition("/")
             parameter = parameters[name]
             self._optimizer.state[parameter][key] = tensor.to(parameter)
-            self._optimizer.state[parameter]["step"] = torch.tensor(float(num_updates))
+            self._optimizer.state[parameter]["step"] = torch.tensor(float(num_updates), device=parameter.device)

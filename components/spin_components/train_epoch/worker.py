@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from spin_components.data.pair_counts import PairCounts
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import SpinError
 from spin_components.events import EventLog
@@ -38,7 +39,7 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
     data = load_scored_pairs(current.run, job.iteration)
-    model = load_scored(job.policy, job.settings, compute)
+    model = _load(job, compute, distributed)
     model.train()
     if job.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -49,9 +50,17 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     loop.run()
     if loop.stopped:
         return False
-    facts = _facts(loop, len(data.pairs), data.num_dropped, started)
+    facts = _facts(loop, data.counts, started)
     save_epoch(current, job, backend, loop.state, loop.rows, loop.rewards, facts)
     return True
+
+
+def _load(job: EpochJob, compute: Compute, distributed: bool) -> Any:
+    if distributed:
+        from spin_components.train_epoch.sharded import load_for_ranks
+
+        return load_for_ranks(job.policy, job.settings, compute)
+    return load_scored(job.policy, job.settings, compute)
 
 
 def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> Backend:
@@ -64,11 +73,10 @@ def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> 
     return TorchBackend(model, job.settings.training, compute)
 
 
-def _facts(loop: EpochLoop, num_pairs: int, num_dropped: int, started: float) -> dict[str, Any]:
+def _facts(loop: EpochLoop, counts: PairCounts, started: float) -> dict[str, Any]:
     last = loop.rows[-1] if loop.rows else {}
     return {
-        "num_pairs": num_pairs,
-        "num_dropped": num_dropped,
+        **counts.model_dump(mode="json"),
         "num_steps": len(loop.rows),
         "train_s": round(time.monotonic() - started, 3),
         "metrics": {name: value for name, value in last.items() if name not in ("step", "iteration", "epoch")},

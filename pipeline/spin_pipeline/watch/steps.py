@@ -156,7 +156,7 @@ def note(step: Step) -> str:
         if name == "generate":
             return f"{facts['num_pairs']} answers, {facts['tokens_per_s']:.0f} tokens/s, {facts['engine']}"
         if name == "ref-logprob":
-            return f"{facts['num_pairs']} pairs"
+            return f"{facts['num_pairs']} pairs" + (f", {old} older" if (old := facts.get("num_history")) else "")
         if name == "train-epoch":
             metrics = facts["metrics"]
             return f"{facts['num_steps']} steps, loss {number(metrics['loss'])}" if metrics else "no step left to do"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from spin_components.data.pair_counts import PairCounts
 from spin_components.report.cautions import cautions
 from spin_components.report.history import EpochHistory, History, IterationHistory
 from spin_components.report.interval import Difference
 from spin_components.report.lineage import costs, duration, settings_tables
-from spin_components.report.page import embedded_json, render
+from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
 from spin_components.report.verdict import judge, perplexity, signed
 from spin_components.settings import Settings
@@ -195,3 +196,46 @@ def test_text_in_a_page_is_escaped() -> None:
     for tag in ("<b>", "<i>", "<script>alert", "<u>", "<em>", "<a>", "<p>&"):
         assert tag not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_history_and_what_was_left_out_are_told_beside_the_number_of_pairs() -> None:
+    counts = PairCounts(
+        num_pairs=1300,
+        num_history=300,
+        num_by_origin={2: 1000, 1: 200, 0: 100},
+        num_dropped=4,
+        dropped={"empty": 3, "identical": 1, "truncated": 0},
+        history_dropped={"duplicate": 2},
+    )
+    assert about_pairs(2, counts) == (
+        "Iteration 2 trains on 1,000 pairs of its own, 200 of iteration 1, 100 of iteration 0; all scored under "
+        "its own reference. Left out of the older: 2 played alike since. Dropped of iteration 2's own: 3 empty, 1 the "
+        "human's own."
+    )
+    assert about_pairs(0, PairCounts(num_pairs=7, num_by_origin={0: 7}, dropped={"empty": 0})) == ""
+
+
+def test_pairs_that_settings_left_out_are_pointed_out_where_they_are_many() -> None:
+    run = history(iteration(0, 3.9))
+    scored = Manifest(step="ref-logprob", inputs={}, facts={"dropped": {"near_identical": 15, "length_ratio": 10}})
+    run.iterations[0].shards[0] = (run.iterations[0].shards[0][0], scored)
+    (found,) = cautions(run, steps(0))
+    assert found == (
+        "25\N{NO-BREAK SPACE}% of the pairs of iteration 0 were left out by your settings: 15 nearly the human's own "
+        "(spin.max_similarity), 10 too unlike in length (spin.max_length_ratio)."
+    )
+
+
+def test_cut_answers_that_were_dropped_give_nothing_away() -> None:
+    run = history(iteration(0, 3.9, finish_reasons={"stop": 70, "length": 30}))
+    run.settings["generation"]["on_truncated"] = "drop"
+    assert cautions(run, steps(0)) == []
+
+
+def test_an_iteration_without_a_pair_of_its_own_is_pointed_out() -> None:
+    run = history(iteration(0, 3.9), iteration(1, 3.8))
+    scored = Manifest(step="ref-logprob", inputs={}, facts={"num_pairs": 90, "num_history": 90})
+    run.iterations[1].shards[0] = (run.iterations[1].shards[0][0], scored)
+    assert cautions(run, [*steps(0), *steps(1)]) == [
+        "No pair of iteration 1 itself was left; it was trained on those of earlier iterations alone."
+    ]

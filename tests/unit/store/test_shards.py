@@ -11,10 +11,10 @@ from spin_components.errors import IntegrityError
 
 ROWS: list[tuple[type[Any], list[Any]]] = [
     (Prompt, [Prompt(0, [1, 2], [3], True), Prompt(7, [2**31 - 1], [], False)]),
-    (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length", sampled_logprob=-1.25)]),
-    (Score, [Score(3, -0.5, -1024.25, 0), Score(1, 0.0, -3.0, 7)]),  # numbers that float32 holds exactly
-    (Score, [Score(3, -0.5, -1024.25, 0, -0.25, -2.0), Score(1, 0.0, -3.0, 7, -1.0, 0.0)]),
-    (PairReward, [PairReward(3, 2**40, 0.5, -2.25)]),
+    (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length", 31, -1.25)]),
+    (Score, [Score(3, -0.5, -1024.25, 0, 0), Score(1, 0.0, -3.0, 7, 2)]),  # numbers that float32 holds exactly
+    (Score, [Score(3, -0.5, -1024.25, 0, 0, -0.25, -2.0), Score(1, 0.0, -3.0, 7, 2, -1.0, 0.0)]),
+    (PairReward, [PairReward(3, 2**40, 0.5, -2.25, 1)]),
     (AnswerLoss, [AnswerLoss(3, 12.5, 7)]),
 ]
 KINDS = ["Prompt", "Pair", "Score", "Score with base", "PairReward", "AnswerLoss"]
@@ -41,14 +41,14 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path, kind: type[Any], rows
 
 
 def test_scores_are_float32(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.parquet", Score, [Score(0, -0.1, -0.2, 0)])
+    write_rows(tmp_path / "a.parquet", Score, [Score(0, -0.1, -0.2, 0, 0)])
     (score,) = read_rows(tmp_path / "a.parquet", Score)
     # the float32 nearest to 0.1 is 13421773 / 2**27
     assert score.ref_actual == -13421773 / 2**27
 
 
 def test_scores_of_the_base_model_are_columns_only_where_there_are_any(tmp_path: Path) -> None:
-    for name, score in (("without", Score(0, -0.5, -1.0, 0)), ("with", Score(0, -0.5, -1.0, 0, -0.25, -2.0))):
+    for name, score in (("without", Score(0, -0.5, -1.0, 0, 0)), ("with", Score(0, -0.5, -1.0, 0, 0, -0.25, -2.0))):
         write_rows(tmp_path / name, Score, [score])
     columns = [set(parquet.read_schema(tmp_path / name).names) for name in ("without", "with")]
     assert columns[1] - columns[0] == {"base_actual", "base_generated"}

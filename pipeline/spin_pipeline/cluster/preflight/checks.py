@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spin_pipeline.cluster.preflight import accounts, inputs, nodes, secrets, servers, training, volumes
+from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, training, volumes
 from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import demands_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed
@@ -82,6 +82,7 @@ def _check_namespaced(
     yield from secrets.check_secrets(kubernetes, namespace, settings)
     demands = demands_of(configuration, settings)
     yield from nodes.check_nodes(kubernetes, demands, is_growing=cluster.is_growing)
+    yield from memory.check_memory(kubernetes, configuration, demands)
     if settings.model_cache_claim:
         yield from volumes.check_model_cache(kubernetes, namespace, settings.model_cache_claim)
     if on_several_nodes:

@@ -1,0 +1,73 @@
+"""How many pairs an iteration trains on, where they are from, and why others were left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Key = TypeVar("Key", int, str)
+Cause = Literal["empty", "identical", "truncated", "near_identical", "length_ratio"]
+CAUSES: tuple[Cause, ...] = ("empty", "identical", "truncated", "near_identical", "length_ratio")
+"""Why a pair is dropped; one that has several is counted under the first."""
+HISTORY_CAUSES = (*CAUSES, "duplicate", "not_drawn")
+"""Likewise for a pair of an earlier iteration."""
+
+_WORDS = {
+    "empty": "empty",
+    "identical": "the human's own",
+    "truncated": "cut (generation.on_truncated)",
+    "near_identical": "nearly the human's own (spin.max_similarity)",
+    "length_ratio": "too unlike in length (spin.max_length_ratio)",
+    "duplicate": "played alike since",
+    "not_drawn": "not drawn (spin.history_ratio)",
+}
+
+
+class PairCounts(BaseModel):
+    """Counts of pairs, as manifests hold them.
+
+    Attributes:
+        num_pairs: trained on.
+        num_history: of these, generated in earlier iterations.
+        num_by_origin: the same by the iteration they were generated in.
+        num_dropped: of this iteration's own that are left out; with `num_pairs - num_history`, all it generated.
+        dropped: the same by cause.
+        history_dropped: of the earlier iterations' that are left out, by cause.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    num_pairs: int = 0
+    num_history: int = 0
+    num_by_origin: dict[int, int] = Field(default_factory=dict)
+    num_dropped: int = 0
+    dropped: dict[str, int] = Field(default_factory=dict)
+    history_dropped: dict[str, int] = Field(default_factory=dict)
+
+
+def add_up(parts: Iterable[PairCounts]) -> PairCounts:
+    """Counts of all shards of an iteration."""
+    counts = list(parts)
+    return PairCounts(
+        num_pairs=sum(part.num_pairs for part in counts),
+        num_history=sum(part.num_history for part in counts),
+        num_by_origin=_add(part.num_by_origin for part in counts),
+        num_dropped=sum(part.num_dropped for part in counts),
+        dropped=_add(part.dropped for part in counts),
+        history_dropped=_add(part.history_dropped for part in counts),
+    )
+
+
+def _add(tables: Iterable[Mapping[Key, int]]) -> dict[Key, int]:
+    total: dict[Key, int] = {}
+    for table in tables:
+        for key, number in table.items():
+            total[key] = total.get(key, 0) + number
+    return total
+
+
+def in_words(dropped: Mapping[str, int]) -> str:
+    """What was left out and why, e.g. `2 empty, 1 the human's own`; empty where nothing was."""
+    return ", ".join(f"{number:,} {_WORDS.get(cause, cause)}" for cause, number in dropped.items() if number)

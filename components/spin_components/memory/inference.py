@@ -1,0 +1,107 @@
+"""Memory of the steps that only compute forward: generate, ref-logprob and validate."""
+
+from __future__ import annotations
+
+from spin_components.memory.activations import Batch, logit_bytes, working_bytes
+from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, StepName, largest
+from spin_components.memory.shape import ModelShape
+from spin_components.memory.work import Work
+
+VLLM_HOST_BASE = 1.5 * 2**30
+"""A process of vLLM and its engine's beside it, on a CPU."""
+
+
+def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
+    """ref-logprob and validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
+    batch = validation_batch(work) if step == "validate" else forward_batch(work)
+    return _resident(step, shape, work, _forward(shape, work, batch))
+
+
+def forward_batch(work: Work) -> Batch:
+    """The longest forward pass over pairs: all of a micro-batch packed, the longer answers of it padded."""
+    size, lengths = work.settings.training.micro_batch_size, work.lengths
+    if work.is_packed:
+        return Batch(size * lengths.pair, size * (lengths.actual + lengths.generated))
+    answer = max(lengths.actual, lengths.generated)
+    return Batch(size * lengths.longest, size * answer, squares=0 if work.on_gpu else size * lengths.longest**2)
+
+
+def validation_batch(work: Work) -> Batch:
+    """The longest forward pass over human answers; padded, a batch is computed in halves."""
+    size, lengths = work.settings.validation.batch_size, work.lengths
+    length = lengths.prompt + lengths.actual
+    if work.is_packed:
+        return Batch(size * length, size * lengths.actual)
+    size = -(-size // 2)
+    return Batch(size * length, size * lengths.actual, squares=0 if work.on_gpu else size * length**2)
+
+
+def weights(shape: ModelShape, work: Work) -> Parts:
+    """Float32 weights, and the bf16 copies that autocast keeps until its context is left."""
+    parts = {"weights": 4 * shape.num_parameters}
+    return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if work.machine.is_bf16 else parts
+
+
+def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
+    positions = min(batch.positions, work.logit_chunk or batch.positions)
+    is_bf16 = work.machine.is_bf16
+    return {
+        **weights(shape, work),
+        "activations": working_bytes(shape, batch, is_bf16=is_bf16, backward=False),
+        "logits": logit_bytes(shape, positions, is_bf16=is_bf16, backward=False),
+    }
+
+
+def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -> Estimate:
+    """One process whose model lies on a GPU, by way of the machine's memory, or there."""
+    loading = {"weights": 4 * shape.num_parameters}
+    if not work.on_gpu:
+        return Estimate(step, {}, largest([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
+    host = largest([{"libraries": CUDA_HOST_BASE, **loading}])
+    return Estimate(step, largest([{"CUDA": CUDA_BASE, **computing}]), host)
+
+
+def generating(shape: ModelShape, work: Work) -> Estimate:
+    """Answers to prompts, by vLLM on a GPU or where it is asked for, else by `transformers`."""
+    engine = work.settings.generation.engine
+    if engine == "vllm" or (engine == "auto" and work.on_gpu):
+        return _vllm(shape, work)
+    size = work.settings.generation.batch_size
+    prompt = min(work.settings.data.max_prompt_length, work.lengths.longest)
+    length = min(prompt + work.settings.generation.max_new_tokens, work.settings.data.max_length)
+    is_bf16 = work.machine.is_bf16
+    batch = Batch(size * prompt, 0, squares=0 if work.on_gpu else size * prompt**2)
+    # rotary positions are float32, and so are the keys they turn; values are as they were computed
+    cache = size * length * shape.num_layers * shape.keys * ((4 + 2) if is_bf16 else (4 + 4))
+    grown = size * length * (2 * shape.keys + 2 * shape.queries) * 4
+    computing = {
+        **weights(shape, work),
+        "KV cache": cache,
+        "activations": max(working_bytes(shape, batch, is_bf16=is_bf16, backward=False), grown),
+        "logits": 4 * 4 * size * shape.vocabulary,
+    }
+    return _resident("generate", shape, work, computing)
+
+
+def _vllm(shape: ModelShape, work: Work) -> Estimate:
+    """vLLM: weights in the precision of compute, spread over GPUs; it takes its share of a GPU whatever it needs.
+
+    Where the GPU's memory is not known, what it needs at the least: a cache for one sequence of full length.
+    """
+    settings, ranks = work.settings.generation, work.settings.generation.tensor_parallel
+    number = 2 if work.machine.is_bf16 else 4
+    loaded = number * shape.num_parameters // ranks
+    if not work.on_gpu:
+        cache = int(max(1, round(settings.kv_cache_gib)) * 2**30)
+        parts = {"libraries": VLLM_HOST_BASE, "weights": loaded, "KV cache": cache}
+        return Estimate("generate", {}, largest([parts]))
+    longest = work.settings.data.max_length
+    one = 2 * number * shape.num_layers * shape.keys * longest // min(ranks, max(shape.keys, 1))
+    # a step computes at most max_num_batched_tokens, 8192 or one prompt of full length, at a time
+    tokens = max(8192, longest)
+    passing = working_bytes(shape, Batch(tokens, 0), is_bf16=number == 2, backward=False) // ranks
+    needed = {"CUDA": int(CUDA_BASE), "weights": loaded, "activations": passing, "KV cache": one}
+    if share := int(settings.gpu_memory_utilization * work.machine.device_bytes):
+        needed["KV cache"] = max(one, share - sum(needed.values()) + one)
+    host = {"libraries": CUDA_HOST_BASE, "weights being read": min(loaded, 5 * 2**30)}
+    return Estimate("generate", largest([needed]), largest([host]), processes=ranks)

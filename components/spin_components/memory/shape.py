@@ -1,0 +1,176 @@
+"""A model's shape: what its `config.json` and the headers of its safetensors say, without its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ModelError
+
+_NAMES = {
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "vocabulary": ("vocab_size",),
+}
+_TWO_MATRICES = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "bloom", "falcon", "mpt", "starcoder2", "gpt_bigcode")
+"""`model_type` of families whose MLP has no gate: two matrices instead of three."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What memory and arithmetic depend on.
+
+    Attributes:
+        num_layers: transformer blocks, L.
+        hidden: width of the residual stream, h.
+        inner: width of an MLP, f.
+        queries: width of all query heads together, a.
+        keys: width of all key heads together, k; values are as wide.
+        num_heads: query heads, H.
+        vocabulary: rows of the embedding, V.
+        num_parameters: tied ones counted once.
+        is_gated: whether an MLP has a gate beside its two matrices.
+        is_tied: whether the embedding is the output matrix too.
+        is_counted: whether `num_parameters` was read in headers; else it follows from the widths.
+    """
+
+    num_layers: int
+    hidden: int
+    inner: int
+    queries: int
+    keys: int
+    num_heads: int
+    vocabulary: int
+    num_parameters: int
+    is_gated: bool = True
+    is_tied: bool = False
+    is_counted: bool = False
+
+    @property
+    def num_cast(self) -> int:
+        """Parameters in matrices that are multiplied, so that autocast copies them: all but an untied embedding."""
+        return self.num_parameters - (0 if self.is_tied else self.vocabulary * self.hidden)
+
+    @property
+    def num_block(self) -> int:
+        """Parameters of one block, about."""
+        ends = self.vocabulary * self.hidden * (1 if self.is_tied else 2)
+        return max(self.num_parameters - ends, 0) // self.num_layers
+
+
+def shape_of_folder(folder: Path, *, what: str) -> ModelShape:
+    """The shape of a model that lies here, its parameters counted.
+
+    Raises:
+        ModelError: `config.json` is missing or lacks a width, or a safetensors file has no header.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{what} = '{folder}': config.json cannot be read: {error}") from error
+    files = sorted(folder.glob("*.safetensors"))
+    return shape_of_config(config, what=what, num_parameters=sum(map(count_parameters, files)))
+
+
+def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int = 0) -> ModelShape:
+    """The shape that a parsed `config.json` describes.
+
+    Args:
+        config: of a causal language model; the text part of one for several media.
+        what: where it is from, for the error.
+        num_parameters: where they were counted; 0 works them out, which holds for Llama, Mistral, Qwen, Gemma, GPT-NeoX
+            and their like, and is too little where there are several experts.
+
+    Raises:
+        ModelError: a width is missing.
+    """
+    config = {**config, **config.get("text_config", {})}
+    found: dict[str, int] = {}
+    for name, aliases in _NAMES.items():
+        value = next((config[alias] for alias in aliases if config.get(alias)), None)
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f"{what}: config.json has no {' or '.join(aliases)}, so its memory cannot be estimated")
+        found[name] = value
+    hidden, heads = found["hidden"], found["num_heads"]
+    inner = next((config[name] for name in ("intermediate_size", "n_inner", "ffn_dim") if config.get(name)), 4 * hidden)
+    head = config.get("head_dim") or hidden // heads
+    is_gated = config.get("model_type") not in _TWO_MATRICES
+    is_tied = bool(config.get("tie_word_embeddings", True))
+    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
+    matrices = hidden * (2 * queries + 2 * keys) + (3 if is_gated else 2) * hidden * inner
+    worked_out = found["num_layers"] * (matrices + 2 * hidden) + hidden
+    worked_out += found["vocabulary"] * hidden * (1 if is_tied else 2)
+    return ModelShape(
+        **found,
+        inner=inner,
+        queries=queries,
+        keys=keys,
+        num_parameters=num_parameters or worked_out,
+        is_gated=is_gated,
+        is_tied=is_tied,
+        is_counted=bool(num_parameters),
+    )
+
+
+def count_parameters(path: Path) -> int:
+    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON (the format's own description).
+
+    Raises:
+        ModelError: it has none.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"{path} is no safetensors file: its header cannot be read ({error})") from error
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "smollm2-135m-instruct": {
+        "model_type": "llama",
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    "tiny-llama": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 512,
+        "tie_word_embeddings": False,
+    },
+    "zephyr-7b-sft-full": {
+        "model_type": "mistral",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+    },
+    "Meta-Llama-3-70B-Instruct": {
+        "model_type": "llama",
+        "num_hidden_layers": 80,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    },
+}
+"""`config.json` of the models that shipped configurations name, for where the models themselves are out of reach."""

@@ -1,0 +1,68 @@
+"""The memory that the steps to come will take, before any of them begins."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ModelError
+from spin_components.execution import Step
+from spin_components.memory.judging import judge, told
+from spin_components.memory.machines import placed_machine, this_machine
+from spin_components.memory.shape import shape_of_folder
+from spin_components.memory.work import Lengths, Work
+from spin_components.settings import Settings
+from spin_components.store.manifests import Manifest
+
+logger = logging.getLogger(__name__)
+
+_POD = "KFP_POD_NAME"
+"""What KFP's launcher sets in the pods of a cluster's tasks."""
+
+SHORTEST = Lengths(1, 1, 1)
+"""What weights and optimizer take is known before the data is read."""
+
+
+def foresee(
+    current: Step, settings: Settings, folder: Path, lengths: Lengths, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Estimate every step's peak memory for a base model that lies here.
+
+    Args:
+        current: the running `prepare`.
+        settings: of the run.
+        folder: the base model.
+        lengths: of the longest pair.
+        quiet: refuse only; neither log nor warn.
+
+    Returns: facts for the manifest.
+
+    Raises:
+        ConfigError: a step clearly cannot fit, unless `hardware.memory_check` says otherwise.
+    """
+
+    def warn(message: str) -> None:
+        if not quiet:
+            logger.warning(message)
+            current.events.write("warning", message=message)
+
+    try:
+        shape = shape_of_folder(folder, what="model.base")
+    except ModelError as error:  # of a kind that is not known here; it may well be trained
+        warn(f"memory is not estimated: {error}")
+        return {}
+    machine = placed_machine(settings) if os.environ.get(_POD) else this_machine(settings)
+    estimates = judge(shape, Work(settings, machine, lengths), warn)
+    if not quiet:
+        logger.info(told(estimates))
+    peaks = {each.step: {"gpu_bytes": each.device_bytes, "memory_bytes": each.host_bytes} for each in estimates}
+    return {"longest_pair": asdict(lengths), "memory_estimate": peaks}
+
+
+def recorded_lengths(manifest: Manifest) -> Lengths:
+    """Of the longest pair, as an earlier attempt found it."""
+    found = manifest.facts.get("longest_pair")
+    return Lengths(**found) if found else SHORTEST

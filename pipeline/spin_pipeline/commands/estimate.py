@@ -1,0 +1,111 @@
+"""`spin-pipeline estimate`: the memory each step will take, and what bounds it; no cluster and no weights needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from spin_components.errors import ModelError
+from spin_pipeline.commands.config_options import add_config, settings_of
+
+if TYPE_CHECKING:
+    from spin_components.memory.estimate import Estimate
+    from spin_components.memory.fit import Shortage
+    from spin_components.memory.roofline import Bound
+
+GPU_NAMES = ("a100-80g", "h100-80g", "h200")
+
+
+def add(commands: Any, exit_codes: str) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser(
+        "estimate", help="memory of each step, and what bounds it, from the configuration alone", epilog=exit_codes
+    )
+    add_config(parser)
+    parser.add_argument("--model-config", metavar="FILE", help="a config.json, where model.base is out of reach")
+    parser.add_argument(
+        "--gpu", choices=GPU_NAMES, help="the steps run in pods with such GPUs; default: on this machine"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(do=estimate)
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """Print what is estimated; 1 where a step clearly does not fit."""
+    settings = settings_of(options)
+    from spin_components.memory.finding import find_shape
+    from spin_components.memory.fit import shortages
+    from spin_components.memory.machines import placed_machine, this_machine
+    from spin_components.memory.roofline import GPUS, bounds
+    from spin_components.memory.shape import shape_of_config
+    from spin_components.memory.staging import staged
+    from spin_components.memory.steps import estimate_steps
+    from spin_components.memory.work import Work, longest_allowed
+
+    if options.model_config:
+        shape, origin = shape_of_config(_config(options.model_config), what=options.model_config), options.model_config
+    else:
+        shape, origin = find_shape(settings.model.base, what="model.base")
+    gpu = GPUS[options.gpu] if options.gpu else None
+    machine = placed_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
+    work = staged(shape, Work(settings, machine, longest_allowed(settings)))
+    estimates, bounding = estimate_steps(shape, work), bounds(shape, work, gpu) if gpu else []
+    found = shortages(estimates, work)
+    code = int(any(shortage.is_certain for shortage in found))
+    if options.json:
+        sys.stdout.write(json.dumps(_as_value(estimates, bounding, found), indent=2) + "\n")
+        return code
+    console = Console()
+    where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
+    size = f"{shape.num_parameters / 1e9:.3g} billion parameters"
+    console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)
+    _print(estimates, bounding, found, console)
+    return code
+
+
+def _config(path: str) -> dict[str, Any]:
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"--model-config {path}: expected a model's config.json ({error})") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"--model-config {path}: expected a table, found {type(config).__name__}")
+    return config
+
+
+def _as_value(estimates: list[Estimate], bounding: list[Bound], found: list[Shortage]) -> dict[str, Any]:
+    return {
+        "steps": [
+            {**asdict(each), "device_bytes": each.device_bytes, "host_bytes": each.host_bytes} for each in estimates
+        ],
+        "bounds": [{**asdict(each), "by": each.by} for each in bounding],
+        "shortages": [asdict(each) for each in found],
+    }
+
+
+def _print(estimates: list[Estimate], bounding: list[Bound], found: list[Shortage], console: Console) -> None:
+    from spin_components.memory.fit import in_gib
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("", "one GPU", "memory", "the largest parts"):
+        table.add_column(name, justify="right" if name in ("one GPU", "memory") else "left")
+    for each in estimates:
+        parts = dict(each.device) or each.host_parts
+        largest = sorted(parts, key=lambda name: -parts[name])[:4]
+        device = in_gib(each.device_bytes) if each.device else "-"
+        shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
+        table.add_row(each.step, device, in_gib(each.host_bytes), shown)
+    console.print(table)
+    for bound in bounding:
+        rest = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in bound.seconds.items())
+        console.print(f"{bound.step} is bound by {bound.by}: {bound.unit} take {rest}", highlight=False, soft_wrap=True)
+    for shortage in found:
+        style = "red" if shortage.is_certain else "yellow"
+        console.print(str(shortage), style=style, highlight=False, soft_wrap=True)

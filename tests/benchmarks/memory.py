@@ -1,0 +1,285 @@
+"""Peak memory of each step with a model against what `spin_components.memory` estimates for it.
+
+    python tests/benchmarks/memory.py [--model tiny] [--model smollm2] [--only TEXT] [--json FILE]
+
+Pairs of random tokens, as long as the settings allow, go through the product's own functions on the CPU, each case in
+a process of its own. The peak is the kernel's high-water mark of resident memory (VmHWM), read after each phase and
+reset, so that loading, computing and saving are told apart; the estimate is of the largest of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+STEPS = ("ref-logprob", "train-epoch", "validate", "generate")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step under some settings."""
+
+    model: str
+    step: str
+    micro_batch_size: int = 1
+    max_length: int = 256
+    max_prompt_length: int = 64
+    max_new_tokens: int = 192
+    optimizer: str = "adamw"
+    precision: str = "float32"
+    packing: str = "on"
+    gradient_checkpointing: bool = False
+
+    def __str__(self) -> str:
+        more = [self.precision, "packed" if self.packing == "on" else "padded"]
+        if self.step == "train-epoch":
+            more += [self.optimizer, *["checkpointing"] * self.gradient_checkpointing]
+        return f"{self.model} {self.step} {self.micro_batch_size} x {self.max_length} {' '.join(more)}"
+
+
+def cases(model: str) -> list[Case]:
+    """What is measured of a model."""
+    return [
+        Case(model, "train-epoch"),
+        Case(model, "train-epoch", 4),
+        Case(model, "train-epoch", 4, gradient_checkpointing=True),
+        Case(model, "train-epoch", 4, optimizer="rmsprop"),
+        Case(model, "train-epoch", 4, precision="bf16"),
+        Case(model, "train-epoch", 4, precision="bf16", gradient_checkpointing=True),
+        Case(model, "train-epoch", 4, packing="off"),
+        Case(model, "ref-logprob", 4),
+        Case(model, "ref-logprob", 4, precision="bf16"),
+        Case(model, "validate", 8),
+        Case(model, "validate", 8, packing="off"),
+        Case(model, "generate", 32),
+        Case(model, "generate", 32, precision="bf16"),
+    ]
+
+
+def settings_of(case: Case, folder: Path) -> dict[str, Any]:
+    """The case as a run's settings."""
+    size = case.micro_batch_size
+    return {
+        "model": {"base": str(folder)},
+        "data": {"train": "-", "max_length": case.max_length, "max_prompt_length": case.max_prompt_length},
+        "generation": {
+            "engine": "transformers",
+            "batch_size": size if case.step == "generate" else 64,
+            "max_new_tokens": case.max_new_tokens,
+        },
+        "training": {
+            "micro_batch_size": size,
+            "global_batch_size": 2 * size,
+            "optimizer": case.optimizer,
+            "precision": case.precision,
+            "packing": case.packing,
+            "gradient_checkpointing": case.gradient_checkpointing,
+            "lr": 1e-5,
+        },
+        "validation": {"batch_size": size},
+        "hardware": {"device": "cpu"},
+    }
+
+
+def peak_bytes() -> int:
+    """The most that was resident since the last call; from here on it is counted anew."""
+    status = Path("/proc/self/status").read_text("ascii").splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+    return peak * 1024
+
+
+def measure(case: Case, folder: Path) -> dict[str, int]:
+    """The peak of each phase of one step, in this process."""
+    from spin_components.device import resolve_compute, set_threads
+    from spin_components.settings import Settings
+
+    settings = Settings.model_validate(settings_of(case, folder))
+    set_threads(settings.hardware)
+    compute = resolve_compute(settings.hardware, settings.training.precision)
+    if case.step == "generate":
+        return _generate(case, folder, settings, compute)
+    from spin_components.scoring import load_scored
+
+    peaks = {"imports": peak_bytes()}
+    model = load_scored(folder, settings, compute)
+    peaks["load"] = peak_bytes()
+    return peaks | (_validate if case.step == "validate" else _score)(case, model, settings, compute)
+
+
+def _tokens(number: int, vocabulary: int, start: int) -> list[int]:
+    return [3 + (start * 97 + place * 31) % (vocabulary - 3) for place in range(number)]
+
+
+def _score(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.data.shards import Pair
+    from spin_components.ref_logprob.step import score_pairs
+
+    vocabulary, prompt = model.config.vocab_size, case.max_prompt_length
+    answer, generated = case.max_length - prompt, min(case.max_new_tokens, case.max_length - prompt)
+    size = settings.training.global_batch_size
+    pairs = [
+        Pair(
+            place,
+            _tokens(prompt, vocabulary, place),
+            _tokens(answer, vocabulary, place + 7),
+            _tokens(generated, vocabulary, place + 13),
+            "length",
+        )
+        for place in range(2 * size)
+    ]
+    batches = [tuple(range(start, start + size)) for start in range(0, len(pairs), size)]
+    scores = score_pairs(model.eval(), pairs, compute, batches, settings.training)
+    peaks = {"compute": peak_bytes()}
+    return peaks | _train(model, pairs, scores, batches, settings, compute) if case.step == "train-epoch" else peaks
+
+
+def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.algorithm.loss import Objective
+    from spin_components.algorithm.order import micro_batches
+    from spin_components.data.pair_counts import PairCounts
+    from spin_components.modeling import save_policy
+    from spin_components.train_epoch.pairs import ScoredPairs
+    from spin_components.train_epoch.single_step import train_single_step
+    from spin_components.train_epoch.torch_backend import TorchBackend
+
+    training = settings.training
+    model.train()
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    backend = TorchBackend(model, training, compute)
+    data = ScoredPairs(pairs, scores, batches, PairCounts())
+    for number, batch in enumerate(batches):
+        share = micro_batches(
+            batch,
+            [pair.num_tokens for pair in pairs],
+            micro_batch_size=training.micro_batch_size,
+            rank=0,
+            ranks=1,
+            num=2,
+        )
+        train_single_step(
+            backend,
+            data,
+            share,
+            batch=batch,
+            objective=Objective(0.1),
+            lr=1e-5,
+            is_step_zero=number == 0,
+            where="benchmark",
+        )
+    peaks = {"compute": peak_bytes()}
+    with tempfile.TemporaryDirectory() as name:
+        weights = backend.policy_state()
+        backend.save_optimizer(Path(name, "trainer"))
+        save_policy(model, weights, Path(settings.model.base), Path(name, "policy"))
+    return peaks | {"save": peak_bytes()}
+
+
+def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.data.shards import Prompt
+    from spin_components.validate.nll import answer_losses, validation_batches
+
+    vocabulary, prompt = model.config.vocab_size, case.max_prompt_length
+    rest = case.max_length - prompt
+    prompts = [
+        Prompt(place, _tokens(prompt, vocabulary, place), _tokens(rest, vocabulary, place + 7), True)
+        for place in range(2 * settings.validation.batch_size)
+    ]
+    list(answer_losses(model.eval(), validation_batches(prompts, settings.validation), compute))
+    return {"compute": peak_bytes()}
+
+
+def _generate(case: Case, folder: Path, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.generate.engine import Sampling
+    from spin_components.generate.transformers_engine import TransformersEngine
+
+    peaks = {"imports": peak_bytes()}
+    vocabulary = json.loads((folder / "config.json").read_bytes())["vocab_size"]
+    generation = settings.generation.model_copy(update={"min_new_tokens": case.max_new_tokens})
+    engine = TransformersEngine(folder, settings.model, Sampling(generation, [2], 0), compute)
+    peaks["load"] = peak_bytes()
+    prompts = [_tokens(case.max_prompt_length, vocabulary, place) for place in range(case.micro_batch_size)]
+    limit = min(case.max_new_tokens, case.max_length - case.max_prompt_length)
+    list(engine.generate(prompts, [limit] * len(prompts)))
+    return peaks | {"compute": peak_bytes()}
+
+
+def make_model(name: str, folder: Path) -> None:
+    """A builtin model."""
+    from spin_components.prepare.builtin import make_smollm2, make_tiny_llama
+
+    (make_tiny_llama if name == "tiny" else make_smollm2)(folder)
+
+
+def in_own_process(case: Case, folder: Path) -> dict[str, int]:
+    """Measure in a fresh process: what this one has resident does not count."""
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(case)), "--folder", str(folder)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ})
+    found: dict[str, int] = json.loads(output.stdout.rpartition("RESULT ")[2])
+    return found
+
+
+def estimate_of(case: Case, folder: Path) -> dict[str, int]:
+    """What the case is estimated to take, by parts."""
+    from spin_components.memory.shape import shape_of_folder
+    from spin_components.memory.steps import estimate_steps
+    from spin_components.memory.work import Lengths, Machine, Work
+    from spin_components.settings import Settings
+
+    settings = Settings.model_validate(settings_of(case, folder))
+    answer = case.max_length - case.max_prompt_length
+    lengths = Lengths(case.max_prompt_length, answer, min(case.max_new_tokens, answer))
+    work = Work(settings, Machine("cpu", is_bf16=case.precision == "bf16"), lengths)
+    estimates = estimate_steps(shape_of_folder(folder, what="the model"), work)
+    return dict(next(estimate for estimate in estimates if estimate.step == case.step).host_parts)
+
+
+def row(case: Case, peaks: dict[str, int], parts: dict[str, int]) -> str:
+    """One line of the table: MiB."""
+    measured, estimated = max(peaks.values()), sum(parts.values())
+    phases = " ".join(f"{name} {size >> 20}" for name, size in peaks.items())
+    shown = " ".join(f"{name} {size >> 20}" for name, size in parts.items())
+    return f"{case!s:62}{estimated >> 20:8}{measured >> 20:8}{estimated / measured:7.2f}   {phases} | {shown}"
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", choices=("tiny", "smollm2"))
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line has it")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", type=Path, help="keeps the models, for another call")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        found = measure(Case(**json.loads(options.one)), options.folder)
+        sys.stdout.write("\nRESULT " + json.dumps(found) + "\n")
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.models or Path(scratch)
+        sys.stdout.write(f"{'MiB':62}{'estimate':>8}{'peak':>8}{'ratio':>7}   phases | parts of the estimate\n")
+        for model in options.model or ("tiny", "smollm2"):
+            if not (root / model).exists():
+                make_model(model, root / model)
+            for case in cases(model):
+                if options.only in str(case):
+                    peaks, parts = in_own_process(case, root / model), estimate_of(case, root / model)
+                    rows.append({"case": asdict(case), "peaks": peaks, "estimate": parts})
+                    sys.stdout.write(row(case, peaks, parts) + "\n")
+                    sys.stdout.flush()
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

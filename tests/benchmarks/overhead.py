@@ -1,0 +1,94 @@
+"""What a run costs beside its work: starting steps, and the pipeline that carries them.
+
+    python tests/benchmarks/overhead.py [--rounds 3] [--demo] [--json FILE]
+
+Start-up: from the start of a step's process, as a pod begins it (KFP's executor, the step's module, the model where it
+has one), to its first useful work, in processes of their own in turn. Runs: the wall time of tiny.toml (and with --demo
+of demo.toml) over the sum of what its steps' manifests say they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BEGIN = "import kfp.dsl.executor_main\n"
+LOAD = """
+import sys
+from pathlib import Path
+from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.attempt_settings import HardwareSettings
+from spin_components.settings import Settings
+settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}})
+set_threads(settings.hardware)
+compute = resolve_compute(settings.hardware, "float32")
+"""
+SCORED = "from spin_components.scoring import load_scored\nload_scored(Path(sys.argv[1]), settings, compute)\n"
+STEPS = {
+    "prepare": "import spin_components.prepare.step",
+    "checkpoint": "import spin_components.checkpoint.step",
+    "generate": LOAD
+    + "import spin_components.generate.step\n"
+    + "from spin_components.generate.engine import Sampling, open_engine\n"
+    + "from spin_components.settings import GenerationSettings\n"
+    + "sampling = Sampling(GenerationSettings(), [2], 0)\n"
+    + "open_engine('transformers', Path(sys.argv[1]), settings.model, sampling, compute)",
+    "ref-logprob": LOAD + "import spin_components.ref_logprob.step\n" + SCORED,
+    "validate": LOAD + "import spin_components.validate.step\n" + SCORED,
+    "train-epoch": LOAD + "import spin_components.train_epoch.worker\n" + SCORED,
+}
+
+
+def start_up(model: Path, rounds: int) -> dict[str, float]:
+    """Seconds by step, medians."""
+    seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+    for _ in range(rounds):
+        for name, code in STEPS.items():
+            started = time.monotonic()
+            subprocess.run([sys.executable, "-c", BEGIN + code, str(model)], check=True, capture_output=True)
+            seconds[name].append(time.monotonic() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def run_of(config: str, folder: Path) -> tuple[float, float]:
+    """Wall time of a run, and the sum of its steps' durations."""
+    uri = folder / config
+    started = time.monotonic()
+    command = ["spin-pipeline", "run", "--config", config, "--run-uri", str(uri), "--set", "generation.shards=1"]
+    subprocess.run(command, check=True, capture_output=True)
+    wall = time.monotonic() - started
+    manifests = [json.loads(path.read_text("utf-8")) for path in uri.rglob("*.json")]
+    return wall, sum(m["duration_s"] for m in manifests if isinstance(m, dict) and "duration_s" in m)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--demo", action="store_true", help="run demo.toml as well: minutes")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    from spin_components.prepare.builtin import make_smollm2
+
+    with tempfile.TemporaryDirectory() as name:
+        make_smollm2(Path(name) / "model")
+        seconds = start_up(Path(name) / "model", options.rounds)
+        for step, taken in seconds.items():
+            sys.stdout.write(f"{step:12}{taken:8.1f} s to its first work\n")
+        runs = {}
+        for config in ("tiny", "demo") if options.demo else ("tiny",):
+            wall, work = runs[config] = run_of(config, Path(name))
+            share = (wall - work) / wall
+            sys.stdout.write(f"{config:12}{wall:8.1f} s, {work:.1f} s of it in steps: {share:.0%} orchestration\n")
+    if options.json:
+        options.json.write_text(json.dumps({"start_up_s": seconds, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()

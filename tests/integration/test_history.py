@@ -1,0 +1,141 @@
+"""Pairs of earlier iterations: trained on again, scored again, and never under another reference than the present."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from playing import begin, hardware, losses, play_iteration, play_scores
+from spin_components.data.shards import Pair, PairReward, Score, read_rows, write_rows
+from spin_components.errors import DataError, InputsChangedError, IntegrityError, StepZeroError
+from spin_components.ref_logprob.step import score_shard
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.store.manifests import read_manifest
+from spin_components.train_epoch.step import train
+from spin_pipeline.status import read_status
+
+MakeSettings = Callable[..., Settings]
+SCORES = layout.ref_logprobs(1, 0)
+OLD = layout.generations(0, 0)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose second iteration is scored but not trained.
+
+    Attributes:
+        reference: of iteration 1.
+    """
+
+    settings: Settings
+    run: LocalRun
+    reference: str
+    scores: list[str]
+
+    def rows(self, iteration: int) -> list[Score]:
+        return read_rows(self.run.path(layout.ref_logprobs(iteration, 0)), Score)
+
+    def rewrite(self, key: str, rows: list[Score] | list[Pair]) -> None:
+        """Replace a file together with its digest in its manifest, as a step that worked otherwise would have."""
+        with self.run.staged(key) as staged:
+            write_rows(staged.path, type(rows[0]), rows)  # type: ignore[type-var]
+        made_by = layout.manifest_of(key)
+        manifest = read_manifest(self.run, made_by).model_copy(update={"outputs": staged.outputs})
+        self.run.write_json(made_by, manifest.model_dump(mode="json"))
+
+    def train(self) -> str:
+        return train(self.settings.run.uri, 1, 0, self.reference, self.scores, hardware(self.settings))
+
+    def score(self) -> str:
+        generations = self.run.uri_of(layout.generations(1, 0))
+        return score_shard(self.settings.run.uri, 1, 0, self.reference, generations, hardware(self.settings))
+
+
+@pytest.fixture
+def begun(make_settings: MakeSettings) -> Begun:
+    """With history = 1, which is the default."""
+    settings = make_settings(
+        data={"max_train_records": 12}, generation={"max_new_tokens": 6}, spin={"max_iterations": 2}
+    )
+    reference = play_iteration(settings, 0, begin(settings))
+    scores = play_scores(settings, 1, reference)
+    return Begun(settings, LocalRun(Path(settings.run.uri)), reference, scores)
+
+
+def test_scores_of_the_old_reference_for_history_pairs_stop_the_run_at_step_zero(begun: Begun) -> None:
+    # the planted mistake: pairs of iteration 0 keep what iteration 0's reference gave them
+    stale = {score.key: score for score in begun.rows(0)}
+    rows = begun.rows(1)
+    assert any(row.origin == 0 for row in rows)
+    kept = [
+        replace(row, ref_actual=stale[row.key].ref_actual, ref_generated=stale[row.key].ref_generated)
+        if row.origin == 0
+        else row
+        for row in rows
+    ]
+    assert kept != rows
+    begun.rewrite(SCORES, kept)
+    with pytest.raises(StepZeroError, match="iteration 1, epoch 0, step 0: the first loss"):
+        begun.train()
+
+
+def test_with_scores_of_its_own_reference_an_iteration_with_history_begins_at_ln_2(begun: Begun) -> None:
+    first = len(losses(begun.run))
+    play_iteration(begun.settings, 1, begun.reference)
+    assert losses(begun.run)[first] == pytest.approx(math.log(2), abs=1e-5)
+    counts = read_manifest(begun.run, layout.manifest_of(SCORES)).facts
+    rewards = read_rows(begun.run.path(layout.rewards(1, 0)), PairReward)
+    assert sorted((row.origin, row.index) for row in rewards) == sorted(row.key for row in begun.rows(1))
+    assert sum(row.origin == 0 for row in rewards) == counts["num_history"] > 0
+    # iterations differ in steps: 12 pairs in batches of 8 are 2, up to 24 are 3
+    state = read_manifest(begun.run, layout.epoch_manifest(1, 0)).facts["state"]
+    assert state["steps_per_epoch"] == [2, math.ceil(counts["num_pairs"] / 8)] == [2, 3]
+    row = read_status(begun.run.uri).iterations[1].model_dump(mode="json")
+    assert {name: row[name] for name in counts} == counts
+
+
+def test_a_shard_with_other_older_generations_is_not_taken_for_done(begun: Begun) -> None:
+    assert begun.score() == begun.scores[0]  # found done
+    pairs = read_rows(begun.run.path(OLD), Pair)
+    begun.rewrite(OLD, [replace(pair, generated_ids=[*pair.generated_ids, 7]) for pair in pairs])
+    with pytest.raises(InputsChangedError, match="generations of iteration 0 was "):
+        begun.score()
+    with pytest.raises(IntegrityError, match=rf"{OLD} is not what {SCORES} was made from.*or delete {SCORES[:-7]}json"):
+        begun.train()
+
+
+def test_altered_older_generations_are_found_before_they_are_used(begun: Begun) -> None:
+    content = bytearray(begun.run.path(OLD).read_bytes())
+    content[len(content) // 2] ^= 1
+    begun.run.path(OLD).write_bytes(content)
+    with pytest.raises(IntegrityError, match=OLD):
+        begun.train()
+    begun.run.delete(layout.manifest_of(SCORES))
+    with pytest.raises(IntegrityError, match=OLD):
+        begun.score()
+
+
+def test_scores_of_a_pair_that_nobody_generated_are_refused(begun: Begun) -> None:
+    rows = begun.rows(1)
+    begun.rewrite(SCORES, [replace(rows[0], origin=3), *rows[1:]])
+    with pytest.raises(IntegrityError, match="are of other pairs than"):
+        begun.train()
+
+
+def test_when_every_answer_is_cut_and_cut_ones_are_dropped_the_error_says_so(make_settings: MakeSettings) -> None:
+    settings = make_settings(generation={"max_new_tokens": 1, "on_truncated": "drop"}, spin={"max_similarity": 0.9})
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    facts = read_manifest(LocalRun(Path(settings.run.uri)), layout.manifest_of(layout.ref_logprobs(0, 0))).facts
+    assert facts["num_dropped"] == sum(facts["dropped"].values()) == 20
+    counts = f"{facts['dropped']['truncated']} cut"
+    with pytest.raises(
+        DataError, match=rf"all 20 pairs of iteration 0 were dropped: .*{counts} .generation.on_truncated"
+    ):
+        train(settings.run.uri, 0, 0, reference, scores, hardware(settings))

@@ -1,0 +1,45 @@
+"""The estimated peak of a step against the kernel's own count, for a step run by itself in a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.memory import Case, estimate_of, in_own_process
+
+
+@pytest.fixture(scope="module")
+def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose weights, activations and logits each take more than the libraries vary by."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16384,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("middling")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+SHORT = Case("middling", "train-epoch", 4, max_length=96, max_prompt_length=32, max_new_tokens=64)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [SHORT, replace(SHORT, gradient_checkpointing=True, packing="off", optimizer="rmsprop")],
+    ids=str,
+)
+def test_a_steps_peak_is_estimated_within_20_percent(middling: Path, case: Case) -> None:
+    measured = in_own_process(case, middling)
+    estimated = sum(estimate_of(case, middling).values())
+    assert 0.8 < estimated / max(measured.values()) < 1.2, (measured, estimate_of(case, middling))

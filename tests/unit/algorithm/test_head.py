@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spin_components.algorithm.head import LOGITS_BYTES, AnswerHead, answer_head
+from spin_components.algorithm.logprobs import answer_logprobs
+from unit.algorithm.families import CONFIGS, LAYOUTS, SEQUENCES, SIZES, gradients, groups_of, model_of
+
+WEIGHTS = [1.0, -2.0, 0.5, 3.0, -1.0]
+
+
+@pytest.mark.parametrize("attention", LAYOUTS)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_chunks_change_neither_log_probabilities_nor_gradients(
+    family: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, groups = model_of(family, attention), groups_of(SEQUENCES)
+    whole = answer_logprobs(model, groups)
+    expected = gradients(model, whole, WEIGHTS)
+    monkeypatch.setattr(answer_head(model), "chunk", 3)  # 21 answer tokens: most chunks hold several answers' ends
+    chunked = answer_logprobs(model, groups)
+    found = gradients(model, chunked, WEIGHTS)
+    torch.testing.assert_close(chunked, whole, rtol=0.0, atol=1e-5)
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+
+
+def kept_for_backward(chunk: int) -> int:
+    """Elements of (tokens, V) tensors that autograd keeps for the way back."""
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 96}))
+    answer_head(model).chunk = chunk
+    kept: list[weakref.ref[list[Tensor]]] = []
+
+    class Box(list[Tensor]):
+        """A list that can be referred to weakly."""
+
+    def keep(tensor: Tensor) -> Box:
+        box = Box([tensor])
+        kept.append(weakref.ref(box))
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box[0]):
+        logprobs = answer_logprobs(model, groups_of(SEQUENCES))
+    alive = {box[0].data_ptr(): box[0] for ref in kept if (box := ref()) is not None}
+    assert logprobs.requires_grad  # the graph is still there
+    # the head's weight is kept as well, as (H, V)
+    found = [tensor for tensor in alive.values() if tensor.ndim == 2 and tensor.shape[1] == 96]
+    return sum(tensor.numel() for tensor in found if tensor.shape[0] != SIZES["hidden_size"])
+
+
+def test_logits_are_not_kept_where_they_are_chunked() -> None:
+    num_tokens = sum(len(sequence.answer_ids) for sequence in SEQUENCES)
+    assert kept_for_backward(chunk=1000) == num_tokens * 96
+    assert kept_for_backward(chunk=4) == 0
+
+
+def test_a_chunk_is_as_many_tokens_as_its_bytes_allow() -> None:
+    assert AnswerHead(model_of("qwen2")).chunk == LOGITS_BYTES // (4 * SIZES["vocab_size"])
+
+
+def test_a_model_with_the_head_still_generates() -> None:
+    model = model_of("llama")
+    answer_head(model)
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape == (1, 6)

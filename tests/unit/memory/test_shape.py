@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spin_components.errors import ConfigError, ModelError
+from spin_components.memory.finding import find_shape
+from spin_components.memory.shape import KNOWN, count_parameters, shape_of_config, shape_of_folder
+
+NEOX = {
+    "model_type": "gpt_neox",
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "vocab_size": 10,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),  # what the published models have
+    [
+        ("smollm2-135m-instruct", 134_515_008),
+        ("zephyr-7b-sft-full", 7_241_732_096),
+        ("Meta-Llama-3-70B-Instruct", 70_553_706_496),
+    ],
+)
+def test_parameters_follow_from_the_widths(name: str, number: int) -> None:
+    shape = shape_of_config(KNOWN[name], what=name)
+    assert (shape.num_parameters, shape.is_counted) == (number, False)
+
+
+def test_a_model_without_gates_has_two_matrices_and_one_key_head_a_query_head() -> None:
+    # a block: 4 x 8 x 8 of attention, 2 x 8 x 32 of MLP, two norms of 8; two embeddings of 10 x 8, a norm
+    shape = shape_of_config(NEOX, what="x")
+    assert shape.num_parameters == 2 * (256 + 512 + 16) + 160 + 8
+    assert (shape.keys, shape.is_gated) == (8, False)
+
+
+def test_an_untied_embedding_is_not_multiplied_and_a_tied_one_is() -> None:
+    untied = shape_of_config(NEOX, what="x")
+    assert untied.num_cast == untied.num_parameters - 80
+    tied = shape_of_config({**NEOX, "tie_word_embeddings": True}, what="x")
+    assert tied.num_cast == tied.num_parameters == untied.num_parameters - 80
+
+
+def test_other_names_of_the_widths_and_the_text_part_are_understood() -> None:
+    gpt2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 10}
+    shape = shape_of_config({"text_config": gpt2}, what="x")
+    assert (shape.num_layers, shape.hidden, shape.inner, shape.queries) == (1, 8, 32, 8)
+
+
+@pytest.mark.parametrize("lacking", ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"])
+def test_a_missing_width_is_named(lacking: str) -> None:
+    config = {name: value for name, value in NEOX.items() if name != lacking}
+    with pytest.raises(ModelError, match=rf"config\.json has no .*{lacking}"):
+        shape_of_config(config, what="model.base")
+
+
+def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header |= {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def test_parameters_are_counted_in_all_headers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
+    write_safetensors(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 8], "b": [8]})
+    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", {"c": []})
+    shape = shape_of_folder(tmp_path, what="x")
+    assert (shape.num_parameters, shape.is_counted) == (80 + 8 + 1, True)
+
+
+def test_what_has_no_header_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for content in (b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"model\.safetensors is no safetensors file"):
+            count_parameters(path)
+
+
+def test_a_model_out_of_reach_is_known_by_name_or_refused() -> None:
+    shape, origin = find_shape("/absent/zephyr-7b-sft-full", what="model.base")
+    assert (shape.hidden, origin) == (4096, "what is known of zephyr-7b-sft-full")
+    with pytest.raises(ModelError, match=r"model\.base = '/absent/x': its shape cannot be read from here"):
+        find_shape("/absent/x", what="model.base")
+    with pytest.raises(ConfigError, match="no such builtin"):
+        find_shape("builtin:x", what="model.base")
