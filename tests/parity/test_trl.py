@@ -91,9 +91,10 @@ def policy_of(family: str, attention: str = "eager") -> Any:
 
 def of_trl(trainer: Any, pairs: Pairs, beta: float, *losses: str) -> Found:
     trainer.beta, trainer.loss_types, trainer.loss_weights = beta, list(losses), [1.0] * len(losses)
-    trainer._metrics["train"].clear()
+    mode = "train" if trainer.model.training else "eval"
+    trainer._metrics[mode].clear()
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows_of(pairs)))
-    logged = trainer._metrics["train"]
+    logged = trainer._metrics[mode]
     names = {
         "acc": "accuracies",
         "rewards_actual_mean": "chosen",
@@ -101,7 +102,7 @@ def of_trl(trainer: Any, pairs: Pairs, beta: float, *losses: str) -> Found:
         "margin": "margins",
     }
     metrics = {ours: float(logged[f"rewards/{theirs}"][-1]) for ours, theirs in names.items()}
-    return Found(float(loss), metrics, gradients(trainer.model, loss))
+    return Found(float(loss.detach()), metrics, gradients(trainer.model, loss))
 
 
 def of_ours(family: str, attention: str, pairs: Pairs, objective: Objective) -> Found:
@@ -118,7 +119,7 @@ def of_ours(family: str, attention: str, pairs: Pairs, objective: Objective) -> 
     found = {name: metrics[name] for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")}
     margin = found["rewards_actual_mean"] - found["rewards_generated_mean"]
     loss = terms.losses.mean()
-    return Found(float(loss), {**found, "margin": margin}, gradients(model, loss))
+    return Found(float(loss.detach()), {**found, "margin": margin}, gradients(model, loss))
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
