@@ -21,7 +21,6 @@ from spin_components.prepare.builtin import docstrings, make_tiny_llama
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 
-
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis_settings.load_profile("fixed")

@@ -19,7 +19,7 @@ from parity.second_iteration import SecondIteration
 from spin_components.algorithm import logprobs, packing
 from spin_components.data import collate
 from spin_components.data.rendering import Renderer
-from spin_components.errors import IntegrityError, StepZeroError
+from spin_components.errors import IntegrityError, SpinError, StepZeroError
 from spin_components.generate import step as generate_step
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
@@ -41,7 +41,7 @@ class Mutation:
         before: text that is in it once.
         after: what takes its place.
         caught_by: a named test, or what of a second iteration fails.
-        raises: AssertionError for a test; for a check of the run itself, its error.
+        raises: AssertionError for a test, or what stops it; for a check of the run itself, its error.
     """
 
     area: Area
@@ -55,7 +55,7 @@ class Mutation:
     @property
     def is_caught_at_run_time(self) -> bool:
         """By a check that every run makes, not by a test alone."""
-        return self.raises is not AssertionError
+        return issubclass(self.raises, SpinError)
 
 
 @contextmanager
@@ -131,6 +131,7 @@ MUTATIONS = [
         "return self._special.sub(",
         "return content or self._special.sub(",
         test_rendering.test_special_tokens_in_messages_are_plain_text,
+        ValueError,  # which `prepare` reports with the record
     ),
     Mutation(
         "template",
@@ -253,7 +254,7 @@ MUTATIONS = [
     Mutation(
         "reference weights",
         "training begins from the base model",
-        worker.train_rank,
+        worker._load,
         "load_scored(job.policy,",
         "load_scored(__import__('pathlib').Path(job.settings.model.base),",
         training,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def partitions(draw: st.DrawFn) -> list[list[int]]:
     """The five pairs in any order, in parts of any sizes."""
     order = draw(st.permutations(range(5)))
     cuts = [0, *sorted(draw(st.sets(st.integers(1, 4)))), 5]
-    return [list(order[start:end]) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [list(order[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
 @settings(max_examples=20)
