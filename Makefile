@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 	$(BIN)/spin-pipeline run
 
 test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real KFP runner
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faults instead of the fixed list
 	SPIN_FAULTS=$(N) $(BIN)/python -m pytest tests/faults$(if $(N),/test_faults.py)

@@ -14,6 +14,11 @@ from hypothesis import settings as hypothesis_settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its share of the cores, so that workers' threads do not spin
+    cores = sorted(os.sched_getaffinity(0))
+    share = cores[int(worker.removeprefix("gw")) % len(cores) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
+    os.sched_setaffinity(0, share)
+
 from kfp_server import KfpServer
 from s3_server import S3Server
 from small import small_settings

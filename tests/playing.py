@@ -49,7 +49,7 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
     policy = reference
     for epoch in range(settings.spin.epochs(iteration)):
         policy = train(uri, iteration, epoch, policy, scores, machine)
-        policy = validate(uri, iteration, epoch, policy, machine)
+        policy = validate(uri, iteration, epoch, policy, machine, reference)
     selection = settings.selection.model_dump(mode="json")
     return publish(uri, iteration, reference, policy, settings.spin.max_iterations, selection)
 

@@ -31,6 +31,7 @@ def small_settings(uri: Path | str, model: Path | str, data: Path | str, /, **se
             "lr_schedule": "constant",
             "warmup": 0,
         },
+        "validation": {"num_samples": 2},
         "hardware": {"device": "cpu"},
     }
     for name, table in sections.items():

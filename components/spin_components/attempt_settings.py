@@ -17,8 +17,39 @@ class SelectionSettings(Section):
     save_top_k: int = Field(
         3, ge=-1, description="iterations whose weights stay, by val_loss; -1 for all; last and best always do"
     )
-    patience: int = Field(0, ge=0, description="iterations without gain before stopping; 0 never stops early")
-    min_delta: float = Field(0.0, ge=0, description="a smaller fall of val_loss is no gain, nats")
+    confidence: float = Field(
+        0.95,
+        ge=0.5,
+        lt=1,
+        description="of the interval of a change of val_loss; clear where 0 is outside",
+    )
+    on_regression: Literal["stop", "roll_back", "continue"] = Field(
+        "stop",
+        description="after an iteration that is clearly worse than the best: end with the best, play on from the best, "
+        "or play on from the worse one",
+    )
+    patience: int = Field(
+        2, ge=0, description="iterations in a row without a clear gain before stopping; 0 never stops for that"
+    )
+    min_delta: float = Field(0.0, ge=0, description="a smaller change of val_loss is no gain and no regression, nats")
+    max_repetition: float = Field(
+        0.0, ge=0, le=1, description="a policy whose answers repeat more of their 4-grams has regressed; 0 is off"
+    )
+    max_length_ratio: float = Field(
+        0.0, ge=0, description="so has one whose answers are that many times the human's length, or that part; 0 is off"
+    )
+
+    @field_validator("max_length_ratio")
+    @classmethod
+    def _room_for_the_same(cls, value: float) -> float:
+        if 0 < value <= 1:
+            raise ValueError("1 is the human's own length; give a limit above it, like 2.0, or 0 for none")
+        return value
+
+    @property
+    def limits(self) -> list[str]:
+        """Names of the limits on sampled answers that are set."""
+        return [f"selection.{name}" for name in ("max_repetition", "max_length_ratio") if getattr(self, name)]
 
 
 class HardwareSettings(Section):

@@ -20,7 +20,9 @@ DAG, and `iteration` (-1: the base model), `epoch` and `shard` where it has them
     warning     a person should know something       message
     reuse       a finished step was found            finished_at
     done        a step's manifest is written         facts (its manifest's, without samples), duration_s
-    published   checkpoint has moved the pointers    decision, val_loss, iteration_best, freed_bytes
+    published   checkpoint has moved the pointers    decision, outcome, reason, val_loss (null: not finite), next (the
+                                                     iteration whose policy is the next reference; -1: the base model;
+                                                     null: none), iteration_best (likewise), freed_bytes
     stop        the attempt's time is up             reason
     fail        a step ends with an error            error, message, exit_code, traceback (of what is not a SpinError)
 

@@ -6,11 +6,12 @@ the command line reads these before it knows whether torch is installed.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
+from spin_components.generation_settings import GenerationSettings
 from spin_components.objective_settings import ObjectiveSettings
 from spin_components.pool_settings import PoolSettings
 from spin_components.section import (
@@ -139,65 +140,6 @@ class SpinSettings(PoolSettings):
         return per_iteration(self.ref_policy_kl_penalty, iteration)
 
 
-Temperature = Annotated[float, Field(ge=0, le=10)]
-
-
-class GenerationSettings(Section):
-    """How the reference plays: one sampled answer a prompt."""
-
-    engine: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it pays")
-    temperature: Temperature | list[Temperature] = Field(
-        1.0, description="a number, or one number an iteration; 0 is greedy"
-    )
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0 is off")
-    repetition_penalty: PositiveFloat = 1.0
-    max_new_tokens: int = Field(256, ge=1, description="NeMo's length_params.max_length")
-    min_new_tokens: int = Field(0, ge=0, description="NeMo's length_params.min_length")
-    stop: list[str] = Field(default_factory=list, description="NeMo's sampling_params.end_strings")
-    shards: int = Field(1, ge=1, le=256, description="parts that are generated in parallel; fixed when compiled")
-    on_truncated: Literal["keep", "drop"] = Field(
-        "keep", description="answers cut at max_new_tokens: train on them, without EOS, or leave their pairs out"
-    )
-    batch_size: int = Field(64, ge=1, description="sequences at a time (transformers), at most at a time (vllm)")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs one vLLM engine spans")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of the GPU vLLM may take")
-    kv_cache_gib: PositiveFloat = Field(1.0, description="vLLM's cache on a CPU, GiB")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_nemo(cls, values: Any) -> Any:
-        """Accept NeMo's `sampling_params` and `length_params` tables."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        sampling, lengths = values.pop("sampling_params", None) or {}, values.pop("length_params", None) or {}
-        names = {"max_length": "max_new_tokens", "min_length": "min_new_tokens", "end_strings": "stop"}
-        greedy = isinstance(sampling, dict) and sampling.get("use_greedy", False)
-        for table in (sampling, lengths):
-            if not isinstance(table, dict):
-                raise ValueError("sampling_params and length_params are tables")
-            for key, value in table.items():
-                if key in ("use_greedy", "all_probs", "compute_logprob", "add_BOS"):
-                    if value and key != "use_greedy":
-                        raise ValueError(f"sampling_params.{key} = {value!r} is not supported; leave it out")
-                    continue
-                values.setdefault(names.get(key, key), value)
-        if greedy:
-            values["temperature"] = 0.0
-        return values
-
-    @model_validator(mode="after")
-    def _lengths_in_order(self) -> GenerationSettings:
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
-        return self
-
-    def at(self, iteration: int) -> GenerationSettings:
-        """As they hold in one iteration."""
-        return self.model_copy(update={"temperature": per_iteration(self.temperature, iteration)})
-
-
 class TrainingSettings(Section):
     """How the policy learns within an iteration."""
 
@@ -266,6 +208,10 @@ class ValidationSettings(Section):
         1.0, description="within an epoch: every so many steps, or share of it; 1.0 is its end only"
     )
 
+    num_samples: int = Field(
+        32, ge=0, description="held-out prompts that each validated policy also answers: lengths, repetition; 0 is off"
+    )
+
     _fractions = field_validator("limit_val_batches", "val_check_interval")(check_fraction)
     _not_none = field_validator("limit_val_batches")(check_some)
 
@@ -301,6 +247,11 @@ class Settings(Section):
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
         if self.training.offload_optimizer:
             self._check_offload(ranks)
+        if self.selection.limits and not self.validation.num_samples:
+            raise ValueError(
+                f"{' and '.join(self.selection.limits)} are held against sampled answers, but validation.num_samples "
+                "is 0; set it to 32, say, or leave the limits out"
+            )
         return self
 
     def _check_offload(self, ranks: int) -> None:

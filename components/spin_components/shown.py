@@ -102,10 +102,15 @@ def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iterati
             iteration=iteration,
             val_loss=facts["val_loss"],
             is_best=best["iteration"] == iteration,
+            best=best["uri"],
+            **{name: facts[name] for name in ("decision", "outcome", "reason")},
             reference=facts["reference_uri"],
             run=run.uri,
         )
-        _log(metrics, {name: value for name, value in facts.items() if name != "iteration"})
+        _log(metrics, {name: value for name, value in facts.items() if name not in ("iteration", "best", "next")})
+        for name in ("from_base", "from_reference", "from_best"):
+            if change := facts[name]:
+                _log(metrics, {name: change["mean"], f"{name}_low": change["low"], f"{name}_high": change["high"]})
         if page := run.read(layout.REPORT):
             Path(report.path).write_bytes(page)
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spin_components.algorithm.interval import Difference, paired_difference
 from spin_components.errors import ConfigError
 from spin_components.report.history import History, read_history
-from spin_components.report.interval import Difference, paired_difference
 from spin_components.report.lineage import total_s
 from spin_components.report.page import render
 from spin_components.report.series import read_losses
@@ -28,9 +28,10 @@ class ComparedRun:
     Attributes:
         label: short, and like no other's.
         base_loss: val_loss of the base model.
-        losses: val_loss by iteration.
-        best: the iteration with the lowest; None before one is published.
-        from_base: change of the best iteration from the base.
+        losses: val_loss by iteration, of those whose loss is finite.
+        num_iterations: published.
+        best: iteration of the best model, -1 for the base model; None before an iteration is published.
+        from_base: change of the best iteration from the base; None where the base is best.
         from_first: change from the first run's best, where both were validated on the same answers.
         digests: of `base model`, and of the `training` and `validation` records as rendered.
     """
@@ -39,6 +40,7 @@ class ComparedRun:
     uri: str
     base_loss: float | None
     losses: dict[int, float]
+    num_iterations: int
     best: int | None
     acc: float | None
     margin: float | None
@@ -49,8 +51,16 @@ class ComparedRun:
 
     @property
     def best_loss(self) -> float | None:
-        """val_loss of the best iteration."""
-        return None if self.best is None else self.losses[self.best]
+        """val_loss of the best model."""
+        if self.best is None:
+            return None
+        return self.base_loss if self.best == layout.BASE else self.losses[self.best]
+
+    @property
+    def best_name(self) -> str:
+        """Which that is, of how many."""
+        best = "base" if self.best == layout.BASE else self.best
+        return "–" if best is None else f"{best} of {self.num_iterations}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +101,36 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
     return Comparison(runs, _differing(histories), _warnings(runs))
 
 
-def _best(history: History) -> int | None:
-    losses = {it.number: it.published.facts["val_loss"] for it in history.published if it.published}
-    return min(losses, key=lambda t: (losses[t], t)) if losses else None
-
-
 def _losses(run: RunStore, history: History) -> tuple[list[Any], list[Any]]:
-    """Losses of the held-out answers: the base model's, and those of the best iteration."""
-    best = _best(history)
-    published = None if best is None else history.iterations[best].published
-    check = history.iterations[best].epochs[published.facts["epoch"]].check if published and best is not None else None
-    return (read_losses(run, history.base) if history.base else []), (read_losses(run, check) if check else [])
+    """Losses of the held-out answers: the base model's, and those of the best model."""
+    best, check = history.best, history.base
+    if best is not None and best != layout.BASE and (published := history.iterations[best].published):
+        check = history.iterations[best].epochs[published.facts["epoch"]].check
+    return (read_losses(run, history.base) if history.base else []), (
+        read_losses(run, check) if check and best is not None else []
+    )
 
 
 def _compared(label: str, history: History, base: list[Any], best: list[Any], first: list[Any]) -> ComparedRun:
-    number = _best(history)
-    facts: dict[str, Any] = {}
-    if number is not None and (published := history.iterations[number].published):
+    number, facts = history.best, dict[str, Any]()
+    is_iteration = number is not None and number != layout.BASE
+    if number is not None and is_iteration and (published := history.iterations[number].published):
         facts = published.facts
     rewards = (facts.get("rewards_actual_mean"), facts.get("rewards_generated_mean"))
     return ComparedRun(
         label=label,
         uri=history.uri,
         base_loss=history.base.facts["val_loss"] if history.base else None,
-        losses={it.number: float(it.published.facts["val_loss"]) for it in history.published if it.published},
+        losses={
+            it.number: float(it.published.facts["val_loss"])
+            for it in history.published
+            if it.published and it.published.facts["val_loss"] is not None
+        },
+        num_iterations=len(history.published),
         best=number,
         acc=facts.get("acc"),
         margin=None if None in rewards else float(rewards[0]) - float(rewards[1]),  # type: ignore[arg-type]
-        from_base=paired_difference(base, best) if base and best else None,
+        from_base=paired_difference(base, best) if base and best and is_iteration else None,
         from_first=paired_difference(first, best) if first and best else None,
         work_s=total_s(history.manifests()),
         digests=_digests(history),

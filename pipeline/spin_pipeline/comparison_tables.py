@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spin_components.report.interval import Difference
+from spin_components.algorithm.interval import Difference
 from spin_components.report.lineage import duration
 from spin_components.report.verdict import signed
 from spin_pipeline.comparison import ComparedRun, Comparison
@@ -49,7 +49,7 @@ def _measures(first: str) -> dict[str, Callable[[ComparedRun], str]]:
     return {
         "base val_loss": lambda run: _number(run.base_loss, 4),
         "best val_loss": lambda run: _number(run.best_loss, 4),
-        "best iteration": lambda run: "-" if run.best is None else f"{run.best} of {len(run.losses)}",
+        "best iteration": lambda run: run.best_name,
         "change from base": lambda run: _change(run.from_base),
         f"change from {first}": lambda run: _change(run.from_first),
         "acc": lambda run: _number(run.acc, 2),

@@ -142,7 +142,13 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         base_uri = prepared.outputs["policy_uri"]
         base = _fresh(
             _validate_base(
-                attempt=ATTEMPT, run_uri=run_uri, iteration=BASE, epoch=0, policy_uri=base_uri, hardware=hardware
+                attempt=ATTEMPT,
+                run_uri=run_uri,
+                iteration=BASE,
+                epoch=0,
+                policy_uri=base_uri,
+                reference_uri="",
+                hardware=hardware,
             )
         )
         place.score(base, places).set_display_name("validate base")
@@ -222,7 +228,11 @@ def _iteration_pipeline(shape: Shape, epochs: int, place: Placement) -> GraphCom
                 )
             )
             place.train(trained, places).set_display_name(f"train epoch {epoch}")
-            checked = _fresh(validate(**at, epoch=epoch, policy_uri=_returned(trained), hardware=hardware))
+            checked = _fresh(
+                validate(
+                    **at, epoch=epoch, policy_uri=_returned(trained), reference_uri=reference_uri, hardware=hardware
+                )
+            )
             place.score(checked, places).set_display_name(f"validate epoch {epoch}")
             policy_uri = _returned(checked)
         published = _fresh(

@@ -16,6 +16,9 @@ from spin_pipeline.published import Published, find_published, iterations
 
 CARD = "README.md"
 _LAST = "config.json"
+_SPIN = "self-play fine-tuning (SPIN, [arXiv:2401.01335](https://arxiv.org/abs/2401.01335))"
+_TRAINED = f"Trained by {_SPIN}"
+_UNCHANGED = f"The base model, unchanged: no iteration was better on the held-out answers, by {_SPIN}"
 
 
 def export_model(run_uri: str, which: str, destination: str) -> tuple[Published, str]:
@@ -23,7 +26,7 @@ def export_model(run_uri: str, which: str, destination: str) -> tuple[Published,
 
     Args:
         run_uri: the run.
-        which: iteration, by number or `best`.
+        which: iteration, by number; or `best`, which is the base model where no iteration is better.
         destination: a path or `s3://bucket/prefix`.
 
     Returns: what was exported, and its address.
@@ -62,11 +65,12 @@ def model_card(run: RunStore, published: Published) -> str:
     record = run.read_json(layout.RUN)
     settings, base = record["settings"], record["base_model"]
     data = read_manifest(run, layout.DATA_MANIFEST)
-    losses: list[tuple[str, float, dict[str, Any] | None]] = [
+    is_base = published.iteration == layout.BASE
+    losses: list[tuple[str, float | None, dict[str, Any] | None]] = [
         ("base", read_manifest(run, layout.validation(layout.BASE, 0)).facts["val_loss"], None)
     ]
     for t in iterations(run):
-        if t <= published.iteration:
+        if is_base or t <= published.iteration:
             facts = read_manifest(run, layout.checkpoint(t)).facts
             losses.append((f"iteration {t}", facts["val_loss"], facts))
     return "\n".join(
@@ -77,13 +81,12 @@ def model_card(run: RunStore, published: Published) -> str:
             "tags: [spin, self-play-fine-tuning]",
             "---",
             "",
-            f"# {settings['run']['name']}, iteration {published.iteration}",
+            f"# {settings['run']['name']}, {published.name}",
             "",
-            "Trained by self-play fine-tuning (SPIN, [arXiv:2401.01335](https://arxiv.org/abs/2401.01335)) with "
-            f"SPIN pipelines {record['version']}.",
+            f"{_UNCHANGED if is_base else _TRAINED} with SPIN pipelines {record['version']}.",
             "",
-            "| | val_loss (nats a token) | pairs | beta | peak lr |",
-            "| --- | --- | --- | --- | --- |",
+            "| | val_loss (nats a token) | change from the base | pairs | beta | peak lr |",
+            "| --- | --- | --- | --- | --- | --- |",
             *(_row(name, loss, facts) for name, loss, facts in losses),
             "",
             "## Lineage",
@@ -98,27 +101,34 @@ def model_card(run: RunStore, published: Published) -> str:
     )
 
 
-def _row(name: str, loss: float, facts: dict[str, Any] | None) -> str:
+def _row(name: str, loss: float | None, facts: dict[str, Any] | None) -> str:
+    measured = "not finite" if loss is None else f"{loss:.4f}"
     if facts is None:
-        return f"| {name} | {loss:.4f} | | | |"
+        return f"| {name} | {measured} | | | | |"
+    change = facts.get("from_base")
+    moved = f"{change['mean']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})" if change else ""
     old = facts.get("num_history", 0)
     pairs = f"{facts['num_pairs']}, {old} of them of earlier iterations" if old else facts["num_pairs"]
-    cells = (pairs, facts["ref_policy_kl_penalty"], facts["peak_lr"])
-    return f"| {name} | {loss:.4f} | {' | '.join(f'{cell}' for cell in cells)} |"
+    cells = (moved, pairs, facts["ref_policy_kl_penalty"], facts["peak_lr"])
+    return f"| {name} | {measured} | {' | '.join(f'{cell}' for cell in cells)} |"
 
 
 def _lineage(
     run: RunStore, published: Published, record: dict[str, Any], base: dict[str, Any], data: dict[str, Any]
 ) -> list[str]:
-    facts = published.manifest.facts
+    facts, trained = published.facts, list[str]()
+    if facts:
+        trained = [
+            f"- optimizer steps: {facts['step']}, pairs seen: {facts['consumed_samples']}",
+            f"- reference of this iteration: `{facts['reference_uri']}`",
+        ]
     forked = record["settings"]["model"].get("forked_from")
     return [
         f"- run: `{run.uri}`, begun {record['created_at']}, seed {record['seed']}",
         f"- base model: `{base['uri']}`" + (f", forked from {forked}" if forked else ""),
         *(f"- {name} data: `{source['uri']}`" for name, source in record["data"].items()),
         f"- prompts: {data['num_train']} for training, {data['num_validation']} held out",
-        f"- optimizer steps: {facts['step']}, pairs seen: {facts['consumed_samples']}",
-        f"- reference of this iteration: `{facts['reference_uri']}`",
+        *trained,
         f"- SHA-256 over the files of this model: `{published.sha256}`",
         f"- packages: {', '.join(f'{name} {version}' for name, version in record['packages'].items())}",
     ]

@@ -112,5 +112,10 @@ def _summary(step: str, facts: dict[str, Any]) -> str:
             return "no step left to do"
         return f"{facts['num_steps']} steps, loss {metrics['loss']:.4f}, acc {metrics['acc']:.2f}"
     if step == "validate":
-        return f"val_loss {facts['val_loss']:.4f}"
-    return f"val_loss {facts['val_loss']:.4f}: {facts['decision']}"
+        margin = "" if facts.get("spin_margin") is None else f", margin {facts['spin_margin']:.3f} on held-out pairs"
+        return f"val_loss {_loss(facts)}{margin}"
+    return f"val_loss {_loss(facts)}: {facts['decision']}"
+
+
+def _loss(facts: dict[str, Any]) -> str:
+    return "not finite" if facts["val_loss"] is None else f"{facts['val_loss']:.4f}"

@@ -1,35 +1,39 @@
-"""Finished iterations of a run, as other commands take them up: to export one, to start another run from one."""
+"""Finished models of a run, as other commands take them up: to export one, to start another run from one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from spin_components.checkpoint.decisions import name_of
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_of
-from spin_components.store.manifests import Manifest, read_manifest
+from spin_components.store.manifests import read_manifest
 from spin_components.store.models import model_files
 from spin_components.store.run import RunStore
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An iteration whose checkpoint manifest is written.
+    """An iteration whose checkpoint manifest is written; or the base model, where no iteration is better.
 
     Attributes:
-        manifest: of the checkpoint.
-        files: of its policy, by name.
+        iteration: `layout.BASE` for the base model.
+        uri: address of the policy.
+        facts: of the checkpoint; empty for the base model.
+        files: of the policy, by name.
     """
 
     iteration: int
-    manifest: Manifest
+    uri: str
+    facts: dict[str, Any]
     files: dict[str, FileDigest]
 
     @property
-    def uri(self) -> str:
-        """Address of the policy."""
-        return str(self.manifest.facts["checkpoint_uri"])
+    def name(self) -> str:
+        """In words."""
+        return name_of(self.iteration)
 
     @property
     def sha256(self) -> str:
@@ -43,7 +47,7 @@ def iterations(run: RunStore) -> list[int]:
 
 
 def find_published(run: RunStore, which: str) -> Published:
-    """An iteration by its number, or the best one.
+    """An iteration by its number, or the best model, which may be the base.
 
     Raises:
         ConfigError: no run is there, or no such iteration; names those that are.
@@ -55,10 +59,13 @@ def find_published(run: RunStore, which: str) -> Published:
     if not found:
         raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
     iteration = int(run.read_json(layout.BEST)["iteration"]) if which == "best" else _number(which)
+    if iteration == layout.BASE:
+        base = str(run.read_json(layout.RUN)["base_model"]["uri"])
+        return Published(iteration, base, {}, model_files(run, base))
     if iteration not in found:
         raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, found))}")
-    manifest = read_manifest(run, layout.checkpoint(iteration))
-    uri = str(manifest.facts["checkpoint_uri"])
+    facts = read_manifest(run, layout.checkpoint(iteration)).facts
+    uri = str(facts["checkpoint_uri"])
     below = run.key_of(uri)
     if below is None:
         raise IntegrityError(f"{run.uri_of(layout.checkpoint(iteration))} names {uri}, which lies outside the run")
@@ -68,7 +75,7 @@ def find_published(run: RunStore, which: str) -> Published:
             f"the weights of iteration {iteration} are gone from {uri}: only the best are kept "
             f"(selection.save_top_k = {kept}), the last, and the best of all. Take one of those"
         )
-    return Published(iteration, manifest, model_files(run, uri))
+    return Published(iteration, uri, facts, model_files(run, uri))
 
 
 def _number(which: str) -> int:
@@ -103,5 +110,5 @@ def forked_model(run: RunStore, published: Published) -> dict[str, Any]:
     return {
         "base": published.uri,
         "sha256": published.sha256,
-        "forked_from": f"{run.uri}, iteration {published.iteration}",
+        "forked_from": f"{run.uri}, {published.name}",
     }

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from spin_components.checkpoint.decisions import goes_on
 from spin_components.errors import ConfigError
 from spin_components.events import read_events
 from spin_components.store import layout
@@ -23,11 +24,21 @@ class _Record(BaseModel):
 
 
 class IterationStatus(_Record):
-    """A published iteration; `data.pair_counts` explains the counts of pairs."""
+    """A published iteration; `data.pair_counts` explains the counts of pairs.
+
+    Attributes:
+        val_loss: None where it is not finite.
+        outcome: better, unclear or regressed, against the best model before it.
+        reason: for that, in words.
+        next: iteration whose policy is the next reference; -1 for the base model, None where the run ends.
+        from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None where it is unknown.
+        from_reference: likewise, from what the iteration began from.
+        from_best: likewise, from the best model before it.
+    """
 
     iteration: int
     checkpoint_uri: str
-    val_loss: float
+    val_loss: float | None
     acc: float | None
     rewards_actual_mean: float | None
     rewards_generated_mean: float | None
@@ -38,11 +49,22 @@ class IterationStatus(_Record):
     dropped: dict[str, int] = Field(default_factory=dict)
     history_dropped: dict[str, int] = Field(default_factory=dict)
     decision: str
+    outcome: str = ""
+    reason: str = ""
+    next: int | None = None
+    from_base: dict[str, Any] | None = None
+    from_reference: dict[str, Any] | None = None
+    from_best: dict[str, Any] | None = None
+    spin_margin: float | None = None
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
     work_s: float
 
 
 class BestStatus(_Record):
-    """The iteration with the lowest val_loss."""
+    """The model with the lowest val_loss of those that did not regress; iteration -1 is the base model."""
 
     iteration: int
     uri: str
@@ -132,6 +154,6 @@ def _state(
         return "failed", {name: failures[-1][name] for name in names if name in failures[-1]}
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
-    if iterations and iterations[-1].decision != "continue":
+    if iterations and not goes_on(iterations[-1].decision):
         return "done", None
     return "interrupted", None

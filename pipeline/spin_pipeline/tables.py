@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from spin_components.checkpoint.decisions import name_of
 from spin_components.data.pair_counts import in_words
+from spin_components.store.layout import BASE
 from spin_pipeline.garbage import Garbage
 from spin_pipeline.status import IterationStatus, RunStatus
 from spin_pipeline.watch.text import harmless
@@ -33,7 +35,9 @@ def print_status(status: RunStatus, console: Console) -> None:
     for place, name in enumerate(_COLUMNS):
         table.add_column(name, justify="left" if place in (0, len(_COLUMNS) - 1) else "right")
     if status.base.val_loss is not None:
-        table.add_row("base", f"{status.base.val_loss:.4f}")
+        base_is_best = status.best is not None and status.best.iteration == BASE
+        cells = ["base", f"{status.base.val_loss:.4f}", *[""] * (len(_COLUMNS) - 3), "best" if base_is_best else ""]
+        table.add_row(*cells, style="green" if base_is_best else "")
     for row in status.iterations:
         is_best = status.best is not None and status.best.iteration == row.iteration
         table.add_row(*_cells(row, is_best), style="green" if is_best else "")
@@ -43,8 +47,11 @@ def print_status(status: RunStatus, console: Console) -> None:
         console.print()
     for line in _about_pairs(status):
         console.print(line, highlight=False, soft_wrap=True)
+    for row in status.iterations:
+        if row.reason:
+            console.print(_judged(row), style="dim", highlight=False, markup=False, soft_wrap=True)
     if status.best:
-        console.print(f"best: iteration {status.best.iteration}, {status.best.uri}", highlight=False, soft_wrap=True)
+        console.print(f"best: {name_of(status.best.iteration)}, {status.best.uri}", highlight=False, soft_wrap=True)
     _print_state(status, console)
 
 
@@ -61,12 +68,20 @@ def _cells(row: IterationStatus, is_best: bool) -> list[str]:
     numbers = (row.acc, row.rewards_actual_mean, row.rewards_generated_mean)
     return [
         f"iteration {row.iteration}",
-        f"{row.val_loss:.4f}",
+        "not finite" if row.val_loss is None else f"{row.val_loss:.4f}",
         *("-" if number is None else f"{number:.3f}" for number in numbers),
         f"{row.num_pairs - row.num_history} + {row.num_history}" if row.num_history else str(row.num_pairs),
         f"{row.work_s:.0f}",
-        "best" if is_best else "",
+        "best" if is_best else row.outcome if row.outcome == "regressed" else "",
     ]
+
+
+def _judged(row: IterationStatus) -> str:
+    """What the rules made of an iteration."""
+    told = f"iteration {row.iteration}: {row.outcome}, {row.reason}"
+    if row.decision == "roll_back" and row.next is not None:
+        return f"{told}; rolled back to {name_of(row.next)}"
+    return told if row.decision in ("continue", "done", row.outcome) else f"{told}: {row.decision}"
 
 
 def _print_state(status: RunStatus, console: Console) -> None:

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spin_components.algorithm.order import derive_seed, form_batches
+from spin_components.algorithm.order import derive_seed, form_batches, permutation
 from spin_components.data.shards import Pair, write_rows
 from spin_components.device import Compute
-from spin_components.settings import GenerationSettings, ModelSettings, Settings
+from spin_components.generation_settings import GenerationSettings
+from spin_components.settings import ModelSettings, Settings
 
 GLOBAL_BATCH, MICRO_BATCH = 8, 4
 COMPUTE = Compute(torch.device("cpu"), "float32")
 
 
-def make_pairs(folder: Path, num: int) -> None:
-    """The demo model, and pairs of human answers and its own."""
+def sources() -> list[tuple[str, str]]:
+    """Functions of the standard library, as source, with their docstrings, whole."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: list[tuple[str, str]] = []
+    for path in sorted(root.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.FunctionDef) and (answer := ast.get_docstring(node)) and len(node.body) > 1:
+                code = ast.unparse(ast.FunctionDef(**{**vars(node), "body": node.body[1:]}))
+                found.append((f"Document this function.\n\n{code}", answer))
+    return found
+
+
+def make_pairs(folder: Path, num: int, *, ask: str = "names") -> None:
+    """The demo model, and pairs of human answers and its own.
+
+    Args:
+        folder: to be filled.
+        num: of pairs.
+        ask: `names` asks what a function does by its name, as the demo's data; `sources` shows it.
+    """
     from spin_components.data.formats import Conversation, Message
     from spin_components.data.rendering import Renderer, find_eos_ids
     from spin_components.generate.engine import Sampling
@@ -33,8 +54,9 @@ def make_pairs(folder: Path, num: int) -> None:
     settings = ModelSettings(base=str(folder / "model"))
     tokenizer = load_tokenizer(folder / "model", settings)
     renderer = Renderer(tokenizer, find_eos_ids(tokenizer, 2), max_length=512, max_prompt_length=256)
-    texts = list(docstrings(limit=num))
-    rendered = [renderer.render(Conversation((Message("user", ask),), answer)) for ask, answer in texts]
+    texts = list(docstrings()) if ask == "names" else sources()
+    chosen = [texts[place] for place in permutation(len(texts), seed=0)[:num]]
+    rendered = [renderer.render(Conversation((Message("user", question),), answer)) for question, answer in chosen]
     sampling = Sampling(GenerationSettings(max_new_tokens=128), [2], 0)
     engine = TransformersEngine(folder / "model", settings, sampling, COMPUTE)
     answers = dict(engine.generate([each.prompt_ids for each in rendered], [128] * num))

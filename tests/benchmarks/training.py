@@ -1,7 +1,7 @@
 """Training speed and memory against TRL's `DPOTrainer`, whose sigmoid loss is SPIN's, on the same pairs.
 
     pip install -c constraints.txt trl
-    python tests/benchmarks/training.py [--rounds 3] [--pairs 24] [--json FILE]
+    python tests/benchmarks/training.py [--rounds 3] [--pairs 24] [--ask sources] [--json FILE]
 
 The demo model answers real prompts; ours and TRL then train on those pairs, at the same global batch, in float32 with
 the same optimizer, each in a process of its own, in turn. TRL runs at its default per-device batch and without the
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--ask", choices=("names", "sources"), default="names")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the model and the pairs lie, or shall be made")
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
@@ -217,7 +218,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         if not (folder / "pairs.parquet").exists():
-            make_pairs(folder, options.pairs)
+            make_pairs(folder, options.pairs, ask=options.ask)
         rates = [machine_rate()]
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in options.kinds}
         for _ in range(options.rounds):

@@ -17,8 +17,9 @@ from spin_components.device import Compute
 from spin_components.generate.engine import Answer, Sampling
 from spin_components.generate.transformers_engine import TransformersEngine
 from spin_components.generate.vllm_engine import VllmEngine
+from spin_components.generation_settings import GenerationSettings
 from spin_components.modeling import load_model
-from spin_components.settings import GenerationSettings, ModelSettings, Settings
+from spin_components.settings import ModelSettings, Settings
 from spin_components.store.manifests import read_manifest
 from spin_components.tokenizer import load_tokenizer
 

@@ -60,6 +60,12 @@ def test_the_last_checkpoint_shows_its_model_though_the_run_stops_with_it(finish
     assert model.metadata["sha256"] == digest_of(model_files(finished, facts["checkpoint_uri"]))
     assert model.metadata["is_best"] is True
     assert metrics.metadata["val_loss"] == facts["val_loss"]
+    assert (model.metadata["outcome"], model.metadata["decision"]) == ("better", "done")
+    for name, against in (("from_base", -1), ("from_reference", 0), ("from_best", 0)):
+        change = facts[name]
+        assert change["against"] == against
+        shown_change = [metrics.metadata[key] for key in (name, f"{name}_low", f"{name}_high")]
+        assert shown_change == [change["mean"], change["low"], change["high"]]
 
 
 def test_a_step_that_stopped_shows_nothing(finished: LocalRun, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings
+from spin_components.generation_settings import GenerationSettings
 from spin_components.objective_settings import ObjectiveSettings
 from spin_components.section import Section
 from spin_components.settings import (
     DataSettings,
-    GenerationSettings,
     ModelSettings,
     RunSettings,
     Settings,
@@ -107,10 +107,15 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (ValidationSettings, "batch_size", [0]),
     (ValidationSettings, "limit_val_batches", [-1, 1.1]),
     (ValidationSettings, "val_check_interval", [-1, 1.1]),
+    (ValidationSettings, "num_samples", [-1]),
     (SelectionSettings, "epoch", ["first"]),
     (SelectionSettings, "save_top_k", [-2]),
     (SelectionSettings, "patience", [-1]),
     (SelectionSettings, "min_delta", [-0.1]),
+    (SelectionSettings, "confidence", [0.4, 1]),
+    (SelectionSettings, "on_regression", ["ignore"]),
+    (SelectionSettings, "max_repetition", [-0.1, 1.1]),
+    (SelectionSettings, "max_length_ratio", [-1, 0.5, 1]),
     (HardwareSettings, "device", ["tpu"]),
     (HardwareSettings, "ranks", [0]),
     (HardwareSettings, "nodes", [0]),
@@ -299,6 +304,14 @@ def test_no_warm_up_is_told_apart_too(value: float) -> None:
 def test_a_count_or_fraction_may_be_text(text: str, value: float) -> None:
     found = TrainingSettings.model_validate({"warmup": text}).warmup
     assert (found, type(found)) == (value, type(value))
+
+
+def test_limits_on_sampled_answers_need_some() -> None:
+    limits = {"max_repetition": 0.3, "max_length_ratio": 2.0}
+    settings(selection=limits)
+    message = r"max_repetition and selection\.max_length_ratio are held against .* validation\.num_samples is 0"
+    with pytest.raises(ValueError, match=message):
+        settings(selection=limits, validation={"num_samples": 0})
 
 
 def test_all_settings_survive_numbers_that_became_floats() -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_BYTES = 256 * 2**20
-"""Of one chunk's float32 logits."""
+from spin_components.algorithm.chunks import logit_chunk
 
 _ATTRIBUTE = "spin_answer_head"
 
@@ -35,7 +34,7 @@ class AnswerHead:
         self._model = model
         self._whole: Callable[..., Any] = model.forward
         self._head = model.get_output_embeddings()
-        self.chunk = max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+        self.chunk = logit_chunk(model.config.get_text_config().vocab_size)
 
     def forward(self, *args: Any, targets: Tensor | None = None, positions: Tensor | None = None, **kwargs: Any) -> Any:
         """As before where no targets are given; else log-probabilities in nats, (L,) float32.
@@ -72,7 +71,7 @@ class AnswerHead:
             return num
         most = torch.tensor(num, device=weight.device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return round(most.item())
+        return int(most)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(C, H) and (C,) to (C,) float32."""

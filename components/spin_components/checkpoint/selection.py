@@ -1,54 +1,170 @@
-"""Which iterations are worth keeping, and whether to play on: pure functions of the losses so far."""
+"""Which model of a run is best, which iterations regressed, whether to play on: pure functions of what was measured.
+
+An iteration is held against the best model so far, the base model included, on the same held-out answers.
+
+    regressed   its loss is not finite, or clearly higher than the best's, or its answers break a limit
+    better      its loss is the lowest so far, and clearly lower than that of the last model that was better
+    unclear     anything else
+
+A change is clear where its confidence interval leaves 0 out and it is larger than `min_delta`. The best model is the
+one with the lowest loss of those that did not regress. That differs from the last that was better: many small falls,
+none of them clear, add up to a clear one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
+from spin_components.algorithm.interval import Difference
 from spin_components.attempt_settings import SelectionSettings
+from spin_components.checkpoint.decisions import Decision, Outcome, name_of
 
-Decision = Literal["continue", "done", "saturated", "regressed"]
+Compare = Callable[[int, int], Difference | None]
 
 
-def decide(
-    losses: Sequence[float], settings: SelectionSettings, *, max_iterations: int, steps_left: bool = True
-) -> Decision:
-    """What follows the iteration that just ended.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model on the held-out data.
+
+    Attributes:
+        iteration: whose policy it is; `layout.BASE` for the base model.
+        val_loss: None where it is not finite.
+        repetition_rate: of the answers it samples; None where it sampled none.
+        length_ratio: likewise.
+    """
+
+    iteration: int
+    val_loss: float | None
+    repetition_rate: float | None = None
+    length_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an iteration came to.
+
+    Attributes:
+        reason: for the outcome, in words.
+        against: the best model before it.
+        change: of val_loss from that one; None where it cannot be told.
+        best: the best model from here on.
+        decision: what follows.
+        next: whose policy is the next reference; None where the run ends.
+    """
+
+    iteration: int
+    outcome: Outcome
+    reason: str
+    against: int
+    change: Difference | None
+    best: int
+    decision: Decision
+    next: int | None
+
+
+def judge(
+    models: Sequence[Measured],
+    compare: Compare,
+    rules: SelectionSettings,
+    *,
+    max_iterations: int,
+    steps_left: bool = True,
+) -> list[Judgement]:
+    """Judge every iteration in turn.
 
     Args:
-        losses: val_loss of the base model, then of each iteration up to this one.
-        settings: `patience` iterations without a fall of more than `min_delta` end the run.
+        models: the base model, then each iteration up to the one that just ended.
+        compare: gives the paired change of val_loss from one model, by its iteration, to another.
+        rules: the attempt's.
         max_iterations: the most there may be.
         steps_left: whether `max_steps` allows another step.
-
-    Returns: `done` (no iteration is left, or no step), `saturated` or `regressed` (patience is at its end, and this
-        iteration is as good as the best, or worse), or `continue`.
     """
-    iteration = len(losses) - 2
-    if iteration + 1 >= max_iterations or not steps_left:
+    best = gained = models[0]
+    waited, judged = 0, list[Judgement]()
+    for model in models[1:]:
+        against, change = best, compare(best.iteration, model.iteration)
+        outcome, reason = _outcome(model, against, change, compare(gained.iteration, model.iteration), rules)
+        if outcome == "better":
+            gained, waited = model, 0
+        else:
+            waited += 1
+        if outcome != "regressed" and _is_lower(model, best):
+            best = model
+        left = steps_left and model.iteration + 1 < max_iterations
+        decision = _decide(model, outcome, rules, left=left, waited=waited)
+        follows = {"continue": model.iteration, "roll_back": best.iteration}.get(decision)
+        judged.append(
+            Judgement(
+                model.iteration, outcome, reason, against.iteration, change, best.iteration, decision, next=follows
+            )
+        )
+    return judged
+
+
+def _outcome(
+    model: Measured, best: Measured, change: Difference | None, gain: Difference | None, rules: SelectionSettings
+) -> tuple[Outcome, str]:
+    if model.val_loss is None:
+        return "regressed", "val_loss is not finite"
+    if broken := _broken_limit(model, rules):
+        return "regressed", broken
+    reason = _words(change, best, rules.confidence)
+    if change and change.low > 0 and change.mean > rules.min_delta:
+        return "regressed", reason
+    if gain and gain.high < 0 and gain.mean < -rules.min_delta and _is_lower(model, best):
+        return "better", reason
+    return "unclear", reason
+
+
+def _is_lower(model: Measured, other: Measured) -> bool:
+    return model.val_loss is not None and model.val_loss < (math.inf if other.val_loss is None else other.val_loss)
+
+
+def _broken_limit(model: Measured, rules: SelectionSettings) -> str:
+    rate, ratio, most = model.repetition_rate, model.length_ratio, rules.max_length_ratio
+    if rules.max_repetition and rate is not None and rate > rules.max_repetition:
+        return f"repetition_rate {rate:.3f} exceeds selection.max_repetition = {rules.max_repetition:g}"
+    if most and ratio is not None and not 1 / most <= ratio <= most:
+        return f"length_ratio {ratio:.3f} is not within selection.max_length_ratio = {most:g} of the human's length"
+    return ""
+
+
+def _words(change: Difference | None, best: Measured, confidence: float) -> str:
+    against = name_of(best.iteration)
+    if change is None:
+        return f"too few answers to hold val_loss against {against}"
+    interval = f"{100 * confidence:g} %: {change.low:+.4f} to {change.high:+.4f}"
+    return f"val_loss {change.mean:+.4f} ({interval}) against {against}"
+
+
+def _decide(model: Measured, outcome: Outcome, rules: SelectionSettings, *, left: bool, waited: int) -> Decision:
+    regressed = outcome == "regressed"
+    cannot_play = model.val_loss is None and rules.on_regression == "continue"
+    if regressed and (rules.on_regression == "stop" or cannot_play):
+        return "regressed"
+    if not left:
         return "done"
-    if settings.patience and _without_gain(losses, settings.min_delta) >= settings.patience:
-        return "regressed" if losses[-1] > min(losses) + settings.min_delta else "saturated"
-    return "continue"
+    if rules.patience and waited >= rules.patience:
+        return "regressed" if regressed else "saturated"
+    return "roll_back" if regressed and rules.on_regression == "roll_back" else "continue"
 
 
-def _without_gain(losses: Sequence[float], min_delta: float) -> int:
-    best, waited = math.inf, 0
-    for loss in losses:
-        best, waited = (loss, 0) if loss < best - min_delta else (best, waited + 1)
-    return waited
-
-
-def to_prune(losses: Mapping[int, float], save_top_k: int) -> list[int]:
+def to_prune(losses: Mapping[int, float | None], save_top_k: int, regressed: Collection[int] = ()) -> list[int]:
     """Iterations whose weights need not stay: not among the best `save_top_k`, not the last, not the best.
 
     Args:
         losses: val_loss by iteration.
         save_top_k: how many to keep; -1 for all.
+        regressed: iterations that rank behind all others.
     """
     if save_top_k < 0:
         return []
-    ranked = sorted(losses, key=lambda iteration: (losses[iteration], iteration))
-    kept = {*ranked[: max(save_top_k, 1)], max(losses)}
+
+    def rank(iteration: int) -> tuple[bool, float, int]:
+        loss = losses[iteration]
+        return iteration in regressed, math.inf if loss is None else loss, iteration
+
+    kept = {*sorted(losses, key=rank)[: max(save_top_k, 1)], max(losses)}
     return sorted(iteration for iteration in losses if iteration not in kept)

@@ -1,24 +1,30 @@
-"""Close an iteration: choose among its epochs, publish the policy, decide, and let go of what is not needed."""
+"""Close an iteration: choose among its epochs, publish the policy, judge it, and let go of what is not needed."""
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from spin_components.attempt_settings import SelectionSettings
-from spin_components.checkpoint.selection import decide, to_prune
+from spin_components.checkpoint.comparisons import as_facts, comparer, measured
+from spin_components.checkpoint.decisions import goes_on, name_of
+from spin_components.checkpoint.selection import Judgement, judge, to_prune
 from spin_components.data.pair_counts import PairCounts
-from spin_components.execution import STOPPED, step
+from spin_components.execution import STOPPED, Step, step
 from spin_components.report.refresh import refresh
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, finished, read_manifest
-from spin_components.store.models import model_files, open_model
+from spin_components.store.models import model_files, open_model, validated_place
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.pairs import shard_manifests
 
 logger = logging.getLogger(__name__)
+
+_HELD_OUT = ("spin_margin", "spin_acc", "length_ratio", "repetition_rate", "distinct_1", "distinct_2", "cut_share")
+"""Figures of the validation that an iteration's manifest repeats."""
 
 
 def publish(
@@ -64,10 +70,8 @@ def publish(
             if manifest
             else _facts(run, iteration, _choose(checks, rules), epochs, checks, reference_uri, settings)
         )
-        losses = _losses(run, iteration, facts["val_loss"])
-        steps_left = settings.spin.max_steps < 0 or facts["step"] < settings.spin.max_steps
-        decision = decide(losses, rules, max_iterations=max_iterations, steps_left=steps_left)
-        facts = {**facts, "decision": decision}
+        judged, verdict = _judge(run, facts, rules, max_iterations, settings)
+        judgement, facts = judged[-1], {**facts, **verdict}
         if manifest is None:
             open_model(run, facts["checkpoint_uri"], what="the policy to publish")
             folder = run.key_of(facts["checkpoint_uri"])
@@ -79,30 +83,65 @@ def publish(
             current.reuse(manifest)
             if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
                 current.commit(key, manifest.model_copy(update={"facts": facts}))
-        best, freed = _point_and_prune(run, iteration, rules, settings)
-        current.events.write(
-            "published", decision=decision, val_loss=facts["val_loss"], iteration_best=best, freed_bytes=freed
-        )
-        if manifest is None or decision != "continue":
+        freed = _point_and_prune(run, judged, rules, settings)
+        _tell(current, judgement, facts["val_loss"], freed)
+        if manifest is None or not goes_on(judgement.decision):
             refresh(current)
-        if decision != "continue":
+        if judgement.next is None:
             run.sweep()
             current.is_last = True
-        logger.info("iteration %d: val_loss %.4f (base %.4f): %s", iteration, losses[-1], losses[0], decision)
-        return str(facts["checkpoint_uri"]) if decision == "continue" else STOPPED
+            return STOPPED
+        return str(_pointer(run, judgement.next)["uri"])
 
 
 def _choose(checks: list[Manifest], rules: SelectionSettings) -> int:
     """The epoch whose policy the iteration hands on."""
     if rules.epoch == "last":
         return len(checks) - 1
-    return min(range(len(checks)), key=lambda epoch: (checks[epoch].facts["val_loss"], epoch))
+    losses = [math.inf if check.facts["val_loss"] is None else check.facts["val_loss"] for check in checks]
+    return min(range(len(checks)), key=lambda epoch: (losses[epoch], epoch))
 
 
-def _losses(run: RunStore, iteration: int, val_loss: float) -> list[float]:
-    """val_loss of the base model, of each iteration before, and of this one."""
-    before = [layout.validation(layout.BASE, 0), *(layout.checkpoint(t) for t in range(iteration))]
-    return [float(read_manifest(run, key).facts["val_loss"]) for key in before] + [val_loss]
+def _judge(
+    run: RunStore, facts: dict[str, Any], rules: SelectionSettings, max_iterations: int, settings: Settings
+) -> tuple[list[Judgement], dict[str, Any]]:
+    """Judge every iteration up to this one anew: the attempt's rules may be others than those before.
+
+    Returns: the judgements, and what this iteration's manifest says of its own.
+    """
+    iteration = int(facts["iteration"])
+    epochs = {t: int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]) for t in range(iteration)}
+    epochs[iteration] = int(facts["epoch"])
+    compare = comparer(run, epochs, rules.confidence)
+    judged = judge(
+        measured(run, epochs),
+        compare,
+        rules,
+        max_iterations=max_iterations,
+        steps_left=settings.spin.max_steps < 0 or facts["step"] < settings.spin.max_steps,
+    )
+    mine, (reference, _) = judged[-1], validated_place(run, facts["reference_uri"])
+    return judged, {
+        **{name: getattr(mine, name) for name in ("outcome", "reason", "decision", "best", "next")},
+        "confidence": rules.confidence,
+        "from_base": as_facts(compare(layout.BASE, iteration), layout.BASE),
+        "from_reference": as_facts(compare(reference, iteration), reference),
+        "from_best": as_facts(mine.change, mine.against),
+    }
+
+
+def _tell(current: Step, found: Judgement, val_loss: float | None, freed: int) -> None:
+    """Say what an iteration came to, as an event and in the log; loudly where it regressed."""
+    told = {name: getattr(found, name) for name in ("decision", "outcome", "reason", "next")}
+    current.events.write("published", **told, val_loss=val_loss, iteration_best=found.best, freed_bytes=freed)
+    message = f"iteration {found.iteration}: {found.outcome}, {found.reason}"
+    if found.outcome == "regressed":
+        end = f"the run ends; the best is {name_of(found.best)}"
+        message += f"; {end if found.next is None else f'the next iteration begins from {name_of(found.next)}'}"
+        current.events.write("warning", message=message)
+        logger.warning(message)
+    else:
+        logger.info("%s; the best is %s: %s", message, name_of(found.best), found.decision)
 
 
 def _facts(
@@ -124,6 +163,7 @@ def _facts(
         "reference_uri": reference_uri,
         "val_loss": check.facts["val_loss"],
         **{name: metrics.get(name) for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")},
+        **{name: check.facts[name] for name in _HELD_OUT if name in check.facts},
         **PairCounts.model_validate(trained.facts).model_dump(mode="json"),
         "step": trained.facts["state"]["step"],
         "consumed_samples": trained.facts["state"]["consumed_samples"],
@@ -137,10 +177,10 @@ def _facts(
 def _tracked(facts: dict[str, Any]) -> dict[str, float]:
     """An iteration's numbers for trackers, its shards taken together."""
     counts = ("num_pairs", "num_history", "num_dropped")
-    names = ("iteration", "val_loss", "acc", *counts, "ref_policy_kl_penalty", "work_s")
+    names = ("iteration", "val_loss", *_HELD_OUT, "acc", *counts, "ref_policy_kl_penalty", "work_s")
     shards = facts["generation"]
     num_answers = sum(shard["num_pairs"] for shard in shards)
-    return {name: facts[name] for name in names if facts[name] is not None} | {
+    return {name: facts[name] for name in names if facts.get(name) is not None} | {
         "mean_generated_tokens": sum(shard["mean_generated_tokens"] * shard["num_pairs"] for shard in shards)
         / num_answers,
         "mean_actual_tokens": sum(shard["mean_actual_tokens"] * shard["num_pairs"] for shard in shards) / num_answers,
@@ -148,28 +188,36 @@ def _tracked(facts: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _point_and_prune(run: RunStore, iteration: int, rules: SelectionSettings, settings: Settings) -> tuple[int, int]:
+def _point_and_prune(run: RunStore, judged: list[Judgement], rules: SelectionSettings, settings: Settings) -> int:
     """Move the pointers and delete what is not needed; all of it can be done again without harm.
 
-    Returns: the best iteration, and the bytes that were freed.
+    Returns: the bytes that were freed.
     """
-    published = [read_manifest(run, layout.checkpoint(t)) for t in range(iteration + 1)]
-    best = min(published, key=lambda m: (m.facts["val_loss"], m.facts["iteration"]))
-    for key, chosen in ((layout.LATEST, published[-1]), (layout.BEST, best)):
-        run.write_json(key, _pointer(chosen))
-    return int(best.facts["iteration"]), _prune(run, published, rules, settings)
+    run.write_json(layout.LATEST, _pointer(run, judged[-1].iteration))
+    run.write_json(layout.BEST, _pointer(run, judged[-1].best))
+    published = [read_manifest(run, layout.checkpoint(judgement.iteration)) for judgement in judged]
+    return _prune(
+        run, published, [found.iteration for found in judged if found.outcome == "regressed"], rules, settings
+    )
 
 
-def _pointer(manifest: Manifest) -> dict[str, Any]:
-    facts = manifest.facts
-    return {"iteration": facts["iteration"], "uri": facts["checkpoint_uri"], "val_loss": facts["val_loss"]}
+def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
+    """Where an iteration's policy lies, or the base model."""
+    if iteration == layout.BASE:
+        facts = read_manifest(run, layout.validation(layout.BASE, 0)).facts
+        uri = run.read_json(layout.RUN)["base_model"]["uri"]
+    else:
+        facts = read_manifest(run, layout.checkpoint(iteration)).facts
+        uri = facts["checkpoint_uri"]
+    return {"iteration": iteration, "uri": uri, "val_loss": facts["val_loss"]}
 
 
-def _prune(run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings) -> int:
+def _prune(
+    run: RunStore, published: list[Manifest], regressed: list[int], rules: SelectionSettings, settings: Settings
+) -> int:
     """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
     carried = _carried(run, settings)
-    losses = {int(m.facts["iteration"]): float(m.facts["val_loss"]) for m in published}
-    dropped = to_prune(losses, rules.save_top_k)
+    dropped = to_prune({int(m.facts["iteration"]): m.facts["val_loss"] for m in published}, rules.save_top_k, regressed)
     freed = 0
     for manifest in published:
         iteration = int(manifest.facts["iteration"])

@@ -104,6 +104,22 @@ class AnswerLoss:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What a policy answered to a held-out prompt.
+
+    Attributes:
+        logprob: of the answer under that policy, in nats, summed over its tokens.
+        logprob_of_reference_sample: under that policy too, of what its reference answered; NaN for the base model.
+    """
+
+    index: int
+    generated_ids: list[int]
+    finish_reason: str
+    logprob: float
+    logprob_of_reference_sample: float
+
+
+@dataclass(frozen=True, slots=True)
 class PairReward:
     """Rewards of both answers of a pair, beta * (log pi - log pi_ref), in the step that trained on it.
 
@@ -139,9 +155,11 @@ _COLUMNS = {
     "reward_generated": pa.float32(),
     "nll": pa.float32(),
     "num_tokens": pa.int32(),
+    "logprob": pa.float32(),
+    "logprob_of_reference_sample": pa.float32(),
 }
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

@@ -67,7 +67,7 @@ class Chooser:
         if self._penalty is not None:
             longest = max(len(history) for history in histories)
             # filled up with a token that is in it anyway: the penalty counts each once
-            filled = [[*history, *([history[0]] * (longest - len(history)))] for history in histories]
+            filled = [[*history, *[history[0]] * (longest - len(history))] for history in histories]
             ids = torch.tensor(filled, device=logits.device)
             scores = self._penalty(ids, scores)
         short = [row for row, num in enumerate(num_answered) if num < self._least]

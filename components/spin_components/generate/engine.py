@@ -11,8 +11,9 @@ from typing import Protocol
 
 from spin_components.device import Compute
 from spin_components.errors import ConfigError
+from spin_components.generation_settings import GenerationSettings
 from spin_components.section import per_iteration
-from spin_components.settings import GenerationSettings, ModelSettings
+from spin_components.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 

@@ -108,12 +108,11 @@ class Slots:
                 keys[row, :, :length] = key[0, :, first : first + length]
                 values[row, :, :length] = value[0, :, first : first + length]
                 first += length
-            new = [tensor[:, :, asking:] for tensor in (query, key, value)]
-            parts.append(
-                packed_attention(
-                    module, new[0], new[1], new[2], self._lengths, scaling, sliding_window=window, softcap=softcap
-                )[0]
+            new_query, new_key, new_value = (tensor[:, :, asking:] for tensor in (query, key, value))
+            found, _ = packed_attention(
+                module, new_query, new_key, new_value, self._lengths, scaling, sliding_window=window, softcap=softcap
             )
+            parts.append(found)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

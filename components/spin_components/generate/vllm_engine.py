@@ -13,6 +13,9 @@ from spin_components.generate.engine import Answer, Sampling
 from spin_components.settings import ModelSettings
 from spin_components.store.limits import num_cores
 
+_MANY = 256
+"""So many sequences at a time vLLM takes on any hardware; how many more, it knows best."""
+
 
 class VllmEngine:
     """Seeded as a whole, not by request: vLLM's CPU build dies on a request's own seed."""
@@ -25,9 +28,10 @@ class VllmEngine:
         self._llm: Any = None
         self._longest = 0
 
-    def _open(self, longest: int) -> Any:
-        """Start the engine with room for the longest prompt and answer, no more."""
+    def _open(self, longest: int, num_prompts: int) -> Any:
+        """Start the engine with room for the longest prompt and answer, no more, and for all prompts at once."""
         settings = self._sampling.settings
+        num_at_a_time = max(settings.batch_size, num_prompts)
         on_cpu = self._compute.device.type == "cpu"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -43,7 +47,7 @@ class VllmEngine:
                 dtype="bfloat16" if self._compute.precision == "bf16" else "float32",
                 seed=self._sampling.seed,
                 max_model_len=longest,
-                max_num_seqs=settings.batch_size,
+                max_num_seqs=num_at_a_time if num_at_a_time < _MANY else None,
                 tensor_parallel_size=settings.tensor_parallel,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 enable_prefix_caching=True,
@@ -81,7 +85,7 @@ class VllmEngine:
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, max_new_tokens, strict=True))
         if longest > self._longest:
             self.close()
-            self._llm, self._longest = self._open(longest), longest
+            self._llm, self._longest = self._open(longest, len(prompts)), longest
         engine = self._llm.llm_engine
         waiting = set()
         try:

@@ -43,7 +43,7 @@ def weights(shape: ModelShape, work: Work) -> Parts:
 
 
 def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
-    positions = min(batch.positions, work.logit_chunk or batch.positions)
+    positions = work.logits_at_once(batch.positions, shape.vocabulary)
     is_bf16 = work.machine.is_bf16
     return {
         **weights(shape, work),

@@ -119,7 +119,7 @@ def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
     else:
         saved = shape.num_layers * block
     working = activations.working_bytes(shape, computed, is_bf16=is_bf16, backward=True)
-    positions = min(kept.positions, work.logit_chunk or kept.positions)
+    positions = work.logits_at_once(kept.positions, shape.vocabulary)
     tied = 2 * 4 * shape.vocabulary * shape.hidden if shape.is_tied else 0  # two gradients of one matrix, to be added
     between = (1 + _numbers(work)) * 4 * shape.num_parameters
     parts = {

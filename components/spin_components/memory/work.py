@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from spin_components.algorithm.chunks import LOGITS_BYTES, logit_chunk
 from spin_components.settings import Settings
-
-LOGIT_CHUNK = 0
-"""Positions whose logits are held at once; 0: all of a forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,12 @@ class Work:
     settings: Settings
     machine: Machine
     lengths: Lengths
-    logit_chunk: int = LOGIT_CHUNK
+    logit_bytes: int = LOGITS_BYTES
+    """Of the logits that are computed at a time."""
+
+    def logits_at_once(self, positions: int, vocabulary: int) -> int:
+        """Of so many positions whose logits are asked for, those that are computed at a time."""
+        return min(positions, logit_chunk(vocabulary, self.logit_bytes))
 
     @property
     def is_packed(self) -> bool:

@@ -14,6 +14,13 @@ _MANY_DROPPED = 0.2
 _BY_SETTING = ("truncated", "near_identical", "length_ratio")
 _SATURATED_ACC, _SATURATED_LOSS = 0.995, 0.05
 _LONGER, _SHORTER = 2.0, 0.5
+_REPETITIVE = 0.2
+_AFTERWARDS = {
+    "continue": "The next iteration began from it all the same (selection.on_regression).",
+    "roll_back": "The next iteration began from the best model instead.",
+    "done": "It is not the best model.",
+    "regressed": "The run ended with the best model; lower training.lr, or raise spin.ref_policy_kl_penalty.",
+}
 
 
 def cautions(history: History, rows: list[dict[str, Any]]) -> list[str]:
@@ -29,7 +36,7 @@ def cautions(history: History, rows: list[dict[str, Any]]) -> list[str]:
             found += _of_the_answers(history, iteration)
         if mine := [row for row in rows if row["iteration"] == iteration.number]:
             found += _of_the_training(iteration.number, mine)
-    return found + _of_the_losses(history)
+    return found + _of_the_losses(history) + _of_the_samples(history)
 
 
 def _of_the_data(history: History) -> list[str]:
@@ -110,9 +117,28 @@ def _of_the_losses(history: History) -> list[str]:
         return []
     before, found = float(history.base.facts["val_loss"]), []
     for iteration in history.published:
-        if iteration.published:
-            loss = float(iteration.published.facts["val_loss"])
-            if loss > before:
-                found.append(f"val_loss rose in iteration {iteration.number}, from {before:.3f} to {loss:.3f}.")
+        facts = iteration.published.facts if iteration.published else {}
+        loss, name = facts["val_loss"], f"iteration {iteration.number}"
+        if facts.get("outcome") == "regressed":
+            found.append(f"{name.capitalize()} regressed: {facts['reason']}. {_AFTERWARDS[facts['decision']]}")
+        elif loss is not None and loss > before:
+            found.append(f"val_loss rose in {name}, from {before:.3f} to {loss:.3f}.")
+        if loss is not None and facts.get("decision") != "roll_back":
             before = loss
+    return found
+
+
+def _of_the_samples(history: History) -> list[str]:
+    """Held-out answers that went astray since the base model's."""
+    before = history.base.facts.get("repetition_rate") if history.base else None
+    found = []
+    for iteration in history.published:
+        facts = iteration.published.facts if iteration.published else {}
+        rate = facts.get("repetition_rate")
+        if rate is not None and before is not None and rate > max(_REPETITIVE, 2 * before):
+            found.append(
+                f"The policy of iteration {iteration.number} repeats itself: {percent(rate)} of the 4-grams of its "
+                f"answers to held-out prompts, the base model's {percent(before)}. Lower training.lr or the number of "
+                "epochs; selection.max_repetition refuses such a policy."
+            )
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from spin_components.checkpoint.decisions import lowest
 from spin_components.data.pair_counts import PairCounts, add_up
 from spin_components.errors import ConfigError
 from spin_components.store import layout
@@ -92,6 +93,15 @@ class History:
     def published(self) -> list[IterationHistory]:
         """Iterations that are over."""
         return [iteration for iteration in self.iterations if iteration.published]
+
+    @property
+    def best(self) -> int | None:
+        """Iteration of the best model, `layout.BASE` for the base model; None before an iteration is published."""
+        found = {it.number: it.published.facts for it in self.iterations if it.published}
+        if not found or not self.base:
+            return None
+        losses = {layout.BASE: self.base.facts["val_loss"], **{t: facts["val_loss"] for t, facts in found.items()}}
+        return lowest(losses, [t for t, facts in found.items() if facts.get("outcome") == "regressed"])
 
     def manifests(self) -> Iterator[Manifest]:
         """Every manifest there is."""

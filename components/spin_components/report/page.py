@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from spin_components.checkpoint.decisions import name_of
 from spin_components.data.pair_counts import PairCounts, in_words
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
@@ -51,7 +52,9 @@ def build_page(run: RunStore) -> str:
     data = {
         "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
         "validation": [
-            {**point, "difference": asdict(point["difference"]) if point["difference"] else None} for point in points
+            {**point, "difference": asdict(point["difference"]) if point["difference"] else None}
+            for point in points
+            if point["val_loss"] is not None
         ],
         "steps": step_series(rows),
         "unlearnt": unlearnt_loss(history.settings.get("objective", {})),
@@ -69,6 +72,7 @@ def build_page(run: RunStore) -> str:
         cautions=cautions(history, rows),
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
+        held_out=_held_out(history),
         origins=lineage.origins(history),
         costs=lineage.costs(history, _answer_tokens(history, answers)),
         settings=lineage.settings_tables(history),
@@ -132,10 +136,11 @@ def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
     published = [iteration.published for iteration in history.published if iteration.published]
     manifests = list(history.manifests())
     tiles = []
-    if verdict.iteration is not None:
+    if verdict.judged is not None:
+        where = "" if verdict.judged == verdict.iteration else f"iteration {verdict.judged}, "
         tiles += [
-            ("val_loss", _nats(verdict.best_loss), f"base {_nats(verdict.base_loss)}"),
-            ("perplexity", perplexity(verdict.best_loss), f"base {perplexity(verdict.base_loss)}"),
+            ("val_loss", _nats(verdict.judged_loss), f"{where}base {_nats(verdict.base_loss)}"),
+            ("perplexity", perplexity(verdict.judged_loss), f"{where}base {perplexity(verdict.base_loss)}"),
         ]
         if found := verdict.difference:
             share = percent(found.num_better / found.num_answers)
@@ -157,6 +162,7 @@ def _iteration_row(history: History, number: int) -> dict[str, Any]:
     return {
         "number": number,
         "facts": facts,
+        "follows": _follows(facts),
         "num_pairs": counts.num_pairs or iteration.num_pairs,
         "num_dropped": counts.num_dropped,
         "about_pairs": about_pairs(number, counts),
@@ -177,6 +183,24 @@ def about_pairs(iteration: int, counts: PairCounts) -> str:
     if dropped:
         found += f" Dropped of iteration {iteration}'s own: {dropped}."
     return found.strip()
+
+
+def _follows(facts: dict[str, Any]) -> str:
+    """What came of an iteration, and what came after it."""
+    outcome, decision = facts.get("outcome", ""), facts.get("decision", "not finished")
+    if decision == "roll_back":
+        decision = f"rolled back to {name_of(facts['next'])}"
+    return decision if outcome in ("", decision) else f"{outcome}, {decision}"
+
+
+def _held_out(history: History) -> list[tuple[str, dict[str, Any]]]:
+    """Models that answered held-out prompts, by name, with the figures of their validations."""
+    checks = [("base", history.base)] + [
+        (f"iteration {it.number}", it.epochs[it.published.facts["epoch"]].check)
+        for it in history.published
+        if it.published
+    ]
+    return [(name, check.facts) for name, check in checks if check and check.facts.get("num_samples")]
 
 
 def _answer_tokens(history: History, answers: list[Answers]) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from spin_components.algorithm.interval import Difference, paired_difference
 from spin_components.data.shards import AnswerLoss, read_rows
 from spin_components.report.answers import Answers
 from spin_components.report.decimation import min_max
 from spin_components.report.history import History
-from spin_components.report.interval import Difference, paired_difference
 from spin_components.store import layout
 from spin_components.store.manifests import Manifest
 from spin_components.store.run import RunStore
@@ -64,7 +64,7 @@ def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
 
 def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
     """Losses of the held-out answers that a validation kept; none where it kept none."""
-    key = next((key for key in check.outputs if key.endswith(".parquet")), None)
+    key = next((key for key in check.outputs if key.endswith("validation.parquet")), None)
     if key is None:
         return []
     files = {key: check.outputs[key]}
@@ -72,7 +72,7 @@ def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
 
 
 def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
-    """Every validated epoch: its loss, and its `Difference` from the base model."""
+    """Every validated epoch: its loss, None where it is not finite; and its `Difference` from the base model."""
     base = read_losses(run, history.base) if history.base else []
     points = []
     for iteration in history.iterations:
@@ -84,7 +84,7 @@ def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
                     {
                         "iteration": iteration.number,
                         "epoch": epoch.number,
-                        "val_loss": float(epoch.check.facts["val_loss"]),
+                        "val_loss": epoch.check.facts["val_loss"],
                         "difference": paired_difference(base, losses) if base and losses else None,
                         "published": epoch.number == chosen,
                     }

@@ -94,6 +94,16 @@ def validation(t: int, e: int) -> str:
     return BASE_VALIDATION if t == BASE else f"{epoch(t, e)}/validation.json"
 
 
+def validation_losses(t: int, e: int) -> str:
+    """Losses of single answers, beside that manifest."""
+    return validation(t, e).removesuffix(".json") + ".parquet"
+
+
+def validation_samples(t: int, e: int) -> str:
+    """What the policy answered to held-out prompts, likewise."""
+    return validation(t, e).removesuffix(".json") + "-samples.parquet"
+
+
 def checkpoint(t: int) -> str:
     """Manifest that publishes an iteration."""
     return f"{iteration(t)}/checkpoint.json"

@@ -27,6 +27,20 @@ def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: no manifest there names it")
 
 
+def validated_place(run: RunStore, uri: str) -> tuple[int, int]:
+    """Iteration and epoch that a model of this run is validated as; see `layout.validation`.
+
+    Raises:
+        IntegrityError: it is neither the base model nor a policy of this run.
+    """
+    if uri == run.read_json(layout.RUN)["base_model"]["uri"]:
+        return layout.BASE, 0
+    match (run.key_of(uri) or "").split("/"):
+        case ["iterations", t, "epochs", e, "policy"] if t.isdigit() and e.isdigit():
+            return int(t), int(e)
+    raise IntegrityError(f"{uri} is not a model of the run {run.uri}: neither its base model nor one of its policies")
+
+
 def model_digest(run: RunStore, uri: str) -> str:
     """One SHA-256 for a model; see `model_files` for errors."""
     return digest_of(model_files(run, uri))

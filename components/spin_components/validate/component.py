@@ -12,6 +12,7 @@ def validate(
     iteration: int,
     epoch: int,
     policy_uri: str,
+    reference_uri: str,
     hardware: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
@@ -26,6 +27,7 @@ def validate(
         iteration=iteration,
         epoch=epoch,
         policy_uri=policy_uri,
+        reference_uri=reference_uri,
         hardware=hardware,
     )
     show_validation(metrics, run_uri, iteration, epoch, uri)

@@ -31,11 +31,19 @@ def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) 
     return batches
 
 
-def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute) -> Iterator[list[AnswerLoss]]:
+def answer_losses(
+    model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute, *, finite: bool = True
+) -> Iterator[list[AnswerLoss]]:
     """Yield each batch's losses as they are computed.
 
+    Args:
+        model: the policy.
+        batches: held-out records.
+        compute: device and precision.
+        finite: whether losses must be; where not, a destroyed policy can be told by them.
+
     Raises:
-        NonFiniteError: a loss is NaN or infinite.
+        NonFiniteError: a loss is NaN or infinite, and must not be.
     """
     for batch in batches:
         answered = [Prompted(prompt.prompt_ids, (prompt.actual_ids,)) for prompt in batch]
@@ -45,9 +53,26 @@ def answer_losses(model: Any, batches: Sequence[Sequence[Prompt]], compute: Comp
         losses = [
             AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)
         ]
-        if bad := [loss.index for loss in losses if not abs(loss.nll) < float("inf")]:
+        if finite and (bad := [loss.index for loss in losses if not abs(loss.nll) < float("inf")]):
             raise NonFiniteError(f"the policy's loss on the validation records {bad} is not finite; lower training.lr")
         yield losses
+
+
+def answer_logprobs_of(
+    model: Any,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    settings: ValidationSettings,
+    compute: Compute,
+) -> list[float]:
+    """log pi(answer | prompt) in nats, summed over tokens, of some other answers than the human's."""
+    rows = [
+        Prompt(place, prompt.prompt_ids, list(answer), True)
+        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    batches = validation_batches(rows, settings.model_copy(update={"limit_val_batches": 1.0}))
+    found = {loss.index: -loss.nll for part in answer_losses(model, batches, compute, finite=False) for loss in part}
+    return [found[place] for place in range(len(rows))]
 
 
 def mean_nll(losses: Sequence[AnswerLoss]) -> float:

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
+from pathlib import Path
 from typing import Any
 
-from spin_components.data.shards import AnswerLoss, Prompt, read_rows, write_rows
+from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
+from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.store.models import model_digest, open_model
 from spin_components.store.run import RunStore
-from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
+from spin_components.validate.held_out import (
+    Reference,
+    chosen_prompts,
+    figures,
+    margin_figures,
+    read_reference,
+    reference_check,
+    sample_answers,
+)
+from spin_components.validate.nll import answer_logprobs_of, answer_losses, mean_nll, validation_batches
 
 logger = logging.getLogger(__name__)
 
 
-def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any]) -> str:
-    """Measure the held-out loss of one policy.
+def validate(
+    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str = ""
+) -> str:
+    """Measure the held-out loss of one policy, and look at what it answers by itself.
 
     Args:
         run_uri: the run.
@@ -29,8 +44,12 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         epoch: within the iteration.
         policy_uri: what to validate; empty when the attempt has stopped.
         hardware: the attempt's `[hardware]`.
+        reference_uri: what the iteration began from, to tell the margin by; empty for the base model, which has none.
 
     Returns: `policy_uri`, validated; or empty when the attempt's time is up.
+
+    Raises:
+        NonFiniteError: the base model's loss is not finite. A policy's may be; then it cannot be chosen.
     """
     if policy_uri == STOPPED:
         return STOPPED
@@ -39,14 +58,7 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         key = layout.validation(iteration, epoch)
         data = read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]
         compute = resolve_compute(settings.hardware, settings.training.precision)
-        inputs = {
-            "policy": model_digest(run, policy_uri),
-            "data": data.sha256,
-            "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
-            "validation.batch_size": settings.validation.batch_size,
-            "precision": compute.precision,
-            "packing": resolve_packing(settings.training, compute),
-        }
+        inputs = _inputs(run, settings, compute, policy_uri, reference_uri, data, iteration)
         if manifest := finished(run, key, inputs):
             current.reuse(manifest)
             return policy_uri
@@ -55,17 +67,65 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
         prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
-        model = load_scored(open_model(run, policy_uri, what="the policy"), settings, compute).eval()
-        losses = _measure(current, settings, model, compute, prompts)
-        with run.staged(key.removesuffix(".json") + ".parquet") as staged:
+        folder = open_model(run, policy_uri, what="the policy")
+        reference = read_reference(run, reference_uri) if _is_sampled(settings) and reference_uri else None
+        losses, of_reference = _measure(current, settings, compute, folder, prompts, reference)
+        mean = mean_nll(losses)
+        facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
+        if facts["val_loss"] is None and iteration == layout.BASE:
+            raise NonFiniteError(f"the base model's loss on the held-out answers is {mean}; look at its weights")
+        with run.staged(layout.validation_losses(iteration, epoch)) as staged:
             write_rows(staged.path, AnswerLoss, losses)
-        val_loss = mean_nll(losses)
+        outputs = staged.outputs
+        if _is_sampled(settings) and facts["val_loss"] is not None:
+            chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
+            samples = _sample(current, settings, compute, folder, chosen, data.sha256, of_reference)
+            facts |= figures(samples, chosen)
+            if reference:
+                facts |= margin_figures(samples, losses, reference, settings.spin.beta(iteration))
+            with run.staged(layout.validation_samples(iteration, epoch)) as staged:
+                write_rows(staged.path, Sample, samples)
+            outputs = {**outputs, **staged.outputs}
         if current.tracking:
-            current.tracking.log("validation", _global_step(run, iteration, epoch), {"val_loss": val_loss})
-        facts = {"val_loss": val_loss, "num_answers": len(losses), "policy_uri": policy_uri}
-        current.finish(key, inputs=inputs, outputs=staged.outputs, facts=facts)
-        logger.info("val_loss %.4f on %d answers", facts["val_loss"], len(losses))
+            numbers = {name: value for name, value in facts.items() if value is not None}
+            current.tracking.log("validation", _global_step(run, iteration, epoch), numbers)
+        current.finish(key, inputs=inputs, outputs=outputs, facts={**facts, "policy_uri": policy_uri})
+        logger.info("val_loss %.4f on %d answers", mean, len(losses))
         return policy_uri
+
+
+def _is_sampled(settings: Settings) -> bool:
+    return settings.validation.num_samples > 0
+
+
+def _inputs(
+    run: RunStore,
+    settings: Settings,
+    compute: Compute,
+    policy_uri: str,
+    reference_uri: str,
+    data: FileDigest,
+    iteration: int,
+) -> dict[str, Any]:
+    inputs = {
+        "policy": model_digest(run, policy_uri),
+        "data": data.sha256,
+        "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
+        "validation.batch_size": settings.validation.batch_size,
+        "validation.num_samples": settings.validation.num_samples,
+        "precision": compute.precision,
+        "packing": resolve_packing(settings.training, compute),
+    }
+    if not _is_sampled(settings):
+        return inputs
+    generation = settings.generation.model_dump(mode="json")
+    inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
+    if check := reference_check(run, reference_uri):
+        inputs |= {
+            "reference": digest_of(check.outputs),
+            "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
+        }
+    return inputs
 
 
 def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
@@ -76,12 +136,45 @@ def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
 
 
 def _measure(
-    current: Step, settings: Settings, model: Any, compute: Compute, prompts: list[Prompt]
-) -> list[AnswerLoss]:
+    current: Step,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    prompts: list[Prompt],
+    reference: Reference | None,
+) -> tuple[list[AnswerLoss], dict[int, float]]:
+    """Losses of the human answers; and log-probabilities of the reference's samples, by index.
+
+    The model is let go of at the end: sampling takes its own, and both need not fit together.
+    """
+    model = load_scored(folder, settings, compute).eval()
     batches = validation_batches(prompts, settings.validation)
     losses: list[AnswerLoss] = []
     progress = Progress(current.events, sum(len(batch) for batch in batches), "answers")
-    for found in answer_losses(model, batches, compute):
+    for found in answer_losses(model, batches, compute, finite=False):
         losses += found
         progress.update(len(losses))
-    return losses
+    if reference is None:
+        return losses, {}
+    chosen = [prompt for prompt in prompts if prompt.index in reference.samples]
+    answers = [reference.samples[prompt.index].generated_ids for prompt in chosen]
+    logprobs = answer_logprobs_of(model, chosen, answers, settings.validation, compute)
+    return losses, {prompt.index: logprob for prompt, logprob in zip(chosen, logprobs, strict=True)}
+
+
+def _sample(
+    current: Step,
+    settings: Settings,
+    compute: Compute,
+    folder: Path,
+    prompts: list[Prompt],
+    data_sha256: str,
+    of_reference: dict[int, float],
+) -> list[Sample]:
+    answers = sample_answers(current, settings, compute, folder, prompts, data_sha256)
+    model = load_scored(folder, settings, compute).eval()
+    logprobs = answer_logprobs_of(model, prompts, [a.token_ids for a in answers], settings.validation, compute)
+    return [
+        Sample(prompt.index, answer.token_ids, answer.finish_reason, logprob, of_reference.get(prompt.index, math.nan))
+        for prompt, answer, logprob in zip(prompts, answers, logprobs, strict=True)
+    ]

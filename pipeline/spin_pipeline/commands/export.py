@@ -13,7 +13,12 @@ def add(commands: Any, exit_codes: str) -> None:
     parser = commands.add_parser("export", help="write a trained model as a plain Hugging Face folder")
     parser.add_argument("run_uri", metavar="RUN_URI")
     parser.add_argument("destination", metavar="DEST", help="a folder or s3://bucket/prefix that is free")
-    parser.add_argument("--iteration", metavar="N", default="best", help="default: %(default)s")
+    parser.add_argument(
+        "--iteration",
+        metavar="N",
+        default="best",
+        help="or best, the base model where no iteration is better; default: %(default)s",
+    )
     parser.set_defaults(do=export)
 
 
@@ -22,5 +27,5 @@ def export(options: argparse.Namespace) -> int:
     from spin_pipeline.export import export_model
 
     published, address = export_model(options.run_uri, options.iteration, options.destination)
-    Console().print(f"wrote iteration {published.iteration} to {address}", highlight=False, soft_wrap=True)
+    Console().print(f"wrote {published.name} to {address}", highlight=False, soft_wrap=True)
     return 0

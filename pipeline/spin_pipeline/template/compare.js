@@ -7,7 +7,7 @@
     note: "Of each run’s best iteration. A dot is the change, a bar its 95 % confidence interval; left of the base is better.",
     rows: runs.filter((run) => run.from_base).map((run) => ({ name: run.label, ...run.from_base })),
   });
-  const most = Math.max(0, ...runs.map((run) => Object.keys(run.losses).length));
+  const most = Math.max(0, ...runs.map((run) => run.num_iterations));
   const names = new Map([[0, "base"], ...Array.from({ length: most }, (_, t) => [t + 1, `iteration ${t}`])]);
   linePlot(document.getElementById("validation"), {
     title: "Validation loss, nats a token", xName: (x) => names.get(x), xLabels: names, height: 240,

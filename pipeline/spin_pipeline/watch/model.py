@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from spin_components.checkpoint.decisions import goes_on
+
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
 Event = dict[str, Any]
 
@@ -118,7 +120,9 @@ class RunModel:
         base_val_loss: of the base model.
         validated: val_loss by iteration and epoch.
         decisions: by iteration, of those that are published.
-        best: the best iteration.
+        outcomes: likewise: better, unclear or regressed.
+        references: iteration that each one's reference comes from; -1 for the base model.
+        best: iteration of the best model; -1 for the base model.
         samples: the newest answers, with their iteration in `samples_iteration`.
         failure: the event that failed the attempt, unless its step was begun again; likewise `stop_reason`.
     """
@@ -134,6 +138,8 @@ class RunModel:
         self.base_val_loss: float | None = None
         self.validated: dict[tuple[int, int], float] = {}
         self.decisions: dict[int, str] = {}
+        self.outcomes: dict[int, str] = {}
+        self.references: dict[int, int] = {0: BASE}
         self.best: int | None = None
         self.samples: list[dict[str, Any]] = []
         self.samples_iteration: int | None = None
@@ -146,13 +152,13 @@ class RunModel:
         for event in events:
             try:
                 self._take(event)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 continue  # written by another version, or damaged: a view shows what it can
 
     @property
     def is_over(self) -> bool:
         """Whether the last iteration was published."""
-        return bool(self.decisions) and self.decisions[max(self.decisions)] != "continue"
+        return bool(self.decisions) and not goes_on(self.decisions[max(self.decisions)])
 
     @property
     def outcome(self) -> str:
@@ -245,7 +251,8 @@ class RunModel:
         if step.key.name == "validate" and step.key.iteration == BASE:
             self.base_val_loss = float(step.facts["val_loss"])
         elif step.key.name == "validate" and step.key.iteration is not None:
-            self.validated[step.key.iteration, step.key.part or 0] = float(step.facts["val_loss"])
+            if step.facts["val_loss"] is not None:
+                self.validated[step.key.iteration, step.key.part or 0] = float(step.facts["val_loss"])
         elif step.key.name == "checkpoint" and step.key.iteration is not None:
             self.decisions[step.key.iteration] = str(step.facts["decision"])
 
@@ -253,6 +260,9 @@ class RunModel:
         self.best = int(event["iteration_best"])
         if step.key.iteration is not None:
             self.decisions[step.key.iteration] = str(event["decision"])
+            self.outcomes[step.key.iteration] = str(event.get("outcome", ""))
+            if event.get("next") is not None:
+                self.references[step.key.iteration + 1] = int(event["next"])
 
     def _on_stop(self, event: Event, step: Step, time: float) -> None:
         step.state, step.ended, self.stop_reason = "stopped", time, str(event["reason"])

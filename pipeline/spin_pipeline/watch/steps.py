@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from spin_pipeline.watch.model import BASE, Key, RunModel, Step, StepState, Work
 from spin_pipeline.watch.text import number
 
+_TOLD = {"regressed": "regressed", "saturated": "saturated", "done": "done", "roll_back": "rolled back"}
 _ENDED: tuple[StepState, ...] = ("done", "reused")
 
 
@@ -131,16 +132,21 @@ def _iteration_row(model: RunModel, t: int, inner: Sequence[Row]) -> Row:
     state = _iteration_state(model, t)
     starts = [row.started for row in inner if row.started is not None]
     facts = model.step("checkpoint", t).facts
-    told = [f"val_loss {number(float(facts['val_loss']))}"] if "val_loss" in facts else []
+    told = [f"val_loss {loss(facts)}"] if "val_loss" in facts else []
     if facts.get("acc") is not None:
         told.append(f"acc {float(facts['acc']):.2f}")
     if model.best == t and len(model.decisions) > 1:
         told.append("best")
-    if (decision := model.decisions.get(t)) and decision != "continue":
-        told.append(decision)
+    words = dict.fromkeys((model.outcomes.get(t, ""), model.decisions.get(t, "")))
+    told += [_TOLD[word] for word in words if word in _TOLD]
     ended = model.step("checkpoint", t).ended if state in _ENDED else None
     started = min(starts, default=None)
     return Row(f"iteration {t}", state, note=", ".join(told), started=started, ended=ended)
+
+
+def loss(facts: dict[str, Any]) -> str:
+    """val_loss of a validation or an iteration."""
+    return "not finite" if facts["val_loss"] is None else number(float(facts["val_loss"]))
 
 
 def note(step: Step) -> str:
@@ -160,6 +166,6 @@ def note(step: Step) -> str:
         if name == "train-epoch":
             metrics = facts["metrics"]
             return f"{facts['num_steps']} steps, loss {number(metrics['loss'])}" if metrics else "no step left to do"
-        return f"val_loss {number(float(facts['val_loss']))}"
+        return f"val_loss {loss(facts)}"
     except (KeyError, TypeError, ValueError):
         return ""

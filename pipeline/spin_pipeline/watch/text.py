@@ -35,7 +35,7 @@ def _visible(character: str) -> str:
         return "␡"
     if (
         character != "\n"
-        and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+        and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Cs", "Co", "Zl", "Zp")
         and character not in _KEPT
     ):
         return "�"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from spin_pipeline.watch.model import RunModel, StepState, Work
+from spin_components.checkpoint.decisions import name_of
+from spin_pipeline.watch.model import BASE, RunModel, StepState, Work
 from spin_pipeline.watch.steps import Row, rows
 from spin_pipeline.watch.text import clean, duration, fit, number, sparkline, wrapped
 
@@ -188,7 +189,7 @@ def _val_loss(model: RunModel, width: int) -> Text:
     if len(measured) > 1:
         told += f", {measured[-1] - measured[0]:+.4f}"
     if model.best is not None:
-        told += f", best: iteration {model.best}"
+        told += f", best: {name_of(model.best)}"
     line.append(fit(told, width - cell_len(line.plain)).rstrip())
     return line
 
@@ -199,7 +200,9 @@ def _sample(model: RunModel, frame: Frame, width: int) -> list[Text]:
         return []
     place = 0 if frame.is_last else int(frame.now / _SAMPLE_S) % len(model.samples)
     sample = model.samples[place]
-    by = "base" if model.samples_iteration == 0 else f"iteration {(model.samples_iteration or 1) - 1}"
+    played = model.samples_iteration or 0
+    reference = model.references.get(played, played - 1)
+    by = "base" if reference == BASE else f"iteration {reference}"
     title = f"sample {place + 1} of {len(model.samples)}, played in iteration {model.samples_iteration}"
     lines = [Text(title, style="dim")]
     columns = (("prompt", "prompt", "dim"), ("human", "actual", "green"), (by, "generated", "cyan"))

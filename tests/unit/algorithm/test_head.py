@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spin_components.algorithm.head import LOGITS_BYTES, AnswerHead, answer_head
+from spin_components.algorithm.chunks import LOGITS_BYTES
+from spin_components.algorithm.head import AnswerHead, answer_head
 from spin_components.algorithm.logprobs import answer_logprobs
 from unit.algorithm.families import CONFIGS, LAYOUTS, SEQUENCES, SIZES, gradients, groups_of, model_of
 

@@ -14,8 +14,9 @@ from spin_components.algorithm.packing import Prompted
 from spin_components.device import Compute
 from spin_components.generate.engine import Answer, Sampling
 from spin_components.generate.transformers_engine import TransformersEngine
+from spin_components.generation_settings import GenerationSettings
 from spin_components.modeling import load_model
-from spin_components.settings import GenerationSettings, ModelSettings
+from spin_components.settings import ModelSettings
 from spin_components.tokenizer import load_tokenizer
 from unit.algorithm.families import CONFIGS, model_of
 

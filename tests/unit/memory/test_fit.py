@@ -76,8 +76,12 @@ def test_memory_grows_with_pairs_and_tokens_and_shrinks_with_chunks() -> None:
     settings = settings_of(training={"micro_batch_size": 4, "global_batch_size": 64})
     machine = Machine("cpu", is_bf16=False)
     sizes = [
-        train(Work(settings, machine, lengths, logit_chunk=chunk)).host_bytes
-        for lengths, chunk in ((Lengths(10, 100, 50), 64), (Lengths(10, 100, 50), 0), (Lengths(10, 200, 50), 0))
+        train(Work(settings, machine, lengths, logit_bytes=size)).host_bytes
+        for lengths, size in (
+            (Lengths(10, 100, 50), 2**20),
+            (Lengths(10, 100, 50), 2**28),
+            (Lengths(10, 200, 50), 2**28),
+        )
     ]
     assert sizes == sorted(set(sizes))
 

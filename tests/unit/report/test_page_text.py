@@ -8,20 +8,30 @@ from typing import Any
 
 import pytest
 
+from spin_components.algorithm.interval import Difference
 from spin_components.data.pair_counts import PairCounts
 from spin_components.report.cautions import cautions
 from spin_components.report.history import EpochHistory, History, IterationHistory
-from spin_components.report.interval import Difference
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
 from spin_components.report.verdict import judge, perplexity, signed
 from spin_components.settings import Settings
+from spin_components.store.layout import BASE
 from spin_components.store.manifests import Manifest
 
 SETTINGS = Settings.model_validate(
     {"model": {"base": "a"}, "data": {"train": "b"}, "generation": {"max_new_tokens": 32}, "training": {"lr": 1e-3}}
 )
+SAMPLED = {
+    "num_samples": 8,
+    "mean_sampled_tokens": 21.5,
+    "length_ratio": 1.1,
+    "repetition_rate": 0.05,
+    "distinct_1": 0.5,
+    "distinct_2": 0.9,
+    "cut_share": 0.25,
+}
 DATA = {"num_train": 100, "num_validation": 50, "num_prompts_cut": 0, "num_answers_cut": 0, "num_bad_records": 0}
 
 
@@ -39,7 +49,9 @@ def generations(**facts: Any) -> Manifest:
     )
 
 
-def iteration(number: int, val_loss: float, **facts: Any) -> IterationHistory:
+def iteration(
+    number: int, val_loss: float | None, judged: dict[str, Any] | None = None, **facts: Any
+) -> IterationHistory:
     trained = Manifest(
         step="train-epoch",
         inputs={},
@@ -47,7 +59,8 @@ def iteration(number: int, val_loss: float, **facts: Any) -> IterationHistory:
         duration_s=1800.0,
         machine={"num_cores": 16, "num_gpus": 8, "gpu": "NVIDIA H100"},
     )
-    published = Manifest(step="checkpoint", inputs={}, facts={"iteration": number, "epoch": 0, "val_loss": val_loss})
+    told = {"iteration": number, "epoch": 0, "val_loss": val_loss, **(judged or {})}
+    published = Manifest(step="checkpoint", inputs={}, facts=told)
     return IterationHistory(number, [(generations(**facts), None)], [EpochHistory(0, trained, None)], published)
 
 
@@ -87,6 +100,27 @@ def test_without_losses_of_single_answers_the_verdict_claims_no_certainty() -> N
     verdict = judge(history(iteration(0, 3.5)), {})
     assert (verdict.outcome, verdict.difference) == ("better", None)
     assert "cannot be told" in verdict.detail
+
+
+REGRESSED = {"outcome": "regressed", "decision": "roll_back", "reason": "val_loss +0.5 against iteration 0", "next": 0}
+
+
+def test_where_no_iteration_is_better_the_verdict_is_of_the_one_that_comes_closest() -> None:
+    run = history(iteration(0, 4.3), iteration(1, 4.1), iteration(2, None, REGRESSED))
+    verdict = judge(run, {0: Difference(9, 9, 9, 0, 48), 1: Difference(0.1, -0.1, 0.3, 20, 48)})
+    assert (verdict.outcome, verdict.headline) == ("worse", "No iteration is better than the base model.")
+    assert (verdict.iteration, verdict.judged, verdict.judged_loss) == (BASE, 1, 4.1)
+    assert (
+        "rose from 4.000 to 4.100 nats a token in iteration 1, which comes closest: a change of +0.1" in verdict.detail
+    )
+    nothing = judge(history(iteration(0, None, REGRESSED)), {})
+    assert (nothing.outcome, nothing.iteration, nothing.detail) == ("worse", BASE, "No iteration's loss is finite.")
+
+
+def test_an_iteration_that_regressed_is_not_the_best_however_low_its_loss() -> None:
+    run = history(iteration(0, 3.9), iteration(1, 3.0, REGRESSED))
+    verdict = judge(run, {0: Difference(-0.1, -0.2, -0.05, 40, 48)})
+    assert (verdict.iteration, verdict.outcome) == (0, "better")
 
 
 def test_there_is_no_verdict_before_a_checkpoint() -> None:
@@ -130,6 +164,16 @@ def test_a_loss_that_rises_and_data_that_were_cut_are_pointed_out() -> None:
     cut, rose = cautions(run, [])
     assert cut.startswith("1,200 human answers were cut")
     assert rose == "val_loss rose in iteration 1, from 3.500 to 3.600."
+
+
+def test_what_regressed_and_what_repeats_itself_is_pointed_out() -> None:
+    run = history(iteration(0, 3.5), iteration(1, 4.0, REGRESSED), iteration(2, 3.6, {"repetition_rate": 0.5}))
+    assert run.base is not None
+    run.base.facts["repetition_rate"] = 0.1
+    regressed, rose, repeats = cautions(run, [])
+    assert regressed.startswith("Iteration 1 regressed: val_loss +0.5 against iteration 0. The next iteration began")
+    assert rose == "val_loss rose in iteration 2, from 3.500 to 3.600."  # what was rolled back is passed over
+    assert "50\N{NO-BREAK SPACE}% of the 4-grams of its answers" in repeats
 
 
 def test_cost_counts_gpus_where_there_were_some_and_cores_elsewhere() -> None:
@@ -207,12 +251,13 @@ def test_text_in_a_page_is_escaped() -> None:
         data={},
         history=run,
         iterations=[],
+        held_out=[("<s>", SAMPLED)],
         origins=[("<a>", "<p>")],
         costs=[],
         settings=[],
         **names,
     )
-    for tag in ("<b>", "<i>", "<script>alert", "<u>", "<em>", "<a>", "<p>&"):
+    for tag in ("<b>", "<i>", "<s>", "<script>alert", "<u>", "<em>", "<a>", "<p>&"):
         assert tag not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 

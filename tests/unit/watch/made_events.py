@@ -68,13 +68,12 @@ def trained(start: float, iteration: int, losses: dict[int, float]) -> list[Even
     return found
 
 
-def published(start: float, iteration: int, val_loss: float, decision: str) -> list[Event]:
+def published(start: float, iteration: int, val_loss: float | None, decision: str, **more: Any) -> list[Event]:
     """A checkpoint."""
     facts = {"iteration": iteration, "val_loss": val_loss, "acc": 0.75, "decision": decision}
+    told = {"decision": decision, "val_loss": val_loss, "iteration_best": iteration, **more}
     return [
         event(start, "start", "checkpoint", iteration, pid=1),
         event(start, "done", "checkpoint", iteration, facts=facts, duration_s=0.1),
-        event(
-            start, "published", "checkpoint", iteration, decision=decision, val_loss=val_loss, iteration_best=iteration
-        ),
+        event(start, "published", "checkpoint", iteration, **told),
     ]

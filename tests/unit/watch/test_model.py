@@ -76,6 +76,20 @@ def test_the_end_is_what_the_last_checkpoint_decided() -> None:
     assert (model.best, model.decisions, model.outcome) == (1, {0: "continue", 1: "done"}, "done")
 
 
+def test_after_a_roll_back_the_run_is_not_over_and_its_reference_is_known() -> None:
+    rolled: dict[str, Any] = {
+        "decision": "roll_back",
+        "outcome": "regressed",
+        "reason": "x",
+        "next": -1,
+        "iteration_best": -1,
+    }
+    model = model_of(prepared(), [event(9.0, "published", "checkpoint", 0, val_loss=None, **rolled)])
+    assert (model.best, model.references[1], model.outcomes, model.is_over) == (-1, -1, {0: "regressed"}, False)
+    model.take([event(10.0, "done", "validate", 1, 0, facts={"val_loss": None}, duration_s=1.0)])
+    assert (model.step("validate", 1, 0).state, model.validated) == ("done", {})
+
+
 def test_a_stop_is_no_failure() -> None:
     model = model_of(prepared(), [event(5.0, "stop", "generate", 0, 0, reason="max_time")])
     assert (model.outcome, model.stop_reason, model.failure) == ("stopped", "max_time", None)

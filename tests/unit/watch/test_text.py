@@ -17,6 +17,7 @@ from spin_pipeline.watch.text import clean, duration, fit, harmless, number, spa
         ("a\x9b31mb", "a�31mb"),  # the one-byte form of ESC [
         ("back\x08space\x7f", "back␈space␡"),
         ("abc\u202edef", "abc�def"),  # right-to-left override
+        ("abc\u2d68def", "abc�def"),  # stands for nothing in Unicode
         ("line\u2028paragraph", "line paragraph"),
         ("[red]markup[/red]", "[red]markup[/red]"),
         ("👩\u200d🔬", "👩\u200d🔬"),

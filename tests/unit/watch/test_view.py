@@ -69,6 +69,14 @@ def test_an_iteration_that_is_over_is_one_line() -> None:
     assert line_with(lines, "base 6.500").endswith("-0.5000, best: iteration 0")
 
 
+def test_an_iteration_that_was_rolled_back_says_so_and_the_next_is_played_by_the_best() -> None:
+    told = {"outcome": "regressed", "next": -1, "iteration_best": -1}
+    lines = drawn([*HALFWAY, *published(22.0, 0, None, "roll_back", **told), *generated(25.0, 1)])
+    assert "val_loss not finite, acc 0.75, regressed, rolled back" in line_with(lines, "iteration 0 ")
+    assert line_with(lines, "base 6.500").endswith("best: the base model")
+    assert sum(line.startswith("base  ") for line in lines) == 1  # whose answer is shown beside the human's
+
+
 def test_shards_share_a_line() -> None:
     events = prepared(shards=3) + generated(10.0, 0, 0) + generated(11.0, 0, 1)[:2]
     line = line_with(drawn(events, width=120), "generate ")

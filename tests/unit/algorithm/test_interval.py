@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spin_components.algorithm.interval import Difference, paired_difference
 from spin_components.data.shards import AnswerLoss
-from spin_components.report.interval import Difference, paired_difference
 
 
 def losses(*rows: tuple[int, float, int]) -> list[AnswerLoss]:
@@ -37,6 +37,23 @@ def test_answers_are_paired_by_their_index_whatever_their_order() -> None:
     assert found is not None
     assert (found.mean, found.num_answers) == (1.5, 2)
     assert paired_difference(base, losses((4, 1.0, 1))) is None
+    assert paired_difference(base, losses((3, 1.0, 1))) is None, "one answer has no spread"
+
+
+def test_a_loss_that_is_not_finite_leaves_nothing_to_compare() -> None:
+    base = losses((0, 6.0, 3), (1, 2.0, 1))
+    assert paired_difference(base, losses((0, 6.0, 3), (1, float("nan"), 1))) is None
+    assert paired_difference(base, losses((0, float("inf"), 3), (1, 2.0, 1))) is None
+
+
+def test_less_confidence_gives_a_narrower_interval() -> None:
+    rng = np.random.default_rng(4)
+    base = losses(*((index, 4.0, 1) for index in range(200)))
+    policy = losses(*((index, 4.0 + float(noise), 1) for index, noise in enumerate(rng.normal(0, 1, 200))))
+    wide, narrow = paired_difference(base, policy), paired_difference(base, policy, 0.8)
+    assert wide is not None
+    assert narrow is not None
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
