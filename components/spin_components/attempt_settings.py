@@ -65,6 +65,13 @@ class HardwareSettings(Section):
     memory_check: Literal["refuse", "warn", "off"] = Field(
         "refuse", description="what is done about a step whose estimated memory clearly exceeds what there is"
     )
+    sampler_tolerance: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="nats a token by which the sampler's log-probabilities may differ from the reference's, in the "
+        "mean; 0: by engine and precision",
+    )
 
     @property
     def world_size(self) -> int:

@@ -106,6 +106,8 @@ def test_a_run_with_vllm_ends_as_one_with_transformers_does(make_settings: Calla
     settings = make_settings(generation={"engine": "vllm", "shards": 1})
     run = play(settings)
     assert read_manifest(run, "iterations/0/generations/00000.json").facts["engine"] == "vllm"
+    facts = read_manifest(run, "iterations/0/ref_logprobs/00000.json").facts
+    assert 0.0 < facts["sampler_difference"] < 1e-3  # of tolerance 0.01: two engines never round alike
     base, trained = val_losses(run)
     assert trained < base
     assert losses(run)[0] == pytest.approx(0.693147, abs=1e-5)

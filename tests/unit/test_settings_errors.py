@@ -48,7 +48,8 @@ def test_one_mistake_is_counted_as_one() -> None:
 def test_a_key_like_no_other_gets_the_list_of_those_there_are() -> None:
     (_, line) = mistakes(hardware={"qqq": 1})
     assert line == (
-        "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, gpu_memory_gib, memory_check"
+        "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, gpu_memory_gib, memory_check, "
+        "sampler_tolerance"
     )
 
 

@@ -38,6 +38,8 @@ class Pair:
         generated_ids: sampled token ids; the EOS is among them only where it was sampled.
         finish_reason: `stop` (EOS sampled), `stop_string`, or `length` (cut).
         origin: the iteration it was generated in.
+        sampled_logprob: of the generated answer's tokens, nats, as the sampler's own model had it: good for a check of
+            weights and template, never for the loss.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Pair:
     generated_ids: list[int]
     finish_reason: str
     origin: int = 0
+    sampled_logprob: float = 0.0
 
     @property
     def key(self) -> tuple[int, int]:
@@ -141,6 +144,7 @@ _COLUMNS = {
     "generated_ids": _IDS,
     "actual_ended": pa.bool_(),
     "finish_reason": pa.string(),
+    "sampled_logprob": pa.float32(),
     "ref_actual": pa.float32(),
     "ref_generated": pa.float32(),
     "batch": pa.int32(),

@@ -85,11 +85,20 @@ def _play(
     duration_s = time.monotonic() - started
     origin = int(labels["iteration"])
     pairs = [
-        Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, answer.token_ids, answer.finish_reason, origin)
+        Pair(
+            prompt.index,
+            prompt.prompt_ids,
+            prompt.actual_ids,
+            answer.token_ids,
+            answer.finish_reason,
+            origin,
+            answer.logprob,
+        )
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     facts = _facts(pairs, eos_ids) | {
         "engine": name,
+        "precision": compute.precision,
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),
         "samples": decode_samples(pairs[:SAMPLES_A_SHARD], folder, settings.model),
     }

@@ -22,6 +22,7 @@ from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
+from spin_components.ref_logprob.agreement import check_sampler, coarser
 from spin_components.ref_logprob.hygiene import Hygiene
 from spin_components.ref_logprob.played import generations_input, read_generations, read_pairs
 from spin_components.ref_logprob.pool import origins, pool_pairs
@@ -90,6 +91,15 @@ def score_shard(
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pool.pairs), settings.training.global_batch_size, seed)
         scores = _scored_by(reference_uri, "the reference policy", pool.pairs, compute, batches, current)
+        agreement = check_sampler(
+            pool.pairs,
+            scores,
+            iteration=iteration,
+            engine=played[iteration].facts["engine"],
+            precision=coarser(played[iteration].facts["precision"], compute.precision),
+            tolerance=settings.hardware.sampler_tolerance,
+            where=run.uri_of(layout.generations(iteration, shard)),
+        )
         if base_uri:
             is_base = inputs["base"] == inputs["reference"]
             under_base = (
@@ -101,7 +111,7 @@ def score_shard(
             ]
         with run.staged(key) as staged:
             write_rows(staged.path, Score, scores)
-        facts = pool.counts.model_dump(mode="json")
+        facts = pool.counts.model_dump(mode="json") | agreement
         current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
         return run.uri_of(key)
 

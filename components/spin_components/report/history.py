@@ -52,6 +52,13 @@ class IterationHistory:
         return add_up(PairCounts.model_validate(scored.facts) for _, scored in self.shards if scored)
 
     @property
+    def sampler_difference(self) -> tuple[float, float] | None:
+        """How far sampler and reference were apart in the shard where it was most, and what was allowed there."""
+        names = ("sampler_difference", "sampler_tolerance")
+        found = [scored.facts for _, scored in self.shards if scored and names[0] in scored.facts]
+        return max(((float(facts[names[0]]), float(facts[names[1]])) for facts in found), default=None)
+
+    @property
     def finish_reasons(self) -> dict[str, int]:
         """Answers by how they ended."""
         found: dict[str, int] = {}

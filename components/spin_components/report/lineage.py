@@ -26,9 +26,20 @@ def origins(history: History) -> Facts:
         *((f"{name} data", _named(history.settings["data"][name], s["uri"])) for name, s in record["data"].items()),
         *((f"{name} data, SHA-256", _digest(source["files"])) for name, source in record["data"].items()),
         ("prompts", f"{data['num_train']:,} for training, {data['num_validation']:,} held out"),
+        *sampler_facts(history),
         ("seed", str(record["seed"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in _versions(record).items())),
     ]
+
+
+def sampler_facts(history: History) -> Facts:
+    """How well generation and the reference's scores agree: that both are one model, asked the same."""
+    found = [known for iteration in history.iterations if (known := iteration.sampler_difference)]
+    if not found:
+        return []
+    difference, tolerance = max(found)
+    text = f"{difference:.1e} nats a token apart, {tolerance:g} allowed"
+    return [("sampler and reference", f"{text}; the most of {len(found)} iterations" if len(found) > 1 else text)]
 
 
 def _named(setting: str, uri: str) -> str:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from spin_components.data.collate import spin_custom_collate
@@ -32,6 +34,50 @@ def test_a_batch_by_hand() -> None:
     assert batch.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(batch[key], value)  # checks the dtype too
+
+
+def test_an_eos_among_the_ids_is_kept_and_counted() -> None:
+    # the padding is EOS too: only masks and lengths tell them apart
+    batch = spin_custom_collate([item([5, 2], [2, 6, 2]), item([7], [8, 2])], eos_id=2)
+    assert batch["prompts_and_answers"].tolist() == [[5, 2, 2, 6, 2], [7, 8, 2, 2, 2]]
+    assert batch["masks"].tolist() == [[False, False, True, True, True], [False, True, True, False, False]]
+    assert batch["answers_only"].tolist() == [[2, 6, 2], [8, 2, 2]]
+    assert (batch["prompt_lengths"].tolist(), batch["combined_lengths"].tolist()) == ([2, 1], [5, 3])
+
+
+def test_one_item_is_not_padded_and_other_keys_are_left_out() -> None:
+    batch = spin_custom_collate([item([5, 6], [7]) | {"loss_mask": torch.tensor([0, 0, 1])}], eos_id=9)
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "prompts_and_answers": [[5, 6, 7]],
+        "masks": [[False, False, True]],
+        "prompts_only": [[5, 6]],
+        "answers_only": [[7]],
+        "prompt_lengths": [2],
+        "combined_lengths": [3],
+    }
+
+
+def test_the_mask_is_the_items_own() -> None:
+    # NeMo masks what it is told to: a prompt of several turns may have answers within it
+    several_turns = item([5, 6, 7], [8]) | {"mask": torch.tensor([False, True, False, True])}
+    batch = spin_custom_collate([several_turns, item([5], [6])], eos_id=2)
+    assert batch["masks"].tolist() == [[False, True, False, True], [False, True, False, False]]
+
+
+ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=7)
+
+
+@given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5), st.integers(0, 9))
+def test_every_item_comes_back_whole_and_in_its_order(pairs: list[tuple[list[int], list[int]]], eos_id: int) -> None:
+    batch = spin_custom_collate([item(context, answer) for context, answer in pairs], eos_id)
+    for row, (context, answer) in enumerate(pairs):
+        length, prompt = int(batch["combined_lengths"][row]), int(batch["prompt_lengths"][row])
+        both, mask = batch["prompts_and_answers"][row], batch["masks"][row]
+        assert both[:length].tolist() == context + answer
+        assert both[mask].tolist() == batch["answers_only"][row][: len(answer)].tolist() == answer
+        assert batch["prompts_only"][row][:prompt].tolist() == context
+        assert set(both[length:].tolist()) <= {eos_id}
+        assert not mask[length:].any()
 
 
 def test_ids_become_int64_and_masks_bool() -> None:

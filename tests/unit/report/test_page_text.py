@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from spin_components.algorithm.interval import Difference
 from spin_components.data.pair_counts import PairCounts
 from spin_components.report.cautions import cautions
 from spin_components.report.history import EpochHistory, History, IterationHistory
-from spin_components.report.lineage import costs, duration, settings_tables
+from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
 from spin_components.report.verdict import judge, perplexity, signed
@@ -182,6 +183,24 @@ def test_cost_counts_gpus_where_there_were_some_and_cores_elsewhere() -> None:
     assert found["core-hours"] == "8.00"  # two hours on 4; the GPU step's own cores are not counted again
     assert found["tokens generated"] == "2,200"
     assert found["answer tokens trained on"] == "12,345"
+
+
+def test_the_shard_where_sampler_and_reference_were_furthest_apart_is_told() -> None:
+    def scored(difference: float) -> Manifest:
+        facts = {"sampler_difference": difference, "sampler_tolerance": 0.01}
+        return Manifest(step="ref-logprob", inputs={}, facts=facts)
+
+    first, second = (
+        replace(iteration(number, 3.9), shards=[(generations(), scored(0.00021 * (number + 1))), (generations(), None)])
+        for number in (0, 1)
+    )
+    assert sampler_facts(history(first)) == [
+        ("sampler and reference", "2.1e-04 nats a token apart, 0.01 allowed"),
+    ]
+    assert sampler_facts(history(first, second)) == [
+        ("sampler and reference", "4.2e-04 nats a token apart, 0.01 allowed; the most of 2 iterations"),
+    ]
+    assert sampler_facts(history(iteration(0, 3.9))) == []  # an older run, or one not scored yet
 
 
 def test_settings_that_differ_from_the_default_are_marked() -> None:

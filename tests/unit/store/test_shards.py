@@ -11,7 +11,7 @@ from spin_components.errors import IntegrityError
 
 ROWS: list[tuple[type[Any], list[Any]]] = [
     (Prompt, [Prompt(0, [1, 2], [3], True), Prompt(7, [2**31 - 1], [], False)]),
-    (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length", 31)]),
+    (Pair, [Pair(0, [1, 2], [3], [4, 5], "stop"), Pair(2**40, [1], [2], [], "length", 31, -1.25)]),
     (Score, [Score(3, -0.5, -1024.25, 0, 0), Score(1, 0.0, -3.0, 7, 2)]),  # numbers that float32 holds exactly
     (Score, [Score(3, -0.5, -1024.25, 0, 0, -0.25, -2.0), Score(1, 0.0, -3.0, 7, 2, -1.0, 0.0)]),
     (PairReward, [PairReward(3, 2**40, 0.5, -2.25, 1)]),
@@ -56,7 +56,7 @@ def test_scores_of_the_base_model_are_columns_only_where_there_are_any(tmp_path:
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.parquet", Prompt, [Prompt(0, [1], [2], True)])
-    with pytest.raises(IntegrityError, match=r"has the columns .*'actual_ended'\], expected .*'origin'\]"):
+    with pytest.raises(IntegrityError, match=r"has the columns .*'actual_ended'\], expected .*'sampled_logprob'\]"):
         read_rows(tmp_path / "a.parquet", Pair)
 
 

@@ -1,0 +1,76 @@
+"""Whether the reference is what sampled the answers: the sampler's own log-probabilities, held against its scores.
+
+Both are of the model itself, before temperature, filters and penalties, so they differ by rounding alone. They are
+never mixed: the loss takes the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from spin_components.data.shards import Pair, Score
+from spin_components.errors import IntegrityError
+
+SAMPLER_TOLERANCE: Mapping[tuple[str, str], float] = {
+    ("transformers", "float32"): 1e-3,
+    ("transformers", "bf16"): 0.05,
+    ("vllm", "float32"): 1e-2,
+    ("vllm", "bf16"): 0.1,
+}
+"""How far apart the two may be, nats a token in the mean over a shard, by engine and the coarser of both precisions.
+
+A single token may differ by more (in bf16 by up to 0.3), and the signs of those differences vary, so a sum over an
+answer's tokens is off by much less than as many times that. See `hardware.sampler_tolerance`."""
+
+
+def check_sampler(
+    pairs: Sequence[Pair],
+    scores: Sequence[Score],
+    *,
+    iteration: int,
+    engine: str,
+    precision: str,
+    tolerance: float = 0.0,
+    where: str,
+) -> dict[str, float]:
+    """Compare what the sampler and the reference give the generated answers.
+
+    Args:
+        pairs: of an iteration; those of earlier ones were sampled from another model and are left out.
+        scores: of the same pairs, in the same order.
+        iteration: t.
+        engine: that sampled its answers.
+        precision: the coarser of the sampler's and the reference's.
+        tolerance: in place of `SAMPLER_TOLERANCE`, nats a token; 0 takes that.
+        where: the file of the pairs, named in the error.
+
+    Returns: `sampler_difference`, the absolute differences of the answers' sums over their tokens, nats a token, and
+        the `sampler_tolerance` it was held against; nothing where there are no pairs.
+
+    Raises:
+        IntegrityError: they are further apart than that.
+    """
+    own = [(pair, score) for pair, score in zip(pairs, scores, strict=True) if pair.origin == iteration]
+    num_tokens = sum(len(pair.generated_ids) for pair, _ in own)
+    if not num_tokens:
+        return {}
+    tolerance = tolerance or SAMPLER_TOLERANCE[engine, precision]
+    sampled = [pair.sampled_logprob for pair, _ in own]
+    scored = [score.ref_generated for _, score in own]
+    difference = sum(abs(one - other) for one, other in zip(sampled, scored, strict=True)) / num_tokens
+    if not difference <= tolerance:  # nor where it is NaN
+        raise IntegrityError(
+            f"{where}: the generated answers were not sampled from the reference as it scores them. Their tokens had "
+            f"{sum(sampled) / num_tokens:.4f} nats each when they were sampled and have {sum(scored) / num_tokens:.4f} "
+            f"now; answer by answer that is {difference:.3g} nats a token apart over {len(own)} answers of "
+            f"{num_tokens} tokens, expected at most {tolerance:g} ({engine}, {precision}). One of these differs "
+            "between generate and ref-logprob: the weights, the prompt's token ids (template, BOS), the answer's "
+            "(EOS), or the code of the model. Delete the manifest beside the file to have the answers sampled again; "
+            "if only rounding differs on this hardware, raise hardware.sampler_tolerance"
+        )
+    return {"sampler_difference": difference, "sampler_tolerance": tolerance}
+
+
+def coarser(*precisions: str) -> str:
+    """The precision that bounds how well two computations agree."""
+    return "bf16" if "bf16" in precisions else "float32"

@@ -1,0 +1,289 @@
+"""Mistakes that SPIN's implementations made or might make, each with what catches it here.
+
+A mistake is a change of a function's source. It is planted by giving the function the changed source's code, so that
+whoever imported the function before has the mistake too.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, Literal
+
+from parity.second_iteration import SecondIteration
+from spin_components.algorithm import logprobs, packing
+from spin_components.data import collate
+from spin_components.data.rendering import Renderer
+from spin_components.errors import IntegrityError, SpinError, StepZeroError
+from spin_components.generate import step as generate_step
+from spin_components.ref_logprob import pool
+from spin_components.ref_logprob import step as ref_logprob_step
+from spin_components.train_epoch import worker
+from unit.algorithm import test_logprobs, test_packing
+from unit.data import test_collate, test_rendering
+from unit.ref_logprob import test_pool
+
+Area = Literal["template", "mask shift", "EOS", "reference weights", "history scoring"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One planted mistake.
+
+    Attributes:
+        name: what is wrong, in words.
+        function: whose source is changed.
+        before: text that is in it once.
+        after: what takes its place.
+        caught_by: a named test, or what of a second iteration fails.
+        raises: AssertionError for a test, or what stops it; for a check of the run itself, its error.
+    """
+
+    area: Area
+    name: str
+    function: Any
+    before: str
+    after: str
+    caught_by: Callable[..., None]
+    raises: type[Exception] = AssertionError
+
+    @property
+    def is_caught_at_run_time(self) -> bool:
+        """By a check that every run makes, not by a test alone."""
+        return issubclass(self.raises, SpinError)
+
+
+@contextmanager
+def planted(mutation: Mutation) -> Iterator[None]:
+    """Have the mistake in the code for a while."""
+    function = mutation.function
+    assert isinstance(function, FunctionType)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(mutation.before) == 1, f"{function.__qualname__} does not hold once: {mutation.before}"
+    tree = ast.parse("from __future__ import annotations\n" + source.replace(mutation.before, mutation.after))
+    names = dict(function.__globals__)
+    exec(compile(tree, f"<{mutation.name}>", "exec"), names)
+    changed, sound = names[function.__name__].__code__, function.__code__
+    assert changed.co_freevars == sound.co_freevars
+    assert changed.co_code != sound.co_code or changed.co_consts != sound.co_consts
+    function.__code__ = changed
+    try:
+        yield
+    finally:
+        function.__code__ = sound
+
+
+def sampling_and_scoring(iteration: SecondIteration) -> None:
+    """`generate`, then the check of the sampler in `ref-logprob`."""
+    iteration.sample()
+    iteration.score()
+
+
+def scoring(iteration: SecondIteration) -> None:
+    """The check of the sampler in `ref-logprob`, over answers that were sampled soundly."""
+    iteration.score()
+
+
+def training(iteration: SecondIteration) -> None:
+    """The check of the first loss in `train-epoch`, over scores that were made soundly."""
+    iteration.train()
+
+
+def scoring_and_training(iteration: SecondIteration) -> None:
+    iteration.score()
+    iteration.train()
+
+
+def _batches_of_llama() -> None:
+    test_logprobs.test_batches_give_what_each_sequence_gives_alone("llama", "eager")
+
+
+def _packed_llama() -> None:
+    test_packing.test_answers_that_share_a_prompt_score_as_if_each_stood_alone("llama", packing.PACKED)
+
+
+MUTATIONS = [
+    Mutation(
+        "template",
+        "the prompt is rendered without the header of the answer",
+        Renderer.render,
+        "self._apply(prompt, add_generation_prompt=True)",
+        "self._apply(prompt, add_generation_prompt=False)",
+        test_rendering.test_prompt_ids_are_those_of_the_chat_template,
+    ),
+    Mutation(
+        "template",
+        "an answer is encoded by itself, not in its place",
+        Renderer._encode_after,
+        "self._encode(prompt_text + text)",
+        "self._encode(prompt_text) + self._encode(text)",
+        test_rendering.test_llama2_has_one_bos_and_its_answer_no_doubled_space,
+    ),
+    Mutation(
+        "template",
+        "special tokens in a message are taken for the template's",
+        Renderer._escape,
+        "return self._special.sub(",
+        "return content or self._special.sub(",
+        test_rendering.test_special_tokens_in_messages_are_plain_text,
+        ValueError,  # which `prepare` reports with the record
+    ),
+    Mutation(
+        "template",
+        "generation asks with another prompt than is trained on: its first token is lost",
+        generate_step._collect,
+        "[prompt.prompt_ids for prompt in prompts]",
+        "[prompt.prompt_ids[1:] for prompt in prompts]",
+        sampling_and_scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "template",
+        "generation asks with the first token doubled, as with two BOS",
+        generate_step._collect,
+        "[prompt.prompt_ids for prompt in prompts]",
+        "[prompt.prompt_ids[:1] + prompt.prompt_ids for prompt in prompts]",
+        sampling_and_scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "mask shift",
+        "padded: logits are held against the token before the one they predict",
+        logprobs.align,
+        "input_ids[:, longest_prompt:],",
+        "input_ids[:, longest_prompt - 1 : -1],",
+        _batches_of_llama,
+    ),
+    Mutation(
+        "mask shift",
+        "padded: the mask begins a token late",
+        logprobs.align,
+        "attention_mask[:, longest_prompt:].bool(),",
+        "attention_mask[:, longest_prompt:].bool() & (torch.arange(longest_answer) > 0),",
+        _batches_of_llama,
+    ),
+    Mutation(
+        "mask shift",
+        "packed: tokens are predicted from their own position",
+        packing.pack,
+        "[last, *range(first, first + len(answer_ids) - 1)]",
+        "[*range(first, first + len(answer_ids))]",
+        _packed_llama,
+    ),
+    Mutation(
+        "mask shift",
+        "packed: the second answer's positions go on from the first's",
+        packing.pack,
+        "range(len(prompt_ids), len(prompt_ids) + len(answer_ids))",
+        "range(len(position_ids), len(position_ids) + len(answer_ids))",
+        _packed_llama,
+    ),
+    Mutation(
+        "mask shift",
+        "collated: padding is masked in",
+        collate.spin_custom_collate,
+        '_padded([item["mask"].bool() for item in batch], False)',
+        '_padded([item["mask"].bool() for item in batch], True)',
+        test_collate.test_a_batch_by_hand,
+    ),
+    Mutation(
+        "mask shift",
+        "the last token of every answer is left out of its score",
+        ref_logprob_step.both_answers,
+        "(pair.actual_ids, pair.generated_ids)",
+        "(pair.actual_ids[:-1] or pair.actual_ids, pair.generated_ids[:-1] or pair.generated_ids)",
+        scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "EOS",
+        "human answers do not end",
+        Renderer.render,
+        "actual_ids = [*answer_ids, eos_id]",
+        "actual_ids = [*answer_ids]",
+        test_rendering.test_prompt_ids_are_those_of_the_chat_template,
+    ),
+    Mutation(
+        "EOS",
+        "a human answer that is cut ends all the same",
+        Renderer.render,
+        "actual_ids[:room], len(",
+        "[*actual_ids[: room - 1], eos_id], len(",
+        test_rendering.test_a_cut_answer_has_no_eos,
+    ),
+    Mutation(
+        "EOS",
+        "EOS is masked like padding, because pad == eos",
+        logprobs.align,
+        "attention_mask[:, longest_prompt:].bool(),",
+        "attention_mask[:, longest_prompt:].bool() & (input_ids[:, longest_prompt:] != 2),",
+        test_logprobs.test_an_eos_that_is_also_the_pad_token_counts_like_any_other,
+    ),
+    Mutation(
+        "EOS",
+        "generated answers that were cut are given an EOS",
+        generate_step._play,
+        "            answer.token_ids,\n",
+        "            answer.token_ids + eos_ids[:1] * (answer.finish_reason == 'length'),\n",
+        sampling_and_scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "reference weights",
+        "answers are sampled from the base model",
+        generate_step._play,
+        "open_model(current.run, reference_uri,",
+        "open_model(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
+        sampling_and_scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "reference weights",
+        "answers are scored by the base model",
+        ref_logprob_step._scored_by,
+        "open_model(current.run, uri,",
+        "open_model(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
+        scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "reference weights",
+        "training begins from the base model",
+        worker._load,
+        "load_scored(job.policy,",
+        "load_scored(__import__('pathlib').Path(job.settings.model.base),",
+        training,
+        StepZeroError,
+    ),
+    Mutation(
+        "reference weights",
+        "the scores of the two answers are swapped",
+        ref_logprob_step.score_pairs,
+        "Score(pair.index, actual, generated, number,",
+        "Score(pair.index, generated, actual, number,",
+        scoring,
+        IntegrityError,
+    ),
+    Mutation(
+        "history scoring",
+        "pairs of the iteration before keep what its own reference gave them",
+        ref_logprob_step.score_pairs,
+        "Score(pair.index, actual, generated, number,",
+        "Score(pair.index, actual, generated if pair.origin else pair.sampled_logprob, number,",
+        scoring_and_training,
+        StepZeroError,
+    ),
+    Mutation(
+        "history scoring",
+        "pairs of the iteration before are taken twice where the answer is the same",
+        pool.pool_pairs,
+        "elif _answer(pair) in seen:",
+        "elif False:",
+        test_pool.test_an_answer_that_came_again_is_kept_where_it_is_newest,
+    ),
+]

@@ -1,0 +1,60 @@
+"""What a step learns does not depend on how its global batch is cut up."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spin_components.algorithm.loss import Objective
+from spin_components.train_epoch.torch_backend import TorchBackend
+from unit.algorithm.families import model_of
+from unit.test_single_step import backend_of, scored, split, stepped
+
+OBJECTIVES = [Objective(0.5), Objective(2.0, "hinge"), Objective(0.3, length_normalized=True, sft_weight=0.5)]
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> list[list[int]]:
+    """The five pairs in any order, in parts of any sizes."""
+    order = draw(st.permutations(range(5)))
+    cuts = [0, *sorted(draw(st.sets(st.integers(1, 4)))), 5]
+    return [list(order[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+@settings(max_examples=20)
+@given(
+    parts=partitions(),
+    filling=st.integers(0, 3),
+    objective=st.sampled_from(OBJECTIVES),
+    shifts=st.lists(st.floats(-4, 4, width=16), min_size=5, max_size=5),
+)
+def test_any_split_gives_the_same_gradients_and_metrics(
+    parts: list[list[int]], filling: int, objective: Objective, shifts: list[float]
+) -> None:
+    model = copy.deepcopy(model_of("llama"))
+    data = scored(model, *shifts)
+    filled = [[parts[0][0]] * filling + parts[0], *parts[1:]]  # weights of 0 come first, as in `micro_batches`
+    expected, metrics = gradients(backend_of(model, gradient_clip_val=0.0), data, split(range(5)), objective)
+    found, other = gradients(backend_of(model, gradient_clip_val=0.0), data, split(*filled, filling=filling), objective)
+    assert other == {name: value for name, value in other.items() if abs(value - metrics[name]) < 1e-4}
+    largest = max(1.0, *(float(tensor.abs().max()) for tensor in expected.values()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+
+
+def gradients(
+    backend: TorchBackend, data: Any, micros: Any, objective: Objective
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Of a step that changes no weight, because its rate is 0."""
+    seen: dict[str, Tensor] = {}
+    named = list(backend.model.named_parameters())
+    backend._optimizer.register_step_pre_hook(
+        lambda *_: seen.update({name: parameter.grad.clone() for name, parameter in named})
+    )
+    metrics = stepped(backend, data, micros, objective=objective, lr=0.0)
+    return seen, metrics
