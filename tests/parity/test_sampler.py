@@ -42,10 +42,10 @@ def test_one_norm_that_is_a_hundredth_off_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # digests would find an altered file; here the loader itself is wrong, as one that loses a tensor would be
-    from spin_components import scoring
+    from spin_components import modeling, scoring
 
     second_iteration.sample()
-    load = scoring.load_model
+    load = modeling.load_model
 
     def load_scaled(*args: object, **kwargs: object) -> object:
         model = load(*args, **kwargs)  # type: ignore[arg-type]
