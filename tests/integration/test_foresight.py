@@ -16,7 +16,7 @@ from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 
 MakeSettings = Callable[..., Settings]
-COMPILED = {"max_iterations": 1, "max_epochs": 1, "shards": 1, "nodes": 1}
+COMPILED = {"max_iterations": 1, "max_epochs": [1], "shards": 1, "nodes": 1}
 
 
 def prepared(settings: Settings) -> LocalRun:

@@ -55,7 +55,7 @@ def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run:
     status = status_of(tiny_run)
     assert status["run_uri"] == str(tiny_run)
     assert status["state"] == "done"
-    assert (status["iteration"], status["epoch"], status["step"], status["consumed_samples"]) == (1, 1, 16, 128)
+    assert (status["iteration"], status["epoch"], status["step"], status["consumed_samples"]) == (1, 1, 24, 192)
     first, second = status["iterations"]
     assert second["val_loss"] < first["val_loss"] < status["base"]["val_loss"]
     assert [first["decision"], second["decision"]] == ["continue", "done"]

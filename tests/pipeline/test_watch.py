@@ -63,7 +63,7 @@ def test_watch_shows_each_step_of_a_local_run_begin_and_end_and_a_bar_that_moves
     folder = tmp_path / "run"
     terminal = Terminal([*SPIN, "watch", str(folder), "--wait-for-start"], 80, 30)
     terminal.wait_for(lambda screen: "waiting for a run" in screen[0])
-    one_by_one = {"batch_size": 1, "max_new_tokens": 32}  # slow enough to be looked at
+    one_by_one = {"batch_size": 1, "max_new_tokens": 64}  # slow enough to be looked at
     play(make_settings(generation=one_by_one, hardware={"threads": 1}))
     assert terminal.wait() == 0
     for label, duration_s in durations(LocalRun(folder)).items():

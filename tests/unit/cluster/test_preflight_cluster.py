@@ -137,6 +137,8 @@ def test_gpus_must_be_on_one_node_for_one_pod(check: Check, kubernetes: Kubernet
         "--set",
         "hardware.ranks=8",
         "--set",
+        "hardware.memory_check=off",
+        "--set",
         "training.global_batch_size=32",
     )
     code, checks = check(*asks)

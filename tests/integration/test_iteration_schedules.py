@@ -79,7 +79,7 @@ def test_carried_state_is_taken_up_by_a_run_that_is_raised_and_interrupted(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     training = {"save_interval": 1, "micro_batch_size": 2}
-    spin = {"max_iterations": 2, "reset_optimizer": False}
+    spin = {"max_iterations": 2, "reset_optimizer": False, "history": 0}
     whole = play(make_settings(run={"uri": str(tmp_path / "whole")}, spin=spin, training=training))
     run = play(make_settings(spin=spin | {"max_iterations": 1}, training=training))
     settings = make_settings(spin=spin, training=training)
@@ -114,7 +114,7 @@ def test_the_base_model_scores_every_pair_and_once_where_it_is_the_reference(mak
 
 def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(make_settings: MakeSettings) -> None:
     objective = {"base_weight": 0.5, "sft_weight": 0.5, "length_normalized": True, "label_smoothing": 0.1}
-    settings = make_settings(objective=objective, spin={"max_iterations": 2, "reset_optimizer": False})
+    settings = make_settings(objective=objective, spin={"max_iterations": 2, "reset_optimizer": False, "history": 0})
     run, uri = LocalRun(Path(settings.run.uri)), settings.run.uri
     reference = play_iteration(settings, 0, begin(settings))
     scores = play_scores(settings, 1, reference)
