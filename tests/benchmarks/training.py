@@ -7,6 +7,23 @@ The demo model answers real prompts; ours and TRL then train on those pairs, at 
 the same optimizer, each in a process of its own, in turn. TRL runs at its default per-device batch and without the
 gradient checkpointing that it has on by default. Printed: pairs a second (medians over rounds, the first step left
 out), peak memory, the largest difference between losses, and the share of the machine's own matrix-product rate.
+
+`--ask names` asks what a function does by its name, as the demo's data does: prompts of 44 tokens, answers of 17 and of
+up to 128. `--ask sources` shows the function: prompts of 130 tokens, answers of 61, with long tails.
+
+What was tried, on 2 cores of an AMD EPYC (AVX2), a forward and backward pass of 4 pairs in 757 tokens:
+
+- Freed memory kept by the C library instead of mapped anew for every large tensor: 7.1 s to 5.9 s (taken).
+- Packed attention that splits queries, keys and values once instead of slicing them for each answer, whose gradients
+  are as large as the batch each: 6.3 s to 5.7 s under the profiler (taken).
+- AdamW in one pass (`fused`): an update of 135 million weights 2.0 s to 0.4 s; gradients looked at for what is not
+  finite by their norm alone: 0.8 s to 0.04 s (both taken).
+- Attention that is told of shared heads (`enable_gqa`) instead of repeated keys: no difference.
+
+Where the time goes now: 78 % in matrix products, at 128 GFLOP/s of the 130 to 170 that the machine gives at these
+shapes; 8 % in attention; the rest element by element. TRL computes 1.9 times the tokens for the first kind of question,
+2.7 times for the second (each prompt twice, each sequence as long as the longest of eight), so what remains beyond
+that is memory, and the rest of the way to more would be arithmetic that nobody can leave out.
 """
 
 from __future__ import annotations
