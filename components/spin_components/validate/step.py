@@ -121,7 +121,7 @@ def _inputs(
     }
     if not _is_sampled(settings):
         return inputs
-    generation = settings.generation.model_dump(mode="json")
+    generation = settings.generation.at(0).model_dump(mode="json")  # all policies are sampled alike
     inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
     if check := reference_check(run, reference_uri):
         inputs |= {
