@@ -42,7 +42,7 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
     uri, machine = settings.run.uri, hardware(settings)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine)
+    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine, reference)
     train(uri, 0, 1, policy, scores, machine)
     LocalRun(Path(uri)).delete(layout.epoch_manifest(0, 1))  # as if killed before it: trackers are ahead of the run
     run = play(settings)

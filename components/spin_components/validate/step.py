@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def validate(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str = ""
+    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
 ) -> str:
     """Measure the held-out loss of one policy, and look at what it answers by itself.
 
