@@ -29,7 +29,7 @@ def begin(settings: Settings) -> str:
     }
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     base = prepare(settings.run.uri, sections, compiled)
-    return validate(settings.run.uri, layout.BASE, 0, base, hardware(settings))
+    return validate(settings.run.uri, layout.BASE, 0, base, hardware(settings), "")
 
 
 def play_scores(settings: Settings, iteration: int, reference: str) -> list[str]:

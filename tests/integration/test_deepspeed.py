@@ -123,8 +123,8 @@ def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSetting
     settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    uri = settings.run.uri
-    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, hardware(settings)), hardware(settings))
+    uri, machine = settings.run.uri, hardware(settings)
+    policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine, reference)
     twin = tmp_path / "twin"
     train(uri, 0, 1, policy, scores, hardware(settings))
     expected = losses(LocalRun(Path(uri)))

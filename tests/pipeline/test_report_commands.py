@@ -69,7 +69,7 @@ def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_publish
     run, machine = LocalRun(Path(settings.run.uri)), hardware(settings)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine)
+    policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine, reference)
     pairs = run.path(layout.generations(0, 0))  # which the checkpoint has no need of, and the report has
     content = pairs.read_bytes()
     pairs.write_bytes(b"not what was written")

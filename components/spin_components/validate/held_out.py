@@ -72,7 +72,7 @@ def chosen_prompts(prompts: Sequence[Prompt], losses: Sequence[AnswerLoss], num_
 def sample_answers(
     current: Step, settings: Settings, compute: Compute, folder: Path, prompts: Sequence[Prompt], data_sha256: str
 ) -> list[Answer]:
-    """One answer to each prompt, sampled as `generate` does.
+    """One answer to each prompt, sampled as `generate` does in iteration 0.
 
     The seed follows from the run's and from the held-out data alone, so every policy is dealt the same.
 
@@ -85,7 +85,8 @@ def sample_answers(
         data_sha256: of the held-out data.
     """
     eos_ids = read_manifest(current.run, layout.DATA_MANIFEST).facts["eos_ids"]
-    sampling = Sampling(settings.generation, eos_ids, derive_seed(settings.run.seed, "validate", data_sha256))
+    seed = derive_seed(settings.run.seed, "validate", data_sha256)
+    sampling = Sampling(settings.generation.at(0), eos_ids, seed)
     most, room = settings.generation.max_new_tokens, settings.data.max_length
     limits = [min(most, room - len(prompt.prompt_ids)) for prompt in prompts]
     progress = Progress(current.events, len(prompts), "samples")

@@ -58,21 +58,23 @@ def answer_losses(
         yield losses
 
 
-def answer_logprobs_of(
-    model: Any,
-    prompts: Sequence[Prompt],
-    answers: Sequence[Sequence[int]],
-    settings: ValidationSettings,
-    compute: Compute,
-) -> list[float]:
-    """log pi(answer | prompt) in nats, summed over tokens, of some other answers than the human's."""
-    rows = [
-        Prompt(place, prompt.prompt_ids, list(answer), True)
-        for place, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    batches = validation_batches(rows, settings.model_copy(update={"limit_val_batches": 1.0}))
-    found = {loss.index: -loss.nll for part in answer_losses(model, batches, compute, finite=False) for loss in part}
-    return [found[place] for place in range(len(rows))]
+def sampled_logprobs(
+    model: Any, groups: Sequence[Prompted], settings: ValidationSettings, compute: Compute
+) -> list[list[float]]:
+    """log pi(answer | prompt) in nats, summed over tokens, of other answers than the human's: as many for each prompt.
+
+    Returns: those of each group, in the order given.
+    """
+    order = sorted(
+        range(len(groups)), key=lambda place: sum(map(len, (groups[place].prompt_ids, *groups[place].answers)))
+    )
+    found: dict[int, list[float]] = {}
+    for start in range(0, len(order), settings.batch_size):
+        places = order[start : start + settings.batch_size]
+        with torch.no_grad(), compute.autocast():
+            logprobs = answer_logprobs(model, [groups[place] for place in places], compute.device)
+        found |= zip(places, logprobs.view(len(places), -1).tolist(), strict=True)
+    return [found[place] for place in range(len(groups))]
 
 
 def mean_nll(losses: Sequence[AnswerLoss]) -> float:

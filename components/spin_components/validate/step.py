@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
 from spin_components.execution import STOPPED, Step, step
+from spin_components.generate.engine import Answer
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
@@ -28,13 +30,13 @@ from spin_components.validate.held_out import (
     reference_check,
     sample_answers,
 )
-from spin_components.validate.nll import answer_logprobs_of, answer_losses, mean_nll, validation_batches
+from spin_components.validate.nll import answer_losses, mean_nll, sampled_logprobs, validation_batches
 
 logger = logging.getLogger(__name__)
 
 
 def validate(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str = ""
+    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
 ) -> str:
     """Measure the held-out loss of one policy, and look at what it answers by itself.
 
@@ -68,8 +70,7 @@ def validate(
         prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
         folder = open_model(run, policy_uri, what="the policy")
-        reference = read_reference(run, reference_uri) if _is_sampled(settings) and reference_uri else None
-        losses, of_reference = _measure(current, settings, compute, folder, prompts, reference)
+        losses = _measure(current, settings, compute, folder, prompts)
         mean = mean_nll(losses)
         facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
         if facts["val_loss"] is None and iteration == layout.BASE:
@@ -79,7 +80,9 @@ def validate(
         outputs = staged.outputs
         if _is_sampled(settings) and facts["val_loss"] is not None:
             chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
-            samples = _sample(current, settings, compute, folder, chosen, data.sha256, of_reference)
+            reference = read_reference(run, reference_uri) if reference_uri else None
+            answers = sample_answers(current, settings, compute, folder, chosen, data.sha256)
+            samples = _scored(settings, compute, folder, chosen, answers, reference)
             facts |= figures(samples, chosen)
             if reference:
                 facts |= margin_figures(samples, losses, reference, settings.spin.beta(iteration))
@@ -118,7 +121,7 @@ def _inputs(
     }
     if not _is_sampled(settings):
         return inputs
-    generation = settings.generation.at(0).model_dump(mode="json")  # of one temperature, so that policies compare
+    generation = settings.generation.at(0).model_dump(mode="json")  # all policies are sampled alike
     inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
     if check := reference_check(run, reference_uri):
         inputs |= {
@@ -136,14 +139,9 @@ def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
 
 
 def _measure(
-    current: Step,
-    settings: Settings,
-    compute: Compute,
-    folder: Path,
-    prompts: list[Prompt],
-    reference: Reference | None,
-) -> tuple[list[AnswerLoss], dict[int, float]]:
-    """Losses of the human answers; and log-probabilities of the reference's samples, by index.
+    current: Step, settings: Settings, compute: Compute, folder: Path, prompts: list[Prompt]
+) -> list[AnswerLoss]:
+    """Losses of the human answers.
 
     The model is let go of at the end: sampling takes its own, and both need not fit together.
     """
@@ -154,27 +152,27 @@ def _measure(
     for found in answer_losses(model, batches, compute, finite=False):
         losses += found
         progress.update(len(losses))
-    if reference is None:
-        return losses, {}
-    chosen = [prompt for prompt in prompts if prompt.index in reference.samples]
-    answers = [reference.samples[prompt.index].generated_ids for prompt in chosen]
-    logprobs = answer_logprobs_of(model, chosen, answers, settings.validation, compute)
-    return losses, {prompt.index: logprob for prompt, logprob in zip(chosen, logprobs, strict=True)}
+    return losses
 
 
-def _sample(
-    current: Step,
+def _scored(
     settings: Settings,
     compute: Compute,
     folder: Path,
     prompts: list[Prompt],
-    data_sha256: str,
-    of_reference: dict[int, float],
+    answers: list[Answer],
+    reference: Reference | None,
 ) -> list[Sample]:
-    answers = sample_answers(current, settings, compute, folder, prompts, data_sha256)
+    """The policy's answers with its own log-probabilities of them, and of its reference's to the same prompts."""
     model = load_scored(folder, settings, compute).eval()
-    logprobs = answer_logprobs_of(model, prompts, [a.token_ids for a in answers], settings.validation, compute)
+    groups = [
+        Prompted(prompt.prompt_ids, (answer.token_ids, reference.samples[prompt.index].generated_ids))
+        if reference
+        else Prompted(prompt.prompt_ids, (answer.token_ids,))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    logprobs = sampled_logprobs(model, groups, settings.validation, compute)
     return [
-        Sample(prompt.index, answer.token_ids, answer.finish_reason, logprob, of_reference.get(prompt.index, math.nan))
-        for prompt, answer, logprob in zip(prompts, answers, logprobs, strict=True)
+        Sample(prompt.index, answer.token_ids, answer.finish_reason, found[0], found[1] if reference else math.nan)
+        for prompt, answer, found in zip(prompts, answers, logprobs, strict=True)
     ]
