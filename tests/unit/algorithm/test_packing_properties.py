@@ -12,7 +12,7 @@ from spin_components.algorithm.packing import PACKED, Prompted
 from unit.algorithm.families import gradients, model_of
 
 tokens = st.lists(st.integers(0, 63), min_size=1, max_size=6)
-groups = st.builds(Prompted, tokens, st.lists(tokens, min_size=2, max_size=2).map(tuple))
+groups = st.builds(Prompted, tokens, st.tuples(tokens, tokens))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

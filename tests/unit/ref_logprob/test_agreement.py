@@ -19,7 +19,12 @@ SCORES = [Score(0, -1.0, -8.2, 0, 3), Score(1, -1.0, -1.7, 0, 3), Score(0, -1.0,
 
 
 def found(pairs: list[Pair] = PAIRS, scores: list[Score] = SCORES, **changes: Any) -> dict[str, float]:
-    arguments = {"iteration": 3, "engine": "vllm", "precision": "bf16", "where": "s3://b/r/generations.parquet"}
+    arguments: dict[str, Any] = {
+        "iteration": 3,
+        "engine": "vllm",
+        "precision": "bf16",
+        "where": "s3://b/r/generations.parquet",
+    }
     return check_sampler(pairs, scores, **{**arguments, **changes})
 
 
