@@ -58,7 +58,7 @@ def test_gzip_is_read(tmp_path: Path) -> None:
     assert len(read_records(path, on_bad_record="fail").records) == 2
 
 
-@pytest.mark.parametrize("damage", [b"not gzip", gzip.compress(GOOD * 100)[:-12]])
+@pytest.mark.parametrize("damage", [b"not gzip", gzip.compress(GOOD * 100)[:-12]], ids=["none", "cut"])
 def test_damaged_gzip_is_refused(tmp_path: Path, damage: bytes) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_records(written(tmp_path / "a.jsonl.gz", damage), on_bad_record="skip")
