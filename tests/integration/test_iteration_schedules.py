@@ -32,7 +32,8 @@ def state_after(run: LocalRun, t: int, e: int) -> dict[str, Any]:
 
 
 def test_schedules_hold_in_their_iterations_and_may_grow(make_settings: MakeSettings) -> None:
-    spin: dict[str, Any] = {"max_iterations": 1, "max_epochs": [2, 1], "ref_policy_kl_penalty": [0.1, 0.5]}
+    spin: dict[str, Any] = {"history": 0, "max_iterations": 1, "max_epochs": [2, 1]}
+    spin |= {"ref_policy_kl_penalty": [0.1, 0.5]}
     short = make_settings(spin=spin, training={"lr": [1e-3, 5e-4]}, generation={"temperature": [1.0, 0.0]})
     run = play(short)
     first = run.read_json(layout.checkpoint(0))["facts"]
