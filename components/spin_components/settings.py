@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
+from spin_components.lora_settings import LoraSettings
 from spin_components.section import CountOrFraction, PositiveFloat, Section, check_fraction, check_some
 
 
@@ -254,6 +255,7 @@ class Settings(Section):
     spin: SpinSettings = SpinSettings()
     generation: GenerationSettings = GenerationSettings()
     training: TrainingSettings = TrainingSettings()
+    lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
@@ -272,4 +274,11 @@ class Settings(Section):
             )
         if self.training.backend == "torch" and ranks > 1:
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
+        is_divided = self.training.backend == "deepspeed" or ranks > 1
+        if self.lora.is_quantized and is_divided and self.training.zero_stage not in (0, 1, 2):
+            raise ValueError(
+                f"lora.quantize = {self.lora.quantize!r} does not go with training.zero_stage = "
+                f"{self.training.zero_stage!r}, which divides the weights among ranks: 4-bit weights cannot be "
+                "divided; use 0, 1 or 2"
+            )
         return self

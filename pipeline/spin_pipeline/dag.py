@@ -87,6 +87,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         spin: dict = defaults["spin"],
         generation: dict = defaults["generation"],
         training: dict = defaults["training"],
+        lora: dict = defaults["lora"],
         validation: dict = defaults["validation"],
         selection: dict = defaults["selection"],
         hardware: dict = defaults["hardware"],
@@ -104,6 +105,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             spin: Epochs, max_steps, ref_policy_kl_penalty (beta).
             generation: Engine and sampling of the reference's answers.
             training: Optimizer, batch sizes, precision, backend.
+            lora: Rank of a low-rank adapter to train instead of all weights, and how it is kept.
             validation: How the held-out loss is measured.
             selection: What is kept and when to stop.
             hardware: Device and ranks of a step.
@@ -121,6 +123,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 spin=spin,
                 generation=generation,
                 training=training,
+                lora=lora,
                 validation=validation,
                 selection=selection,
                 hardware=hardware,

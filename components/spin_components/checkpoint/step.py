@@ -13,7 +13,7 @@ from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, finished, read_manifest
-from spin_components.store.models import model_files, open_model
+from spin_components.store.models import fetch_model, model_files
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.pairs import shard_manifests
 
@@ -68,7 +68,7 @@ def publish(
         decision = decide(losses, rules, max_iterations=max_iterations, steps_left=steps_left)
         facts = {**facts, "decision": decision}
         if manifest is None:
-            open_model(run, facts["checkpoint_uri"], what="the policy to publish")
+            fetch_model(run, facts["checkpoint_uri"], what="the policy to publish")
             folder = run.key_of(facts["checkpoint_uri"])
             files = {f"{folder}/{name}": file for name, file in model_files(run, facts["checkpoint_uri"]).items()}
             if current.tracking:
@@ -167,13 +167,16 @@ def _pointer(manifest: Manifest) -> dict[str, Any]:
 def _prune(run: RunStore, published: list[Manifest], rules: SelectionSettings, settings: Settings) -> int:
     """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
     losses = {int(m.facts["iteration"]): float(m.facts["val_loss"]) for m in published}
-    dropped = to_prune(losses, rules.save_top_k)
+    # an adapter is small, and those of later iterations sit upon it
+    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k)
     freed = 0
     for manifest in published:
         iteration = int(manifest.facts["iteration"])
         for epoch in range(settings.spin.max_epochs):
             folder = layout.epoch(iteration, epoch)
             freed += run.delete(f"{folder}/trainer")
+            if epoch != manifest.facts["epoch"]:
+                freed += run.delete(f"{folder}/{layout.ADAPTER}")
             if epoch != manifest.facts["epoch"] or iteration in dropped:
                 freed += run.delete(f"{folder}/policy")
     return freed

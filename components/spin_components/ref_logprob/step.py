@@ -21,7 +21,7 @@ from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
-from spin_components.store.models import model_digest, open_model
+from spin_components.store.models import model_digest, open_scored
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def score_shard(
             "generations": generations.outputs[source].sha256,
             "reference": model_digest(run, reference_uri),
             "precision": compute.precision,
+            **settings.lora.scoring_inputs(),
             "packing": resolve_packing(settings.training, compute),
             "run.seed": settings.run.seed,
             "training.global_batch_size": settings.training.global_batch_size,
@@ -68,7 +69,7 @@ def score_shard(
         found = read_rows(files / source, Pair)
         pairs = [pair for pair in found if not pair.is_identical and not pair.is_empty(inputs["eos_ids"])]
         set_threads(settings.hardware)
-        folder = open_model(run, reference_uri, what="the reference policy")
+        folder = open_scored(run, reference_uri, what="the reference policy")
         model = load_scored(folder, settings, compute).eval()
         seed = derive_seed(settings.run.seed, "batches", iteration, shard)
         batches = form_batches(len(pairs), settings.training.global_batch_size, seed)

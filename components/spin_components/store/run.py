@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -191,8 +193,20 @@ class RunStore(ABC):
 
         return Sources()
 
+    def scratch_folder(self) -> Path:
+        """A new path on this machine for a folder that is made of what was fetched; it is removed by `close`."""
+        self._made.append(self.scratch / f".made-{uuid.uuid4().hex[:8]}.part")
+        return self._made[-1]
+
+    @cached_property
+    def _made(self) -> list[Path]:
+        return []
+
     def close(self) -> None:
-        """Let go of what `fetch` and `sources` have given."""
+        """Let go of what `fetch`, `sources` and `scratch_folder` have given."""
+        for path in self._made:
+            shutil.rmtree(path, ignore_errors=True)
+        self._made.clear()
         if "sources" in self.__dict__:
             self.sources.close()
 

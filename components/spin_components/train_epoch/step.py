@@ -128,6 +128,7 @@ def _inputs(
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
     return {
         **{name: value for name, value in training.items() if name not in _NOT_INPUTS},
+        **settings.lora.training_inputs(),
         "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
         "spin.max_epochs": settings.spin.max_epochs,
         "spin.max_steps": settings.spin.max_steps,

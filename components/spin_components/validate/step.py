@@ -13,7 +13,7 @@ from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest
-from spin_components.store.models import model_digest, open_model
+from spin_components.store.models import model_digest, open_scored
 from spin_components.store.run import RunStore
 from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
 
@@ -45,6 +45,7 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
             "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
             "validation.batch_size": settings.validation.batch_size,
             "precision": compute.precision,
+            **settings.lora.scoring_inputs(),
             "packing": resolve_packing(settings.training, compute),
         }
         if manifest := finished(run, key, inputs):
@@ -55,7 +56,7 @@ def validate(run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware
         files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
         prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
-        model = load_scored(open_model(run, policy_uri, what="the policy"), settings, compute).eval()
+        model = load_scored(open_scored(run, policy_uri, what="the policy"), settings, compute).eval()
         losses = _measure(current, settings, model, compute, prompts)
         with run.staged(key.removesuffix(".json") + ".parquet") as staged:
             write_rows(staged.path, AnswerLoss, losses)

@@ -14,6 +14,9 @@ def add(commands: Any, exit_codes: str) -> None:
     parser.add_argument("run_uri", metavar="RUN_URI")
     parser.add_argument("destination", metavar="DEST", help="a folder or s3://bucket/prefix that is free")
     parser.add_argument("--iteration", metavar="N", default="best", help="default: %(default)s")
+    parser.add_argument(
+        "--adapter", action="store_true", help="of a run with [lora]: one adapter upon the base model, for peft to load"
+    )
     parser.set_defaults(do=export)
 
 
@@ -21,6 +24,9 @@ def export(options: argparse.Namespace) -> int:
     """Write the model."""
     from spin_pipeline.export import export_model
 
-    published, address = export_model(options.run_uri, options.iteration, options.destination)
-    Console().print(f"wrote iteration {published.iteration} to {address}", highlight=False, soft_wrap=True)
+    published, address = export_model(
+        options.run_uri, options.iteration, options.destination, as_adapter=options.adapter
+    )
+    what = f"iteration {published.iteration}{', as an adapter,' if options.adapter else ''}"
+    Console().print(f"wrote {what} to {address}", highlight=False, soft_wrap=True)
     return 0
