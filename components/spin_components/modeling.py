@@ -52,7 +52,7 @@ def load_model(
             attn_implementation=_attention(device),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
-            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
+            **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
             **without_dropout,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

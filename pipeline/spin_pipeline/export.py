@@ -50,19 +50,25 @@ def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool
         else:
             folder, last = open_model(run, published.uri, what="the policy to export"), _LAST
         with target.staged(name) as staged:
-            _copy(folder, staged.path, last)
+            _copy(folder, _names(folder, published), staged.path, last)
             (staged.path / CARD).write_text(model_card(run, published, as_adapter=as_adapter), encoding="utf-8")
         target.write(f"{name}/{last}", (folder / last).read_bytes())
     return published, address
 
 
-def _copy(folder: Path, to: Path, last: str) -> None:
-    for source in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = source.relative_to(folder)
-        if str(name) not in (CARD, last):
+def _names(folder: Path, published: Published) -> list[str]:
+    """The model's own files, since a base model may lie beside others; all of a folder that was made for it."""
+    if all((folder / name).is_file() for name in published.files):
+        return list(published.files)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _copy(folder: Path, names: list[str], to: Path, last: str) -> None:
+    for name in names:
+        if name not in (CARD, last):
             path = to / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path)
+            shutil.copyfile(folder / name, path)
 
 
 def model_card(run: RunStore, published: Published, *, as_adapter: bool = False) -> str:

@@ -124,8 +124,6 @@ def test_storage_holds_adapters_and_what_they_sit_on(alone: LocalRun, tiny_llama
     weights = f"{layout.epoch(1, 1)}/policy/adapter_model.safetensors"
     # A and B of q, k, v, o, gate, up, down in two layers, each 4 x (inputs + outputs) float32
     assert alone.sizes(weights.rpartition("/")[0])[weights] < 0.4 * (tiny_llama / "model.safetensors").stat().st_size
-    trained = {name for path in alone.root.rglob("optimizer-*.safetensors") for name in load_file(path)}
-    assert trained == set()  # of finished iterations
 
 
 @pytest.mark.parametrize("storage", ["merged", "alone"])

@@ -87,7 +87,7 @@ def load_weights(model: Any, weights: Mapping[str, Tensor], adapter: str = TRAIN
     mine = adapter_parameters(model, adapter)
     shapes = {name: tuple(parameter.shape) for name, parameter in mine.items()}
     if (found := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != shapes:
-        name = next(iter({*found.items()} ^ {*shapes.items()}))[0]
+        name = min({*found.items()} ^ {*shapes.items()})[0]
         raise IntegrityError(
             f"the adapter is not of this model: {name} has the shape {found.get(name)}, expected {shapes.get(name)}"
         )
