@@ -33,7 +33,7 @@ TOKENS = torch.tensor([[17, 5, 200, 33, 90, 41, 7]])
 
 def settings_of(root: Path, model: Path, data: Path, **sections: dict[str, Any]) -> Settings:
     """Two iterations of two epochs of two steps."""
-    common = {
+    common: dict[str, dict[str, Any]] = {
         "data": {"max_train_records": 8, "validation_size": 4},
         "spin": {"max_iterations": 2, "max_epochs": 2},
         "generation": {"max_new_tokens": 8},

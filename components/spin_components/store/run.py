@@ -7,7 +7,7 @@ import shutil
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -195,18 +195,17 @@ class RunStore(ABC):
 
     def scratch_folder(self) -> Path:
         """A new path on this machine for a folder that is made of what was fetched; it is removed by `close`."""
-        self._made.append(self.scratch / f".made-{uuid.uuid4().hex[:8]}.part")
-        return self._made[-1]
+        path = self.scratch / f".made-{uuid.uuid4().hex[:8]}.part"
+        self._made.callback(shutil.rmtree, path, ignore_errors=True)
+        return path
 
     @cached_property
-    def _made(self) -> list[Path]:
-        return []
+    def _made(self) -> ExitStack:
+        return ExitStack()
 
     def close(self) -> None:
         """Let go of what `fetch`, `sources` and `scratch_folder` have given."""
-        for path in self._made:
-            shutil.rmtree(path, ignore_errors=True)
-        self._made.clear()
+        self._made.close()
         if "sources" in self.__dict__:
             self.sources.close()
 
