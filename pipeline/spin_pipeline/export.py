@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ConfigError
+from spin_components.lora.files import CONFIG
 from spin_components.store import layout
 from spin_components.store.addresses import parse_address
 from spin_components.store.manifests import read_manifest
@@ -21,13 +22,14 @@ _TRAINED = f"Trained by {_SPIN}"
 _UNCHANGED = f"The base model, unchanged: no iteration was better on the held-out answers, by {_SPIN}"
 
 
-def export_model(run_uri: str, which: str, destination: str) -> tuple[Published, str]:
-    """Copy a policy, checked, to a folder or prefix that is free; `config.json` comes last.
+def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool = False) -> tuple[Published, str]:
+    """Write a policy, checked, to a folder or prefix that is free; its configuration comes last.
 
     Args:
         run_uri: the run.
         which: iteration, by number; or `best`, which is the base model where no iteration is better.
         destination: a path or `s3://bucket/prefix`.
+        as_adapter: one adapter upon the run's base model instead of a plain model, for peft to load.
 
     Returns: what was exported, and its address.
 
@@ -44,23 +46,35 @@ def export_model(run_uri: str, which: str, destination: str) -> tuple[Published,
         published = find_published(run, which)
         if taken := target.sizes(name):
             raise ConfigError(f"{address} holds {len(taken)} files already; choose another DEST, or remove them first")
-        folder = open_model(run, published.uri, what="the policy to export")
+        if as_adapter:
+            from spin_pipeline.adapter_export import joined_adapter
+
+            folder, last = joined_adapter(run, published), CONFIG
+        else:
+            folder, last = open_model(run, published.uri, what="the policy to export"), _LAST
         with target.staged(name) as staged:
-            _copy(folder, list(published.files), staged.path)
-            (staged.path / CARD).write_text(model_card(run, published), encoding="utf-8")
-        target.write(f"{name}/{_LAST}", (folder / _LAST).read_bytes())
+            _copy(folder, _names(folder, published), staged.path, last)
+            (staged.path / CARD).write_text(model_card(run, published, as_adapter=as_adapter), encoding="utf-8")
+        target.write(f"{name}/{last}", (folder / last).read_bytes())
     return published, address
 
 
-def _copy(folder: Path, names: list[str], to: Path) -> None:
+def _names(folder: Path, published: Published) -> list[str]:
+    """The model's own files, since a base model may lie beside others; all of a folder that was made for it."""
+    if all((folder / name).is_file() for name in published.files):
+        return list(published.files)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _copy(folder: Path, names: list[str], to: Path, last: str) -> None:
     for name in names:
-        if name not in (CARD, _LAST):
+        if name not in (CARD, last):
             path = to / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, path)
 
 
-def model_card(run: RunStore, published: Published) -> str:
+def model_card(run: RunStore, published: Published, *, as_adapter: bool = False) -> str:
     """Markdown: what was trained, from what, on what, with which settings, and what each iteration gave."""
     record = run.read_json(layout.RUN)
     settings, base = record["settings"], record["base_model"]
@@ -76,7 +90,7 @@ def model_card(run: RunStore, published: Published) -> str:
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
+            f"library_name: {'peft' if as_adapter else 'transformers'}",
             "pipeline_tag: text-generation",
             "tags: [spin, self-play-fine-tuning]",
             "---",
@@ -84,6 +98,7 @@ def model_card(run: RunStore, published: Published) -> str:
             f"# {settings['run']['name']}, {published.name}",
             "",
             f"{_UNCHANGED if is_base else _TRAINED} with SPIN pipelines {record['version']}.",
+            *(_adapter_note(settings, base) if as_adapter else ()),
             "",
             "| | val_loss (nats a token) | change from the base | pairs | beta | peak lr |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -99,6 +114,12 @@ def model_card(run: RunStore, published: Published) -> str:
             "",
         ]
     )
+
+
+def _adapter_note(settings: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    quantize = settings["lora"]["quantize"]
+    on = f"`{base['uri']}`" if quantize == "none" else f"`{base['uri']}`, quantised to {quantize} as it was in training"
+    return ["", f"A LoRA adapter, all iterations' in one: load it with peft upon {on}."]
 
 
 def _row(name: str, loss: float | None, facts: dict[str, Any] | None) -> str:

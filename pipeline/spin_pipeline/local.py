@@ -14,6 +14,7 @@ from rich.console import Console
 
 from spin_components.errors import ConfigError
 from spin_components.events import EventTail
+from spin_components.lora.packages import check_lora_packages
 from spin_components.prepare.checks import check_inputs
 from spin_components.settings import Settings
 from spin_components.store import layout
@@ -51,6 +52,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
     run.probe()
     check_packages(settings.tracking)
+    check_lora_packages(settings.lora)
     check_inputs(settings)
     log = run.scratch / LOG
     console.print(

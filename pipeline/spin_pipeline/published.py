@@ -7,6 +7,7 @@ from typing import Any
 
 from spin_components.checkpoint.decisions import name_of
 from spin_components.errors import ConfigError, IntegrityError
+from spin_components.lora.files import CONFIG
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import read_manifest
@@ -106,7 +107,17 @@ def forked_values(run: RunStore, which: str) -> dict[str, Any]:
 
 
 def forked_model(run: RunStore, published: Published) -> dict[str, Any]:
-    """What `[model]` says in a forked run."""
+    """What `[model]` says in a forked run.
+
+    Raises:
+        ConfigError: the policy is stored as an adapter, which is no model by itself.
+    """
+    if CONFIG in published.files:
+        raise ConfigError(
+            f"{published.uri} is stored as an adapter (lora.export = 'adapter'), and a run begins from a whole model. "
+            f"Write one with `spin-pipeline export {run.uri} DEST --iteration {published.iteration}`, and name it as "
+            "model.base"
+        )
     return {
         "base": published.uri,
         "sha256": published.sha256,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from spin_components.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build, spin
 
@@ -120,7 +121,8 @@ def test_the_settings_are_the_parameters_defaults() -> None:
     assert parameters["max_iterations"]["defaultValue"] == 4
     assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
     assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
-    assert len(parameters) == 14
+    assert parameters["lora"]["defaultValue"]["r"] == 0
+    assert len(parameters) == len(Settings.model_fields) + 2  # run_uri and max_iterations besides
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

@@ -17,7 +17,7 @@ from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, finished, read_manifest
-from spin_components.store.models import model_files, open_model, validated_place
+from spin_components.store.models import fetch_model, model_files, validated_place
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.pairs import shard_manifests
 
@@ -73,7 +73,7 @@ def publish(
         judged, verdict = _judge(run, facts, rules, max_iterations, settings)
         judgement, facts = judged[-1], {**facts, **verdict}
         if manifest is None:
-            open_model(run, facts["checkpoint_uri"], what="the policy to publish")
+            fetch_model(run, facts["checkpoint_uri"], what="the policy to publish")
             folder = run.key_of(facts["checkpoint_uri"])
             files = {f"{folder}/{name}": file for name, file in model_files(run, facts["checkpoint_uri"]).items()}
             if current.tracking:
@@ -217,7 +217,9 @@ def _prune(
 ) -> int:
     """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
     carried = _carried(run, settings)
-    dropped = to_prune({int(m.facts["iteration"]): m.facts["val_loss"] for m in published}, rules.save_top_k, regressed)
+    losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
+    # an adapter is small, and those of later iterations sit upon it
+    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, regressed)
     freed = 0
     for manifest in published:
         iteration = int(manifest.facts["iteration"])
@@ -225,6 +227,8 @@ def _prune(
             folder = layout.epoch(iteration, epoch)
             if folder not in carried:
                 freed += run.delete(f"{folder}/trainer")
+            if epoch != manifest.facts["epoch"]:
+                freed += run.delete(f"{folder}/{layout.ADAPTER}")
             if epoch != manifest.facts["epoch"] or iteration in dropped:
                 freed += run.delete(f"{folder}/policy")
     return freed

@@ -98,6 +98,8 @@ def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
                 key, size = "validation.batch_size", work.settings.validation.batch_size
             lower = [f"{key} below {size}"] if size > 1 else []
             return [*lower, f"data.max_length below {work.settings.data.max_length}"]
+        case "weights being merged":
+            return ["lora.export = 'adapter'"]
         case "optimizer state" | "gradients" | "master weights" | "update":
             return _sharding_knobs(work, stage)
         case "weights" if step == "train-epoch" and stage != 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spin_components.memory.activations import Batch, logit_bytes, working_bytes
+from spin_components.memory.adapter import frozen_bytes
 from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, StepName, largest
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.work import Work
@@ -14,7 +15,10 @@ VLLM_HOST_BASE = 1.5 * 2**30
 def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
     """ref-logprob and validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
     batch = validation_batch(work) if step == "validate" else forward_batch(work)
-    return _resident(step, shape, work, _forward(shape, work, batch))
+    computing = _forward(shape, work, batch)
+    if work.settings.lora.is_quantized:
+        computing = {**computing, "weights": frozen_bytes(shape, work.settings.lora), "bf16 copies of weights": 0}
+    return _resident(step, shape, work, computing)
 
 
 def forward_batch(work: Work) -> Batch:
@@ -54,7 +58,7 @@ def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
 
 def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -> Estimate:
     """One process whose model lies on a GPU, by way of the machine's memory, or there."""
-    loading = {"weights": 4 * shape.num_parameters}
+    loading = {"weights": int(computing["weights"])}
     if not work.on_gpu:
         return Estimate(step, {}, largest([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
     host = largest([{"libraries": CUDA_HOST_BASE, **loading}])

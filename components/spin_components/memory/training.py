@@ -2,7 +2,8 @@
 
 Per parameter a rank holds 4 bytes of weights, 4 of gradients and 4 k of optimizer state (AdamW k = 2, RMSProp k = 1);
 ZeRO divides the state by N from stage 1 on, gradients from 2 on, weights at 3. Weights are float32 already, so the
-master copy of ZeRO 1 and 2 is a second one, of 4 / N; at stage 3 it is the partition itself. DeepSpeed gathers
+master copy of ZeRO 1 and 2 is a second one, of 4 / N; at stage 3 it is the partition itself. Where an adapter is
+trained, only its parameters have gradients and state. DeepSpeed gathers
 gradients in buckets of 5e8 numbers and, at stage 3, weights of 1e9 at most: its defaults, which are ours.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from spin_components.memory import activations
 from spin_components.memory.activations import Batch
+from spin_components.memory.adapter import frozen_bytes, num_trained
 from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, largest, whole
 from spin_components.memory.inference import forward_batch
 from spin_components.memory.shape import ModelShape
@@ -33,7 +35,7 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     passing = _passing(shape, work, is_cast=stage != 3)
     updating = _updating(shape, work, held)
     in_parts = stage == 3 and not work.is_packed  # see train_epoch.sharded
-    loading = {"weights": 4 * shape.num_parameters // (work.settings.hardware.world_size if in_parts else 1)}
+    loading = {"weights": _weights(shape, work) // (work.settings.hardware.world_size if in_parts else 1)}
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
     base = {"libraries": (CUDA_HOST_BASE if work.on_gpu else HOST_BASE) + _DEEPSPEED_BASE * is_deepspeed}
@@ -74,20 +76,22 @@ def training_batches(work: Work) -> Batch:
 def _held(shape: ModelShape, work: Work, stage: int | None) -> Parts:
     """Weights, gradients and optimizer state, but for what is offloaded."""
     ranks = work.settings.hardware.world_size
-    all_of_it, part = 4 * shape.num_parameters, 4 * shape.num_parameters // ranks
+    trained = 4 * num_trained(shape, work.settings.lora)
+    part = trained // ranks
+    weights = _weights(shape, work)
     if stage is None or stage == 0:
-        parts = {"weights": all_of_it, "gradients": all_of_it, "optimizer state": _numbers(work) * all_of_it}
+        parts = {"weights": weights, "gradients": trained, "optimizer state": _numbers(work) * trained}
     elif work.settings.training.offload_optimizer:
-        parts = {"weights": part if stage == 3 else all_of_it}
+        parts = {"weights": weights // ranks if stage == 3 else weights}
     elif stage == 3:
-        parts = {"weights": part, "gradients": part, "optimizer state": _numbers(work) * part}
+        parts = {"weights": weights // ranks, "gradients": part, "optimizer state": _numbers(work) * part}
     else:
-        gradients = all_of_it + part if stage == 1 else part
-        parts = {"weights": all_of_it, "gradients": gradients, "master weights": part}
+        gradients = trained + part if stage == 1 else part
+        parts = {"weights": weights, "gradients": gradients, "master weights": part}
         parts["optimizer state"] = _numbers(work) * part
     if stage is not None:
         number = 2 if work.machine.is_bf16 and stage == 3 else 4
-        parts["DeepSpeed's buckets"] = number * (_BUCKET if work.on_gpu else min(_BUCKET, shape.num_parameters))
+        parts["DeepSpeed's buckets"] = number * (_BUCKET if work.on_gpu else min(_BUCKET, trained // 4))
         if stage == 3:
             parts["gathered weights"] = number * min(_LIVE, shape.num_parameters)
     return parts
@@ -97,8 +101,14 @@ def _offloaded(shape: ModelShape, work: Work) -> Parts:
     """What a rank keeps in the machine's memory instead: float32 weights of its part, their gradients, the state."""
     if not work.settings.training.offload_optimizer:
         return {}
-    part = 4 * shape.num_parameters // work.settings.hardware.world_size
+    part = 4 * num_trained(shape, work.settings.lora) // work.settings.hardware.world_size
     return {"master weights": part, "gradients": part, "optimizer state": _numbers(work) * part}
+
+
+def _weights(shape: ModelShape, work: Work) -> int:
+    """Of the whole model, and of the adapter upon it."""
+    lora = work.settings.lora
+    return frozen_bytes(shape, lora) + (4 * num_trained(shape, lora) if lora.is_on else 0)
 
 
 def _numbers(work: Work) -> int:
@@ -121,13 +131,14 @@ def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
     working = activations.working_bytes(shape, computed, is_bf16=is_bf16, backward=True)
     positions = work.logits_at_once(kept.positions, shape.vocabulary)
     tied = 2 * 4 * shape.vocabulary * shape.hidden if shape.is_tied else 0  # two gradients of one matrix, to be added
-    between = (1 + _numbers(work)) * 4 * shape.num_parameters
+    between = (1 + _numbers(work)) * 4 * num_trained(shape, work.settings.lora)
     parts = {
         "holes of the heap": 0 if work.on_gpu else min(int(HEAP_HOLES * shape.num_layers * block), between),
-        "gradients in flight": tied,
+        "gradients in flight": 0 if work.settings.lora.is_on else tied,
         "activations": saved + working,
         "logits": activations.logit_bytes(shape, positions, is_bf16=is_bf16, backward=True),
     }
+    is_cast = is_cast and not work.settings.lora.is_quantized
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if is_bf16 and is_cast else parts
 
 
@@ -138,11 +149,15 @@ def _updating(shape: ModelShape, work: Work, held: Parts) -> Parts:
 
 
 def _saving(shape: ModelShape, work: Work) -> Parts:
-    """Files being written: a part of the optimizer's state at a time, and weights gathered from elsewhere."""
+    """Files being written: a part of the optimizer's state at a time, and weights gathered from elsewhere, or
+    read again to have an adapter merged into them."""
+    lora = work.settings.lora
     parts = {
         "imports for saving": int(_SAVING_BASE),
-        "state being saved": min(_SAVED_AT_ONCE, 4 * _numbers(work) * shape.num_parameters),
+        "state being saved": min(_SAVED_AT_ONCE, 4 * _numbers(work) * num_trained(shape, lora)),
     }
+    if lora.is_on:
+        return parts if lora.export == "adapter" else {**parts, "weights being merged": 4 * shape.num_parameters}
     if work.on_gpu or zero_stage(work) == 3:
         parts["weights being saved"] = 4 * shape.num_parameters
     return parts

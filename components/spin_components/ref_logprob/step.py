@@ -31,7 +31,7 @@ from spin_components.settings import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import finished, read_manifest
-from spin_components.store.models import model_digest, open_model
+from spin_components.store.models import model_digest, open_scored
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def score_shard(
             **{generations_input(origin): digest_of(manifest.outputs) for origin, manifest in played.items()},
             "reference": model_digest(run, reference_uri),
             "precision": compute.precision,
+            **settings.lora.scoring_inputs(),
             "packing": resolve_packing(settings.training, compute),
             "run.seed": settings.run.seed,
             "training.global_batch_size": settings.training.global_batch_size,
@@ -120,7 +121,7 @@ def _scored_by(
     uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], current: Step
 ) -> list[Score]:
     """`score_pairs` under a model that is loaded for it, and gone when this returns."""
-    model = load_scored(open_model(current.run, uri, what=what), current.settings, compute).eval()
+    model = load_scored(open_scored(current.run, uri, what=what), current.settings, compute).eval()
     return score_pairs(model, pairs, compute, batches, current.settings.training, current)
 
 

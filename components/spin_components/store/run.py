@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -191,8 +193,19 @@ class RunStore(ABC):
 
         return Sources()
 
+    def scratch_folder(self) -> Path:
+        """A new path on this machine for a folder that is made of what was fetched; it is removed by `close`."""
+        path = self.scratch / f".made-{uuid.uuid4().hex[:8]}.part"
+        self._made.callback(shutil.rmtree, path, ignore_errors=True)
+        return path
+
+    @cached_property
+    def _made(self) -> ExitStack:
+        return ExitStack()
+
     def close(self) -> None:
-        """Let go of what `fetch` and `sources` have given."""
+        """Let go of what `fetch`, `sources` and `scratch_folder` have given."""
+        self._made.close()
         if "sources" in self.__dict__:
             self.sources.close()
 

@@ -39,6 +39,9 @@ class Backend(Protocol):
     def policy_state(self) -> Mapping[str, Tensor] | None:
         """Whole float32 weights on rank 0, None elsewhere; every rank calls it."""
 
+    def trained_state(self) -> Mapping[str, Tensor] | None:
+        """The parameters that are trained and no others, on rank 0, None elsewhere; every rank calls it."""
+
     def save_optimizer(self, folder: Path) -> None:
         """Write optimizer state by parameter, on rank 0; every rank calls it."""
 

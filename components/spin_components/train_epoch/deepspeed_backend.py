@@ -138,6 +138,14 @@ class DeepSpeedBackend:
                 state[copy] = state[source]
         return state if self.rank == 0 else None
 
+    def trained_state(self) -> Mapping[str, Tensor] | None:
+        state = {}
+        for name, parameter in self._named.items():
+            with deepspeed.zero.GatheredParameters(parameter):  # does nothing for a parameter that is not divided
+                if self.rank == 0:
+                    state[name] = parameter.detach().cpu().clone()
+        return state if self.rank == 0 else None
+
     def save_optimizer(self, folder: Path) -> None:
         writer = StateWriter(folder) if self.rank == 0 else None
         for name, parameter in self._named.items():

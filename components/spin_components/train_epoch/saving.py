@@ -17,6 +17,7 @@ from spin_components.store import layout
 from spin_components.store.digests import FileDigest
 from spin_components.store.manifests import Manifest
 from spin_components.store.run import RunStore
+from spin_components.train_epoch.adapter import write_trained
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 
@@ -39,17 +40,25 @@ def _write(
     rows: list[dict[str, Any]],
     rewards: list[PairReward],
     key: str,
+    *,
+    is_whole: bool = False,
 ) -> dict[str, FileDigest]:
-    """Write `policy/` and `trainer/` below a key; returns their digests, by key below the run (rank 0)."""
-    weights = backend.policy_state()
+    """Write `policy/` and `trainer/` below a key; returns their digests, by key below the run (rank 0).
+
+    Where an adapter is trained, it is written beside the policy or in its place, and alone while the epoch goes on.
+    """
+    weights = backend.trained_state() if job.adapter else backend.policy_state()
     folder = job.scratch
     backend.save_optimizer(folder / "trainer")
     outputs: dict[str, FileDigest] = {}
     if backend.rank == 0 and weights is not None:
         _write_trainer(folder / "trainer", state, rows, rewards)
         module = getattr(backend.model, "module", backend.model)
-        save_policy(module, weights, job.like, folder / "policy")
-        for part in ("policy", "trainer"):
+        if job.adapter:
+            write_trained(job, job.adapter, module, weights, folder, is_whole=is_whole)
+        else:
+            save_policy(module, weights, job.like, folder / "policy")
+        for part in sorted(path.name for path in folder.iterdir()):
             with current.run.staged(f"{key}/{part}") as staged:
                 (folder / part).replace(staged.path)
             outputs |= staged.outputs
@@ -90,7 +99,7 @@ def save_epoch(
 ) -> None:
     """Commit a finished epoch: weights, trainer state, metrics, rewards, then the manifest; saves inside it go."""
     key = layout.epoch(job.iteration, job.epoch)
-    outputs = _write(current, job, backend, state, rows, rewards, key)
+    outputs = _write(current, job, backend, state, rows, rewards, key, is_whole=True)
     if backend.rank == 0:
         metrics = f"{key}/metrics.json"
         with current.run.staged(metrics) as staged:

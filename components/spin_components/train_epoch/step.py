@@ -132,6 +132,7 @@ def _inputs(
         **{name: value for name, value in training.items() if name not in _NOT_INPUTS},
         "training.lr": settings.training.peak_lr(iteration),
         **objective,
+        **settings.lora.training_inputs(),
         "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
         "spin.max_epochs": settings.spin.epochs(iteration),
         "spin.max_steps": settings.spin.max_steps,

@@ -57,6 +57,9 @@ class TorchBackend:
     def policy_state(self) -> Mapping[str, Tensor]:
         return self.model.state_dict()  # type: ignore[no-any-return]
 
+    def trained_state(self) -> Mapping[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self._named}
+
     def save_optimizer(self, folder: Path) -> None:
         writer = StateWriter(folder)
         for name, parameter in self._named:

@@ -18,6 +18,7 @@ from spin_components.execution import Step, configure_logging, die_with_parent
 from spin_components.scoring import load_scored
 from spin_components.store.lease import LeaseHolder
 from spin_components.store.run import open_run
+from spin_components.train_epoch.adapter import begin_adapter
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.loop import EpochLoop
@@ -40,6 +41,8 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     """
     data = load_scored_pairs(current.run, job.iteration)
     model = _load(job, compute, distributed)
+    if job.adapter:
+        begin_adapter(model, job, job.adapter)
     model.train()
     if job.settings.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -19,7 +19,7 @@ from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import finished, read_manifest
-from spin_components.store.models import model_digest, open_model
+from spin_components.store.models import model_digest, open_model, open_scored
 from spin_components.store.run import RunStore
 from spin_components.validate.held_out import (
     Reference,
@@ -69,7 +69,7 @@ def validate(
         files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
         prompts = read_rows(files / layout.VALIDATION, Prompt)
         set_threads(settings.hardware)
-        folder = open_model(run, policy_uri, what="the policy")
+        folder = open_scored(run, policy_uri, what="the policy")
         losses = _measure(current, settings, compute, folder, prompts)
         mean = mean_nll(losses)
         facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
@@ -81,7 +81,8 @@ def validate(
         if _is_sampled(settings) and facts["val_loss"] is not None:
             chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
             reference = read_reference(run, reference_uri) if reference_uri else None
-            answers = sample_answers(current, settings, compute, folder, chosen, data.sha256)
+            plain = open_model(run, policy_uri, what="the policy") if settings.lora.is_quantized else folder
+            answers = sample_answers(current, settings, compute, plain, chosen, data.sha256)
             samples = _scored(settings, compute, folder, chosen, answers, reference)
             facts |= figures(samples, chosen)
             if reference:

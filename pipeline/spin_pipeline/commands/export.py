@@ -19,6 +19,9 @@ def add(commands: Any, exit_codes: str) -> None:
         default="best",
         help="or best, the base model where no iteration is better; default: %(default)s",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="of a run with [lora]: one adapter upon the base model, for peft to load"
+    )
     parser.set_defaults(do=export)
 
 
@@ -26,6 +29,9 @@ def export(options: argparse.Namespace) -> int:
     """Write the model."""
     from spin_pipeline.export import export_model
 
-    published, address = export_model(options.run_uri, options.iteration, options.destination)
-    Console().print(f"wrote {published.name} to {address}", highlight=False, soft_wrap=True)
+    published, address = export_model(
+        options.run_uri, options.iteration, options.destination, as_adapter=options.adapter
+    )
+    what = f"{published.name}{', as an adapter,' if options.adapter else ''}"
+    Console().print(f"wrote {what} to {address}", highlight=False, soft_wrap=True)
     return 0
