@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def load_model(
     Raises:
         ModelError: transformers cannot load it.
     """
+    import_generation()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     quiet_transformers()
@@ -65,6 +68,22 @@ def load_model(
 def _attention(device: torch.device | str) -> str:
     """On a CPU eager attention is as fast as sdpa at short lengths (tests/benchmarks/attention.py: 1.01)."""
     return "sdpa" if torch.device(device).type == "cuda" else "eager"
+
+
+def import_generation() -> None:
+    """Import the slow part of transformers, which every model class needs, without what it would take along.
+
+    Where scikit-learn is installed, transformers imports it, and scipy and pandas with it, for a kind of assisted
+    generation that nothing here uses: 2 of the 15 seconds until a step works (tests/benchmarks/overhead.py).
+    """
+    is_hidden = "sklearn" not in sys.modules
+    if is_hidden:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # Python's sign for a module that is not there
+    try:
+        importlib.import_module("transformers.generation.candidate_generator")
+    finally:
+        if is_hidden:
+            del sys.modules["sklearn"]
 
 
 def quiet_transformers() -> None:

@@ -73,6 +73,10 @@ def _preload() -> None:
     import pyarrow.parquet
     import tenacity
     import torch
+
+    from spin_components.modeling import import_generation
+
+    import_generation()
     import transformers.models.llama.modeling_llama
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 

@@ -42,11 +42,13 @@ class Case:
     precision: str = "float32"
     packing: str = "on"
     gradient_checkpointing: bool = False
+    lora_r: int = 0
 
     def __str__(self) -> str:
         more = [self.precision, "packed" if self.packing == "on" else "padded"]
         if self.step == "train-epoch":
             more += [self.optimizer, *["checkpointing"] * self.gradient_checkpointing]
+            more += [f"LoRA {self.lora_r}"] * (self.lora_r > 0)
         return f"{self.model} {self.step} {self.micro_batch_size} x {self.max_length} {' '.join(more)}"
 
 
@@ -57,6 +59,7 @@ def cases(model: str) -> list[Case]:
         Case(model, "train-epoch", 4),
         Case(model, "train-epoch", 4, gradient_checkpointing=True),
         Case(model, "train-epoch", 4, optimizer="rmsprop"),
+        Case(model, "train-epoch", 4, lora_r=16),
         Case(model, "train-epoch", 4, precision="bf16"),
         Case(model, "train-epoch", 4, precision="bf16", gradient_checkpointing=True),
         Case(model, "train-epoch", 4, packing="off"),
@@ -89,6 +92,7 @@ def settings_of(case: Case, folder: Path) -> dict[str, Any]:
             "gradient_checkpointing": case.gradient_checkpointing,
             "lr": 1e-5,
         },
+        "lora": {"r": case.lora_r},
         "validation": {"batch_size": size},
         "hardware": {"device": "cpu"},
     }
@@ -151,12 +155,14 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
     from spin_components.algorithm.loss import Objective
     from spin_components.algorithm.order import micro_batches
     from spin_components.data.pair_counts import PairCounts
-    from spin_components.modeling import save_policy
+    from spin_components.lora.layers import add_trained
     from spin_components.train_epoch.pairs import ScoredPairs
     from spin_components.train_epoch.single_step import train_single_step
     from spin_components.train_epoch.torch_backend import TorchBackend
 
     training = settings.training
+    if settings.lora.is_on:
+        add_trained(model, settings.lora, seed=0)
     model.train()
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -183,10 +189,25 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
         )
     peaks = {"compute": peak_bytes()}
     with tempfile.TemporaryDirectory() as name:
-        weights = backend.policy_state()
         backend.save_optimizer(Path(name, "trainer"))
-        save_policy(model, weights, Path(settings.model.base), Path(name, "policy"))
+        _save(backend, settings, Path(name))
     return peaks | {"save": peak_bytes()}
+
+
+def _save(backend: Any, settings: Any, folder: Path) -> None:
+    """The policy, and before it the adapter that it is made of."""
+    from spin_components.lora.files import Base, write_adapter
+    from spin_components.lora.layers import file_name, saved_config
+    from spin_components.lora.merging import write_merged
+    from spin_components.modeling import save_policy
+
+    like = Path(settings.model.base)
+    if not settings.lora.is_on:
+        save_policy(backend.model, backend.policy_state(), like, folder / "policy")
+        return
+    weights = {file_name(name): tensor for name, tensor in backend.trained_state().items()}
+    write_adapter(folder / "adapter", saved_config(backend.model), weights, Base(uri="-", sha256="-"), like)
+    write_merged(like, [folder / "adapter"], settings, folder / "policy")
 
 
 def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int]:

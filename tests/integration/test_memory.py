@@ -36,7 +36,11 @@ SHORT = Case("middling", "train-epoch", 4, max_length=96, max_prompt_length=32, 
 
 @pytest.mark.parametrize(
     "case",
-    [SHORT, replace(SHORT, gradient_checkpointing=True, packing="off", optimizer="rmsprop")],
+    [
+        SHORT,
+        replace(SHORT, gradient_checkpointing=True, packing="off", optimizer="rmsprop"),
+        replace(SHORT, lora_r=8),
+    ],
     ids=str,
 )
 def test_a_steps_peak_is_estimated_within_20_percent(middling: Path, case: Case) -> None:

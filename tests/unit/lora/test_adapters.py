@@ -20,6 +20,8 @@ from spin_components.lora.files import Base, read_base, read_config, read_weight
 from spin_components.lora.layers import adapter_parameters, add_trained, load_weights, merge, saved_config
 from spin_components.lora.merging import joined
 from spin_components.lora_settings import LoraSettings
+from spin_components.memory.adapter import num_trained
+from spin_components.memory.shape import shape_of_folder
 from spin_components.scoring import give_packed_attention
 from spin_components.settings import TrainingSettings
 from spin_components.train_epoch.torch_backend import TorchBackend
@@ -78,6 +80,17 @@ def test_only_the_adapter_changes_and_has_optimizer_state(make_random_llama: Cal
         name for name in before if ".lora_" in name
     }
     assert set(backend.trained_state()) == {name for name in before if ".lora_" in name}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
+def test_the_estimate_counts_the_adapters_parameters(
+    make_random_llama: Callable[[], Any], tmp_path: Path, targets: Any
+) -> None:
+    model, lora = make_random_llama(), LoraSettings(r=3, target_modules=targets)
+    model.save_pretrained(tmp_path)
+    add_trained(model, lora, seed=1)
+    expected = sum(parameter.numel() for parameter in adapter_parameters(model).values())
+    assert num_trained(shape_of_folder(tmp_path, what="the model"), lora) == expected
 
 
 def test_merged_weights_score_as_the_layers_beside_them(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
