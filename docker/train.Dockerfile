@@ -23,7 +23,7 @@ COPY pyproject.toml ./
 ARG TORCH=cuda
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 docker/environment.py torch ${TORCH} \
-    && python3 docker/environment.py install train lora tracking
+    && python3 docker/environment.py install train lora evaluate tracking
 
 COPY LICENSE README.md ./
 COPY pipeline pipeline

@@ -104,7 +104,7 @@ class PlacementSettings(Section):
     accelerator: str = Field("", pattern=r"^([a-z0-9.-]+/[A-Za-z0-9._-]+)?$", description="nvidia.com/gpu; empty: none")
     generate: StepResources = StepResources()
     train: StepResources = StepResources()
-    score: StepResources = Field(StepResources(), description="of ref-logprob and validate")
+    score: StepResources = Field(StepResources(), description="of ref-logprob, validate and evaluate")
     node_selector: dict[str, str] = Field(default_factory=dict, description="labels a node must have")
     tolerations: list[dict[str, Any]] = Field(default_factory=list, description="taints to bear, as in a pod")
     affinity: dict[str, Any] = Field(default_factory=dict, description="nodeAffinity, as in a pod's affinity")

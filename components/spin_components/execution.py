@@ -18,6 +18,7 @@ from typing import Any
 
 from spin_components.attempt_settings import HardwareSettings, TrackingSettings
 from spin_components.errors import SpinError, StorageError
+from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.events import EventLog
 from spin_components.machine import describe
 from spin_components.settings import Settings
@@ -54,6 +55,18 @@ def perform(target: str, attempt: str, **arguments: Any) -> str:
 
         return request(address, target, attempt, arguments)
     return call(target, attempt, arguments)
+
+
+def perform_optional(target: str, attempt: str, **arguments: Any) -> str:
+    """As `perform`, for a step that others must not fall with: a failure stands in the run's events and in the log.
+
+    Returns: what the function returns; empty where it failed.
+    """
+    try:
+        return perform(target, attempt, **arguments)
+    except SystemExit as error:
+        sys.stderr.write(f"{target} ended with {error.code}; the run goes on without it, and says so at its end\n")
+        return STOPPED
 
 
 def call(target: str, attempt: str, arguments: dict[str, Any]) -> str:
@@ -96,6 +109,11 @@ class Step:
         """What `prepare` recorded for this run, with the hardware of this attempt."""
         recorded = Settings.model_validate(self.run.read_json(layout.RUN)["settings"])
         return recorded.model_copy(update={"hardware": self.hardware})
+
+    @property
+    def evaluation(self) -> EvaluationSettings:
+        """What this attempt evaluates models by."""
+        return EvaluationSettings.model_validate(self.run.read_json(layout.ATTEMPT).get("evaluation", {}))
 
     @cached_property
     def tracking(self) -> Trackers | None:
@@ -158,7 +176,10 @@ class Step:
 
     def _num_gpus(self, name: str) -> int:
         """GPUs that a step of this name takes where there are any."""
-        if name not in ("generate", "ref-logprob", "train-epoch", "validate") or self.hardware.device == "cpu":
+        if (
+            name not in ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
+            or self.hardware.device == "cpu"
+        ):
             return 0
         if name == "generate":
             return self.settings.generation.tensor_parallel

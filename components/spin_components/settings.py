@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.attempt_settings import HardwareSettings, PlacementSettings, SelectionSettings, TrackingSettings
+from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.generation_settings import GenerationSettings
 from spin_components.lora_settings import LoraSettings
 from spin_components.objective_settings import ObjectiveSettings
@@ -229,6 +230,7 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
     placement: PlacementSettings = PlacementSettings()
@@ -251,12 +253,27 @@ class Settings(Section):
             self._check_offload(ranks)
         if self.lora.is_on:
             self._check_lora(ranks)
+        if self.evaluation.judge_url:
+            self._check_judge()
         if self.selection.limits and not self.validation.num_samples:
             raise ValueError(
                 f"{' and '.join(self.selection.limits)} are held against sampled answers, but validation.num_samples "
                 "is 0; set it to 32, say, or leave the limits out"
             )
         return self
+
+    def _check_judge(self) -> None:
+        wanted, sampled = self.evaluation.judge_num_samples, self.validation.num_samples
+        if not sampled:
+            raise ValueError(
+                "evaluation.judge_url asks for a judge of sampled answers, but validation.num_samples is 0; "
+                "set it to 32, say, or leave the judge out"
+            )
+        if wanted > sampled:
+            raise ValueError(
+                f"evaluation.judge_num_samples = {wanted}, but only validation.num_samples = {sampled} answers are "
+                "sampled; lower the one or raise the other"
+            )
 
     def _check_lora(self, ranks: int) -> None:
         if not self.spin.reset_optimizer:

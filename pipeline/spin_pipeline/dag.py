@@ -6,6 +6,7 @@
         [generate -> ref-logprob] for each shard, in parallel
         train-epoch 0 -> validate -> train-epoch 1 -> validate ...
         checkpoint -> URI of the next reference, or "" to stop
+    evaluate, where the configuration asks for it: beside what comes next, which does not wait for it
 
 The reference of iteration t + 1 is what iteration t returns: an immutable address that travels as a string. KFP has no
 loop over tasks that feed each other, so the iterations are nested here, at compile time, and fewer may run.
@@ -21,6 +22,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.checkpoint.component import checkpoint
+from spin_components.evaluate.component import evaluate
 from spin_components.generate.component import generate
 from spin_components.prepare.component import prepare
 from spin_components.ref_logprob.component import ref_logprob
@@ -47,6 +49,7 @@ class Shape:
         shards: generations in parallel.
         parallelism: shards at the same time; 0 for all.
         nodes: pods of train-epoch.
+        evaluates: whether models are evaluated beside training.
     """
 
     max_iterations: int
@@ -54,14 +57,15 @@ class Shape:
     shards: int
     parallelism: int
     nodes: int
+    evaluates: bool
 
 
 def build(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> GraphComponent:
     """The pipeline of a configuration: its shape fixed, its settings the parameters' defaults.
 
     Args:
-        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs`, `generation.shards` and `hardware.nodes`
-            give the shape.
+        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs`, `generation.shards`, `hardware.nodes` and
+            whether `[evaluation]` asks for anything give the shape.
         cluster: where it will run; None for this machine.
         parallelism: shards at the same time; 0 for all.
     """
@@ -71,6 +75,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         settings.generation.shards,
         parallelism,
         settings.hardware.nodes,
+        settings.evaluation.is_on,
     )
     defaults = pipeline_parameters(settings)
     place = Placement(cluster)
@@ -80,6 +85,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         "max_epochs": list(shape.epochs),
         "shards": shape.shards,
         "nodes": shape.nodes,
+        "evaluates": shape.evaluates,
     }
 
     @dsl.pipeline(name="spin", description="Self-play fine-tuning of a language model.")
@@ -95,6 +101,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         training: dict = defaults["training"],
         lora: dict = defaults["lora"],
         validation: dict = defaults["validation"],
+        evaluation: dict = defaults["evaluation"],
         selection: dict = defaults["selection"],
         hardware: dict = defaults["hardware"],
         placement: dict = defaults["placement"],
@@ -114,6 +121,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             training: Optimizer, batch sizes, precision, backend.
             lora: Rank of a low-rank adapter to train instead of all weights, and how it is kept.
             validation: How the held-out loss is measured.
+            evaluation: Tasks and a judge that published models are evaluated by; whether there are any is fixed.
             selection: What is kept and when to stop.
             hardware: Device and ranks of a step.
             placement: GPUs, CPU, memory and nodes that the steps with a model ask for.
@@ -133,6 +141,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 training=training,
                 lora=lora,
                 validation=validation,
+                evaluation=evaluation,
                 selection=selection,
                 hardware=hardware,
                 placement=placement,
@@ -156,6 +165,17 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         )
         place.score(base, places).set_display_name("validate base")
 
+        def judge(t: int, after: Any) -> None:
+            """Evaluate what iteration t published, once it has; t is `BASE` for the base model."""
+            if shape.evaluates:
+                evaluated = _fresh(
+                    evaluate(attempt=ATTEMPT, run_uri=run_uri, iteration=t, after=after, hardware=hardware)
+                )
+                name = "base" if t == BASE else f"iteration {t}"
+                place.score(evaluated, places).set_display_name(f"evaluate {name}")
+
+        judge(BASE, _returned(base))
+
         def play(t: int, reference: Any) -> None:
             """Iteration t, and within its condition all that follow."""
             played = iteration_of[shape.epochs[t]](
@@ -168,6 +188,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 **places,
             )
             played.set_display_name(f"iteration {t}")
+            judge(t, played.output)
             if t + 1 < shape.max_iterations:
                 with dsl.If(played.output != "", name=f"go-on-{t + 1}"):
                     play(t + 1, played.output)

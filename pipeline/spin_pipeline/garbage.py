@@ -18,12 +18,13 @@ _OWNED = ("data/", "base/", "inputs/", "iterations/")
 _MANIFESTS = (
     ("inputs", "*.json"),
     ("data", "manifest.json"),
-    ("base", "validation.json"),
+    ("base", "*.json"),
     ("iterations", "*/generations/*.json"),
     ("iterations", "*/ref_logprobs/*.json"),
     ("iterations", "*/epochs/*/manifest.json"),
     ("iterations", "*/epochs/*/validation.json"),
     ("iterations", "*/checkpoint.json"),
+    ("iterations", "*/evaluation.json"),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ConfigError
+from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.events import EventTail
 from spin_components.lora.packages import check_lora_packages
 from spin_components.prepare.checks import check_inputs
@@ -53,6 +54,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     run.probe()
     check_packages(settings.tracking)
     check_lora_packages(settings.lora)
+    check_evaluation_packages(settings.evaluation)
     check_inputs(settings)
     log = run.scratch / LOG
     console.print(

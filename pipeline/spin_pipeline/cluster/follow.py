@@ -32,7 +32,7 @@ _SETTLE_S = 15.0
 _LAST_LINES = 15
 # KFP tells of its own machinery as of tasks: drivers, the pods inside a task, the workflow itself
 _MACHINERY = re.compile(r"root|executor|.*-driver|.*-[a-z0-9]{5}(-\d+-\d+)?|")
-_STEPS = ("prepare", "generate", "ref-logprob", "train-epoch", "validate", "checkpoint", "retrain")
+_STEPS = ("prepare", "generate", "ref-logprob", "train-epoch", "validate", "checkpoint", "evaluate", "retrain")
 
 
 class _InterruptedError(Exception):
