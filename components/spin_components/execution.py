@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 WARM_SERVER = "SPIN_WARM_SERVER"
 _ATTEMPT = "SPIN_ATTEMPT"
 _QUIET_S = 2.0
+_WITH_MODEL = ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
+OPTIONAL = ("evaluate",)
+"""Steps whose failure is no other step's: the attempt goes on without them."""
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
 
@@ -176,10 +179,7 @@ class Step:
 
     def _num_gpus(self, name: str) -> int:
         """GPUs that a step of this name takes where there are any."""
-        if (
-            name not in ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
-            or self.hardware.device == "cpu"
-        ):
+        if name not in _WITH_MODEL or self.hardware.device == "cpu":
             return 0
         if name == "generate":
             return self.settings.generation.tensor_parallel
@@ -223,7 +223,7 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
                 yield current
             outcome = "ended" if current.is_last and attempt else "running"
         except BaseException:
-            current.is_last = True
+            current.is_last |= name not in OPTIONAL
             raise
         finally:
             current.close(outcome)

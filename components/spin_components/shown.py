@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import SpinError
+from spin_components.evaluate.figures import tracked
 from spin_components.execution import STOPPED, WARM_SERVER
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -83,6 +84,15 @@ def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, retu
 
     def fill(run: RunStore) -> None:
         _log(metrics, read_manifest(run, layout.validation(iteration, epoch)).facts)
+
+    _fill(run_uri, returned, fill)
+
+
+def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -> None:
+    """Metrics of tasks, and the judge's mean score."""
+
+    def fill(run: RunStore) -> None:
+        _log(metrics, tracked(read_manifest(run, layout.evaluation(iteration)).facts))
 
     _fill(run_uri, returned, fill)
 

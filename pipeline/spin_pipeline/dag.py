@@ -168,11 +168,9 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         def judge(t: int, after: Any) -> None:
             """Evaluate what iteration t published, once it has; t is `BASE` for the base model."""
             if shape.evaluates:
-                evaluated = _fresh(
-                    evaluate(attempt=ATTEMPT, run_uri=run_uri, iteration=t, after=after, hardware=hardware)
-                )
-                name = "base" if t == BASE else f"iteration {t}"
-                place.score(evaluated, places).set_display_name(f"evaluate {name}")
+                at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
+                evaluated = place.score(_fresh(evaluate(**at, after=after, hardware=hardware)), places)
+                evaluated.set_display_name("evaluate base" if t == BASE else f"evaluate iteration {t}")
 
         judge(BASE, _returned(base))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from spin_components.evaluate.figures import summary
 from spin_pipeline.watch.text import duration, harmless
 
 _PLAIN_INTERVAL_S = 10.0
@@ -17,7 +18,7 @@ def place_of(event: dict[str, Any]) -> str:
     """The step of an event in words, e.g. `iteration 0  train-epoch 1`."""
     name = str(event["step"])
     if event.get("iteration", -1) < 0:
-        return "validate base" if name == "validate" else name
+        return f"{name} base" if name in ("validate", "evaluate") else name
     number = event.get("epoch", event.get("shard"))
     return f"iteration {event['iteration']}  {name}" + ("" if number is None else f" {number}")
 
@@ -114,6 +115,8 @@ def _summary(step: str, facts: dict[str, Any]) -> str:
     if step == "validate":
         margin = "" if facts.get("spin_margin") is None else f", margin {facts['spin_margin']:.3f} on held-out pairs"
         return f"val_loss {_loss(facts)}{margin}"
+    if step == "evaluate":
+        return summary(facts)
     return f"val_loss {_loss(facts)}: {facts['decision']}"
 
 

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from spin_components.checkpoint.decisions import goes_on
 from spin_components.errors import ConfigError
+from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.events import read_events
+from spin_components.execution import OPTIONAL
 from spin_components.store import layout
 from spin_components.store.lease import read_lease
 from spin_components.store.manifests import read_manifest
@@ -34,6 +36,7 @@ class IterationStatus(_Record):
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None where it is unknown.
         from_reference: likewise, from what the iteration began from.
         from_best: likewise, from the best model before it.
+        evaluation: what `spin_components.evaluate` found: `tasks`, `judge`; None where nothing was asked.
     """
 
     iteration: int
@@ -61,6 +64,7 @@ class IterationStatus(_Record):
     distinct_1: float | None = None
     distinct_2: float | None = None
     work_s: float
+    evaluation: dict[str, Any] | None = None
 
 
 class BestStatus(_Record):
@@ -72,9 +76,10 @@ class BestStatus(_Record):
 
 
 class BaseStatus(_Record):
-    """The model that iteration 0 started from."""
+    """The model that iteration 0 started from; `evaluation` as of an iteration."""
 
     val_loss: float | None = None
+    evaluation: dict[str, Any] | None = None
 
 
 class RunStatus(_Record):
@@ -115,10 +120,15 @@ def read_status(run_uri: str) -> RunStatus:
     run = open_run(run_uri)
     if not run.exists(layout.ATTEMPT):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
-    keys = [layout.checkpoint(t) for t in iterations_of(run)]
-    iterations = [IterationStatus.model_validate(read_manifest(run, key).facts) for key in keys]
+    iterations = [
+        IterationStatus.model_validate(
+            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)}
+        )
+        for t in iterations_of(run)
+    ]
     base_key = layout.validation(layout.BASE, 0)
-    base = BaseStatus(val_loss=read_manifest(run, base_key).facts["val_loss"]) if run.exists(base_key) else BaseStatus()
+    val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
+    base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
     started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
     latest = [event for event in events if event["time"] >= started]
@@ -149,11 +159,33 @@ def _state(
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    if failures := [event for event in events if event["kind"] == "fail"]:
-        names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
-        return "failed", {name: failures[-1][name] for name in names if name in failures[-1]}
+    failures = [event for event in events if event["kind"] == "fail"]
+    if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
+        return "failed", _told(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
-    if iterations and not goes_on(iterations[-1].decision):
-        return "done", None
-    return "interrupted", None
+    if not iterations or goes_on(iterations[-1].decision):
+        return "interrupted", None
+    if failures:
+        return "failed", _told(failures[-1])
+    return "interrupted" if _is_evaluation_lacking(run, iterations) else "done", None
+
+
+def _told(event: dict[str, Any]) -> dict[str, Any]:
+    """What a status says of a failure."""
+    names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
+    return {name: event[name] for name in names if name in event}
+
+
+def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
+    key = layout.evaluation(iteration)
+    if not run.exists(key):
+        return None
+    return {name: value for name, value in read_manifest(run, key).facts.items() if name != "policy_uri"}
+
+
+def _is_evaluation_lacking(run: RunStore, iterations: list[IterationStatus]) -> bool:
+    """Whether the attempt was to evaluate a model and has not come to it."""
+    wanted = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
+    places = (layout.BASE, *(row.iteration for row in iterations))
+    return wanted.is_on and not all(run.exists(layout.evaluation(place)) for place in places)

@@ -7,6 +7,8 @@ from rich.table import Table
 
 from spin_components.checkpoint.decisions import name_of
 from spin_components.data.pair_counts import in_words
+from spin_components.evaluate.figures import evaluation_rows
+from spin_components.execution import OPTIONAL
 from spin_components.store.layout import BASE
 from spin_pipeline.garbage import Garbage
 from spin_pipeline.status import IterationStatus, RunStatus
@@ -45,6 +47,7 @@ def print_status(status: RunStatus, console: Console) -> None:
         console.print()
         console.print(table)
         console.print()
+    _print_evaluations(status, console)
     for line in _about_pairs(status):
         console.print(line, highlight=False, soft_wrap=True)
     for row in status.iterations:
@@ -53,6 +56,25 @@ def print_status(status: RunStatus, console: Console) -> None:
     if status.best:
         console.print(f"best: {name_of(status.best.iteration)}, {status.best.uri}", highlight=False, soft_wrap=True)
     _print_state(status, console)
+
+
+def _print_evaluations(status: RunStatus, console: Console) -> None:
+    """Metrics of tasks and the judge's scores, a row each, a column a model."""
+    models = [
+        ("base", status.base.evaluation),
+        *((f"it. {row.iteration}", row.evaluation) for row in status.iterations),
+    ]
+    names, rows = evaluation_rows([facts for _, facts in models])
+    if not names:
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("evaluation")
+    for name, _ in models:
+        table.add_column(name, justify="right")
+    for name, cells in zip(names, rows, strict=True):
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print()
 
 
 def _about_pairs(status: RunStatus) -> list[str]:
@@ -87,7 +109,11 @@ def _judged(row: IterationStatus) -> str:
 def _print_state(status: RunStatus, console: Console) -> None:
     if status.failure:
         failure = status.failure
-        places = (f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if name in failure)
+        if failure["step"] in OPTIONAL:
+            console.print("training is complete; the same command evaluates what is lacking", highlight=False)
+        places = (
+            f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if failure.get(name, BASE) != BASE
+        )
         console.print(
             f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False
         )

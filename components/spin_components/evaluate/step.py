@@ -10,10 +10,11 @@ from typing import Any
 
 from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.errors import SpinError
+from spin_components.evaluate.figures import tracked
 from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.events import Progress
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
 from spin_components.report.refresh import refresh
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -87,6 +88,7 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
         elif current.out_of_time():
             return current.stop("max_time")
         else:
+            current.is_last = _is_over(run)  # also where it fails
             check_evaluation_packages(evaluation)
             _work(current, model, todo, before)
         current.is_last = _is_over(run)
@@ -137,7 +139,7 @@ def _work(current: Step, model: Published, todo: dict[str, Part], before: Manife
             current.commit(key, made)
     if not failures:
         if current.tracking:
-            current.tracking.log("evaluation", model.step, figures(made.facts))
+            current.tracking.log("evaluation", model.step, tracked(made.facts))
         current.finish(key, inputs=made.inputs, outputs=made.outputs, facts=made.facts)
     refresh(current)
     if failures:
@@ -209,18 +211,6 @@ def _judge_part(current: Step, evaluation: EvaluationSettings, model: Published)
     return Part(inputs, work)
 
 
-def figures(facts: Facts) -> dict[str, float]:
-    """The numbers of an evaluation by name, `TASK/METRIC` and `judge`, for tables and trackers."""
-    found = {
-        f"{task}/{metric}": number["value"]
-        for task, result in facts.get("tasks", {}).get("results", {}).items()
-        for metric, number in result["metrics"].items()
-        if number["value"] is not None
-    }
-    judged = facts.get("judge", {}).get("mean")
-    return found if judged is None else {**found, "judge": judged}
-
-
 def _has_weights(run: RunStore, uri: str) -> bool:
     folder = run.key_of(uri)
     return folder is None or bool(run.sizes(folder))
@@ -234,9 +224,9 @@ def _version(package: str) -> str:
 
 
 def _is_over(run: RunStore) -> bool:
-    """Whether nothing is left to do: the last iteration is published, and every model evaluated."""
+    """Whether the last iteration is published; where another evaluation still works, it takes up the lease again."""
     keys = run.list("iterations", "*/checkpoint.json")
     iterations = sorted(int(key.split("/")[1]) for key in keys)
-    if not iterations or goes_on(str(read_manifest(run, layout.checkpoint(iterations[-1])).facts["decision"])):
-        return False
-    return all(run.exists(layout.evaluation(t)) for t in (layout.BASE, *iterations))
+    return bool(iterations) and not goes_on(
+        str(read_manifest(run, layout.checkpoint(iterations[-1])).facts["decision"])
+    )

@@ -23,8 +23,8 @@ from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
 from spin_components.prepare.changes import as_begun, record_schedules
 from spin_components.prepare.checks import named_sources
-from spin_components.prepare.foresight import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.evaluation import keep_tasks
+from spin_components.prepare.foresight import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings

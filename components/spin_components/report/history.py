@@ -30,12 +30,14 @@ class IterationHistory:
     Attributes:
         shards: manifests of generations, each with that of its scores once there is one.
         published: the checkpoint's manifest, when the iteration is over.
+        evaluated: the evaluation's, where there is one.
     """
 
     number: int
     shards: list[tuple[Manifest, Manifest | None]]
     epochs: list[EpochHistory]
     published: Manifest | None
+    evaluated: Manifest | None = None
 
     @property
     def num_pairs(self) -> int:
@@ -75,7 +77,7 @@ class History:
     Attributes:
         record: `run.json`.
         data: manifest of the rendered data.
-        base: validation of the base model, once finished.
+        base: validation of the base model, once finished; base_evaluated, its evaluation, where there is one.
     """
 
     uri: str
@@ -83,6 +85,7 @@ class History:
     data: Manifest
     base: Manifest | None
     iterations: list[IterationHistory]
+    base_evaluated: Manifest | None = None
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -106,15 +109,13 @@ class History:
     def manifests(self) -> Iterator[Manifest]:
         """Every manifest there is."""
         yield self.data
-        if self.base:
-            yield self.base
+        yield from (manifest for manifest in (self.base, self.base_evaluated) if manifest)
         for iteration in self.iterations:
             for generated, scored in iteration.shards:
                 yield from (generated, *([scored] if scored else []))
             for epoch in iteration.epochs:
                 yield from (epoch.trained, *([epoch.check] if epoch.check else []))
-            if iteration.published:
-                yield iteration.published
+            yield from (manifest for manifest in (iteration.published, iteration.evaluated) if manifest)
 
     @property
     def as_of(self) -> str:
@@ -135,7 +136,7 @@ def read_history(run: RunStore) -> History:
             "check the address, or start the run with `spin-pipeline run`"
         )
     data, keys = read_manifest(run, layout.DATA_MANIFEST), run.sizes("iterations").keys()
-    base = layout.BASE_VALIDATION
+    base, judged = layout.BASE_VALIDATION, layout.BASE_EVALUATION
     numbers = [int(name) for name in {key.split("/")[1] for key in keys} if name.isdigit()]
     num_iterations, num_shards = max(numbers, default=-1) + 1, int(data.facts["num_shards"])
     return History(
@@ -144,6 +145,7 @@ def read_history(run: RunStore) -> History:
         data=data,
         base=read_manifest(run, base) if run.exists(base) else None,
         iterations=[_iteration(run, keys, t, num_shards) for t in range(num_iterations)],
+        base_evaluated=read_manifest(run, judged) if run.exists(judged) else None,
     )
 
 
@@ -159,4 +161,4 @@ def _iteration(run: RunStore, keys: Any, t: int, num_shards: int) -> IterationHi
     epochs: list[EpochHistory] = []
     while trained := found(layout.epoch_manifest(t, len(epochs))):
         epochs.append(EpochHistory(len(epochs), trained, found(layout.validation(t, len(epochs)))))
-    return IterationHistory(t, shards, epochs, found(layout.checkpoint(t)))
+    return IterationHistory(t, shards, epochs, found(layout.checkpoint(t)), found(layout.evaluation(t)))

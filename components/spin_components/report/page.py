@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from spin_components.checkpoint.decisions import name_of
 from spin_components.data.pair_counts import PairCounts, in_words
+from spin_components.evaluate.figures import evaluation_rows, remarks
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
 from spin_components.report.cautions import cautions
@@ -73,6 +74,7 @@ def build_page(run: RunStore) -> str:
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
         held_out=_held_out(history),
+        evaluation=_evaluation(history),
         origins=lineage.origins(history),
         costs=lineage.costs(history, _answer_tokens(history, answers)),
         settings=lineage.settings_tables(history),
@@ -201,6 +203,20 @@ def _held_out(history: History) -> list[tuple[str, dict[str, Any]]]:
         if it.published
     ]
     return [(name, check.facts) for name, check in checks if check and check.facts.get("num_samples")]
+
+
+def _evaluation(history: History) -> dict[str, Any] | None:
+    """Evaluated models as a table: `models`, `rows` of a name and cells, `remarks`; None where there are none."""
+    found = [("base", history.base_evaluated), *((f"iteration {it.number}", it.evaluated) for it in history.iterations)]
+    models = [(name, manifest.facts) for name, manifest in found if manifest]
+    if not models:
+        return None
+    names, cells = evaluation_rows([facts for _, facts in models])
+    return {
+        "models": [name for name, _ in models],
+        "rows": list(zip(names, cells, strict=True)),
+        "remarks": [f"{name}, {remark}" for name, facts in models for remark in remarks(facts)],
+    }
 
 
 def _answer_tokens(history: History, answers: list[Answers]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spin_components.checkpoint.decisions import goes_on
+from spin_components.execution import OPTIONAL
 
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
 Event = dict[str, Any]
@@ -163,7 +164,8 @@ class RunModel:
     @property
     def outcome(self) -> str:
         """How the newest attempt has ended: done, failed or stopped; empty where its events do not tell."""
-        if self.failure:
+        is_optional = bool(self.failure) and str((self.failure or {})["step"]) in OPTIONAL
+        if self.failure and (self.is_over or not is_optional):
             return "failed"
         return "stopped" if self.stop_reason else "done" if self.is_over else ""
 
@@ -268,7 +270,9 @@ class RunModel:
         step.state, step.ended, self.stop_reason = "stopped", time, str(event["reason"])
 
     def _on_fail(self, event: Event, step: Step, time: float) -> None:
-        step.state, step.ended, self.failure = "failed", time, event
+        step.state, step.ended = "failed", time
+        if self.failure is None or step.key.name not in OPTIONAL:  # which ends nothing
+            self.failure = event
 
 
 def _key(event: Event) -> Key:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from spin_components.evaluate.figures import summary
 from spin_pipeline.watch.model import BASE, Key, RunModel, Step, StepState, Work
 from spin_pipeline.watch.text import number
 
@@ -38,8 +39,11 @@ def rows(model: RunModel, limit: int) -> list[Row]:
     """The DAG in at most `limit` rows (2 at least); of iterations, only those at work and the newest are unfolded."""
     iterations = _iterations(model)
     head = [_row(model.step("prepare"), "prepare"), _row(model.step("validate", BASE, 0), "validate base")]
+    if (judged := Key("evaluate", BASE)) in model.steps:
+        head.append(_row(model.steps[judged], "evaluate base"))
     begun = [t for t in iterations if _iteration_state(model, t) != "waiting"]
     open_ones = {t for t in begun if t == begun[-1] or _iteration_state(model, t) not in _ENDED}
+    open_ones |= {t for t in begun if model.step("evaluate", t).state in ("running", "failed")}
     found = list(head)
     for t in iterations:
         inner = _steps_of(model, t)
@@ -68,7 +72,10 @@ def _steps_of(model: RunModel, t: int) -> list[Row]:
         several = f" {epoch}" if epochs > 1 else ""
         found.append(_row(model.step("train-epoch", t, epoch), f"train-epoch{several}"))
         found.append(_row(model.step("validate", t, epoch), f"validate{several}"))
-    return [*found, _row(model.step("checkpoint", t), "checkpoint")]
+    found.append(_row(model.step("checkpoint", t), "checkpoint"))
+    if (judged := Key("evaluate", t)) in model.steps:
+        found.append(_row(model.steps[judged], "evaluate"))
+    return found
 
 
 def _row(step: Step, label: str) -> Row:
@@ -166,6 +173,8 @@ def note(step: Step) -> str:
         if name == "train-epoch":
             metrics = facts["metrics"]
             return f"{facts['num_steps']} steps, loss {number(metrics['loss'])}" if metrics else "no step left to do"
+        if name == "evaluate":
+            return summary(facts)
         return f"val_loss {loss(facts)}"
     except (KeyError, TypeError, ValueError):
         return ""
