@@ -31,6 +31,9 @@ class ClusterSettings(Section):
     tracking_secret: str = Field(
         "", pattern=_NAME, description="Secret with WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …_USERNAME or …_PASSWORD"
     )
+    judge_secret: str = Field(
+        "", pattern=_NAME, description="Secret with SPIN_JUDGE_API_KEY, for evaluation.judge_url; empty: no key"
+    )
     model_cache_claim: str = Field("", pattern=_NAME, description="volume claim that keeps what was fetched")
     light: StepResources = Field(
         StepResources(cpu="2", memory="8Gi"), description="of prepare and checkpoint, and of what starts a TrainJob"

@@ -169,7 +169,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             """Evaluate what iteration t published, once it has; t is `BASE` for the base model."""
             if shape.evaluates:
                 at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
-                evaluated = place.score(_fresh(evaluate(**at, after=after, hardware=hardware)), places)
+                evaluated = place.evaluate(_fresh(evaluate(**at, after=after, hardware=hardware)), places)
                 evaluated.set_display_name("evaluate base" if t == BASE else f"evaluate iteration {t}")
 
         judge(BASE, _returned(base))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kfp import kubernetes
 
+from spin_components.evaluation_settings import JUDGE_KEY
 from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cluster_settings import ClusterSettings
 
@@ -66,6 +67,13 @@ class Placement:
     def score(self, task: Any, places: Mapping[str, Any]) -> Any:
         """A step that scores answers on one device: ref-logprob, validate."""
         return self._with_model(task, places, "score", image="train")
+
+    def evaluate(self, task: Any, places: Mapping[str, Any]) -> Any:
+        """evaluate: placed as a step that scores, and the only one that is given the judge's key."""
+        self.score(task, places)
+        if self.cluster and self.cluster.judge_secret:
+            kubernetes.use_secret_as_env(task, self.cluster.judge_secret, {JUDGE_KEY: JUDGE_KEY})
+        return task
 
     def train(self, task: Any, places: Mapping[str, Any]) -> Any:
         """train-epoch, in one pod or as the pod that starts a TrainJob and hands its own placement on."""

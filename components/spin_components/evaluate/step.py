@@ -225,8 +225,5 @@ def _version(package: str) -> str:
 
 def _is_over(run: RunStore) -> bool:
     """Whether the last iteration is published; where another evaluation still works, it takes up the lease again."""
-    keys = run.list("iterations", "*/checkpoint.json")
-    iterations = sorted(int(key.split("/")[1]) for key in keys)
-    return bool(iterations) and not goes_on(
-        str(read_manifest(run, layout.checkpoint(iterations[-1])).facts["decision"])
-    )
+    last = max((int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json")), default=None)
+    return last is not None and not goes_on(str(read_manifest(run, layout.checkpoint(last)).facts["decision"]))

@@ -164,8 +164,7 @@ class RunModel:
     @property
     def outcome(self) -> str:
         """How the newest attempt has ended: done, failed or stopped; empty where its events do not tell."""
-        is_optional = bool(self.failure) and str((self.failure or {})["step"]) in OPTIONAL
-        if self.failure and (self.is_over or not is_optional):
+        if self.failure and (self.is_over or self.failure["step"] not in OPTIONAL):
             return "failed"
         return "stopped" if self.stop_reason else "done" if self.is_over else ""
 

@@ -13,6 +13,7 @@ from kfp import compiler
 
 from kfp_server import KfpServer
 from spin_components import __version__
+from spin_components.evaluation_settings import JUDGE_KEY
 from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.preflight.inputs import check_addresses
@@ -158,10 +159,11 @@ def test_the_configurations_are_for_a_cluster(folder: str) -> None:
 
 
 def test_the_example_secrets_are_the_ones_that_are_looked_for() -> None:
-    storage, hub, trackers, registry = examples()
+    storage, hub, trackers, judge, registry = examples()
     cluster = load_settings("tiny").cluster
     assert storage["metadata"]["name"] == cluster.storage_secret
     assert set(storage["stringData"]) == set(cluster.storage_env.values())
     assert list(hub["stringData"]) == ["HF_TOKEN"]
     assert set(trackers["stringData"]) <= set(TRACKING_KEYS)
+    assert list(judge["stringData"]) == [JUDGE_KEY]
     assert registry["type"] == "kubernetes.io/dockerconfigjson"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spin_components.evaluation_settings import JUDGE_KEY
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.asking import Api, path_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
@@ -16,7 +17,7 @@ _REGISTRY_TYPES = {
 
 
 def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
-    """Those of the storage, of the model hub, of trackers and of the images' registry."""
+    """Those of the storage, of the model hub, of trackers, of the judge and of the images' registry."""
     if cluster.storage_secret:
         keys = sorted(set(cluster.storage_env.values()))
         yield from _check_keys(kubernetes, namespace, "storage secret", cluster.storage_secret, keys)
@@ -26,6 +27,8 @@ def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> 
         yield from _check_keys(kubernetes, namespace, "hub secret", cluster.hub_secret, ["HF_TOKEN"])
     if cluster.tracking_secret:  # which of its keys a run needs depends on its trackers
         yield from _check_keys(kubernetes, namespace, "tracking secret", cluster.tracking_secret, [])
+    if cluster.judge_secret:
+        yield from _check_keys(kubernetes, namespace, "judge secret", cluster.judge_secret, [JUDGE_KEY])
     if cluster.image_pull_secret:
         yield from _check_registry(kubernetes, namespace, cluster.image_pull_secret)
 
