@@ -26,6 +26,7 @@ def begin(settings: Settings) -> str:
         "max_epochs": [spin.epochs(t) for t in range(spin.max_iterations)],
         "shards": generation.shards,
         "nodes": settings.hardware.nodes,
+        "evaluates": settings.evaluation.is_on,
     }
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     base = prepare(settings.run.uri, sections, compiled)

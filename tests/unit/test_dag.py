@@ -116,6 +116,38 @@ def test_shards_change_the_loop_and_not_the_number_of_tasks() -> None:
     assert loops == ["[0, 1, 2, 3, 4]"]
 
 
+def evaluating(*overrides: str) -> dict[str, Any]:
+    return ir_of(build(load_settings("tiny", ["spin.max_iterations=3", *overrides])))
+
+
+def test_models_are_evaluated_only_where_something_is_asked_for() -> None:
+    assert not [name for name, _ in tasks(evaluating()) if name == "evaluate"]
+    assert "evaluate" not in str(evaluating()["components"].keys() | evaluating()["deploymentSpec"]["executors"].keys())
+    for asked in (["evaluation.tasks=['arc_easy']"], ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"]):
+        found = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
+        assert sorted(found) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
+
+
+def test_no_step_waits_for_an_evaluation_and_it_waits_for_its_model_alone() -> None:
+    ir = evaluating("evaluation.tasks=['arc_easy']")
+    graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    found = []
+    for graph in graphs:
+        for name, task in graph["dag"]["tasks"].items():
+            needed = task.get("dependentTasks", [])
+            assert not [other for other in needed if other.startswith("evaluate")], name
+            if name.startswith("evaluate"):
+                found.append(sorted(other.rstrip("-0123456789") for other in needed))
+    # places to run at come from `prepare`, where the compiler hands them down as inputs within a condition
+    assert sorted(found) == [["prepare", "spin-iteration"], ["prepare", "validate-base"], *[["spin-iteration"]] * 2]
+
+
+def test_prepare_is_told_whether_models_are_evaluated() -> None:
+    for asked, told in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
+        (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*asked)) if name == "prepare"]
+        assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is told
+
+
 def test_the_settings_are_the_parameters_defaults() -> None:
     parameters = compiled(4, 2)["root"]["inputDefinitions"]["parameters"]
     assert parameters["max_iterations"]["defaultValue"] == 4

@@ -1,0 +1,253 @@
+"""Runs whose models are evaluated: by tasks of one's own and by a judge, again where something changed, and in vain."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+from rich.console import Console
+
+from judge_server import Answer, JudgeServer
+from playing import begin, hardware, play_anywhere
+from s3_server import BUCKET, S3Server
+from small import small_settings
+from spin_components.errors import ConfigError, EngineError, SpinError
+from spin_components.evaluate.step import evaluate
+from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.report.page import build_page
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.store.manifests import Manifest, read_manifest
+from spin_components.store.run import RunStore, open_run
+from spin_components.tokenizer import load_tokenizer
+from spin_pipeline.garbage import collect_garbage
+from spin_pipeline.status import read_status
+from spin_pipeline.tables import print_status
+from task_folder import write_tasks
+
+ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} for n in range(4)]
+
+
+def settings_of(root: Path | str, model: Path, data: Path, files: Path | str, /, **evaluation: Any) -> Settings:
+    """One iteration, evaluated by one task, and by whatever is added."""
+    return small_settings(
+        root,
+        model,
+        data,
+        data={"max_train_records": 8, "validation_size": 4},
+        generation={"max_new_tokens": 8},
+        evaluation={"tasks": ["my_choice"], "task_files": str(files)} | evaluation,
+    )
+
+
+def evaluate_all(settings: Settings, iterations: int = 1) -> None:
+    for iteration in range(layout.BASE, iterations):
+        evaluate(settings.run.uri, iteration, hardware(settings))
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    return write_tasks(tmp_path / "tasks", ROWS, [])
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeServer]:
+    server = JudgeServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny_llama: Path, question_file: Path) -> LocalRun:
+    """A finished run that asked for no evaluation."""
+    settings = settings_of(tmp_path / "run", tiny_llama, question_file, "")
+    play_anywhere(settings.model_copy(update={"evaluation": EvaluationSettings()}))
+    assert read_status(settings.run.uri).state == "done"
+    return LocalRun(tmp_path / "run")
+
+
+def manifest(run: RunStore, iteration: int) -> Manifest:
+    return read_manifest(run, layout.evaluation(iteration))
+
+
+def events(run: RunStore, kind: str) -> list[dict[str, Any]]:
+    found = []
+    for key in run.list(layout.EVENTS, "*.jsonl"):
+        found += [json.loads(line) for line in (run.read(key) or b"").splitlines()]
+    return [event for event in found if event["kind"] == kind and event["step"] == "evaluate"]
+
+
+def test_a_run_is_evaluated_and_everything_shows_it(
+    tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path, judge: JudgeServer
+) -> None:
+    scores = iter([3, 8, 4, 9])
+    judge.reply = lambda asked: f"Score: {next(scores)}"
+    settings = settings_of(
+        tmp_path / "run",
+        tiny_llama,
+        question_file,
+        tasks,
+        judge_url=judge.url,
+        judge_model="judge",
+        judge_concurrency=1,
+        judge_template="{prompt}|{answer}|{human}",
+    )
+    play_anywhere(settings)
+    assert read_status(settings.run.uri).state == "interrupted", "trained, and not evaluated"
+    evaluate_all(settings)
+    run = LocalRun(tmp_path / "run")
+    base, first = manifest(run, layout.BASE), manifest(run, 0)
+    for found in (base, first):
+        (result,) = found.facts["tasks"]["results"].values()
+        assert result["num_documents"] == 4
+        assert 0 <= result["metrics"]["acc"]["value"] <= 1
+    assert (base.facts["judge"]["mean"], first.facts["judge"]["mean"]) == (5.5, 6.5)
+    # verdicts are of the held-out prompts that the model was sampled on, and their texts what it was asked about
+    verdicts = parquet.read_table(run.path(layout.verdicts(0))).to_pydict()
+    samples = parquet.read_table(run.path(layout.validation_samples(0, 0))).to_pydict()
+    assert verdicts == {"index": samples["index"], "reply": ["Score: 4", "Score: 9"], "score": [4.0, 9.0]}
+    tokenizer = load_tokenizer(tiny_llama, settings.model)
+    answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in samples["generated_ids"]]
+    asked = [request["messages"][0]["content"] for request in judge.requests[2:]]
+    assert all(f"assistant\n|{answer}|" in text for answer, text in zip(answers, asked, strict=True))
+    assert list(first.outputs) == [layout.verdicts(0)]
+
+    status = read_status(settings.run.uri)
+    assert status.state == "done"
+    assert status.base.evaluation and status.iterations[0].evaluation
+    assert status.iterations[0].evaluation["judge"]["mean"] == 6.5
+    text = io.StringIO()
+    print_status(status, Console(file=text, width=100))
+    (row,) = [line.split() for line in text.getvalue().splitlines() if line.startswith("judge")]
+    assert row == ["judge", "5.500", "±", "2.500", "6.500", "±", "2.500"]
+    page = build_page(run)
+    assert '<h2 id="evaluation-title">Evaluation</h2>' in page
+    assert "<td>5.500 ± 2.500</td><td>6.500 ± 2.500</td>" in page
+    assert (run.read(layout.REPORT) or b"").decode() == page, "the evaluation has written the report anew"
+    assert collect_garbage(settings.run.uri, dry_run=True).files == {}
+
+    before = len(judge.requests)
+    evaluate_all(settings)
+    assert len(judge.requests) == before
+    assert len(events(run, "reuse")) == 2
+
+
+def test_what_is_asked_later_is_evaluated_and_what_changed_again(
+    trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path, judge: JudgeServer
+) -> None:
+    settings = settings_of(trained.root, tiny_llama, question_file, tasks)
+    play_anywhere(settings)  # finished; only the attempt is another
+    evaluate_all(settings)
+    first = manifest(trained, 0)
+    assert list(first.inputs) == ["tasks"]
+    # a judge is added: tasks stay as they are
+    judged = settings_of(
+        trained.root, tiny_llama, question_file, tasks, judge_url=judge.url, judge_model="judge", judge_num_samples=1
+    )
+    play_anywhere(judged)
+    evaluate_all(judged)
+    second = manifest(trained, 0)
+    assert second.inputs["tasks"] == first.inputs["tasks"]
+    assert second.facts["tasks"] == first.facts["tasks"]
+    assert (second.facts["judge"]["mean"], len(judge.requests)) == (5.0, 2)
+    # other documents in the user's own files: tasks are done again, and the judge is not asked
+    data = tasks / "data" / "choice.jsonl"
+    data.write_text("".join(data.read_text("utf-8").splitlines(keepends=True)[:3]), encoding="utf-8")
+    play_anywhere(judged)
+    evaluate_all(judged)
+    third = manifest(trained, 0)
+    assert third.facts["tasks"]["results"]["my_choice"]["num_documents"] == 3
+    assert third.inputs["tasks"] != first.inputs["tasks"]
+    assert (third.facts["judge"], len(judge.requests)) == (second.facts["judge"], 2)
+    assert read_status(str(trained.root)).state == "done"
+
+
+def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
+    trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path
+) -> None:
+    server = JudgeServer(every=Answer(503, b'{"error": {"message": "no GPU left"}}', {"retry-after-ms": "5"}))
+    settings = settings_of(trained.root, tiny_llama, question_file, tasks, judge_url=server.url, judge_model="judge")
+    play_anywhere(settings)
+    for iteration in (layout.BASE, 0):
+        with pytest.raises(EngineError, match="no GPU left"):
+            evaluate(settings.run.uri, iteration, hardware(settings))
+    status = read_status(settings.run.uri)
+    assert (status.state, status.exit_code) == ("failed", 1)
+    assert status.failure and (status.failure["step"], status.failure["iteration"]) == ("evaluate", 0)
+    assert status.best and len(status.iterations) == 1, "training is all there"
+    text = io.StringIO()
+    print_status(status, Console(file=text, width=200))
+    assert "training is complete; the same command evaluates what is lacking" in text.getvalue()
+    assert "failed in evaluate iteration 0: EngineError" in text.getvalue()
+    tasks_done = manifest(trained, 0)
+    assert list(tasks_done.inputs) == ["tasks"], "tasks are kept, though the judge was down"
+    server.every = None
+    play_anywhere(settings)
+    evaluate_all(settings)
+    server.close()
+    assert read_status(settings.run.uri).state == "done"
+    assert manifest(trained, 0).facts["judge"]["mean"] == 5.0
+    assert manifest(trained, 0).facts["tasks"] == tasks_done.facts["tasks"]
+
+
+def test_weights_that_are_gone_are_told_and_not_missed(
+    trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path
+) -> None:
+    settings = settings_of(trained.root, tiny_llama, question_file, tasks)
+    play_anywhere(settings)
+    trained.delete(f"{layout.epoch(0, 0)}/policy")
+    evaluate_all(settings)
+    assert manifest(trained, 0).facts["tasks"] == {"skipped": "its weights are not kept (selection.save_top_k)"}
+    assert "iteration 0, tasks: left out, its weights are not kept" in build_page(trained)
+    assert read_status(str(trained.root)).state == "done"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"tasks": ["my_choise"]}, r"names my_choise, .* like it: my_choice"),
+        ({"task_files": "/nowhere"}, r"task_files = '/nowhere' holds no task file"),
+    ],
+)
+def test_prepare_refuses_tasks_that_are_not_there(
+    tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path, evaluation: dict[str, Any], said: str
+) -> None:
+    settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks, **evaluation)
+    with pytest.raises(SpinError, match=said):
+        begin(settings)
+    assert not LocalRun(tmp_path / "run").exists(layout.RUN)
+
+
+def test_a_pipeline_without_the_step_is_not_asked_for_it(
+    tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
+) -> None:
+    from spin_components.prepare.step import prepare
+
+    settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks)
+    compiled = {"max_iterations": 1, "max_epochs": [1], "shards": 1, "nodes": 1, "evaluates": False}
+    with pytest.raises(ConfigError, match=r"compiled without the step that evaluates; compile it again"):
+        prepare(settings.run.uri, settings.model_dump(mode="json"), compiled)
+
+
+def test_task_files_and_run_may_lie_in_object_storage(
+    tiny_llama: Path, question_file: Path, tasks: Path, s3_server: S3Server, s3: S3Server
+) -> None:
+    shutil.copytree(tasks, s3_server.folder / BUCKET / "evaluated" / "tasks")
+    uri = f"s3://{BUCKET}/evaluated/run"
+    settings = settings_of(uri, tiny_llama, question_file, f"s3://{BUCKET}/evaluated/tasks")
+    begin(settings)
+    evaluate_all(settings, iterations=0)
+    run = open_run(uri)
+    found = manifest(run, layout.BASE).facts["tasks"]["results"]["my_choice"]
+    assert found["num_documents"] == len(ROWS)
+    kept = read_manifest(run, layout.inputs_manifest("tasks")).outputs
+    assert set(kept) == {
+        f"{layout.TASKS}/{name}" for name in ("my_choice.yaml", "data/choice.jsonl", "text.jsonl", "text/my_text.yaml")
+    }

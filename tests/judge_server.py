@@ -1,0 +1,110 @@
+"""A real server that speaks the chat-completions protocol over HTTP: what a judge is asked, and what it may answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "sk-test-key-that-must-not-leak"
+
+
+@dataclass
+class Answer:
+    """What the server sends instead of a completion."""
+
+    status: int
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
+    after_s: float = 0.0
+
+
+class JudgeServer:
+    """Listens on a loopback port until `close`.
+
+    Args:
+        reply: text of a completion, from what was asked.
+        first: answers to the first requests, before any completion.
+        key: that requests must carry; empty: none.
+        every: an answer to all requests, for good.
+        takes_s: how long each completion takes.
+    """
+
+    def __init__(
+        self,
+        reply: Callable[[str], str] = lambda asked: "Score: 5",
+        first: list[Answer] | None = None,
+        *,
+        key: str = "",
+        every: Answer | None = None,
+        takes_s: float = 0.0,
+    ) -> None:
+        self.reply, self.first, self.key, self.every, self.takes_s = reply, list(first or []), key, every, takes_s
+        self.requests: list[dict[str, Any]] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                answer = outer.answer(self.path, dict(self.headers), body)
+                self.send_response(answer.status)
+                for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer.body)))
+                self.end_headers()
+                self.wfile.write(answer.body)
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def answer(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """What a request gets."""
+        with self._lock:
+            self.requests.append(json.loads(body))
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+            planned = self.every or (self.first.pop(0) if self.first else None)
+        try:
+            time.sleep(planned.after_s if planned else self.takes_s)
+            return planned or self._completion(path, headers, json.loads(body))
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def _completion(self, path: str, headers: dict[str, str], asked: dict[str, Any]) -> Answer:
+        if path != "/v1/chat/completions":
+            return _error(404, f"no such path: {path}")
+        authorization = headers.get("Authorization", "")
+        if self.key and authorization != f"Bearer {self.key}":
+            return _error(401, f"wrong key: {authorization}")
+        if asked["model"] != "judge":
+            return _error(404, f"the model {asked['model']} does not exist")
+        content = self.reply(asked["messages"][-1]["content"])
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        completion = {"id": "c", "object": "chat.completion", "created": 1, "model": "judge", "choices": [choice]}
+        return Answer(200, json.dumps(completion).encode())
+
+
+def _error(status: int, message: str) -> Answer:
+    return Answer(status, json.dumps({"error": {"message": message, "type": "error"}}).encode())
