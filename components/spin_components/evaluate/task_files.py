@@ -9,10 +9,19 @@ from typing import Any
 import yaml
 
 from spin_components.errors import ConfigError, DataError
+from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.store.sources import Source, Sources
 
 _FUNCTION = "!function"
 _CODE_KEYS = ("unsafe_code", "hf_evaluate")
 """Keys of a task that make the harness run code that is not its own: of the model's answers, of a metric."""
+
+
+def open_task_files(sources: Sources, evaluation: EvaluationSettings) -> Source:
+    """The user's task files on this machine, checked; see `check_task_files` and `Sources.open_model` for errors."""
+    source = sources.open_model(evaluation.task_files, what="evaluation.task_files")
+    check_task_files(source.folder, what=evaluation.task_files, trust=evaluation.trust_task_code)
+    return source
 
 
 def check_task_files(folder: Path, *, what: str, trust: bool) -> None:

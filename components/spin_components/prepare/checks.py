@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spin_components.data.records import read_source
+from spin_components.evaluate.task_files import open_task_files
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
 from spin_components.settings import Settings
@@ -25,6 +26,8 @@ def check_inputs(settings: Settings) -> None:
     else:
         check_address(base, what="model.base")
     with Sources() as sources:
+        if settings.evaluation.task_files:
+            open_task_files(sources, settings.evaluation)
         for name, uri in named_sources(settings).items():
             if builtin.is_builtin(uri):
                 builtin.check_builtin(uri, what=f"data.{name}", kinds=builtin.DATA_SETS)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from spin_components.evaluate.harness import find_tasks
-from spin_components.evaluate.task_files import check_task_files
+from spin_components.evaluate.task_files import open_task_files
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.execution import Step
 from spin_components.store import layout
@@ -24,15 +23,11 @@ def keep_tasks(current: Step, evaluation: EvaluationSettings) -> None:
         ConfigError: a task is unknown, or its file holds code that is not trusted.
         DataError: the files cannot be used.
     """
-    folder: Path | None = None
-    if evaluation.task_files:
-        source = current.run.sources.open_model(evaluation.task_files, what="evaluation.task_files")
-        check_task_files(source.folder, what=evaluation.task_files, trust=evaluation.trust_task_code)
-        folder = source.folder
+    source = open_task_files(current.run.sources, evaluation) if evaluation.task_files else None
     scratch = current.run.scratch_folder()
     scratch.mkdir(parents=True)
-    find_tasks(evaluation, folder, scratch)
-    if evaluation.task_files:
+    find_tasks(evaluation, source.folder if source else None, scratch)
+    if source:
         _keep(current, source)
 
 

@@ -42,6 +42,7 @@ def _mistaken(settings: Settings) -> Iterator[Finding]:
         yield failed("addresses", message, "give one in object storage: --run-uri s3://bucket/prefix")
     sources = {"model.base": settings.model.base}
     sources |= {f"data.{name}": uri for name, uri in named_sources(settings).items()}
+    sources |= {"evaluation.task_files": settings.evaluation.task_files} if settings.evaluation.task_files else {}
     for name, uri in sources.items():
         if not builtin.is_builtin(uri) and scheme_of(uri) == "file":
             remedy = f"upload it, and set {name} to s3://bucket/prefix (or hf://org/name)"

@@ -1,0 +1,74 @@
+"""What a person types to have models evaluated: the KFP runner, a real harness, a judge that is down at first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from judge_server import KEY, Answer, JudgeServer
+from task_folder import write_tasks
+
+ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} for n in range(4)]
+
+
+@pytest.fixture
+def judge() -> Iterator[JudgeServer]:
+    server = JudgeServer(lambda asked: f"Fine.\nScore: {1 + len(asked) % 10}", key=KEY)
+    yield server
+    server.close()
+
+
+def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "spin_pipeline.cli", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SPIN_JUDGE_API_KEY": KEY}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def test_training_goes_on_without_the_judge_and_the_same_command_asks_again(tmp_path: Path, judge: JudgeServer) -> None:
+    tasks = write_tasks(tmp_path / "tasks", ROWS, [])
+    settings: dict[str, Any] = {
+        "data.max_train_records": 16,
+        "data.validation_size": 4,
+        "spin.max_epochs": 1,
+        "generation.max_new_tokens": 8,
+        "validation.num_samples": 2,
+        "evaluation.tasks": '["my_choice"]',
+        "evaluation.task_files": tasks,
+        "evaluation.judge_url": judge.url,
+        "evaluation.judge_model": "judge",
+    }
+    run = tmp_path / "run"
+    command = ["run", "--config", "tiny", "--run-uri", str(run)]
+    command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    judge.every = Answer(503, b'{"error": {"message": "no GPU left"}}', {"retry-after-ms": "5"})
+    result = spin(*command)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "training is complete; the same command evaluates what is lacking" in result.stdout
+    assert "fails, also when asked again: " in result.stdout
+    assert "no GPU left" in result.stdout
+    for name in ("evaluate base", "iteration 0  evaluate", "iteration 1  evaluate"):
+        assert any(name in line and "failed: EngineError" in line for line in result.stdout.splitlines()), result.stdout
+    status = json.loads(spin("status", str(run), "--json").stdout)
+    assert (status["state"], status["failure"]["step"]) == ("failed", "evaluate")
+    assert [row["decision"] for row in status["iterations"]][-1] == "done", "training has gone to its end"
+
+    judge.every = None
+    result = spin(*command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("done before") == 2 + 2 * 5  # prepare, base; 2 x (generate, ref-logprob, train, …)
+    status = json.loads(spin("status", str(run), "--json").stdout)
+    assert status["state"] == "done"
+    for model in (status["base"], *status["iterations"]):
+        assert model["evaluation"]["tasks"]["results"]["my_choice"]["num_documents"] == 4
+        assert model["evaluation"]["judge"]["num_scored"] == 2
+    assert "judge" in spin("status", str(run)).stdout
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in result.stdout + result.stderr
