@@ -119,6 +119,25 @@ def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
     assert pods["exec-generate"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
+def test_evaluations_are_placed_as_scores_and_alone_have_the_judges_key() -> None:
+    judge = ("evaluation.judge_url=http://judge/v1", "evaluation.judge_model=j", "cluster.judge_secret=judge")
+    containers, pods = compiled(*judge, "spin.max_iterations=3")
+    evaluating = {name for name in containers if name.startswith("exec-evaluate")}
+    given = {name for name, pod in pods.items() if "judge" in [secret["secretName"] for secret in pod["secretAsEnv"]]}
+    assert given == evaluating != set()
+    for name in evaluating:
+        assert containers[name]["image"] == containers["exec-validate"]["image"]
+        resources, like = containers[name]["resources"], containers["exec-validate"]["resources"]
+        assert resources.keys() == like.keys()
+        assert all(
+            "score-" in str(value) or "prepare" in str(value) or "score_" in str(value)
+            for value in resources.values()
+            if isinstance(value, str)
+        )
+        (secret,) = [secret for secret in pods[name]["secretAsEnv"] if secret["secretName"] == "judge"]
+        assert secret["keyToEnv"] == [{"secretKey": "SPIN_JUDGE_API_KEY", "envVar": "SPIN_JUDGE_API_KEY"}]
+
+
 def test_steps_that_resume_are_retried_and_prepare_is_not() -> None:
     settings = load_settings("tiny", ["cluster.retries=5"])
     pipeline: Any = build(settings, settings.cluster)
