@@ -127,13 +127,9 @@ def test_evaluations_are_placed_as_scores_and_alone_have_the_judges_key() -> Non
     assert given == evaluating != set()
     for name in evaluating:
         assert containers[name]["image"] == containers["exec-validate"]["image"]
-        resources, like = containers[name]["resources"], containers["exec-validate"]["resources"]
-        assert resources.keys() == like.keys()
-        assert all(
-            "score-" in str(value) or "prepare" in str(value) or "score_" in str(value)
-            for value in resources.values()
-            if isinstance(value, str)
-        )
+        resources = containers[name]["resources"]
+        asked = [resources["resourceCpuLimit"], resources["resourceMemoryLimit"], *resources["accelerator"].values()]
+        assert all(value.startswith("{{$.inputs.parameters[") for value in asked), name
         (secret,) = [secret for secret in pods[name]["secretAsEnv"] if secret["secretName"] == "judge"]
         assert secret["keyToEnv"] == [{"secretKey": "SPIN_JUDGE_API_KEY", "envVar": "SPIN_JUDGE_API_KEY"}]
 

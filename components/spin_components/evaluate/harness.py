@@ -44,28 +44,29 @@ def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path
     with _quiet():
         from lm_eval.tasks import TaskManager
 
-        own: Any = None
+        mine: dict[str, Any] = {}
+        located = scratch / "tasks"
         if files is not None:
-            for entry in TaskManager(include_path=str(files), include_defaults=False).task_index.values():
-                if entry.yaml_path is not None:
-                    write_located(entry.yaml_path, files, entry.cfg or {}, scratch)
-            own = TaskManager(include_path=str(scratch / "tasks"), include_defaults=False)
-            if _needed(evaluation.tasks, own.task_index) <= set(own.task_index):
-                return own
-        both = TaskManager(include_path=str(scratch / "tasks") if own else None)
+            mine = TaskManager(include_path=str(files), include_defaults=False).task_index
+            needed = _needed(evaluation.tasks, mine)
+            for name in needed & mine.keys():
+                if mine[name].yaml_path is not None:
+                    write_located(mine[name].yaml_path, files, mine[name].cfg or {}, scratch)
+            if needed <= mine.keys():
+                return TaskManager(include_path=str(located), include_defaults=False)
+        both = TaskManager(include_path=str(located) if located.exists() else None)
     if unknown := [name for name in evaluation.tasks if name not in both.task_index]:
-        mine = sorted(own.task_index) if own else []
-        like = difflib.get_close_matches(unknown[0], both.task_index, n=3)
+        like = difflib.get_close_matches(unknown[0], {**both.task_index, **mine}, n=3)
         raise ConfigError(
             f"evaluation.tasks names {', '.join(unknown)}, which neither lm-evaluation-harness nor "
             f"evaluation.task_files has{'; like it: ' + ', '.join(like) if like else ''}. "
-            + (f"The files have {', '.join(mine)}" if mine else "Tasks of your own: evaluation.task_files")
+            + (f"The files have {', '.join(sorted(mine))}" if mine else "Tasks of your own: evaluation.task_files")
         )
     return both
 
 
 def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
-    """The tasks asked for and, where they are groups, those that they name."""
+    """The tasks asked for and, where they are groups or tags, those that are in them."""
     found: set[str] = set()
     rest = list(names)
     while rest:
@@ -73,8 +74,11 @@ def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        entry = index.get(name)
-        children = (entry.cfg or {}).get("task") if entry is not None else None
+        if (entry := index.get(name)) is None:
+            continue
+        if entry.kind.name == "TAG":
+            rest += entry.tags
+        children = (entry.cfg or {}).get("task")
         for child in children if isinstance(children, list) else []:
             if isinstance(child, str):
                 rest.append(child)
