@@ -49,3 +49,14 @@ def test_without_history_and_drops_there_is_nothing_to_tell() -> None:
     assert not [line for line in lines if "pairs:" in line]
     (row,) = [line for line in lines if line.startswith("iteration 0 ")]
     assert row.split()[-2:] == ["32", "61"]
+
+
+def test_evaluations_stand_side_by_side_and_what_is_lacking_is_a_dash() -> None:
+    results = {"arc": {"num_documents": 4, "metrics": {"acc": {"value": 0.75, "stderr": 0.25}}}}
+    evaluation = {
+        "tasks": {"results": results},
+        "judge": {"mean": 7.0, "stderr": None, "num_scored": 1, "num_unparsed": 0},
+    }
+    lines = printed(iteration(0, num_pairs=32, evaluation=evaluation), iteration(1, num_pairs=32))
+    rows = [line.split() for line in lines if line.startswith(("arc", "judge"))]
+    assert rows == [["arc", "acc", "-", "0.750", "±", "0.250", "-"], ["judge", "-", "7.000", "-"]]

@@ -68,6 +68,23 @@ def test_a_failed_step_that_begins_again_has_not_failed() -> None:
     assert model.step("generate", 0, 0).state == "done"
 
 
+def test_an_evaluation_that_fails_ends_the_run_only_once_training_has() -> None:
+    fail = event(10.0, "fail", "evaluate", 0, error="EngineError", message="no answer", exit_code=1)
+    begun = event(9.5, "start", "evaluate", 0)
+    model = model_of(prepared(), published(9.0, 0, 6.0, "continue"), [begun, fail])
+    assert (model.outcome, model.step("evaluate", 0).state) == ("", "failed")
+    lines = [line.plain for line in draw(model, Frame("u", 11.0, "running", ""), 100, 60)]
+    assert any("evaluate" in line and "failed" in line for line in lines)
+    model.take(published(19.0, 1, 5.5, "done"))
+    assert model.outcome == "failed"
+    again = [
+        event(20.0, "start", "evaluate", 0),
+        event(21.0, "done", "evaluate", 0, facts={"judge": {"mean": 7.0, "stderr": None}}),
+    ]
+    model.take(again)
+    assert model.outcome == "done"
+
+
 def test_the_end_is_what_the_last_checkpoint_decided() -> None:
     model = model_of(prepared(), published(9.0, 0, 6.0, "continue"))
     before = model.is_over
