@@ -82,16 +82,17 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
         parts, key = _parts(current, evaluation, model), layout.evaluation(iteration)
         before = read_manifest(run, key) if run.exists(key) else Manifest(step="evaluate", inputs={})
         todo = {name: part for name, part in parts.items() if before.inputs.get(name) != part.inputs}
-        if not todo:
-            if run.exists(key):
-                current.reuse(before)
+        if not parts:
+            current.events.write("done", facts={}, duration_s=0.0)  # compiled with it, run without
+        elif not todo:
+            current.reuse(before)
         elif current.out_of_time():
             return current.stop("max_time")
         else:
-            current.is_last = _is_over(run)  # also where it fails
+            current.is_last |= _is_over(run)  # also where it fails
             check_evaluation_packages(evaluation)
             _work(current, model, todo, before)
-        current.is_last = _is_over(run)
+        current.is_last |= _is_over(run)
         return model.uri
 
 
