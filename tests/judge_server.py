@@ -55,7 +55,7 @@ class JudgeServer:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                answer = outer.answer(self.path, dict(self.headers), body)
+                answer = outer.answer(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
                 self.send_response(answer.status)
                 for name, value in {"Content-Type": "application/json", **answer.headers}.items():
                     self.send_header(name, value)
@@ -95,7 +95,7 @@ class JudgeServer:
     def _completion(self, path: str, headers: dict[str, str], asked: dict[str, Any]) -> Answer:
         if path != "/v1/chat/completions":
             return _error(404, f"no such path: {path}")
-        authorization = headers.get("Authorization", "")
+        authorization = headers.get("authorization", "")
         if self.key and authorization != f"Bearer {self.key}":
             return _error(401, f"wrong key: {authorization}")
         if asked["model"] != "judge":

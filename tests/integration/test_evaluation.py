@@ -17,7 +17,7 @@ from judge_server import Answer, JudgeServer
 from playing import begin, hardware, play_anywhere
 from s3_server import BUCKET, S3Server
 from small import small_settings
-from spin_components.errors import ConfigError, EngineError, SpinError
+from spin_components.errors import ConfigError, DataError, EngineError
 from spin_components.evaluate.step import evaluate
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.report.page import build_page
@@ -166,6 +166,14 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     assert third.facts["tasks"]["results"]["my_choice"]["num_documents"] == 3
     assert third.inputs["tasks"] != first.inputs["tasks"]
     assert (third.facts["judge"], len(judge.requests)) == (second.facts["judge"], 2)
+    # and once more, when the weights are gone: told, and not missed
+    trained.delete(f"{layout.epoch(0, 0)}/policy")
+    limited = settings_of(trained.root, tiny_llama, question_file, tasks, limit=2)
+    play_anywhere(limited)
+    evaluate_all(limited)
+    assert manifest(trained, layout.BASE).facts["tasks"]["results"]["my_choice"]["num_documents"] == 2
+    assert manifest(trained, 0).facts["tasks"] == {"skipped": "its weights are not kept (selection.save_top_k)"}
+    assert "iteration 0, tasks: left out, its weights are not kept" in build_page(trained)
     assert read_status(str(trained.root)).state == "done"
 
 
@@ -197,30 +205,9 @@ def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
     assert manifest(trained, 0).facts["tasks"] == tasks_done.facts["tasks"]
 
 
-def test_weights_that_are_gone_are_told_and_not_missed(
-    trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path
-) -> None:
-    settings = settings_of(trained.root, tiny_llama, question_file, tasks)
-    play_anywhere(settings)
-    trained.delete(f"{layout.epoch(0, 0)}/policy")
-    evaluate_all(settings)
-    assert manifest(trained, 0).facts["tasks"] == {"skipped": "its weights are not kept (selection.save_top_k)"}
-    assert "iteration 0, tasks: left out, its weights are not kept" in build_page(trained)
-    assert read_status(str(trained.root)).state == "done"
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "said"),
-    [
-        ({"tasks": ["my_choise"]}, r"names my_choise, .* like it: my_choice"),
-        ({"task_files": "/nowhere"}, r"task_files = '/nowhere' holds no task file"),
-    ],
-)
-def test_prepare_refuses_tasks_that_are_not_there(
-    tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path, evaluation: dict[str, Any], said: str
-) -> None:
-    settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks, **evaluation)
-    with pytest.raises(SpinError, match=said):
+def test_prepare_refuses_task_files_that_are_not_there(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
+    with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):
         begin(settings)
     assert not LocalRun(tmp_path / "run").exists(layout.RUN)
 

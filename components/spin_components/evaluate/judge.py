@@ -33,7 +33,7 @@ MAX_RETRIES = 5
 """Of a request that meets a full or failing server: after 0.5 s, 1 s, 2 s, …, or as long as the server says."""
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
-_SCORE = re.compile(rf"(?:score|rating)\W{{0,6}}(?:is\W{{0,3}})?({_NUMBER})", re.IGNORECASE)
+_SCORE = re.compile(rf"(?:score|rating)[^\w-]{{0,6}}(?:is[^\w-]{{0,3}})?({_NUMBER})", re.IGNORECASE)
 _BRACKETS = re.compile(rf"\[\[\s*({_NUMBER})\s*(?:/\s*10)?\s*\]\]")
 _BARE = re.compile(rf"\W*({_NUMBER})\s*(?:/\s*10)?\W*")
 _OUT_OF_TEN = re.compile(rf"(?<![\d.])({_NUMBER})\s*/\s*10(?![\d.])")

@@ -72,11 +72,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks") / "folder", rows, texts, **{"all.yaml": group})
 
 
-def evaluated(tiny_llama: Path, tasks: Path, scratch: Path, **values: Any) -> dict[str, Any]:
+def evaluated(tiny_llama: Path, folder: Path, scratch: Path, /, **values: Any) -> dict[str, Any]:
     scratch.mkdir()
-    evaluation = EvaluationSettings(task_files=str(tasks), **values)
+    evaluation = EvaluationSettings(task_files=str(folder), **values)
     settings = small_settings("u", tiny_llama, "d")
-    manager = find_tasks(evaluation, tasks, scratch)
+    manager = find_tasks(evaluation, folder, scratch)
     return run_tasks(settings, evaluation, Compute(torch.device("cpu"), "float32"), manager, tiny_llama)
 
 
