@@ -205,6 +205,23 @@ def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
     assert manifest(trained, 0).facts["tasks"] == tasks_done.facts["tasks"]
 
 
+def test_weights_wait_for_their_evaluation_and_go_after_it(
+    tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
+) -> None:
+    settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks)
+    spin = settings.spin.model_copy(update={"max_iterations": 2})
+    selection = settings.selection.model_copy(update={"save_top_k": 1, "on_regression": "continue", "patience": 0})
+    settings = settings.model_copy(update={"spin": spin, "selection": selection})
+    play_anywhere(settings)
+    run = LocalRun(tmp_path / "run")
+    kept = {t for t in range(2) if run.sizes(f"{layout.epoch(t, 0)}/policy")}
+    assert kept == {0, 1}, "nothing was evaluated yet"
+    evaluate_all(settings, iterations=2)
+    assert all("results" in manifest(run, t).facts["tasks"] for t in (layout.BASE, 0, 1))
+    kept = {t for t in range(2) if run.sizes(f"{layout.epoch(t, 0)}/policy")}
+    assert kept == {1, run.read_json(layout.BEST)["iteration"]} - {layout.BASE}
+
+
 def test_prepare_refuses_task_files_that_are_not_there(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
     with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):

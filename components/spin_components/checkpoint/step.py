@@ -9,7 +9,8 @@ from typing import Any
 from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.comparisons import as_facts, comparer, measured
 from spin_components.checkpoint.decisions import goes_on, name_of
-from spin_components.checkpoint.selection import Judgement, judge, to_prune
+from spin_components.checkpoint.pruning import prune
+from spin_components.checkpoint.selection import Judgement, judge
 from spin_components.data.pair_counts import PairCounts
 from spin_components.execution import STOPPED, Step, step
 from spin_components.report.refresh import refresh
@@ -196,10 +197,8 @@ def _point_and_prune(run: RunStore, judged: list[Judgement], rules: SelectionSet
     """
     run.write_json(layout.LATEST, _pointer(run, judged[-1].iteration))
     run.write_json(layout.BEST, _pointer(run, judged[-1].best))
-    published = [read_manifest(run, layout.checkpoint(judgement.iteration)) for judgement in judged]
-    return _prune(
-        run, published, [found.iteration for found in judged if found.outcome == "regressed"], rules, settings
-    )
+    regressed = [found.iteration for found in judged if found.outcome == "regressed"]
+    return prune(run, len(judged), regressed, rules, settings)
 
 
 def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
@@ -211,33 +210,3 @@ def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
         uri = facts["checkpoint_uri"]
     return {"iteration": iteration, "uri": uri, "val_loss": facts["val_loss"]}
-
-
-def _prune(
-    run: RunStore, published: list[Manifest], regressed: list[int], rules: SelectionSettings, settings: Settings
-) -> int:
-    """Delete weights beyond `save_top_k`, epochs that were not chosen, and optimizer state nobody can need."""
-    carried = _carried(run, settings)
-    losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
-    # an adapter is small, and those of later iterations sit upon it
-    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, regressed)
-    freed = 0
-    for manifest in published:
-        iteration = int(manifest.facts["iteration"])
-        for epoch in range(settings.spin.epochs(iteration)):
-            folder = layout.epoch(iteration, epoch)
-            if folder not in carried:
-                freed += run.delete(f"{folder}/trainer")
-            if epoch != manifest.facts["epoch"]:
-                freed += run.delete(f"{folder}/{layout.ADAPTER}")
-            if epoch != manifest.facts["epoch"] or iteration in dropped:
-                freed += run.delete(f"{folder}/policy")
-    return freed
-
-
-def _carried(run: RunStore, settings: Settings) -> set[str]:
-    """Folders of epochs whose optimizer state a next iteration may go on from: of the last policy, and of the best."""
-    if settings.spin.reset_optimizer:
-        return set()
-    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
-    return {key.removesuffix("/policy") for key in keys}

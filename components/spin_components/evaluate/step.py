@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from spin_components.checkpoint.decisions import goes_on, name_of
+from spin_components.checkpoint.pruning import prune_evaluated
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
 from spin_components.evaluate.packages import check_evaluation_packages
@@ -92,7 +93,9 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
             current.is_last |= _is_over(run)  # also where it fails
             check_evaluation_packages(evaluation)
             _work(current, model, todo, before)
-        current.is_last |= _is_over(run)
+        if _is_over(run):
+            current.is_last = True
+            prune_evaluated(run, current.settings)
         return model.uri
 
 

@@ -161,7 +161,7 @@ def _begin_attempt(current: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = time.time()
     deadline = started + limit_s if limit_s < float("inf") else None
-    sections = settings.model_dump(mode="json", include={"evaluation", "tracking"})
+    sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking"})
     attempt = {"started_at": now(), "started": started, "deadline": deadline, **sections}
     run.write_json(layout.ATTEMPT, attempt)
     current.events.write(

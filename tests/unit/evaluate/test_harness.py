@@ -105,7 +105,7 @@ def test_a_group_a_limit_and_a_folder_elsewhere(tiny_llama: Path, tasks: Path, t
 def test_examples_come_before_the_question_and_the_chat_template_around_it(
     tiny_llama: Path, tasks: Path, tmp_path: Path
 ) -> None:
-    plain = {
+    plain: dict[str, Any] = {
         "task": "shots",
         "fewshot_split": "test",
         "include": str(tasks / "my_choice.yaml"),

@@ -252,6 +252,7 @@ def test_text_in_a_page_is_escaped() -> None:
         history=run,
         iterations=[],
         held_out=[("<s>", SAMPLED)],
+        evaluation={"models": ["<b>"], "rows": [("<i> acc", ["<u>"])], "remarks": ["<s>"]},
         origins=[("<a>", "<p>")],
         costs=[],
         settings=[],

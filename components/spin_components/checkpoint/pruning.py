@@ -1,0 +1,77 @@
+"""What a run lets go of: weights beyond `save_top_k`, epochs that were not chosen, optimizer state nobody can need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from spin_components.attempt_settings import SelectionSettings
+from spin_components.checkpoint.selection import to_prune
+from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.settings import Settings
+from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.run import RunStore
+
+
+def prune(
+    run: RunStore, num_published: int, regressed: Collection[int], rules: SelectionSettings, settings: Settings
+) -> int:
+    """Delete what need not stay; it can be done again without harm.
+
+    Weights stay while an evaluation still needs them; that lets go of them when it is done.
+
+    Args:
+        run: the run.
+        num_published: iterations, from the first on.
+        regressed: those of them that did.
+        rules: of the attempt.
+        settings: of the run.
+
+    Returns: the bytes that were freed.
+    """
+    published = [read_manifest(run, layout.checkpoint(t)) for t in range(num_published)]
+    carried = _carried(run, settings)
+    losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
+    # an adapter is small, and those of later iterations sit upon it
+    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, regressed)
+    awaited = _awaited(run, dropped)
+    freed = 0
+    for manifest in published:
+        iteration = int(manifest.facts["iteration"])
+        for epoch in range(settings.spin.epochs(iteration)):
+            folder = layout.epoch(iteration, epoch)
+            if folder not in carried:
+                freed += run.delete(f"{folder}/trainer")
+            if epoch != manifest.facts["epoch"]:
+                freed += run.delete(f"{folder}/{layout.ADAPTER}")
+            if epoch != manifest.facts["epoch"] or (iteration in dropped and iteration not in awaited):
+                freed += run.delete(f"{folder}/policy")
+    return freed
+
+
+def prune_evaluated(run: RunStore, settings: Settings) -> None:
+    """Delete weights that were kept for an evaluation alone, as far as those are done."""
+    keys = run.list("iterations", "*/checkpoint.json")
+    regressed = [
+        int(manifest.facts["iteration"])
+        for manifest in (read_manifest(run, key) for key in keys)
+        if manifest.facts["outcome"] == "regressed"
+    ]
+    rules = SelectionSettings.model_validate(run.read_json(layout.ATTEMPT).get("selection", {}))
+    prune(run, len(keys), regressed, rules, settings)
+
+
+def _awaited(run: RunStore, iterations: Collection[int]) -> set[int]:
+    """Iterations whose weights this attempt has yet to evaluate."""
+    wanted = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
+    if not wanted.tasks:
+        return set()
+    return {t for t in iterations if not run.exists(layout.evaluation(t))}
+
+
+def _carried(run: RunStore, settings: Settings) -> set[str]:
+    """Folders of epochs whose optimizer state a next iteration may go on from: of the last policy, and of the best."""
+    if settings.spin.reset_optimizer:
+        return set()
+    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
+    return {key.removesuffix("/policy") for key in keys}
