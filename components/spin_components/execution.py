@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 WARM_SERVER = "SPIN_WARM_SERVER"
 _ATTEMPT = "SPIN_ATTEMPT"
 _QUIET_S = 2.0
+_COMPUTING = ("generate", "ref-logprob", "train-epoch", "validate")
+"""Steps that work with a model."""
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
 
@@ -147,7 +149,11 @@ class Step:
             outputs=outputs or {},
             facts=facts,
             duration_s=round(self.duration_s, 3),
-            machine=describe(self._num_gpus(name)),
+            machine=describe(
+                self._num_gpus(name),
+                computes=name in _COMPUTING,
+                ranks=self.hardware.world_size if name == "train-epoch" else 0,
+            ),
         )
         if trackers := self.__dict__.get("tracking"):
             trackers.flush()  # a step that is done is not done again, so nothing would send its metrics later
@@ -158,7 +164,7 @@ class Step:
 
     def _num_gpus(self, name: str) -> int:
         """GPUs that a step of this name takes where there are any."""
-        if name not in ("generate", "ref-logprob", "train-epoch", "validate") or self.hardware.device == "cpu":
+        if name not in _COMPUTING or self.hardware.device == "cpu":
             return 0
         if name == "generate":
             return self.settings.generation.tensor_parallel

@@ -17,6 +17,7 @@ from spin_pipeline.commands import (
     gc,
     preflight,
     report,
+    reproduce,
     run,
     schedule,
     status,
@@ -24,7 +25,22 @@ from spin_pipeline.commands import (
     watch,
 )
 
-COMMANDS = (run, compile, estimate, preflight, submit, follow, schedule, status, watch, report, compare, export, gc)
+COMMANDS = (
+    run,
+    compile,
+    estimate,
+    preflight,
+    submit,
+    follow,
+    schedule,
+    status,
+    watch,
+    report,
+    compare,
+    reproduce,
+    export,
+    gc,
+)
 EXIT_CODES = (
     "exit codes: 0 done; 1 failed; 2 the command or configuration is wrong; 3 stopped, the same command goes on; "
     "4 nothing new to train on (--once-for-data)"

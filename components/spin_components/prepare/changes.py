@@ -40,7 +40,7 @@ def _says(value: Any, iteration: int) -> bool:
 
 
 def record_schedules(run: RunStore, settings: Settings) -> None:
-    """Have `run.json` say the schedules and the number of iterations that hold from this attempt on."""
+    """Have `run.json` say the schedules, the number of iterations and `[selection]` that hold from this attempt on."""
     record, now = run.read_json(layout.RUN), settings.model_dump(mode="json")
     changed = False
     for name in (*SCHEDULES, "spin.max_iterations"):
@@ -48,5 +48,8 @@ def record_schedules(run: RunStore, settings: Settings) -> None:
         if record["settings"][section].get(key) != now[section][key]:
             record["settings"][section][key] = now[section][key]
             changed = True
+    if record["settings"].get("selection") != now["selection"]:  # every iteration is judged anew by these rules
+        record["settings"]["selection"] = now["selection"]
+        changed = True
     if changed:
         run.write_json(layout.RUN, record)

@@ -53,7 +53,7 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
     loop.run()
     if loop.stopped:
         return False
-    facts = _facts(loop, data.counts, started)
+    facts = _facts(loop, data.counts, started) | _means(job, distributed)
     save_epoch(current, job, backend, loop.state, loop.rows, loop.rewards, facts)
     return True
 
@@ -84,6 +84,15 @@ def _facts(loop: EpochLoop, counts: PairCounts, started: float) -> dict[str, Any
         "train_s": round(time.monotonic() - started, 3),
         "metrics": {name: value for name, value in last.items() if name not in ("step", "iteration", "epoch")},
     }
+
+
+def _means(job: EpochJob, distributed: bool) -> dict[str, Any]:
+    """What trained, where the settings leave it open: for the record alone, since any of them may go on with it."""
+    return (
+        {"backend": "deepspeed", "zero_stage": job.settings.training.zero_stage}
+        if distributed
+        else {"backend": "torch"}
+    )
 
 
 def main(job_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""A run made again from its own record, and held against it."""

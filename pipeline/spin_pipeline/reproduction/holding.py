@@ -1,0 +1,239 @@
+"""What two runs recorded, held against each other step by step, in the order it happened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from spin_components.data.shards import Pair, Prompt, Row, Score, read_rows
+from spin_components.report.history import History, IterationHistory
+from spin_components.report.series import read_steps
+from spin_components.store import layout
+from spin_components.store.manifests import Manifest
+from spin_components.store.run import RunStore
+from spin_pipeline.reproduction.parting import BEFORE, Held, Measure, told_apart
+
+_STEP_METRICS: dict[str, Measure] = {
+    "loss": "loss",
+    "rewards_actual_mean": "rewards",
+    "rewards_generated_mean": "rewards",
+    "sft_loss": "loss",
+    "grad_norm": "grad norm",
+    "val_loss": "val_loss",
+}
+_DECIDED = ("epoch", "outcome", "best", "decision", "next")
+_OF_THE_END = ("decision", "next")
+
+Key = Hashable
+
+
+def hold(old_run: RunStore, old: History, new_run: RunStore, new: History, num_iterations: int) -> Held:
+    """Compare two runs.
+
+    What the recorded run has not done yet is left out; what the new one lacks is a difference.
+
+    Args:
+        old_run, old: the recorded run.
+        new_run, new: the one that was made again.
+        num_iterations: how many of them.
+
+    Raises:
+        IntegrityError: something that either recorded is missing or altered.
+    """
+    return _Holding(old_run, old, new_run, new, num_iterations).all()
+
+
+class _Holding:
+    """Two runs, and what was found so far."""
+
+    def __init__(self, old_run: RunStore, old: History, new_run: RunStore, new: History, num_iterations: int) -> None:
+        self._old_run, self._old, self._new_run, self._new = old_run, old, new_run, new
+        self._num_iterations = num_iterations
+        self._held = Held()
+        self._other_answers: set[tuple[int, int]] = set()  # origin and index of pairs whose answers differ
+        self._old_steps, self._new_steps = _by_epoch(old_run, old), _by_epoch(new_run, new)
+
+    def all(self) -> Held:
+        self._data()
+        if self._old.base:
+            self._validation(layout.BASE, "the base model", self._old.base, self._new.base)
+        for t in range(self._num_iterations):
+            there = self._old.iterations[t]
+            here = self._new.iterations[t] if t < len(self._new.iterations) else IterationHistory(t, [], [], None)
+            self._answers(there, here)
+            self._training(there, here)
+            self._decision(there, here)
+        return self._held
+
+    def _data(self) -> None:
+        """Base model, data and rendered shards."""
+        inputs = [history.data.inputs for history in (self._old, self._new)]
+        for name in ("model.base (content)", *(f"data.{name} (content)" for name in self._old.record["data"])):
+            self._held.compared(BEFORE, "data")
+            if inputs[0].get(name) != inputs[1].get(name):
+                self._held.part(BEFORE, "data", "fixed", "what the runs began with", f"{name} differs")
+        for key in sorted(self._old.data.outputs):
+            rows = self._rows(self._old.data, self._new.data, key, Prompt)
+            self._held.compared(BEFORE, "data")
+            if rows is None:
+                continue
+            old, new = ({row.index: row for row in found} for found in rows)
+            if differing := _differing(old, new):
+                what = f"{len(differing)} of {len(old)} records differ"
+                self._held.part(BEFORE, "data", "fixed", key, what, len(differing))
+
+    def _answers(self, old: IterationHistory, new: IterationHistory) -> None:
+        """Generations and their scores, shard by shard."""
+        here = {next(iter(made.outputs)): (made, scored) for made, scored in new.shards}
+        for made, scored in old.shards:
+            key = next(iter(made.outputs))
+            shard = int(key.rpartition("/")[2].removesuffix(".parquet"))
+            where = f"iteration {old.number}, generations shard {shard}"
+            if key not in here:
+                self._missing(old.number, "answers", where)
+                continue
+            self._generations(old.number, where, made, here[key][0])
+            where = f"iteration {old.number}, ref-logprobs shard {shard}"
+            if scored and (again := here[key][1]):
+                self._scores(old.number, where, scored, again)
+            elif scored:
+                self._missing(old.number, "log-probs", where)
+
+    def _generations(self, t: int, where: str, old: Manifest, new: Manifest) -> None:
+        self._held.compared(t, "answers", int(old.facts["num_pairs"]))
+        rows = self._rows(old, new, next(iter(old.outputs)), Pair)
+        if rows is None:
+            return
+        there, here = ({pair.index: pair for pair in found} for found in rows)
+        answers = [
+            {n: (pair.generated_ids, pair.finish_reason) for n, pair in found.items()} for found in (there, here)
+        ]
+        if differing := _differing(*answers):
+            self._other_answers |= {(t, index) for index in differing}
+            what = f"{len(differing)} of {len(there)} answers differ"
+            self._held.part(t, "answers", "exact", where, what, len(differing))
+        logprobs = [
+            {n: pair.sampled_logprob for n, pair in found.items() if n not in differing} for found in (there, here)
+        ]
+        self._logprobs(t, where, "the sampler's log-probability of answer", *logprobs)
+
+    def _scores(self, t: int, where: str, old: Manifest, new: Manifest) -> None:
+        """Scores of the pairs that both have; those of answers that differ say nothing about the reference."""
+        self._held.compared(t, "log-probs", int(old.facts["num_pairs"]))
+        rows = self._rows(old, new, next(iter(old.outputs)), Score)
+        if rows is None:
+            return
+        there, here = ({score.key: score for score in found} for found in rows)
+        if lacking := there.keys() ^ here.keys():
+            what = f"{len(lacking)} pairs are in one of the runs alone"
+            self._held.part(t, "log-probs", "exact", where, what, len(lacking))
+        actual = [{key: score.ref_actual for key, score in found.items()} for found in (there, here)]
+        self._logprobs(t, where, "log-prob of the human answer of pair", *actual)
+        generated = [
+            {key: score.ref_generated for key, score in found.items() if key not in self._other_answers}
+            for found in (there, here)
+        ]
+        self._logprobs(t, where, "log-prob of the generated answer of pair", *generated)
+        batches = [{key: score.batch for key, score in found.items()} for found in (there, here)]
+        if not lacking and (differing := _differing(*batches)):
+            what = f"{len(differing)} pairs are in other batches"
+            self._held.part(t, "log-probs", "exact", where, what, len(differing))
+
+    def _logprobs(self, t: int, where: str, name: str, old: Mapping[Any, float], new: Mapping[Any, float]) -> None:
+        """One difference for all pairs that both have: the greatest."""
+        apart = {key: abs(value - new[key]) for key, value in old.items() if key in new and value != new[key]}
+        if apart:
+            key = max(apart, key=lambda key: apart[key])
+            number = key[1] if isinstance(key, tuple) else key
+            what = f"{name} {number} {told_apart(old[key], new[key])}"
+            more = f", the greatest of {len(apart)} differences" if len(apart) > 1 else ""
+            self._held.part(t, "log-probs", "number", where, what + more, apart[key])
+
+    def _training(self, old: IterationHistory, new: IterationHistory) -> None:
+        """Steps, weights and validation, epoch by epoch."""
+        for there in old.epochs:
+            where = f"iteration {old.number}, epoch {there.number}"
+            if there.number >= len(new.epochs):
+                self._missing(old.number, "loss", where)
+                break
+            here, place = new.epochs[there.number], (old.number, there.number)
+            self._steps(old.number, where, self._old_steps[place], self._new_steps[place])
+            folder = f"{layout.epoch(*place)}/policy"
+            weights = [_weights(manifest, folder) for manifest in (there.trained, here.trained)]
+            self._held.compared(old.number, "weights")
+            if weights[0] != weights[1]:
+                self._held.part(old.number, "weights", "exact", where, "the trained weights differ")
+            if there.check:
+                self._validation(old.number, where, there.check, here.check)
+
+    def _steps(self, t: int, where: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> None:
+        for there, here in zip(old, new, strict=False):
+            step = f"iteration {t}, step {there['step']}"
+            for name, measure in _STEP_METRICS.items():
+                if name in there or name in here:
+                    self._held.number(t, measure, step, name, there.get(name), here.get(name))
+            if there["lr"] != here["lr"]:
+                self._held.part(t, "loss", "fixed", step, f"lr {told_apart(there['lr'], here['lr'])}")
+        if len(old) != len(new):
+            self._held.part(t, "loss", "fixed", where, f"{len(old)} steps against {len(new)}")
+
+    def _validation(self, row: int, where: str, old: Manifest, new: Manifest | None) -> None:
+        if new is None:
+            self._missing(row, "val_loss", f"{where}, validation")
+            return
+        for name in ("val_loss", "spin_margin"):
+            if name in old.facts or name in new.facts:
+                measure: Measure = "val_loss" if name == "val_loss" else "rewards"
+                numbers = (old.facts.get(name), new.facts.get(name))
+                self._held.number(row, measure, f"{where}, validation", name, *numbers)
+
+    def _decision(self, old: IterationHistory, new: IterationHistory) -> None:
+        """What came of the iteration; the last one that is made again may end only because it is the last."""
+        if old.published is None:
+            return
+        self._held.compared(old.number, "decision")
+        where = f"iteration {old.number}, decision"
+        if new.published is None:
+            self._missing(old.number, "decision", where)
+            return
+        there, here = old.published.facts, new.published.facts
+        ends_here = old.number + 1 == self._num_iterations and here.get("decision") == "done"
+        for name in _DECIDED:
+            if there.get(name) != here.get(name) and not (ends_here and name in _OF_THE_END):
+                what = f"{name} {there.get(name)} against {here.get(name)}"
+                self._held.part(old.number, "decision", "fixed", where, what)
+
+    def _missing(self, row: int, measure: Measure, where: str) -> None:
+        self._held.compared(row, measure)
+        self._held.part(row, measure, "fixed", where, "recorded, but not made again")
+
+    def _rows(self, old: Manifest, new: Manifest, key: str, kind: type[Row]) -> tuple[list[Row], list[Row]] | None:
+        """A file of both runs, read only where their digests differ."""
+        if key in new.outputs and old.outputs[key] == new.outputs[key]:
+            return None
+        found = []
+        for run, manifest in ((self._old_run, old), (self._new_run, new)):
+            files = {key: manifest.outputs[key]} if key in manifest.outputs else {}
+            folder = run.fetch(files, what=f"what {manifest.step} recorded") if files else None
+            found.append(read_rows(folder / key, kind) if folder else [])
+        return found[0], found[1]
+
+
+def _by_epoch(run: RunStore, history: History) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Rows of steps by iteration and epoch."""
+    found: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in read_steps(run, history):
+        found[int(row["iteration"]), int(row["epoch"])].append(row)
+    return found
+
+
+def _weights(trained: Manifest, folder: str) -> dict[str, str]:
+    """Digests of the weights alone: files beside them may name where the run lies."""
+    files = trained.outputs_below(folder)
+    return {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
+
+
+def _differing(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> set[Any]:
+    """Keys under which two mappings hold different things, or one holds nothing."""
+    return {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}

