@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from spin_components.attempt_settings import SelectionSettings
 from spin_components.errors import ConfigError
 from spin_components.prepare.changes import as_begun, record_schedules
 from spin_components.prepare.step import prepare
@@ -101,6 +102,13 @@ def test_the_record_takes_over_schedules_and_nothing_else(begun: Callable[..., L
     assert record["seed"] == 0
     found = Settings.model_validate(record["settings"])
     assert (found.spin.max_iterations, found.spin.beta(2), found.training.weight_decay) == (3, 5.0, 0.0)
+
+
+def test_the_record_takes_over_the_rules_by_which_iterations_are_judged(begun: Callable[..., LocalRun]) -> None:
+    before = settings(2, 0.1)
+    run, rules = begun(before, 1), SelectionSettings(patience=5, on_regression="roll_back")
+    record_schedules(run, before.model_copy(update={"selection": rules}))
+    assert Settings.model_validate(run.read_json(layout.RUN)["settings"]).selection == rules
 
 
 def test_the_record_is_left_alone_where_nothing_changed(begun: Callable[..., LocalRun]) -> None:
