@@ -24,6 +24,7 @@ from spin_components.memory.shape import count_parameters
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
+from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
@@ -47,6 +48,9 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
+    trained = read_manifest(zero, layout.epoch_manifest(0, 1))
+    assert (trained.facts["backend"], trained.facts["zero_stage"]) == ("deepspeed", stage)
+    assert (trained.machine["ranks"], trained.machine["threads"]) == (2, 1)
     assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
     assert val_losses_inside(zero) == pytest.approx(val_losses_inside(plain), abs=1e-5)
     weights = [load_file(run.path("iterations/0/epochs/1/policy/model.safetensors")) for run in (plain, zero)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from spin_components.data.shards import Pair, Prompt, Row, Score, read_rows
@@ -24,8 +24,6 @@ _STEP_METRICS: dict[str, Measure] = {
 }
 _DECIDED = ("epoch", "outcome", "best", "decision", "next")
 _OF_THE_END = ("decision", "next")
-
-Key = Hashable
 
 
 def hold(old_run: RunStore, old: History, new_run: RunStore, new: History, num_iterations: int) -> Held:
@@ -212,7 +210,7 @@ class _Holding:
         """A file of both runs, read only where their digests differ."""
         if key in new.outputs and old.outputs[key] == new.outputs[key]:
             return None
-        found = []
+        found: list[list[Row]] = []
         for run, manifest in ((self._old_run, old), (self._new_run, new)):
             files = {key: manifest.outputs[key]} if key in manifest.outputs else {}
             folder = run.fetch(files, what=f"what {manifest.step} recorded") if files else None

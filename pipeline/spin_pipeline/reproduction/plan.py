@@ -10,7 +10,7 @@ from typing import Any
 
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.prepare import builtin
-from spin_components.report.history import History, IterationHistory
+from spin_components.report.history import EpochHistory, History, IterationHistory
 from spin_components.store import layout
 from spin_components.store.addresses import S3Address, parse_address
 from spin_components.store.digests import FileDigest, FileDigests, digest_of
@@ -141,7 +141,7 @@ def _zero_stage(training: dict[str, Any], iterations: Sequence[IterationHistory]
     return _pinned(training, "zero_stage", [epoch.trained.facts.get("zero_stage") for epoch in _trained(iterations)])
 
 
-def _trained(iterations: Sequence[IterationHistory]) -> list[Any]:
+def _trained(iterations: Sequence[IterationHistory]) -> list[EpochHistory]:
     return [epoch for iteration in iterations for epoch in iteration.epochs]
 
 

@@ -9,12 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from spin_components.checkpoint.decisions import name_of
-from spin_pipeline.reproduction.parting import BEFORE, Held, Measure, Parting
+from spin_pipeline.reproduction.parting import BEFORE, Held, Measure
 
 _COLUMNS: tuple[Measure, ...] = (
-    *("data", "answers", "log-probs", "loss", "rewards", "grad norm", "val_loss", "weights", "decision"),
+    *("answers", "log-probs", "loss", "rewards", "grad norm", "val_loss", "weights", "decision"),
 )
-_COUNTED = ("data", "answers")
 _NAMED = ("weights", "decision")
 
 
@@ -27,12 +26,13 @@ def print_held(held: Held, console: Console, *, tolerance: float, reasons: Seque
         tolerance: of numbers.
         reasons: for a difference, in sentences.
     """
-    columns = [name for name in _COLUMNS if any((row, name) in held.num for row in held.rows())]
+    rows = [row for row in held.rows() if row != BEFORE]
+    columns = [name for name in _COLUMNS if any((row, name) in held.num for row in rows)]
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for place, name in enumerate(["", *columns]):
         table.add_column(name, justify="right" if place else "left")
-    for row in held.rows():
-        label = "before" if row == BEFORE else name_of(row).removeprefix("the ")
+    for row in rows:
+        label = name_of(row).removeprefix("the ")
         table.add_row(label, *(_cell(held, row, name, tolerance) for name in columns))
     console.print()
     console.print("greatest differences:", style="dim")
@@ -47,17 +47,14 @@ def _cell(held: Held, row: int, name: Measure, tolerance: float) -> Text:
         return Text("")
     if name in _NAMED:
         text = "other" if found else "same"
-    elif name in _COUNTED:
-        text = f"{sum(_number(parting) for parting in found):g} of {num}" if name == "answers" or found else "same"
+    elif name == "answers":
+        missing = any(parting.kind == "fixed" for parting in found)
+        text = "missing" if missing else f"{sum(parting.size for parting in found):g} of {num}"
     else:
         text = f"{max((parting.size for parting in found if parting.kind == 'number'), default=0.0):.2g}"
         if any(parting.kind != "number" for parting in found):
             text = "other" if text == "0" else f"{text}, other"
     return Text(text, style="yellow" if any(parting.counts(tolerance) for parting in found) else "")
-
-
-def _number(parting: Parting) -> float:
-    return 1 if parting.measure == "data" else parting.size
 
 
 def _print_verdict(held: Held, console: Console, tolerance: float, reasons: Sequence[str]) -> None:
