@@ -14,7 +14,7 @@ import torch
 
 from s3_server import BUCKET, S3Server
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
-from spin_components.errors import ConfigError
+from spin_components.errors import ConfigError, IntegrityError
 from spin_components.report.history import read_history
 from spin_components.store import layout
 from spin_components.store.digests import digest_file
@@ -148,7 +148,7 @@ def test_a_file_that_is_not_what_its_manifest_says_is_an_error_and_no_difference
     finished: LocalRun, recorded: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded.path(METRICS).write_text("{}")
-    with open_run(recorded.uri) as run, pytest.raises(Exception, match=r"metrics\.json has 2 bytes"):
+    with open_run(recorded.uri) as run, pytest.raises(IntegrityError, match=r"metrics\.json has 2 bytes"):
         held(run, finished)
 
 
@@ -202,7 +202,7 @@ def test_the_records_name_reasons(finished: LocalRun, recorded: LocalRun) -> Non
     assert found[0] == f"torch 2.1.0 there, {version} here"
     text = "\n".join(found)
     for line in (
-        f"processor: Abacus 9, {here['processor']} there, {here['processor']} here",
+        f"processor: {here['processor']}, Abacus 9 there, {here['processor']} here",
         "computed on: the CPU, NVIDIA H100 there, the CPU here",
         "training processes: 4 there, 1 here",
         "trained by: deepspeed there, torch here",
