@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from spin_components.report.history import History
@@ -40,15 +41,23 @@ def _versions(old: History, new: History) -> list[str]:
     # a run that went on under other versions began with what its record says, and each step tells what it had
     used = sorted({name for m in _computing(old) for name in m.machine.get("packages", {})} - found.keys())
     for name in used:
-        lines += _apart(name, old, new, lambda manifest, name=name: manifest.machine.get("packages", {}).get(name))
+        lines += _apart(name, old, new, partial(_version, name))
     return lines
 
 
 def _machines(old: History, new: History) -> list[str]:
     lines = _apart("computed on", old, new, _device)
     for name, label in _MACHINE.items():
-        lines += _apart(label, old, new, lambda manifest, name=name: manifest.machine.get(name))
+        lines += _apart(label, old, new, partial(_of_machine, name))
     return lines
+
+
+def _version(package: str, manifest: Manifest) -> Any:
+    return manifest.machine.get("packages", {}).get(package)
+
+
+def _of_machine(name: str, manifest: Manifest) -> Any:
+    return manifest.machine.get(name)
 
 
 def _device(manifest: Manifest) -> str | None:
