@@ -337,5 +337,5 @@ def test_an_address_beside_the_other_is_the_default() -> None:
 
 def test_numbers_are_told_apart_with_as_few_digits_as_show_it() -> None:
     assert told_apart(0.68123, 0.68151) == "0.6812 against 0.6815"
-    assert told_apart(-1234.5625, -1234.5645) == "-1234.562 against -1234.565"
+    assert told_apart(-1234.512, -1234.518) == "-1234.51 against -1234.52"
     assert told_apart(1.0, 1.0 + 2**-52) == "1.0 against 1.0000000000000002"
