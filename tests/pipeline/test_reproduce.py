@@ -32,9 +32,12 @@ METRICS = f"{layout.epoch(0, 0)}/metrics.json"
 
 @pytest.fixture(scope="module")
 def again(finished: LocalRun, tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
-    """The finished run's first iteration made again, and nothing more yet."""
+    """The finished run made again: its first iteration, then the rest of it."""
     run = LocalRun(tmp_path_factory.mktemp("again") / "run")
     assert main(["reproduce", finished.uri, "--into", run.uri, "--iterations", "1"]) == 0
+    first = run.path(layout.epoch_manifest(0, 0)).stat().st_mtime_ns
+    assert main(["reproduce", finished.uri, "--into", run.uri]) == 0
+    assert run.path(layout.epoch_manifest(0, 0)).stat().st_mtime_ns == first, "the second went on with the first"
     return run
 
 
@@ -85,22 +88,37 @@ def alter_loss(run: LocalRun, step: int, by: float) -> None:
     alter(run, layout.epoch_manifest(0, 0), METRICS, change)
 
 
-def test_one_seed_repeats_a_run_bit_for_bit_and_a_longer_one_goes_on_where_it_ended(
+def test_one_seed_repeats_a_run_bit_for_bit(
     finished: LocalRun, again: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = again.path(layout.epoch_manifest(0, 0)).stat().st_mtime_ns
-    capsys.readouterr()
-    assert main(["reproduce", finished.uri, "--into", again.uri]) == 0
-    text = said(capsys)
-    assert "equal: data, answers, log-probabilities, losses, weights and decisions, bit for bit" in text
-    assert "0 of 16" in text
-    assert again.path(layout.epoch_manifest(0, 0)).stat().st_mtime_ns == first
     for t in (0, 1):
         manifests = [read_manifest(run, layout.epoch_manifest(t, 0)).outputs for run in (finished, again)]
         weights = f"{layout.epoch(t, 0)}/policy/model.safetensors"
         assert manifests[0][weights] == manifests[1][weights]
     assert main(["reproduce", finished.uri, "--into", again.uri]) == 0
-    assert "made again before" in said(capsys)
+    text = said(capsys)
+    assert "made again before" in text
+    assert "0/16 0 0 0 0 0 same same" in text
+    assert "equal: data, answers, log-probabilities, losses, weights and decisions, bit for bit" in text
+
+
+def test_where_runs_part_is_said_with_reasons_and_by_the_exit_code(
+    recorded: LocalRun, again: LocalRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def older(record: dict[str, Any]) -> None:
+        record["packages"]["torch"] = "2.1.0"
+
+    alter_loss(recorded, step=1, by=3e-4)
+    alter_record(recorded, older)
+    assert main(["reproduce", recorded.uri, "--into", again.uri]) == 1
+    text = said(capsys)
+    assert "the runs part first at iteration 0, step 2: loss 0." in text
+    assert "- torch 2.1.0 there, " in text
+    assert text.endswith("not equal")
+    assert main(["reproduce", recorded.uri, "--into", again.uri, "--tolerance", "1e-4"]) == 1
+    assert said(capsys).endswith("not equal within 0.0001")
+    assert main(["reproduce", recorded.uri, "--into", again.uri, "--tolerance", "1e-3"]) == 0
+    assert said(capsys).endswith("equal within 0.001")
 
 
 def test_a_step_whose_loss_differs_is_named_with_both_numbers(

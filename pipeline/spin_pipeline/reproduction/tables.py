@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spin_components.checkpoint.decisions import name_of
+from spin_components.store.layout import BASE
 from spin_pipeline.reproduction.parting import BEFORE, Held, Measure
 
 _COLUMNS: tuple[Measure, ...] = (
@@ -28,12 +28,11 @@ def print_held(held: Held, console: Console, *, tolerance: float, reasons: Seque
     """
     rows = [row for row in held.rows() if row != BEFORE]
     columns = [name for name in _COLUMNS if any((row, name) in held.num for row in rows)]
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for place, name in enumerate(["", *columns]):
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for place, name in enumerate(["iteration", *columns]):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
-        label = name_of(row).removeprefix("the ")
-        table.add_row(label, *(_cell(held, row, name, tolerance) for name in columns))
+        table.add_row("base" if row == BASE else str(row), *(_cell(held, row, name, tolerance) for name in columns))
     console.print()
     console.print("greatest differences:", style="dim")
     console.print(table)
@@ -49,11 +48,11 @@ def _cell(held: Held, row: int, name: Measure, tolerance: float) -> Text:
         text = "other" if found else "same"
     elif name == "answers":
         missing = any(parting.kind == "fixed" for parting in found)
-        text = "missing" if missing else f"{sum(parting.size for parting in found):g} of {num}"
+        text = "missing" if missing else f"{sum(parting.size for parting in found):.0f}/{num}"
     else:
         text = f"{max((parting.size for parting in found if parting.kind == 'number'), default=0.0):.2g}"
-        if any(parting.kind != "number" for parting in found):
-            text = "other" if text == "0" else f"{text}, other"
+        if text == "0" and found:
+            text = "other"
     return Text(text, style="yellow" if any(parting.counts(tolerance) for parting in found) else "")
 
 
