@@ -46,7 +46,7 @@ def run(folder: Path, changes: dict[str, Any], given: list[str], num_pairs: int)
     if done.returncode:
         raise SystemExit(f"{folder} ended with {done.returncode}")
     manifests = [json.loads(path.read_text("utf-8")) for path in folder.rglob("*.json")]
-    steps = [found for found in manifests if isinstance(found, dict) and "duration_s" in found]
+    steps = [found for found in manifests if isinstance(found, dict) and found.keys() >= {"step", "duration_s"}]
     last = max(
         (found for found in steps if found["step"] == "checkpoint"), key=lambda found: found["facts"]["iteration"]
     )
