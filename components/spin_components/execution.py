@@ -83,6 +83,8 @@ def call(target: str, attempt: str, arguments: dict[str, Any]) -> str:
     except SpinError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise SystemExit(error.exit_code) from error
+    finally:
+        os.environ.pop(_ATTEMPT, None)  # what this process does next is no part of the attempt
 
 
 def configure_logging() -> None:

@@ -44,6 +44,7 @@ def caller(target: str, arguments: str) -> subprocess.Popen[str]:
 def test_without_a_server_a_step_runs_in_this_process() -> None:
     # the first four bytes of sha256("7")
     assert perform("algorithm.order:derive_seed", "attempt", seed=7) == str(0x7902699B % 2**31)
+    assert "SPIN_ATTEMPT" not in os.environ, "what comes after the step would pass for a part of the attempt"
 
 
 @pytest.mark.usefixtures("warm")
