@@ -73,17 +73,19 @@ def _attention(device: torch.device | str) -> str:
 def import_generation() -> None:
     """Import the slow part of transformers, which every model class needs, without what it would take along.
 
-    Where scikit-learn is installed, transformers imports it, and scipy and pandas with it, for a kind of assisted
-    generation that nothing here uses: 2 of the 15 seconds until a step works (tests/benchmarks/overhead.py).
+    Where they are installed, transformers imports scikit-learn and scipy, and pandas with them, for a kind of assisted
+    generation and for losses of object detection, which nothing here uses: 2 to 3 of the seconds until a step works
+    (tests/benchmarks/overhead.py).
     """
-    is_hidden = "sklearn" not in sys.modules
-    if is_hidden:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # Python's sign for a module that is not there
+    hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's sign for a module that is not there
     try:
+        importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.generation.candidate_generator")
     finally:
-        if is_hidden:
-            del sys.modules["sklearn"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def quiet_transformers() -> None:
