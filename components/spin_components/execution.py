@@ -1,13 +1,10 @@
-"""How a component's one line becomes a running step: logging, events, the attempt's deadline, clean failure."""
+"""A running step: its settings, lease and events, the attempt's deadline, what it commits, clean failure."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 import os
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ from spin_components.errors import SpinError, StorageError
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.events import EventLog
 from spin_components.machine import describe
+from spin_components.process import ATTEMPT, STOPPED
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.lease import LeaseHolder, this_host
@@ -30,69 +28,11 @@ from spin_components.tracking.trackers import Outcome, Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
-WARM_SERVER = "SPIN_WARM_SERVER"
-_ATTEMPT = "SPIN_ATTEMPT"
 _QUIET_S = 2.0
 _COMPUTING = ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
 """Steps that work with a model."""
 OPTIONAL = ("evaluate",)
 """Steps whose failure is no other step's: the attempt goes on without them."""
-STOPPED = ""
-"""What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
-
-
-def perform(target: str, attempt: str, **arguments: Any) -> str:
-    """Run a step function, in the warm server of a local run where there is one, else in this process.
-
-    Args:
-        target: `module:function` below this package.
-        attempt: id of the pipeline run that the step is part of.
-        arguments: plain JSON values.
-
-    Returns: what the function returns, one string.
-
-    Raises:
-        SystemExit: the step failed in a way that is explained on standard error.
-    """
-    if address := os.environ.get(WARM_SERVER):
-        from spin_components.warm import request
-
-        return request(address, target, attempt, arguments)
-    return call(target, attempt, arguments)
-
-
-def perform_optional(target: str, attempt: str, **arguments: Any) -> str:
-    """As `perform`, for a step that others must not fall with: a failure stands in the run's events and in the log.
-
-    Returns: what the function returns; empty where it failed.
-    """
-    try:
-        return perform(target, attempt, **arguments)
-    except SystemExit as error:
-        sys.stderr.write(f"{target} ended with {error.code}; the run goes on without it, and says so at its end\n")
-        return STOPPED
-
-
-def call(target: str, attempt: str, arguments: dict[str, Any]) -> str:
-    """Import and call a step function; a SpinError becomes one message and an exit code."""
-    configure_logging()
-    os.environ[_ATTEMPT] = attempt
-    module, function = target.split(":")
-    try:
-        return str(getattr(importlib.import_module(f"spin_components.{module}"), function)(**arguments))
-    except SpinError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        raise SystemExit(error.exit_code) from error
-    finally:
-        os.environ.pop(_ATTEMPT, None)  # what this process does next is no part of the attempt
-
-
-def configure_logging() -> None:
-    """Lines of time, level and message on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.captureWarnings(True)
-    for name in ("httpx", "DeepSpeed", "vllm"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @dataclass
@@ -216,7 +156,7 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
     with open_run(run_uri) as run:
         if name == "prepare":
             run.probe()
-        attempt = os.environ.get(_ATTEMPT, "")
+        attempt = os.environ.get(ATTEMPT, "")
         owner, begins = attempt or f"{this_host()}:{os.getpid()}", name == "prepare" or not attempt
         with _full_disk_explained(run):
             lease = LeaseHolder(run, owner, take_over=begins)
@@ -295,28 +235,3 @@ class _Transfers:
             fields = {"rate": round(rate / 2**20, 1), "eta_s": round((total - done) / rate, 1)} if rate > 0 else {}
             self._events.write("transfer", what=what, done=done >> 20, total=total >> 20, unit="MiB", **fields)
             logger.info("%s: %d of %d MiB", what, done >> 20, total >> 20)
-
-
-def die_with_parent(interval_s: float = 0.5) -> None:
-    """End this process, and the group it leads, soon after its parent has ended.
-
-    A runner that is killed outright cannot end its children; without this they would go on writing beside the
-    run that replaces it.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval_s)
-        end_process_group()
-
-    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
-
-
-def end_process_group() -> None:
-    """Kill this process, and with it the group where it leads one."""
-    import signal
-
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)

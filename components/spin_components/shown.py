@@ -16,7 +16,7 @@ from typing import Any
 
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
-from spin_components.execution import STOPPED, WARM_SERVER
+from spin_components.process import STOPPED, WARM_SERVER
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest

@@ -1,7 +1,7 @@
 """A process that has imported torch already and forks for each step.
 
 On one machine a run is a chain of short processes, and importing torch and transformers takes each of them several
-seconds. A local run starts this server once; `execution.perform` sends it the steps. The child that works is a fresh
+seconds. A local run starts this server once; `process.perform` sends it the steps. The child that works is a fresh
 fork every time, so that steps share nothing but imported code, and it ends when the caller goes away.
 """
 
@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from spin_components.execution import WARM_SERVER, call, die_with_parent, end_process_group
+from spin_components.process import WARM_SERVER, call, die_with_parent, end_process_group
 
 READY = "ready"
 

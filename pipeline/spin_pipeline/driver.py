@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from spin_components.execution import WARM_SERVER, die_with_parent
+from spin_components.process import WARM_SERVER, die_with_parent
 from spin_components.settings import Settings
 
 

@@ -142,7 +142,7 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
         _move_to(variables[HOST])
     from playing import play_anywhere
     from spin_components.errors import SpinError
-    from spin_components.execution import configure_logging, die_with_parent
+    from spin_components.process import configure_logging, die_with_parent
     from spin_components.settings_errors import parse_settings
     from spin_components.store import transfer
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from playing import begin, hardware, losses, play, play_anywhere, play_iteration, play_scores, val_losses
 from small import small_settings
 from spin_components.errors import ConfigError, InputsChangedError, IntegrityError
-from spin_components.execution import STOPPED, Step
+from spin_components.execution import Step
 from spin_components.lora.files import read_base
 from spin_components.lora.merging import load_quantized
 from spin_components.modeling import load_model
+from spin_components.process import STOPPED
 from spin_components.settings import ModelSettings, Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun

@@ -36,7 +36,7 @@ TEMPLATE = {
 }
 STEP = """
 import json, sys
-from spin_components.execution import call
+from spin_components.process import call
 print(call("train_epoch.nodes.step:train_on_nodes", "attempt-1", json.loads(sys.argv[1])))
 """
 

@@ -9,7 +9,7 @@ import pytest
 from kfp import dsl
 
 from spin_components import shown
-from spin_components.execution import WARM_SERVER
+from spin_components.process import WARM_SERVER
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.local import LocalRun

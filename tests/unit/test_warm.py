@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from spin_components.execution import WARM_SERVER, perform
+from spin_components.process import WARM_SERVER, perform
 from spin_components.store.digests import digest_json
 
 PERFORM = (
-    "import json, sys; from spin_components.execution import perform\n"
+    "import json, sys; from spin_components.process import perform\n"
     "sys.stdout.write(perform(sys.argv[1], 'attempt', **json.loads(sys.argv[2])))"
 )
 
@@ -93,7 +93,7 @@ def test_an_error_of_another_kind_is_exit_code_1_with_its_traceback(capfd: pytes
 def test_each_step_is_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         with pytest.raises(SystemExit):
-            perform("execution:end_process_group", "attempt")  # kills the process that works, and no other
+            perform("process:end_process_group", "attempt")  # kills the process that works, and no other
     assert "ended without an answer" in capfd.readouterr().err
     assert perform("algorithm.order:derive_seed", "attempt", seed=7) == str(0x7902699B % 2**31)
 

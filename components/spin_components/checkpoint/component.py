@@ -19,7 +19,7 @@ def checkpoint(
     report: dsl.Output[dsl.HTML],
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
-    from spin_components.execution import perform
+    from spin_components.process import perform
     from spin_components.shown import show_checkpoint
 
     uri = perform(

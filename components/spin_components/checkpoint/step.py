@@ -12,7 +12,8 @@ from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.checkpoint.pruning import prune
 from spin_components.checkpoint.selection import Judgement, judge
 from spin_components.data.pair_counts import PairCounts
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
+from spin_components.process import STOPPED
 from spin_components.report.refresh import refresh
 from spin_components.settings import Settings
 from spin_components.store import layout

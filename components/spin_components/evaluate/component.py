@@ -18,7 +18,7 @@ def evaluate(
 
     `after` is what came out of the steps that must be over; KFP orders tasks by such values.
     """
-    from spin_components.execution import perform_optional
+    from spin_components.process import perform_optional
     from spin_components.shown import show_evaluation
 
     uri = perform_optional(

@@ -16,7 +16,7 @@ def generate(
     samples: dsl.Output[dsl.Markdown],
 ) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
-    from spin_components.execution import perform
+    from spin_components.process import perform
     from spin_components.shown import show_samples
 
     uri = perform(

@@ -13,9 +13,10 @@ from spin_components.data.shards import Pair, Prompt, read_rows, write_rows
 from spin_components.device import resolve_compute, set_threads
 from spin_components.errors import EngineError
 from spin_components.events import Progress
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
 from spin_components.generate.engine import Answer, Engine, Sampling, choose_engine, open_engine
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
+from spin_components.process import STOPPED
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import finished, read_manifest

@@ -49,8 +49,8 @@ def prepare(
 
     See `prepare.step`.
     """
-    from spin_components.execution import perform
     from spin_components.placement import placed
+    from spin_components.process import perform
     from spin_components.shown import show_data
 
     settings = {

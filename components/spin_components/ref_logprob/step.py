@@ -21,7 +21,8 @@ from spin_components.data.shards import Pair, Score, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
+from spin_components.process import STOPPED
 from spin_components.ref_logprob.agreement import check_sampler, coarser
 from spin_components.ref_logprob.hygiene import Hygiene
 from spin_components.ref_logprob.played import generations_input, read_generations, read_pairs

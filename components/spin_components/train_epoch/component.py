@@ -17,7 +17,7 @@ def train_epoch(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
-    from spin_components.execution import perform
+    from spin_components.process import perform
     from spin_components.shown import show_training
 
     uri = perform(
@@ -61,7 +61,7 @@ def train_epoch_on_nodes(
     """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.nodes.step`."""
     from dataclasses import asdict
 
-    from spin_components.execution import perform
+    from spin_components.process import perform
     from spin_components.shown import show_training
 
     uri = perform(

@@ -7,7 +7,8 @@ from typing import Any
 
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import ConfigError
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
+from spin_components.process import STOPPED
 from spin_components.ref_logprob.played import generation_digests
 from spin_components.scoring import resolve_packing
 from spin_components.settings import Settings

@@ -14,7 +14,8 @@ from spin_components.data.pair_counts import PairCounts
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import SpinError
 from spin_components.events import EventLog
-from spin_components.execution import Step, configure_logging, die_with_parent
+from spin_components.execution import Step
+from spin_components.process import configure_logging, die_with_parent
 from spin_components.scoring import load_scored
 from spin_components.store.lease import LeaseHolder
 from spin_components.store.run import open_run

@@ -17,7 +17,7 @@ def validate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
-    from spin_components.execution import perform
+    from spin_components.process import perform
     from spin_components.shown import show_validation
 
     uri = perform(

@@ -12,8 +12,9 @@ from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, w
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
 from spin_components.events import Progress
-from spin_components.execution import STOPPED, Step, step
+from spin_components.execution import Step, step
 from spin_components.generate.engine import Answer
+from spin_components.process import STOPPED
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout

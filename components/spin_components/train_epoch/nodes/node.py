@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from spin_components.attempt_settings import HardwareSettings
 from spin_components.errors import SpinError
-from spin_components.execution import configure_logging, end_process_group
+from spin_components.process import configure_logging, end_process_group
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import remove
