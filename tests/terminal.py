@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import termios
@@ -12,6 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import pyte
+
+
+def _heed_interrupts() -> None:
+    """As under a shell of one's own: tests that run in the background have passed on that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -33,7 +39,13 @@ class Terminal:
         for name in ("NO_COLOR", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)

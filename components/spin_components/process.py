@@ -17,6 +17,8 @@ from spin_components.errors import SpinError
 
 WARM_SERVER = "SPIN_WARM_SERVER"
 """Names the socket of a local run's server (`spin_components.warm`)."""
+RUNNER = "SPIN_RUNNER"
+"""Names the pid of the process that runs an attempt's steps one after another, on one machine."""
 ATTEMPT = "SPIN_ATTEMPT"
 """Names the attempt, the pipeline run, that a step's process works for."""
 STOPPED = ""

@@ -6,6 +6,7 @@ that ended counts for little: `local` reads the run's state instead.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from spin_components.process import WARM_SERVER, die_with_parent
+from spin_components.process import RUNNER, WARM_SERVER, die_with_parent
 from spin_components.settings import Settings
 
 
@@ -40,6 +41,7 @@ def main(settings_path: Path, lock: int) -> int:
         lock: descriptor of the run's lock; the server and the steps it forks keep it open.
     """
     die_with_parent()
+    os.environ[RUNNER] = str(os.getpid())
     settings = Settings.model_validate(json.loads(settings_path.read_text("utf-8")))
     with tempfile.TemporaryDirectory(prefix="spin-") as folder:
         address = Path(folder, "warm")
@@ -47,6 +49,7 @@ def main(settings_path: Path, lock: int) -> int:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=(lock,))
         os.environ[WARM_SERVER] = str(address)
         try:
+            importlib.import_module("kfp.local")  # a second or two, in which the server imports torch
             assert server.stdout is not None
             server.stdout.readline()  # it listens, or has died: then the first task says so
             drive(settings)

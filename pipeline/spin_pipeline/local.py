@@ -64,6 +64,8 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
         check_free(run)
         display = open_display(console, run.uri)
         code = _drive(settings, run, lock, EventTail(run, skip=not display.wants_history), display)
+        if code > 0:
+            check_free(run)  # another machine was first, between that look and the first step
     _wait_for_steps(run)
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):

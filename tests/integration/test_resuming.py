@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from playing import begin, hardware, losses, play, play_iteration, play_scores
 from spin_components.errors import IntegrityError
+from spin_components.execution import Step
 from spin_components.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
@@ -96,23 +98,20 @@ def test_the_time_limit_stops_cleanly_and_the_same_settings_go_on(make_settings:
     assert losses(resumed) == losses(undisturbed)
 
 
-def test_time_running_out_inside_an_epoch_saves_first(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_time_running_out_inside_an_epoch_saves_first(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = {"micro_batch_size": 1, "global_batch_size": 1}
     undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, training=training))
     settings = make_settings(training=training)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     run = LocalRun(Path(settings.run.uri))
-    attempt = run.read_json(layout.ATTEMPT)
-    for _ in range(50):
-        run.write_json(layout.ATTEMPT, {**attempt, "deadline": time.time() + 0.25})
-        if train(settings.run.uri, 0, 0, reference, scores, hardware(settings)):
-            break
-    stops = [
-        event
-        for path in run.path("events").glob("*train-epoch*")
-        for event in path.read_text().splitlines()
-        if '"stop"' in event
-    ]
-    assert stops, "the limit was to pass inside the epoch at least once"
+    asked = itertools.count(1)  # once before the epoch, then before every step: each attempt's time is over after four
+    monkeypatch.setattr(Step, "out_of_time", lambda step: next(asked) % 6 == 0)
+    stops = 0
+    while not train(settings.run.uri, 0, 0, reference, scores, hardware(settings)):
+        stops += 1
+        assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 4 * stops
+    assert stops > 2
     assert losses(run) == losses(undisturbed)

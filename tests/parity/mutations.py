@@ -247,7 +247,7 @@ MUTATIONS = [
         "answers are scored by the base model",
         ref_logprob_step._scored_by,
         "open_scored(current.run, uri,",
-        "open_model(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
+        "open_scored(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
         scoring,
         IntegrityError,
     ),

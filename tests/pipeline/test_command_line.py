@@ -55,12 +55,13 @@ def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run:
     status = status_of(tiny_run)
     assert status["run_uri"] == str(tiny_run)
     assert status["state"] == "done"
-    assert (status["iteration"], status["epoch"], status["step"], status["consumed_samples"]) == (1, 1, 24, 192)
+    assert (status["iteration"], status["epoch"], status["step"]) == (1, 1, 24)
     first, second = status["iterations"]
+    assert status["consumed_samples"] == 2 * (first["num_pairs"] + second["num_pairs"])
     assert second["val_loss"] < first["val_loss"] < status["base"]["val_loss"]
     assert [first["decision"], second["decision"]] == ["continue", "done"]
     assert status["best"] == {"iteration": 1, "uri": second["checkpoint_uri"], "val_loss": second["val_loss"]}
-    assert first["num_pairs"] == first["num_by_origin"]["0"] == 32
+    assert first["num_pairs"] == first["num_by_origin"]["0"] == 32 - first["num_dropped"] > 28
     assert second["num_by_origin"] == {"1": 32 - second["num_dropped"], "0": second["num_history"]}
     assert second["num_pairs"] == sum(second["num_by_origin"].values()) > 32
     assert {"acc", "rewards_actual_mean", "rewards_generated_mean", "checkpoint_uri"} <= first.keys()

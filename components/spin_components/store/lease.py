@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spin_components.errors import BusyError, IntegrityError, SpinError
+from spin_components.process import RUNNER
 from spin_components.store import layout
 from spin_components.store.limits import seconds
 from spin_components.store.run import RunStore
@@ -33,7 +34,7 @@ class Lease(BaseModel):
     Attributes:
         owner: id of the attempt.
         host: of the process that renewed it last.
-        process: pid and start time of that process.
+        process: pid and start time of that process, or of the one that will start the attempt's next step here.
         renewed_at: seconds since 1970.
         duration_s: how long it holds from then on; 0 when it was given back.
     """
@@ -147,7 +148,7 @@ class LeaseHolder:
         lease = Lease(
             owner=self.owner,
             host=this_host(),
-            process=_process(os.getpid()),
+            process=_process(int(os.environ.get(RUNNER, os.getpid()))),
             renewed_at=time.time(),
             duration_s=duration_s,
         )
