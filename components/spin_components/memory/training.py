@@ -19,12 +19,15 @@ from spin_components.memory.work import Work
 
 STATE_NUMBERS = {"adamw": 2, "rmsprop": 1}
 _BUCKET, _LIVE = 5 * 10**8, 10**9
-_DEEPSPEED_BASE, _SAVING_BASE = 0.15 * 2**30, 0.07 * 2**30
+_DEEPSPEED_BASE, _SAVING_BASE, _PEFT_BASE = 0.15 * 2**30, 0.07 * 2**30, 0.06 * 2**30
 _SAVED_AT_ONCE = 2**29
 HEAP_HOLES = 0.45
 """On a CPU, what the C library's heap loses over what is in use, as a share of a micro-batch's activations without
 checkpointing: gradients and optimizer state come to lie between blocks that come and go, with checkpointing as without.
 Measured by tests/benchmarks/memory.py with glibc 2.36 (0.41 to 0.52); never taken for more than what lies between."""
+LORA_HOLES = 1.0
+"""The same where an adapter is trained, as a share of activations and logits: what a layer's A gives is small and
+stays, and lies between large blocks that come and go (0.5 to 1.2). On a CPU an adapter takes no less memory for it."""
 
 
 def training(shape: ModelShape, work: Work) -> Estimate:
@@ -39,6 +42,7 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
     base = {"libraries": (CUDA_HOST_BASE if work.on_gpu else HOST_BASE) + _DEEPSPEED_BASE * is_deepspeed}
+    base["libraries"] += _PEFT_BASE * work.settings.lora.is_on
     device: Parts = {}
     nothing: Parts = {}
     phases: list[tuple[Parts, Parts]]
@@ -49,7 +53,8 @@ def training(shape: ModelShape, work: Work) -> Estimate:
     else:
         held |= offloaded
         phases = [(loading, nothing), ({**held, **passing}, nothing), (updating, nothing)]
-        phases.append((_without_gradients(held), saving))
+        # what is merged into is read from files; all else finds room in what the heap keeps of the passes
+        phases.append(({**held, **passing} if work.settings.lora.is_on else _without_gradients(held), saving))
     each, first = max(phases, key=lambda phase: processes * sum(phase[0].values()) + sum(phase[1].values()))
     return Estimate("train-epoch", device, whole({**base, **each}), processes, whole(first))
 
@@ -131,12 +136,16 @@ def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
     working = activations.working_bytes(shape, computed, is_bf16=is_bf16, backward=True)
     positions = work.logits_at_once(kept.positions, shape.vocabulary)
     tied = 2 * 4 * shape.vocabulary * shape.hidden if shape.is_tied else 0  # two gradients of one matrix, to be added
-    between = (1 + _numbers(work)) * 4 * num_trained(shape, work.settings.lora)
+    logits = activations.logit_bytes(shape, positions, is_bf16=is_bf16, backward=True)
+    if work.settings.lora.is_on:
+        holes = int(LORA_HOLES * (saved + working + logits))
+    else:
+        holes = min(int(HEAP_HOLES * shape.num_layers * block), (1 + _numbers(work)) * 4 * shape.num_parameters)
     parts = {
-        "holes of the heap": 0 if work.on_gpu else min(int(HEAP_HOLES * shape.num_layers * block), between),
+        "holes of the heap": 0 if work.on_gpu else holes,
         "gradients in flight": 0 if work.settings.lora.is_on else tied,
         "activations": saved + working,
-        "logits": activations.logit_bytes(shape, positions, is_bf16=is_bf16, backward=True),
+        "logits": logits,
     }
     is_cast = is_cast and not work.settings.lora.is_quantized
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if is_bf16 and is_cast else parts
