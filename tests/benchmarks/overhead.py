@@ -6,13 +6,13 @@ Start-up: from the start of a step's process, as a pod begins it (KFP's executor
 has one), to its first useful work, in processes of their own in turn. Runs: the wall time of tiny.toml (and with --demo
 of demo.toml) over the sum of what its steps' manifests say they took.
 
-Where the 7 seconds of a step with SmolLM2-135M go, on one core of an AMD EPYC, from `-X importtime`: torch 2.0 to 2.4;
+Where the 5 to 7 seconds of a step with SmolLM2-135M go, on an AMD EPYC, by `-X importtime`: torch 1.5 to 2.4;
 transformers 3.6 to 4.6, of them `torch._dynamo`, which its masks import, 0.9, `torch.distributed.tensor` 0.9, its
 table of what is installed 0.5, its quantizers 0.5; opening the weights 0.3; the first forwards, which hold packed
 attention against the model's own, 0.7. What was taken away, from 14: scikit-learn and pandas 2.5, and scipy 0.5, which
 transformers imports where it finds them (`modeling.import_generation`); KFP's client 0.6 to 1, which a pod does not
-import either, by `_KFP_RUNTIME`; 0.6 by shorter sequences in those first forwards. On one machine steps do not pay
-this at all: they are forked from a process that has imported it (`spin_components.warm`).
+import either, by `_KFP_RUNTIME`; 0.6 to 1.4 by shorter sequences in those first forwards. On one machine steps do not
+pay this at all: they are forked from a process that has imported it (`spin_components.warm`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 
 BEGIN = "import kfp.dsl.executor_main\n"
+END = "\nimport time\nprint(time.monotonic())"
+"""Not when the process has ended: what it takes to give back its memory is not its start."""
 LOAD = """
 import sys
 from pathlib import Path
@@ -60,9 +62,10 @@ def start_up(model: Path, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name, code in STEPS.items():
             started = time.monotonic()
-            command = [sys.executable, "-c", BEGIN + code, str(model)]
-            subprocess.run(command, check=True, capture_output=True, env={**os.environ, "_KFP_RUNTIME": "true"})
-            seconds[name].append(time.monotonic() - started)
+            command = [sys.executable, "-c", BEGIN + code + END, str(model)]
+            environment = {**os.environ, "_KFP_RUNTIME": "true"}
+            ended = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            seconds[name].append(float(ended.stdout.split()[-1]) - started)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 

@@ -56,8 +56,8 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> None:
         self._sampling, self._compute = sampling, compute
-        self._tokenizer = load_tokenizer(folder, model)
         self._model: Any = load_model(folder, model, device=compute.device).eval()
+        self._tokenizer = load_tokenizer(folder, model)
         self._num_given = 0
         self._plain: PlainBatches | None = None
         if reason := give_slot_attention(self._model, compute.device):
