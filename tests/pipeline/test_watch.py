@@ -63,15 +63,16 @@ def test_watch_shows_each_step_of_a_local_run_begin_and_end_and_a_bar_that_moves
     folder = tmp_path / "run"
     terminal = Terminal([*SPIN, "watch", str(folder), "--wait-for-start"], 80, 30)
     terminal.wait_for(lambda screen: "waiting for a run" in screen[0])
-    one_by_one = {"batch_size": 1, "max_new_tokens": 64}  # slow enough to be looked at
-    play(make_settings(data={"max_train_records": 32}, generation=one_by_one, hardware={"threads": 1}))
+    one_by_one = {"batch_size": 1, "max_new_tokens": 256}  # slow enough to be looked at
+    data = {"max_train_records": 32, "max_length": 384}
+    play(make_settings(data=data, generation=one_by_one, hardware={"threads": 1}))
     assert terminal.wait() == 0
     for label, duration_s in durations(LocalRun(folder)).items():
         rows = rows_of(terminal, label)
         assert rows[-1].strip().startswith("✓"), rows[-1]
         if duration_s > 1.0:  # the view looks about three times a second
             assert any(row.strip()[0] in SPINNER for row in rows), rows
-    assert any(len(lengths) > 1 for lengths in bar_lengths(terminal).values()), bar_lengths(terminal)
+    assert any(len(lengths) > 2 for lengths in bar_lengths(terminal).values()), bar_lengths(terminal)
     assert rows_of(terminal, "iteration 0")[-1].strip().startswith("✓")
     assert any(line.startswith("human ") for screen in terminal.screens for line in screen)
     assert "done: " in terminal.text.split("\x1b[?1049l")[-1], "the summary comes after the moving picture"
