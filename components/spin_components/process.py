@@ -1,6 +1,7 @@
 """How a process performs a step: the one call that a component makes, logging, and the end of a process's family.
 
-It imports nothing beyond the standard library but errors: with a warm server, a step's own process does no more.
+It imports nothing beyond the standard library but errors: with a warm server, the process that KFP starts for a step
+only hands it on.
 """
 
 from __future__ import annotations

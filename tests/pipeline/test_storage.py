@@ -8,13 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from s3_server import BUCKET, SECRET_KEY, S3Server, free_port
+from spin_components.errors import BusyError
+from spin_components.settings import Settings
 from spin_components.store.layout import BASE_VALIDATION, checkpoint
-from spin_components.store.run import open_run
+from spin_components.store.lease import LeaseHolder
+from spin_components.store.run import RunStore, open_run
+from spin_pipeline import local
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 
@@ -52,6 +58,18 @@ def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S
     assert (status["state"], status["run_uri"], status["step"]) == ("done", uri, 8)
     assert status["best"]["uri"] == f"{uri}/iterations/0/epochs/1/policy"
     assert run.exists(checkpoint(0))
+
+
+def test_who_loses_the_race_for_a_run_is_told_who_won(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(settings: Settings, run: RunStore, *others: object) -> int:
+        LeaseHolder(run, "winner", take_over=True).close()
+        return 1  # as the driver does when `prepare` is refused
+
+    monkeypatch.setattr(local, "_drive", lose)
+    with pytest.raises(BusyError, match=r"another runner is at work on .*: attempt winner"):
+        local.run_local(make_settings(), Console())
 
 
 @pytest.mark.parametrize(

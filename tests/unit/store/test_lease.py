@@ -167,6 +167,22 @@ def test_a_process_of_this_machine_that_has_died_holds_nothing(run: RunStore) ->
         check_free(run, "b")
 
 
+def test_between_two_steps_the_process_that_runs_them_holds_the_run(
+    run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as runner:
+        assert runner.stdout is not None
+        runner.stdout.readline()
+        monkeypatch.setenv("SPIN_RUNNER", str(runner.pid))
+        with holding(run, "first"):
+            pass
+        with pytest.raises(BusyError, match="attempt first"):
+            check_free(run)
+        runner.kill()
+    check_free(run)
+
+
 def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
     with open_run(str(tmp_path)) as run, holding(run, "a"):
         lease = read_lease(run)
