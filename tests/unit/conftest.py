@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,3 +30,12 @@ def make_random_llama() -> Callable[[], Any]:
         return LlamaForCausalLM(config)
 
     return make
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    """Has torch compute in float64; see `bounds.float64`."""
+    from bounds import float64
+
+    with float64():
+        yield

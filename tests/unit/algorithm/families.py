@@ -18,6 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
+import bounds
 from spin_components.algorithm.logprobs import Answered
 from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
 
@@ -57,13 +58,18 @@ SEQUENCES = [
 LAYOUTS = ("eager", PACKED)
 
 
-@functools.cache
 def model_of(family: str, attention: str = "eager") -> Any:
+    """In float32, or in float64 within `bounds.float64`; random weights, the same each time."""
+    return _model_of(family, attention, torch.get_default_dtype())
+
+
+@functools.cache
+def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
     torch.set_num_threads(1)  # for models this small more of them only wait for each other
     AttentionInterface.register(PACKED, packed_attention)
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[family])  # a model changes its own
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     model.set_attn_implementation(attention)
     return model.eval()
 
@@ -80,6 +86,19 @@ def alone(model: Any, sequence: Answered) -> Tensor:
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     first = len(prompt_ids) - 1  # the logits of the prompt's last token predict the answer's first
     return torch.stack([logprobs[first + place, token] for place, token in enumerate(answer_ids)]).sum()
+
+
+def logprob_bound(model: Any, sequences: Sequence[Answered] = SEQUENCES) -> float:
+    """Of the longest answer of all, in nats."""
+    return bounds.of_logprob(model, max(len(sequence.answer_ids) for sequence in sequences))
+
+
+def assert_gradients_close(
+    model: Any, found: dict[str, Tensor], expected: dict[str, Tensor], weights: Sequence[float], num_tokens: int
+) -> None:
+    """Of two ways to compute the gradients of the weighted sum of log-probabilities."""
+    atol = bounds.of_gradients(model, expected, weights, num_tokens)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=atol)
 
 
 def gradients(model: Any, values: Tensor, weights: Sequence[float]) -> dict[str, Tensor]:

@@ -1,34 +1,48 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bounds import checkpoint_contexts, float64
+from spin_components.algorithm import head
 from spin_components.algorithm.chunks import LOGITS_BYTES
 from spin_components.algorithm.head import AnswerHead, answer_head
 from spin_components.algorithm.logprobs import answer_logprobs
-from unit.algorithm.families import CONFIGS, LAYOUTS, SEQUENCES, SIZES, gradients, groups_of, model_of
+from unit.algorithm.families import (
+    CONFIGS,
+    LAYOUTS,
+    SEQUENCES,
+    SIZES,
+    assert_gradients_close,
+    gradients,
+    groups_of,
+    logprob_bound,
+    model_of,
+)
 
 WEIGHTS = [1.0, -2.0, 0.5, 3.0, -1.0]
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
+@float64()
 def test_chunks_change_neither_log_probabilities_nor_gradients(
     family: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, groups = model_of(family, attention), groups_of(SEQUENCES)
     whole = answer_logprobs(model, groups)
     expected = gradients(model, whole, WEIGHTS)
+    monkeypatch.setattr(head, "checkpoint", partial(head.checkpoint, context_fn=checkpoint_contexts))
     monkeypatch.setattr(answer_head(model), "chunk", 3)  # 21 answer tokens: most chunks hold several answers' ends
     chunked = answer_logprobs(model, groups)
     found = gradients(model, chunked, WEIGHTS)
-    torch.testing.assert_close(chunked, whole, rtol=0.0, atol=1e-5)
-    largest = max(float(tensor.abs().max()) for tensor in expected.values())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+    torch.testing.assert_close(chunked, whole, rtol=0.0, atol=logprob_bound(model))
+    assert_gradients_close(model, found, expected, WEIGHTS, num_tokens=21)
 
 
 def kept_for_backward(chunk: int) -> int:

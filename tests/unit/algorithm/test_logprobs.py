@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
+from bounds import float64
 from spin_components.algorithm.logprobs import Answered, align, answer_logprobs, token_logprobs
-from unit.algorithm.families import CONFIGS, LAYOUTS, SEQUENCES, SIZES, alone, gradients, groups_of, model_of
+from unit.algorithm.families import (
+    CONFIGS,
+    LAYOUTS,
+    SEQUENCES,
+    SIZES,
+    alone,
+    assert_gradients_close,
+    gradients,
+    groups_of,
+    logprob_bound,
+    model_of,
+)
 
 
 def test_layout_by_hand() -> None:
@@ -35,24 +48,39 @@ def test_length_is_that_of_prompt_and_answer() -> None:
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
+@float64()
 def test_batches_give_what_each_sequence_gives_alone(family: str, attention: str) -> None:
+    model = model_of(family)
     with torch.no_grad():
         found = answer_logprobs(model_of(family, attention), groups_of(SEQUENCES))
-        expected = torch.stack([alone(model_of(family), sequence) for sequence in SEQUENCES])
-    assert (found.shape, found.dtype) == ((len(SEQUENCES),), torch.float32)
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
-    assert expected.max() < -1.0  # an answer is worth nats, so that 1e-5 means something
+        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model))
+    assert expected.max() < -1.0  # an answer is worth nats, and a mistake no less than a hundredth
+    assert logprob_bound(model) < 1e-9
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
+def test_float32_loses_no_more_than_rounding(family: str, attention: str) -> None:
+    model = model_of(family, attention)
+    with torch.no_grad():
+        found = answer_logprobs(model, groups_of(SEQUENCES))
+        with float64():
+            expected = answer_logprobs(copy.deepcopy(model).double(), groups_of(SEQUENCES))
+    assert (found.shape, found.dtype) == ((len(SEQUENCES),), torch.float32)
+    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=logprob_bound(model))
+
+
+@pytest.mark.parametrize("attention", LAYOUTS)
+@pytest.mark.parametrize("family", CONFIGS)
+@float64()
 def test_gradients_are_those_of_the_sequences_alone(family: str, attention: str) -> None:
     model, weights = model_of(family, attention), [1.0, -2.0, 0.5, 3.0, -1.0]
     found = gradients(model, answer_logprobs(model, groups_of(SEQUENCES)), weights)
     model = model_of(family)
     expected = gradients(model, torch.stack([alone(model, sequence) for sequence in SEQUENCES]), weights)
-    largest = max(float(tensor.abs().max()) for tensor in expected.values())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+    num_tokens = sum(len(sequence.answer_ids) for sequence in SEQUENCES)
+    assert_gradients_close(model, found, expected, weights, num_tokens)
 
 
 @pytest.mark.parametrize(
@@ -70,21 +98,24 @@ def test_the_gemma2_of_this_file_would_show_a_cap_or_window_left_out(change: dic
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
+@float64()
 def test_order_is_kept(attention: str) -> None:
     model = model_of("llama", attention)
     with torch.no_grad():
         forwards = answer_logprobs(model, groups_of(SEQUENCES))
         backwards = answer_logprobs(model, groups_of(SEQUENCES[::-1]))
-    torch.testing.assert_close(backwards, forwards.flip(0), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(backwards, forwards.flip(0), rtol=0.0, atol=logprob_bound(model))
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("num", [1, 2, 3])
+@float64()
 def test_few_sequences(num: int, attention: str) -> None:
+    model = model_of("llama")
     with torch.no_grad():
         found = answer_logprobs(model_of("llama", attention), groups_of(SEQUENCES[:num]))
-        expected = torch.stack([alone(model_of("llama"), sequence) for sequence in SEQUENCES[:num]])
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+        expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES[:num]])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model))
 
 
 def test_tokens_outside_an_answer_are_zero() -> None:
@@ -98,24 +129,27 @@ def test_tokens_outside_an_answer_are_zero() -> None:
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("filling", [1, 2, 63])
+@float64()
 def test_what_fills_the_gaps_does_not_matter(family: str, filling: int) -> None:
-    batch = align(SEQUENCES)
+    model, batch = model_of(family), align(SEQUENCES)
     input_ids = batch.input_ids.masked_fill(batch.attention_mask == 0, filling)
     answer_ids = batch.answer_ids.masked_fill(~batch.answer_mask, filling)
     with torch.no_grad():
-        before = token_logprobs(model_of(family), batch)
-        after = token_logprobs(model_of(family), batch._replace(input_ids=input_ids, answer_ids=answer_ids))
-    torch.testing.assert_close(after, before, rtol=0.0, atol=1e-6)
+        before = token_logprobs(model, batch)
+        after = token_logprobs(model, batch._replace(input_ids=input_ids, answer_ids=answer_ids))
+    torch.testing.assert_close(after, before, rtol=0.0, atol=logprob_bound(model))
 
 
+@float64()
 def test_an_eos_that_is_also_the_pad_token_counts_like_any_other() -> None:
     plain = model_of("llama")
     config = LlamaConfig(**SIZES, num_key_value_heads=2, eos_token_id=2, pad_token_id=2)
-    padded = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    padded = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
     padded.load_state_dict(plain.state_dict())
     with torch.no_grad():
         groups = groups_of(SEQUENCES)
-        torch.testing.assert_close(answer_logprobs(padded, groups), answer_logprobs(plain, groups))
+        found, expected = answer_logprobs(padded, groups), answer_logprobs(plain, groups)
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(plain))
         # the second and the fourth answer end with EOS; without it they are likelier by what EOS costs
         cut = [Answered(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
         whole = answer_logprobs(padded, groups_of([SEQUENCES[1], SEQUENCES[3]]))

@@ -4,9 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+from bounds import checkpoint_contexts, float64
 from spin_components.algorithm.logprobs import Answered, answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted, pack, packed_attention
-from unit.algorithm.families import CONFIGS, LAYOUTS, alone, gradients, groups_of, model_of
+from unit.algorithm.families import (
+    CONFIGS,
+    LAYOUTS,
+    alone,
+    assert_gradients_close,
+    gradients,
+    groups_of,
+    logprob_bound,
+    model_of,
+)
 
 GROUPS = [
     Prompted([5, 6, 7, 8, 9, 10, 11], ([12], [21, 22, 23, 24, 25, 26, 2])),
@@ -14,6 +24,8 @@ GROUPS = [
     Prompted([40, 41, 42], ([43, 44, 45, 46, 47, 48, 49, 2],)),
     Prompted([63, 62], ([61, 60], [59, 58, 57, 56, 55], [54])),
 ]
+ALL = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
+NUM_TOKENS = sum(len(sequence.answer_ids) for sequence in ALL)
 
 
 def test_layout_by_hand() -> None:
@@ -30,45 +42,48 @@ def test_layout_by_hand() -> None:
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
+@float64()
 def test_answers_that_share_a_prompt_score_as_if_each_stood_alone(family: str, attention: str) -> None:
-    sequences = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
+    model = model_of(family)
     with torch.no_grad():
         found = answer_logprobs(model_of(family, attention), GROUPS)
-        expected = torch.stack([alone(model_of(family), sequence) for sequence in sequences])
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+        expected = torch.stack([alone(model, sequence) for sequence in ALL])
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model, ALL))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+@float64()
 def test_a_shared_prompt_gathers_the_gradients_of_all_its_answers(family: str) -> None:
     weights = [1.0, -2.0, 0.5, 3.0, -1.0, 2.0, -0.5, 1.5]
-    sequences = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
     packed, plain = model_of(family, PACKED), model_of(family)
     found = gradients(packed, answer_logprobs(packed, GROUPS), weights)
-    expected = gradients(plain, torch.stack([alone(plain, sequence) for sequence in sequences]), weights)
-    largest = max(float(tensor.abs().max()) for tensor in expected.values())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * largest)
+    expected = gradients(plain, torch.stack([alone(plain, sequence) for sequence in ALL]), weights)
+    assert_gradients_close(plain, found, expected, weights, NUM_TOKENS)
 
 
+@float64()
 def test_the_order_of_groups_does_not_matter() -> None:
     model = model_of("llama", PACKED)
     with torch.no_grad():
         forwards = torch.split(answer_logprobs(model, GROUPS), [2, 2, 1, 3])
         backwards = torch.split(answer_logprobs(model, GROUPS[::-1]), [3, 1, 2, 2])
     for one, other in zip(forwards, backwards[::-1], strict=True):
-        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=0.0, atol=logprob_bound(model, ALL))
 
 
+@float64()
 def test_gradient_checkpointing_computes_the_same() -> None:
     model = model_of("llama", PACKED)
     expected = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    options = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.train()
     try:
         found = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
     finally:
         model.eval()
         model.gradient_checkpointing_disable()
-    torch.testing.assert_close(found, expected)
+    assert_gradients_close(model, found, expected, [1.0] * 8, NUM_TOKENS)
 
 
 def test_a_model_that_gives_no_lengths_is_refused() -> None:
