@@ -1,9 +1,10 @@
-"""A real terminal for a command: a pty whose screen is kept as it changes."""
+"""A real terminal for a command: a pty, and the picture that a person would see on it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -11,8 +12,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Self
 
 import pyte
+
+_HOME = b"\x1b[H"
+"""What each frame of a moving picture begins with."""
 
 
 def _heed_interrupts() -> None:
@@ -21,21 +27,21 @@ def _heed_interrupts() -> None:
 
 
 class Terminal:
-    """Runs a command on a pty of a given size and follows what a person would see.
+    """Runs a command on a pty of a given size and keeps what it writes; ends it where `with` does.
+
+    Args:
+        variables: of its environment, beside this process's own.
 
     Attributes:
-        screens: each picture that was different from the one before, as lines.
         raw: every byte that the command wrote.
     """
 
-    def __init__(self, command: Sequence[str], columns: int, lines: int) -> None:
-        self.screens: list[list[str]] = []
+    def __init__(self, command: Sequence[str], columns: int, lines: int, **variables: str) -> None:
         self.raw = b""
-        self._screen = pyte.Screen(columns, lines)
-        self._stream = pyte.ByteStream(self._screen)
+        self._size = columns, lines
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1", **variables}
         for name in ("NO_COLOR", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self.process = subprocess.Popen(
@@ -51,36 +57,55 @@ class Terminal:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._master, 65536)
-            except OSError:  # how Linux says that nobody has the other end open
-                return
-            if not data:
-                return
-            self.raw += data
-            self._stream.feed(data)
-            shown = [line.rstrip() for line in self._screen.display]
-            if not self.screens or shown != self.screens[-1]:
-                self.screens.append(shown)
+    def __enter__(self) -> Self:
+        return self
 
-    def wait(self, timeout_s: float = 240.0) -> int:
-        """The command's exit code, once all it wrote has been read."""
-        code = self.process.wait(timeout_s)
-        self._reader.join(10.0)
+    def __exit__(self, *failure: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
         os.close(self._master)
+
+    def _read(self) -> None:
+        with suppress(OSError):  # how Linux says that nobody has the other end open
+            while data := os.read(self._master, 65536):
+                self.raw += data
+
+    def wait(self) -> int:
+        """The command's exit code, once all it wrote has been read."""
+        code = self.process.wait()
+        self._reader.join()
         return code
 
-    def wait_for(self, seen: Callable[[list[str]], bool], timeout_s: float = 120.0) -> None:
-        """Return once some picture was as it should be."""
-        deadline = time.monotonic() + timeout_s
-        while not any(seen(screen) for screen in self.screens[-50:]):
-            assert self.process.poll() is None, "\n".join(self.screens[-1] if self.screens else ["nothing was shown"])
-            assert time.monotonic() < deadline, "\n".join(self.screens[-1] if self.screens else ["nothing was shown"])
-            time.sleep(0.05)
+    def picture(self) -> list[str]:
+        """What is shown: the newest whole picture of one that moves, else all that was written, as lines."""
+        raw = self.raw
+        end = raw.rfind(_HOME)
+        start = raw.rfind(_HOME, 0, max(end, 0))
+        screen = pyte.Screen(*self._size)
+        pyte.ByteStream(screen).feed(raw if start < 0 else raw[start:end])
+        return [line.rstrip() for line in screen.display]
+
+    def wait_for(self, seen: Callable[[list[str]], bool]) -> list[str]:
+        """The first picture from now on that is as it should be."""
+        shown = self.picture()
+        try:
+            while not seen(shown):
+                assert self._reader.is_alive(), f"it ended with {self.process.wait()}"
+                time.sleep(0.05)
+                shown = self.picture()
+        except BaseException as error:
+            error.add_note("\n".join(["shown last:", *shown]))
+            raise
+        return shown
 
     @property
     def text(self) -> str:
         """All it wrote, as it is."""
         return self.raw.decode(errors="replace")
+
+    @property
+    def last_words(self) -> list[str]:
+        """The lines it wrote after its moving picture, or all of them, without colours."""
+        return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.text.rpartition("\x1b[?1049l")[2]).splitlines()
