@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from spin_components.data.formats import Conversation, parse_record
 from spin_pipeline.cli import EXIT_CODES, _parser
 from spin_pipeline.cluster_settings import Configuration
-from spin_pipeline.watch.model import RunModel
-from spin_pipeline.watch.view import Frame, draw
+from unit.docs.picture import watch_picture
 
 ROOT = Path(__file__).parents[3]
 NOTICE = "<!-- Written by `make docs`: edit the code that it is made from. -->"
-EVENTS = Path(__file__).with_name("watch_events.jsonl")
-"""Events of a run of the demo, up to the middle of its second iteration."""
-FAMILIES = "tests/unit/algorithm/families.py"
-WIDTH, HEIGHT = 100, 32
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "chat": {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
@@ -229,11 +220,12 @@ def _read(conversation: Conversation) -> str:
 
 def families() -> list[str]:
     """Names of the families in `families.py`, which is read and not imported: it needs torch."""
-    for node in ast.parse((ROOT / FAMILIES).read_text("utf-8")).body:
+    (path,) = (ROOT / "tests").rglob("families.py")
+    for node in ast.parse(path.read_text("utf-8")).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "CONFIGS":
             assert isinstance(node.value, ast.Dict)
             return [ast.literal_eval(key) for key in node.value.keys if key]
-    raise AssertionError(f"{FAMILIES} has no CONFIGS")
+    raise AssertionError(f"{path} has no CONFIGS")
 
 
 def _tested_families() -> list[tuple[str, str, str]]:
@@ -255,22 +247,6 @@ def _families_of(function: ast.FunctionDef) -> list[str]:
             case ast.Call(args=[ast.Constant(value="family"), ast.List() as names]):
                 return list(ast.literal_eval(names))
     return []
-
-
-def watch_picture() -> str:
-    """What `spin-pipeline watch` showed of a run, as SVG, drawn from that run's events."""
-    events = [json.loads(line) for line in EVENTS.read_text("utf-8").splitlines()]
-    model = RunModel()
-    model.take(events)
-    frame = Frame("runs/demo", max(event["time"] for event in events), "running", "cyan")
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), color_system="truecolor", legacy_windows=False)
-    lines: Sequence[Text] = draw(model, frame, WIDTH, HEIGHT)
-    for line in lines:
-        line.no_wrap, line.overflow = True, "crop"
-        console.print(line)
-    svg = console.export_svg(title="spin-pipeline watch runs/demo", unique_id="watch")
-    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # it would be fetched from the network
-    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
 
 def _escaped(text: str) -> str:
