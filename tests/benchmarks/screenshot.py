@@ -9,7 +9,7 @@ from typing import Literal
 
 from playwright.sync_api import sync_playwright
 
-IMAGES = Path(__file__).parents[2] / ".github/images"
+IMAGES = Path(__file__).parents[2] / "docs/images"
 PICTURES: dict[Literal["light", "dark"], str] = {"light": "report.png", "dark": "report-dark.png"}
 
 

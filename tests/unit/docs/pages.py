@@ -1,0 +1,278 @@
+"""Writes the generated pages of `docs/`: settings, commands, formats, families, and the picture of `watch`.
+
+`make docs` runs it; `test_pages.py` fails where a committed page differs from what it gives. It is here and not in
+the package because nobody who uses the package needs it, and because the models that are tested are listed in tests.
+It imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spin_components.data.formats import Conversation, parse_record
+from spin_pipeline.cli import EXIT_CODES, _parser
+from spin_pipeline.cluster_settings import Configuration
+from unit.docs.picture import watch_picture
+
+ROOT = Path(__file__).parents[3]
+NOTICE = "<!-- Written by `make docs`: edit the code that it is made from. -->"
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "chat": {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+    "the SPIN authors' files; `generated` is not read": {
+        "real": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "generated": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "another"}],
+    },
+    "NeMo's SFT chat; `mask` names the user": {
+        "system": "S",
+        "mask": "User",
+        "conversations": [{"from": "User", "value": "Q"}, {"from": "Assistant", "value": "A"}],
+    },
+    "ShareGPT": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+    "text": {"prompt": "Q", "response": "A"},
+    "text, by TRL's names": {"prompt": "Q", "completion": "A"},
+    "TRL's lists of messages": {
+        "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}],
+        "completion": [{"role": "assistant", "content": "A"}],
+    },
+    "instructions (Alpaca)": {"instruction": "Q", "output": "A"},
+    "instructions with an input": {"instruction": "Q", "input": "text", "output": "A"},
+}
+"""A record of each form that `data.formats` reads."""
+
+
+def settings_page() -> str:
+    """Every section and key of a configuration file, from the pydantic models."""
+    schema = Configuration.model_json_schema()
+    lines = [
+        NOTICE,
+        "# Settings",
+        "",
+        "A configuration is a TOML file with one table a section; `--set section.key=value` overrides a key of it. "
+        "Unknown keys are errors, and all mistakes are reported at once. A key without a default must be given. "
+        "Where a count or a fraction is asked for, `3` is a count and `0.5` or `1.0` a fraction.",
+        "",
+        "Complete files are in `pipeline/configs/`: `tiny`, `demo`, `zephyr-7b`, `70b`.",
+    ]
+    for name, field in Configuration.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        lines += ["", f"## [{name}]", "", *_docstring(model), "", *_keys(schema["$defs"][model.__name__], schema)]
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(model: type) -> list[str]:
+    text = re.sub(r"\s*\n\s*", "\n", (model.__doc__ or "").strip())
+    return [_escaped(" ".join(text.split()))]
+
+
+def _keys(section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    rows = []
+    for key, value in section["properties"].items():
+        default = f"`{_toml(value['default'])}`" if "default" in value else _made_default(section, key)
+        rows.append((f"`{key}`", _type(value, schema), default, _escaped(value.get("description", ""))))
+    return _table(("key", "value", "default", "what it is"), rows)
+
+
+def _made_default(section: dict[str, Any], key: str) -> str:
+    """The default of a key that pydantic makes anew for each model, and so leaves out of its schema."""
+    if key in section.get("required", ()):
+        return "none: must be given"
+    (model,) = (
+        field.annotation
+        for field in Configuration.model_fields.values()
+        if isinstance(field.annotation, type) and field.annotation.__name__ == section["title"]
+    )
+    return f"`{_toml(model.model_fields[key].get_default(call_default_factory=True))}`"
+
+
+def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in value:
+        if [each.get("type") for each in value["anyOf"]] == ["integer", "number"]:
+            return "count or fraction"
+        return " or ".join(dict.fromkeys(_type(each, schema) for each in value["anyOf"]))
+    if "enum" in value or "const" in value:
+        return " or ".join(f"`{_toml(each)}`" for each in value.get("enum", [value.get("const")]))
+    if "$ref" in value:
+        fields = schema["$defs"][value["$ref"].rpartition("/")[2]]["properties"]
+        return "table of " + " and ".join(
+            f"`{name}` ({field.get('description', '').partition(':')[0]})" for name, field in fields.items()
+        )
+    kind = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true` or `false`"}
+    if value["type"] == "array":
+        return f"list of {_plural(_type(value['items'], schema))}"
+    if value["type"] == "object":
+        return "table of texts" if value.get("additionalProperties") == {"type": "string"} else "table"
+    limits = [
+        f"{sign} {value[name]}"
+        for name, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in value
+    ]
+    return " ".join((kind[value["type"]], ", ".join(limits))).strip()
+
+
+def _plural(kind: str) -> str:
+    noun, space, rest = kind.partition(" ")
+    return f"{noun}s{space}{rest}"
+
+
+def _toml(value: Any) -> str:
+    """A value as a configuration file writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def commands_page() -> str:
+    """Every command with its options, from the parser."""
+    parser = _parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    told = {action.dest: action.help or "" for action in commands._choices_actions}
+    lines = [NOTICE, "# Commands", "", _sentence(EXIT_CODES), ""]
+    lines += _table(("command", "what it does"), [(f"[`{name}`](#{name})", _escaped(told[name])) for name in told])
+    for name, command in commands.choices.items():
+        actions = [action for action in command._actions if action.dest != "help"]
+        lines += ["", f"## {name}", "", _sentence(command.description or told[name]), ""]
+        lines += ["```", " ".join(("spin-pipeline", name, *map(_usage, actions))), "```", ""]
+        lines += _table(("option", "what it is"), [(_option(action), _help(action)) for action in actions])
+        if command.epilog and EXIT_CODES not in (command.epilog or ""):
+            lines += ["", _sentence(command.epilog)]
+        elif command.epilog and (more := command.epilog.replace(EXIT_CODES, "").strip(" .;")):
+            lines += ["", _sentence(more)]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(action: argparse.Action) -> str:
+    value = str(action.metavar or action.dest.upper())
+    if not action.option_strings:
+        return f"{value} [{value} ...]" if action.nargs == "+" else value
+    name = action.option_strings[-1]
+    if action.nargs == 0:
+        return f"[{name}]"
+    shown = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else value
+    return f"[{name} {shown}]" + (" ..." if isinstance(action, argparse._AppendAction) else "")
+
+
+def _option(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest}`"
+    value = "" if action.nargs == 0 else f" {action.metavar or ','.join(map(str, action.choices or ()))}"
+    return ", ".join(f"`{name}{value}`" for name in action.option_strings)
+
+
+def _help(action: argparse.Action) -> str:
+    text = (action.help or "") % vars(action) if action.help else "address of a run" * (action.dest[:3] == "run")
+    return _escaped(text)
+
+
+def _sentence(text: str) -> str:
+    text = text.strip().rstrip(".")
+    return _escaped(f"{text[:1].upper()}{text[1:]}.")
+
+
+def formats_page() -> str:
+    """Forms of records with what becomes of them, and the families of models that tests run."""
+    lines = [
+        NOTICE,
+        "# Data formats and model families",
+        "",
+        "## Data",
+        "",
+        "JSONL (also `.gz`) or Parquet: one record a line or row, recognised by its keys. The first form in this table "
+        "whose keys are all there is taken; a key that holds null counts as absent, and other keys are ignored. "
+        "The last turn must be the assistant's: it is the human answer.",
+        "",
+    ]
+    rows = [(told, f"`{json.dumps(record)}`", _read(parse_record(record))) for told, record in EXAMPLES.items()]
+    lines += _table(("form", "record", "read as"), rows)
+    lines += [
+        "",
+        "A record that cannot be used is named by file and line and refuses the run; with "
+        '`data.on_bad_record = "skip"` such records are left out and counted.',
+        "",
+        "## Models",
+        "",
+        "A model is a Hugging Face folder with safetensors that `transformers` loads as a causal language model. "
+        "These families are tested: each row is a test that runs for every family it names.",
+        "",
+    ]
+    lines += _table(("what is tested", "families", "test"), _tested_families())
+    return "\n".join(lines) + "\n"
+
+
+def _read(conversation: Conversation) -> str:
+    turns = [(message.role, message.content) for message in conversation.prompt]
+    turns.append(("human answer", conversation.answer))
+    return "; ".join(f"{role}: `{json.dumps(content)[1:-1]}`" for role, content in turns)
+
+
+def families() -> list[str]:
+    """Names of the families in `families.py`, which is read and not imported: it needs torch."""
+    (path,) = (ROOT / "tests").rglob("families.py")
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "CONFIGS":
+            assert isinstance(node.value, ast.Dict)
+            return [ast.literal_eval(key) for key in node.value.keys if key]
+    raise AssertionError(f"{path} has no CONFIGS")
+
+
+def _tested_families() -> list[tuple[str, str, str]]:
+    """Tests that run for all families, by file; and those of some of them."""
+    rows = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and (named := _families_of(node)):
+                words = _sentence(node.name.removeprefix("test_").replace("_", " ").replace("trls", "TRL's"))
+                rows.append((words, ", ".join(f"`{name}`" for name in named), f"`{path.relative_to(ROOT).as_posix()}`"))
+    return rows
+
+
+def _families_of(function: ast.FunctionDef) -> list[str]:
+    for decorator in function.decorator_list:
+        match decorator:
+            case ast.Call(args=[ast.Constant(value="family"), ast.Name(id="CONFIGS")]):
+                return families()
+            case ast.Call(args=[ast.Constant(value="family"), ast.List() as names]):
+                return list(ast.literal_eval(names))
+    return []
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes as it is, in a table too; what is in backticks already stays."""
+    parts = text.replace("\n", " ").split("`")
+    return "`".join(part if place % 2 else re.sub(r"([|*<])", r"\\\1", part) for place, part in enumerate(parts))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    body = ["| " + " | ".join(cell.replace("`|`", "`\\|`") for cell in row) + " |" for row in rows]
+    return ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |", *body]
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/commands.md": commands_page,
+    "docs/reference/formats.md": formats_page,
+    "docs/images/watch.svg": watch_picture,
+}
+
+
+def main() -> None:
+    """Write all of them."""
+    for name, make in PAGES.items():
+        (ROOT / name).write_text(make(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
