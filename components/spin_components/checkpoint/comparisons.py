@@ -1,4 +1,4 @@
-"""What was measured of every model of a run, and paired comparisons of any two, from the files of their validations."""
+"""Validation results of every model of a run, and paired comparisons of any two."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from spin_components.store.run import RunStore
 
 
 def measured(run: RunStore, epochs: Mapping[int, int]) -> list[Measured]:
-    """The base model, then every iteration, as validated.
+    """Validation results of the base model, then of every iteration.
 
     Args:
         run: the run.
-        epochs: which epoch's policy each iteration published.
+        epochs: by iteration, the epoch whose policy it published.
     """
-    found = []
+    models = []
     for iteration, epoch in {layout.BASE: 0, **epochs}.items():
         facts = read_manifest(run, layout.validation(iteration, epoch)).facts
-        found.append(Measured(iteration, facts["val_loss"], facts.get("repetition_rate"), facts.get("length_ratio")))
-    return found
+        models.append(Measured(iteration, facts["val_loss"], facts.get("repetition_rate"), facts.get("length_ratio")))
+    return models
 
 
 def comparer(run: RunStore, epochs: Mapping[int, int], confidence: float) -> Compare:
-    """Gives the paired change of val_loss between two models, by their iterations; each file is read once.
+    """A function that gives the paired change of val_loss between two models, by their iterations.
+
+    Each file is read once.
 
     Args:
         run: the run.
-        epochs: which epoch's policy each iteration published.
+        epochs: by iteration, the epoch whose policy it published.
         confidence: of the intervals.
     """
 
     @cache
     def losses(iteration: int) -> list[AnswerLoss]:
-        place = iteration, {layout.BASE: 0, **epochs}[iteration]
-        made_by, key = layout.validation(*place), layout.validation_losses(*place)
+        epoch = {layout.BASE: 0, **epochs}[iteration]
+        made_by, key = layout.validation(iteration, epoch), layout.validation_losses(iteration, epoch)
         files = {key: read_manifest(run, made_by).outputs[key]}
         return read_rows(run.fetch(files, what="the validation losses", made_by=made_by) / key, AnswerLoss)
 
@@ -53,5 +55,5 @@ def comparer(run: RunStore, epochs: Mapping[int, int], confidence: float) -> Com
 
 
 def as_facts(change: Difference | None, against: int) -> dict[str, Any] | None:
-    """A change as a manifest has it; `against` is the iteration it is held against, -1 the base model."""
+    """A change as facts of a manifest; `against` is the iteration compared with, -1 the base model."""
     return {"against": against, **asdict(change)} if change else None

@@ -1,4 +1,4 @@
-"""What may come of an iteration, in names: light, for all that only reads it."""
+"""Names of the outcomes of an iteration and of the decisions after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Decision = Literal["continue", "roll_back", "done", "saturated", "regressed"]
 
 
 def name_of(iteration: int) -> str:
-    """A model in words."""
+    """Name of a model in messages."""
     return "the base model" if iteration == BASE else f"iteration {iteration}"
 
 
@@ -22,11 +22,11 @@ def goes_on(decision: str) -> bool:
 
 
 def lowest(losses: Mapping[int, float | None], regressed: Collection[int]) -> int:
-    """The best model: the lowest loss of those that did not regress, the earlier of equals.
+    """The iteration with the lowest loss of those that did not regress, the earlier of equals.
 
     Args:
-        losses: val_loss by iteration, the base model's among them.
-        regressed: iterations that did.
+        losses: val_loss by iteration, with the base model's.
+        regressed: iterations that regressed.
     """
     finite = {t: loss for t, loss in losses.items() if loss is not None and t not in regressed}
     return min(finite, key=lambda t: (finite[t], t))

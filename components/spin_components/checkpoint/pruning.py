@@ -1,4 +1,4 @@
-"""What a run lets go of: weights beyond `save_top_k`, epochs that were not chosen, optimizer state nobody can need."""
+"""Deletes weights beyond `save_top_k`, epochs that were not chosen, and optimizer state that nothing resumes from."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from spin_components.store.run import RunStore
 def prune(
     run: RunStore, num_published: int, regressed: Collection[int], rules: SelectionSettings, settings: Settings
 ) -> int:
-    """Delete what need not stay; it can be done again without harm.
+    """Delete what is not needed; repeating it does no harm.
 
-    Weights stay while an evaluation still needs them; that lets go of them when it is done.
+    Weights that an evaluation still needs stay until it is done.
 
     Args:
         run: the run.
-        num_published: iterations, from the first on.
-        regressed: those of them that did.
-        rules: of the attempt.
+        num_published: iterations that are published.
+        regressed: those of them that regressed.
+        rules: the attempt's `[selection]`.
         settings: of the run.
 
     Returns: the bytes that were freed.
@@ -32,7 +32,7 @@ def prune(
     published = [read_manifest(run, layout.checkpoint(t)) for t in range(num_published)]
     carried = _carried(run, settings)
     losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
-    # an adapter is small, and those of later iterations sit upon it
+    # adapters are small, and those of later iterations build on them
     dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, regressed)
     awaited = _awaited(run, dropped)
     freed = 0
@@ -50,7 +50,7 @@ def prune(
 
 
 def prune_evaluated(run: RunStore, settings: Settings) -> None:
-    """Delete weights that were kept for an evaluation alone, as far as those are done."""
+    """Delete weights that were kept for evaluations that are done now."""
     keys = run.list("iterations", "*/checkpoint.json")
     regressed = [
         int(manifest.facts["iteration"])
@@ -62,7 +62,7 @@ def prune_evaluated(run: RunStore, settings: Settings) -> None:
 
 
 def _awaited(run: RunStore, iterations: Collection[int]) -> set[int]:
-    """Iterations whose weights this attempt has yet to evaluate."""
+    """Iterations that this attempt still has to evaluate."""
     wanted = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
     if not wanted.tasks:
         return set()
@@ -70,7 +70,7 @@ def _awaited(run: RunStore, iterations: Collection[int]) -> set[int]:
 
 
 def _carried(run: RunStore, settings: Settings) -> set[str]:
-    """Folders of epochs whose optimizer state a next iteration may go on from: of the last policy, and of the best."""
+    """Folders of epochs whose optimizer state a next iteration may load: those of the last policy and of the best."""
     if settings.spin.reset_optimizer:
         return set()
     keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]

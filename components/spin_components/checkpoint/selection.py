@@ -1,14 +1,14 @@
-"""Which model of a run is best, which iterations regressed, whether to play on: pure functions of what was measured.
+"""Judges iterations by their validations: which model is best, which regressed, and whether to continue.
 
-An iteration is held against the best model so far, the base model included, on the same held-out answers.
+An iteration is compared with the best model so far, the base model included, on the same held-out answers.
 
-    regressed   its loss is not finite, or clearly higher than the best's, or its answers break a limit
+    regressed   its loss is not finite, or clearly higher than the best's, or its answers exceed a limit
     better      its loss is the lowest so far, and clearly lower than that of the last model that was better
     unclear     anything else
 
-A change is clear where its confidence interval leaves 0 out and it is larger than `min_delta`. The best model is the
-one with the lowest loss of those that did not regress. That differs from the last that was better: many small falls,
-none of them clear, add up to a clear one.
+A change is clear if its confidence interval excludes 0 and it is larger than `min_delta`. The best model is the one
+with the lowest loss of those that did not regress. It may differ from the last one that was better: many small
+improvements, none of them clear, add up to a clear one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Compare = Callable[[int, int], Difference | None]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A model on the held-out data.
+    """Validation results of a model.
 
     Attributes:
         iteration: whose policy it is; `layout.BASE` for the base model.
-        val_loss: None where it is not finite.
-        repetition_rate: of the answers it samples; None where it sampled none.
+        val_loss: None if it is not finite.
+        repetition_rate: of the answers it samples; None if it sampled none.
         length_ratio: likewise.
     """
 
@@ -43,15 +43,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What an iteration came to.
+    """The judgement of an iteration; models are named by their iteration.
 
     Attributes:
-        reason: for the outcome, in words.
+        reason: for the outcome, as a sentence.
         against: the best model before it.
-        change: of val_loss from that one; None where it cannot be told.
-        best: the best model from here on.
+        change: of val_loss from that model; None with too few answers.
+        best: the best model after it.
         decision: what follows.
-        next: whose policy is the next reference; None where the run ends.
+        next: the model that is the next reference; None if the run ends.
     """
 
     iteration: int
@@ -72,13 +72,13 @@ def judge(
     max_iterations: int,
     steps_left: bool = True,
 ) -> list[Judgement]:
-    """Judge every iteration in turn.
+    """Judge every iteration in order.
 
     Args:
         models: the base model, then each iteration up to the one that just ended.
-        compare: gives the paired change of val_loss from one model, by its iteration, to another.
-        rules: the attempt's.
-        max_iterations: the most there may be.
+        compare: returns the paired change of val_loss from one model, by its iteration, to another.
+        rules: the attempt's `[selection]`.
+        max_iterations: of the attempt.
         steps_left: whether `max_steps` allows another step.
     """
     best = gained = models[0]
@@ -152,11 +152,11 @@ def _decide(model: Measured, outcome: Outcome, rules: SelectionSettings, *, left
 
 
 def to_prune(losses: Mapping[int, float | None], save_top_k: int, regressed: Collection[int] = ()) -> list[int]:
-    """Iterations whose weights need not stay: not among the best `save_top_k`, not the last, not the best.
+    """Iterations whose weights are deleted: neither among the best `save_top_k` nor the last.
 
     Args:
         losses: val_loss by iteration.
-        save_top_k: how many to keep; -1 for all.
+        save_top_k: how many to keep, at least one; -1 for all.
         regressed: iterations that rank behind all others.
     """
     if save_top_k < 0:

@@ -1,4 +1,4 @@
-"""Close an iteration: choose among its epochs, publish the policy, judge it, and let go of what is not needed."""
+"""Close an iteration: choose among its epochs, publish the policy, judge it, and delete what is not needed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.checkpoint.pruning import prune
 from spin_components.checkpoint.selection import Judgement, judge
 from spin_components.data.pair_counts import PairCounts
-from spin_components.execution import Step, step
+from spin_components.execution import Step
 from spin_components.process import STOPPED
 from spin_components.report.refresh import refresh
-from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.digests import digest_of
-from spin_components.store.manifests import Manifest, finished, read_manifest
+from spin_components.store.digests import FileDigest, digest_of
+from spin_components.store.manifests import Manifest, read_manifest
 from spin_components.store.models import fetch_model, model_files, validated_place
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.pairs import shard_manifests
@@ -26,7 +25,7 @@ from spin_components.train_epoch.pairs import shard_manifests
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = ("spin_margin", "spin_acc", "length_ratio", "repetition_rate", "distinct_1", "distinct_2", "cut_share")
-"""Figures of the validation that an iteration's manifest repeats."""
+"""Statistics of the validation that an iteration's manifest repeats."""
 
 
 def publish(
@@ -42,77 +41,102 @@ def publish(
     Args:
         run_uri: the run.
         iteration: t.
-        reference_uri: what the iteration started from.
+        reference_uri: the reference of the iteration.
         policy_uri: the last epoch's policy, validated; empty when the attempt has stopped.
         max_iterations: of this attempt.
         selection: the attempt's `[selection]`.
 
     Returns: URI of the next iteration's reference, or empty to stop.
     """
-    if policy_uri == STOPPED:
-        return STOPPED
-    with step("checkpoint", run_uri, iteration=iteration) as current:
-        run, settings = current.run, current.settings
-        rules = SelectionSettings(**selection)
-        num_epochs = settings.spin.epochs(iteration)
-        epochs = [read_manifest(run, layout.epoch_manifest(iteration, epoch)) for epoch in range(num_epochs)]
-        checks = [read_manifest(run, layout.validation(iteration, epoch)) for epoch in range(num_epochs)]
-        inputs = {
-            "reference": digest_of(model_files(run, reference_uri)),
-            "policies": [
-                digest_of(manifest.outputs_below(f"{layout.epoch(iteration, epoch)}/policy"))
-                for epoch, manifest in enumerate(epochs)
-            ],
-            "val_losses": [check.facts["val_loss"] for check in checks],
-        }
+    rules = SelectionSettings(**selection)
+    with Step.begin("checkpoint", run_uri, after=[policy_uri], iteration=iteration) as step:
         key = layout.checkpoint(iteration)
-        manifest = finished(run, key, inputs)
-        facts = (
-            manifest.facts
-            if manifest
-            else _facts(run, iteration, _choose(checks, rules), epochs, checks, reference_uri, settings)
-        )
-        judged, verdict = _judge(run, facts, rules, max_iterations, settings)
-        judgement, facts = judged[-1], {**facts, **verdict}
-        if manifest is None:
-            fetch_model(run, facts["checkpoint_uri"], what="the policy to publish")
-            folder = run.key_of(facts["checkpoint_uri"])
-            files = {f"{folder}/{name}": file for name, file in model_files(run, facts["checkpoint_uri"]).items()}
-            if current.tracking:
-                current.tracking.log("iteration", facts["step"], _tracked(facts))
-            current.finish(key, inputs=inputs, outputs=files, facts=facts)
-        else:
-            current.reuse(manifest)
-            if manifest.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
-                current.commit(key, manifest.model_copy(update={"facts": facts}))
-        freed = _point_and_prune(run, judged, rules, settings)
-        _tell(current, judgement, facts["val_loss"], freed)
-        if manifest is None or not goes_on(judgement.decision):
-            refresh(current)
-        if judgement.next is None:
-            if not current.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
-                run.sweep()
-                current.is_last = True
+        is_new = step.is_due(key, lambda: _inputs(step, iteration, reference_uri), is_timed=False)
+        if step.is_stopped:
             return STOPPED
-        return str(_pointer(run, judgement.next)["uri"])
+        facts = step.published.facts if step.published else _facts(step, iteration, reference_uri, rules)
+        judged, verdict = _judge(step, facts, rules, max_iterations)
+        facts = {**facts, **verdict}
+        if step.published is None:
+            step.track("iteration", facts["step"], _tracked(facts))
+            step.publish(facts, outputs=_policy_files(step.run, facts["checkpoint_uri"]))
+        elif step.published.facts != facts:  # the attempt's rules or its max_iterations decide otherwise now
+            step.commit(key, step.published.model_copy(update={"facts": facts}))
+        judgement = judged[-1]
+        freed = _point_and_prune(step, judged, rules)
+        _report(step, judgement, facts["val_loss"], freed)
+        if is_new or not goes_on(judgement.decision):
+            refresh(step.run, step.warn)
+        if judgement.next is not None:
+            return str(_pointer(step.run, judgement.next)["uri"])
+        if not step.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
+            step.run.sweep()
+            step.is_last = True
+        return STOPPED
 
 
-def _choose(checks: list[Manifest], rules: SelectionSettings) -> int:
-    """The epoch whose policy the iteration hands on."""
+def _inputs(step: Step, iteration: int, reference_uri: str) -> dict[str, Any]:
+    """What the published policy depends on."""
+    epochs, validations = _epochs(step, iteration)
+    return {
+        "reference": digest_of(model_files(step.run, reference_uri)),
+        "policies": [
+            digest_of(manifest.outputs_below(f"{layout.epoch(iteration, epoch)}/policy"))
+            for epoch, manifest in enumerate(epochs)
+        ],
+        "val_losses": [validation.facts["val_loss"] for validation in validations],
+    }
+
+
+def _epochs(step: Step, iteration: int) -> tuple[list[Manifest], list[Manifest]]:
+    """Manifests of the iteration's epochs and of their validations."""
+    numbers = range(step.settings.spin.epochs(iteration))
+    return (
+        [read_manifest(step.run, layout.epoch_manifest(iteration, epoch)) for epoch in numbers],
+        [read_manifest(step.run, layout.validation(iteration, epoch)) for epoch in numbers],
+    )
+
+
+def _choose(validations: list[Manifest], rules: SelectionSettings) -> int:
+    """The epoch whose policy is published."""
     if rules.epoch == "last":
-        return len(checks) - 1
-    losses = [math.inf if check.facts["val_loss"] is None else check.facts["val_loss"] for check in checks]
-    return min(range(len(checks)), key=lambda epoch: (losses[epoch], epoch))
+        return len(validations) - 1
+    losses = [math.inf if each.facts["val_loss"] is None else each.facts["val_loss"] for each in validations]
+    return min(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))
+
+
+def _facts(step: Step, iteration: int, reference_uri: str, rules: SelectionSettings) -> dict[str, Any]:
+    """Facts of the iteration's manifest, without the judgement."""
+    settings, shards = step.settings, shard_manifests(step.run, iteration)
+    epochs, validations = _epochs(step, iteration)
+    epoch = _choose(validations, rules)
+    trained, validation = epochs[epoch].facts, validations[epoch].facts
+    return {
+        "iteration": iteration,
+        "epoch": epoch,
+        "checkpoint_uri": trained["policy_uri"],
+        "reference_uri": reference_uri,
+        "val_loss": validation["val_loss"],
+        **{name: trained["metrics"].get(name) for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")},
+        **{name: validation[name] for name in _HELD_OUT if name in validation},
+        **PairCounts.model_validate(trained).model_dump(mode="json"),
+        "step": trained["state"]["step"],
+        "consumed_samples": trained["state"]["consumed_samples"],
+        "ref_policy_kl_penalty": settings.spin.beta(iteration),
+        "peak_lr": settings.training.peak_lr(iteration),
+        "generation": [generated.facts | {"samples": len(generated.facts["samples"])} for generated, _ in shards],
+        "work_s": round(sum(m.duration_s for m in [*epochs, *validations, *(m for pair in shards for m in pair)]), 3),
+    }
 
 
 def _judge(
-    run: RunStore, facts: dict[str, Any], rules: SelectionSettings, max_iterations: int, settings: Settings
+    step: Step, facts: dict[str, Any], rules: SelectionSettings, max_iterations: int
 ) -> tuple[list[Judgement], dict[str, Any]]:
-    """Judge every iteration up to this one anew: the attempt's rules may be others than those before.
+    """Judge every iteration up to this one again, since the attempt's rules may have changed.
 
-    Returns: the judgements, and what this iteration's manifest says of its own.
+    Returns: the judgements, and the facts of this iteration's own.
     """
-    iteration = int(facts["iteration"])
+    run, iteration, max_steps = step.run, int(facts["iteration"]), step.settings.spin.max_steps
     epochs = {t: int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]) for t in range(iteration)}
     epochs[iteration] = int(facts["epoch"])
     compare = comparer(run, epochs, rules.confidence)
@@ -121,64 +145,41 @@ def _judge(
         compare,
         rules,
         max_iterations=max_iterations,
-        steps_left=settings.spin.max_steps < 0 or facts["step"] < settings.spin.max_steps,
+        steps_left=max_steps < 0 or facts["step"] < max_steps,
     )
-    mine, (reference, _) = judged[-1], validated_place(run, facts["reference_uri"])
+    own, (reference, _) = judged[-1], validated_place(run, facts["reference_uri"])
     return judged, {
-        **{name: getattr(mine, name) for name in ("outcome", "reason", "decision", "best", "next")},
+        **{name: getattr(own, name) for name in ("outcome", "reason", "decision", "best", "next")},
         "confidence": rules.confidence,
         "from_base": as_facts(compare(layout.BASE, iteration), layout.BASE),
         "from_reference": as_facts(compare(reference, iteration), reference),
-        "from_best": as_facts(mine.change, mine.against),
+        "from_best": as_facts(own.change, own.against),
     }
 
 
-def _tell(current: Step, found: Judgement, val_loss: float | None, freed: int) -> None:
-    """Say what an iteration came to, as an event and in the log; loudly where it regressed."""
-    told = {name: getattr(found, name) for name in ("decision", "outcome", "reason", "next")}
-    current.events.write("published", **told, val_loss=val_loss, iteration_best=found.best, freed_bytes=freed)
-    message = f"iteration {found.iteration}: {found.outcome}, {found.reason}"
-    if found.outcome == "regressed":
-        end = f"the run ends; the best is {name_of(found.best)}"
-        message += f"; {end if found.next is None else f'the next iteration begins from {name_of(found.next)}'}"
-        current.events.write("warning", message=message)
-        logger.warning(message)
+def _policy_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
+    """The policy's files by their keys, each verified in storage."""
+    fetch_model(run, uri, what="the policy to publish")
+    folder = run.key_of(uri)
+    return {f"{folder}/{name}": file for name, file in model_files(run, uri).items()}
+
+
+def _report(step: Step, judgement: Judgement, val_loss: float | None, freed_bytes: int) -> None:
+    """Record the judgement of the iteration as an event and in the log; as a warning if it regressed."""
+    told = {name: getattr(judgement, name) for name in ("decision", "outcome", "reason", "next")}
+    step.events.write("published", **told, val_loss=val_loss, iteration_best=judgement.best, freed_bytes=freed_bytes)
+    message = f"iteration {judgement.iteration}: {judgement.outcome}, {judgement.reason}"
+    best = name_of(judgement.best)
+    if judgement.outcome != "regressed":
+        logger.info("%s; the best is %s: %s", message, best, judgement.decision)
+    elif judgement.next is None:
+        step.warn(f"{message}; the run ends; the best is {best}")
     else:
-        logger.info("%s; the best is %s: %s", message, name_of(found.best), found.decision)
-
-
-def _facts(
-    run: RunStore,
-    iteration: int,
-    chosen: int,
-    epochs: list[Manifest],
-    checks: list[Manifest],
-    reference_uri: str,
-    settings: Settings,
-) -> dict[str, Any]:
-    trained, check = epochs[chosen], checks[chosen]
-    metrics = trained.facts["metrics"]
-    shards = shard_manifests(run, iteration)
-    return {
-        "iteration": iteration,
-        "epoch": chosen,
-        "checkpoint_uri": trained.facts["policy_uri"],
-        "reference_uri": reference_uri,
-        "val_loss": check.facts["val_loss"],
-        **{name: metrics.get(name) for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")},
-        **{name: check.facts[name] for name in _HELD_OUT if name in check.facts},
-        **PairCounts.model_validate(trained.facts).model_dump(mode="json"),
-        "step": trained.facts["state"]["step"],
-        "consumed_samples": trained.facts["state"]["consumed_samples"],
-        "ref_policy_kl_penalty": settings.spin.beta(iteration),
-        "peak_lr": settings.training.peak_lr(iteration),
-        "generation": [generated.facts | {"samples": len(generated.facts["samples"])} for generated, _ in shards],
-        "work_s": round(sum(m.duration_s for m in [*epochs, *checks, *(m for pair in shards for m in pair)]), 3),
-    }
+        step.warn(f"{message}; the next iteration begins from {name_of(judgement.next)}")
 
 
 def _tracked(facts: dict[str, Any]) -> dict[str, float]:
-    """An iteration's numbers for trackers, its shards taken together."""
+    """An iteration's numbers for trackers, over all shards."""
     counts = ("num_pairs", "num_history", "num_dropped")
     names = ("iteration", "val_loss", *_HELD_OUT, "acc", *counts, "ref_policy_kl_penalty", "work_s")
     shards = facts["generation"]
@@ -191,19 +192,19 @@ def _tracked(facts: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _point_and_prune(run: RunStore, judged: list[Judgement], rules: SelectionSettings, settings: Settings) -> int:
-    """Move the pointers and delete what is not needed; all of it can be done again without harm.
+def _point_and_prune(step: Step, judged: list[Judgement], rules: SelectionSettings) -> int:
+    """Move the pointers and delete what is not needed; repeating it does no harm.
 
     Returns: the bytes that were freed.
     """
-    run.write_json(layout.LATEST, _pointer(run, judged[-1].iteration))
-    run.write_json(layout.BEST, _pointer(run, judged[-1].best))
-    regressed = [found.iteration for found in judged if found.outcome == "regressed"]
-    return prune(run, len(judged), regressed, rules, settings)
+    step.run.write_json(layout.LATEST, _pointer(step.run, judged[-1].iteration))
+    step.run.write_json(layout.BEST, _pointer(step.run, judged[-1].best))
+    regressed = [each.iteration for each in judged if each.outcome == "regressed"]
+    return prune(step.run, len(judged), regressed, rules, step.settings)
 
 
 def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
-    """Where an iteration's policy lies, or the base model."""
+    """Content of a pointer to an iteration's policy, or to the base model."""
     if iteration == layout.BASE:
         facts = read_manifest(run, layout.validation(layout.BASE, 0)).facts
         uri = run.read_json(layout.RUN)["base_model"]["uri"]

@@ -1,9 +1,10 @@
-"""Evaluate a published model, and the base model once: tasks of a harness, and a judge of what it answers."""
+"""Evaluate a published model, and the base model once: tasks of lm-evaluation-harness, and an LLM as a judge."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -13,9 +14,7 @@ from spin_components.checkpoint.pruning import prune_evaluated
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
 from spin_components.evaluate.packages import check_evaluation_packages
-from spin_components.evaluation_settings import EvaluationSettings
-from spin_components.events import Progress
-from spin_components.execution import Step, step
+from spin_components.execution import Step
 from spin_components.report.refresh import refresh
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -36,33 +35,33 @@ class Published:
     Attributes:
         iteration: `layout.BASE` for the base model.
         epoch: of the iteration, whose policy it is.
-        step: optimizer steps that it has seen.
+        uri: of the model.
+        global_step: optimizer steps that it has seen.
     """
 
     iteration: int
     epoch: int
     uri: str
-    step: int
+    global_step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of an evaluation that stands by itself: finished, it is kept whatever becomes of the other.
+    """One part of an evaluation; its results are kept even if the other part fails.
 
     Attributes:
         inputs: what it depends on.
-        work: does it; returns its facts and the files it wrote.
+        run: evaluates; returns its facts and the files it wrote.
     """
 
     inputs: Facts
-    work: Callable[[], tuple[Facts, Outputs]]
+    run: Callable[[], tuple[Facts, Outputs]]
 
 
 def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
-    """Evaluate one model by what the attempt's `[evaluation]` asks for.
+    """Evaluate one model by the attempt's `[evaluation]`.
 
-    What is finished and was made of the same is kept; what was made of something else is made again, since nothing
-    depends on it.
+    A part that is finished is repeated if its inputs have changed, since nothing depends on it.
 
     Args:
         run_uri: the run.
@@ -72,35 +71,33 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
     Returns: the model's URI; empty where there is none, or the attempt's time is up.
 
     Raises:
-        ConfigError, DataError: tasks or the judge cannot be asked as they are set.
+        ConfigError, DataError: tasks or judge cannot be used as they are set.
         EngineError: the harness or the judge failed.
     """
-    with step("evaluate", run_uri, hardware, iteration=iteration) as current:
-        run, evaluation = current.run, current.evaluation
-        model = _published(run, iteration)
+    with Step.begin("evaluate", run_uri, hardware, iteration=iteration) as step:
+        model = _published(step.run, iteration)
         if model is None:
-            return current.stop(f"{name_of(iteration)} is not published")
-        parts, key = _parts(current, evaluation, model), layout.evaluation(iteration)
-        before = read_manifest(run, key) if run.exists(key) else Manifest(step="evaluate", inputs={})
-        todo = {name: part for name, part in parts.items() if before.inputs.get(name) != part.inputs}
+            step.stop(f"{name_of(iteration)} is not published")
+            return step.returns("")
+        parts = _parts(step, model)
         if not parts:
-            current.events.write("done", facts={}, duration_s=0.0)  # compiled with it, run without
-        elif not todo:
-            current.reuse(before)
-        elif current.out_of_time():
-            return current.stop("max_time")
-        else:
-            current.is_last |= _is_over(run)  # also where it fails
-            check_evaluation_packages(evaluation)
-            _work(current, model, todo, before)
-        if _is_over(run):
-            current.is_last = True
-            prune_evaluated(run, current.settings)
-        return model.uri
+            step.events.write("done", facts={}, duration_s=0.0)  # the pipeline has the step, this attempt no evaluation
+        elif step.is_due(
+            layout.evaluation(iteration),
+            lambda: {name: part.inputs for name, part in parts.items()},
+            replaces=True,
+        ):
+            step.is_last |= _is_over(step.run)  # also where it fails
+            check_evaluation_packages(step.evaluation)
+            _evaluate(step, model, parts)
+        if not step.is_stopped and _is_over(step.run):
+            step.is_last = True
+            prune_evaluated(step.run, step.settings)
+        return step.returns(model.uri)
 
 
 def _published(run: RunStore, iteration: int) -> Published | None:
-    """What an iteration published; None where it was stopped before."""
+    """The model that an iteration published; None if it was stopped before."""
     if iteration == layout.BASE:
         return Published(iteration, 0, str(run.read_json(layout.RUN)["base_model"]["uri"]), 0)
     if not run.exists(layout.checkpoint(iteration)):
@@ -109,51 +106,53 @@ def _published(run: RunStore, iteration: int) -> Published | None:
     return Published(iteration, int(facts["epoch"]), str(facts["checkpoint_uri"]), int(facts["step"]))
 
 
-def _parts(current: Step, evaluation: EvaluationSettings, model: Published) -> dict[str, Part]:
-    """What is to be done, by name."""
+def _parts(step: Step, model: Published) -> dict[str, Part]:
+    """The parts that the attempt asks for, by name."""
     parts = {}
-    if evaluation.tasks:
-        parts["tasks"] = _tasks_part(current, evaluation, model)
-    if evaluation.judge_url:
-        parts["judge"] = _judge_part(current, evaluation, model)
+    if step.evaluation.tasks:
+        parts["tasks"] = _tasks_part(step, model)
+    if step.evaluation.judge_url:
+        parts["judge"] = _judge_part(step, model)
     return parts
 
 
-def _work(current: Step, model: Published, todo: dict[str, Part], before: Manifest) -> None:
-    """Do the parts, each kept as soon as it is finished; one that fails does not keep the other from being done."""
-    key, made = layout.evaluation(model.iteration), before
+def _evaluate(step: Step, model: Published, parts: dict[str, Part]) -> None:
+    """Run the parts that are not finished, and publish each as soon as it is; then raise the first failure."""
+    previous = step.previous or Manifest(step=step.name, inputs={})
+    due = {name: part for name, part in parts.items() if previous.inputs.get(name) != part.inputs}
+    current = previous
     failures: list[SpinError] = []
-    for name, part in todo.items():
-        if changed := differing(before.inputs.get(name, part.inputs), part.inputs):
+    for name, part in due.items():
+        if changed := differing(previous.inputs.get(name, part.inputs), part.inputs):
             logger.info("%s again: %s", name, "; ".join(changed))
         try:
-            facts, outputs = part.work()
+            facts, outputs = part.run()
         except SpinError as error:
             logger.error("%s: %s", name, error)
             failures.append(error)
             continue
-        made = made.model_copy(
+        current = current.model_copy(
             update={
-                "inputs": {**made.inputs, name: part.inputs},
-                "outputs": {**made.outputs, **outputs},
-                "facts": {**made.facts, "policy_uri": model.uri, name: facts},
+                "inputs": {**current.inputs, name: part.inputs},
+                "outputs": {**current.outputs, **outputs},
+                "facts": {**current.facts, "policy_uri": model.uri, name: facts},
             }
         )
-        if len(todo) > 1:
-            current.commit(key, made)
+        if len(due) > 1:
+            step.commit(layout.evaluation(model.iteration), current)
     if not failures:
-        if current.tracking:
-            current.tracking.log("evaluation", model.step, tracked(made.facts))
-        current.finish(key, inputs=made.inputs, outputs=made.outputs, facts=made.facts)
-    refresh(current)
+        step.track("evaluation", model.global_step, tracked(current.facts))
+        step.publish(current.facts, inputs=current.inputs, outputs=current.outputs)
+    refresh(step.run, step.warn)
     if failures:
         raise failures[0]
 
 
-def _tasks_part(current: Step, evaluation: EvaluationSettings, model: Published) -> Part:
+def _tasks_part(step: Step, model: Published) -> Part:
+    """Tasks of lm-evaluation-harness."""
     from spin_components.device import resolve_compute, set_threads
 
-    run, settings = current.run, current.settings
+    run, settings, evaluation = step.run, step.settings, step.evaluation
     compute = resolve_compute(settings.hardware, settings.training.precision)
     made_by = layout.inputs_manifest("tasks")
     files = read_manifest(run, made_by).outputs if evaluation.task_files else {}
@@ -166,10 +165,10 @@ def _tasks_part(current: Step, evaluation: EvaluationSettings, model: Published)
         "lm_eval": _version("lm_eval"),
     }
 
-    def work() -> tuple[Facts, Outputs]:
+    def run_part() -> tuple[Facts, Outputs]:
         if not _has_weights(run, model.uri):
             reason = "its weights are not kept (selection.save_top_k)"
-            current.events.write("warning", message=f"{name_of(model.iteration)} is not evaluated: {reason}")
+            step.warn(f"{name_of(model.iteration)} is not evaluated: {reason}")
             return {"skipped": reason}, {}
         from spin_components.evaluate.harness import find_tasks, run_tasks
 
@@ -181,46 +180,45 @@ def _tasks_part(current: Step, evaluation: EvaluationSettings, model: Published)
         plain = open_model(run, model.uri, what="the model to evaluate")
         return {"results": run_tasks(settings, evaluation, compute, manager, plain)}, {}
 
-    return Part(inputs, work)
+    return Part(inputs, run_part)
 
 
-def _judge_part(current: Step, evaluation: EvaluationSettings, model: Published) -> Part:
+def _judge_part(step: Step, model: Published) -> Part:
+    """An LLM that scores the answers sampled by `validate`."""
     from spin_components.evaluate.answers import questions, sampled
 
-    run, key = current.run, layout.verdicts(model.iteration)
-    found = sampled(run, (model.iteration, model.epoch))
+    run, key = step.run, layout.verdicts(model.iteration)
+    answers = sampled(run, model.iteration, model.epoch)
     inputs = {
-        "samples": found.file.sha256 if found.file else None,
-        "data": found.data.sha256,
-        **evaluation.judge_inputs(),
+        "samples": answers.file.sha256 if answers.file else None,
+        "data": answers.data.sha256,
+        **step.evaluation.judge_inputs(),
     }
 
-    def work() -> tuple[Facts, Outputs]:
-        if not found.file:
+    def run_part() -> tuple[Facts, Outputs]:
+        if not answers.file:
             return {"skipped": "its loss is not finite, so it was not sampled"}, {}
         from spin_components.data.shards import Verdict, write_rows
         from spin_components.evaluate.judge import Judge, judge_figures
 
-        asked = questions(run, current.settings, found, evaluation.judge_num_samples)
-        progress = Progress(current.events, len(asked), "answers")
-        judge = Judge(evaluation)
-        try:
-            verdicts = judge.judge(asked, progress.update)
-        finally:
-            judge.close()
+        asked = questions(run, step.settings, answers, step.evaluation.judge_num_samples)
+        with closing(Judge(step.evaluation)) as judge:
+            verdicts = judge.judge(asked, step.progress(len(asked), "answers").update)
         with run.staged(key) as staged:
             write_rows(staged.path, Verdict, verdicts)
         return judge_figures(verdicts), dict(staged.outputs)
 
-    return Part(inputs, work)
+    return Part(inputs, run_part)
 
 
 def _has_weights(run: RunStore, uri: str) -> bool:
+    """Whether a model's weights are in storage; those of a base model elsewhere are taken to be."""
     folder = run.key_of(uri)
     return folder is None or bool(run.sizes(folder))
 
 
 def _version(package: str) -> str:
+    """Version of a package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -228,6 +226,6 @@ def _version(package: str) -> str:
 
 
 def _is_over(run: RunStore) -> bool:
-    """Whether the last iteration is published; where another evaluation still works, it takes up the lease again."""
+    """Whether the last iteration is published; an evaluation that is still running then takes the lease again."""
     last = max((int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json")), default=None)
     return last is not None and not goes_on(str(read_manifest(run, layout.checkpoint(last)).facts["decision"]))

@@ -1,4 +1,4 @@
-"""The generations table: a few pairs as text, for people."""
+"""A few pairs decoded to text, for the report and the live view."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from spin_components.tokenizer import load_tokenizer
 SAMPLES_A_SHARD = 8
 _SHOWN, _SHOWN_CHARACTERS = 4, 1000
 
-Sample = dict[str, str | int]
+DecodedPair = dict[str, str | int]
 
 
-def decode_samples(pairs: Sequence[Pair], folder: Path, model: ModelSettings) -> list[Sample]:
-    """Prompt, human answer and generated answer as text, with the finish reason."""
+def decode_samples(pairs: Sequence[Pair], folder: Path, model: ModelSettings) -> list[DecodedPair]:
+    """Decode prompts, human answers and generated answers."""
     tokenizer = load_tokenizer(folder, model)
     return [
         {
@@ -30,8 +30,8 @@ def decode_samples(pairs: Sequence[Pair], folder: Path, model: ModelSettings) ->
     ]
 
 
-def shortened(samples: Sequence[Sample]) -> list[Sample]:
-    """Fewer samples with less text, for an event; of a prompt the end stays, of answers the beginning."""
+def shortened(samples: Sequence[DecodedPair]) -> list[DecodedPair]:
+    """At most four samples for an event, of each prompt the last and of each answer the first 1000 characters."""
     return [
         sample
         | {"prompt": _end(str(sample["prompt"]))}

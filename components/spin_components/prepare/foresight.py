@@ -1,4 +1,4 @@
-"""The memory that the steps to come will take, before any of them begins."""
+"""The peak memory of every step, estimated before any of them begins."""
 
 from __future__ import annotations
 
@@ -20,38 +20,35 @@ from spin_components.store.manifests import Manifest
 logger = logging.getLogger(__name__)
 
 _POD = "KFP_POD_NAME"
-"""What KFP's launcher sets in the pods of a cluster's tasks."""
+"""Variable that KFP's launcher sets in the pods of a cluster's tasks."""
 
 SHORTEST = Lengths(1, 1, 1)
-"""What weights and optimizer take is known before the data is read."""
+"""Stands for the data before it is read: weights and optimizer state do not depend on it."""
 
 
-def foresee(
-    current: Step, settings: Settings, folder: Path, lengths: Lengths, *, quiet: bool = False
-) -> dict[str, Any]:
-    """Estimate every step's peak memory for a base model that lies here.
+def foresee(step: Step, settings: Settings, folder: Path, lengths: Lengths, *, quiet: bool = False) -> dict[str, Any]:
+    """Estimate every step's peak memory for a base model on this machine's disk.
 
     Args:
-        current: the running `prepare`.
+        step: the running `prepare`.
         settings: of the run.
         folder: the base model.
         lengths: of the longest pair.
-        quiet: refuse only; neither log nor warn.
+        quiet: refuse what cannot fit, but neither log nor warn.
 
     Returns: facts for the manifest.
 
     Raises:
-        ConfigError: a step clearly cannot fit, unless `hardware.memory_check` says otherwise.
+        ConfigError: a step clearly cannot fit, unless `hardware.memory_check` allows it.
     """
 
     def warn(message: str) -> None:
         if not quiet:
-            logger.warning(message)
-            current.events.write("warning", message=message)
+            step.warn(message)
 
     try:
         shape = shape_of_folder(folder, what="model.base")
-    except ModelError as error:  # of a kind that is not known here; it may well be trained
+    except ModelError as error:  # an architecture that is not known here can still be trained
         warn(f"memory is not estimated: {error}")
         return {}
     machine = placed_machine(settings) if os.environ.get(_POD) else this_machine(settings)
@@ -63,6 +60,6 @@ def foresee(
 
 
 def recorded_lengths(manifest: Manifest) -> Lengths:
-    """Of the longest pair, as an earlier attempt found it."""
-    found = manifest.facts.get("longest_pair")
-    return Lengths(**found) if found else SHORTEST
+    """Lengths of the longest pair, from the manifest of the data."""
+    recorded = manifest.facts.get("longest_pair")
+    return Lengths(**recorded) if recorded else SHORTEST

@@ -1,4 +1,4 @@
-"""From records to token ids: each rendered once, then split."""
+"""Renders records to token ids and splits them into training and validation prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from spin_components.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RenderedSet:
-    """Every record as token ids, by the setting it came from (`train`, `validation`)."""
+    """Every record as token ids.
+
+    Attributes:
+        prompts: by the setting they came from (`train`, `validation`).
+        eos_ids: token ids that end an answer.
+        renderer: fingerprint of template and tokenizer.
+        num_prompts_cut: prompts that lost their beginning.
+        num_answers_cut: human answers that lost their end.
+        num_refused: records that the template refused.
+    """
 
     prompts: dict[str, list[Prompt]]
     eos_ids: list[int]
@@ -33,7 +42,7 @@ class RenderedSet:
         return sum(len(prompts) for prompts in self.prompts.values())
 
     def facts(self) -> dict[str, Any]:
-        """What the data manifest says of the rendering."""
+        """Facts of the data manifest."""
         return {
             "eos_ids": self.eos_ids,
             "renderer": self.renderer,
@@ -50,7 +59,14 @@ def render_records(
     settings: Settings,
     report: Callable[[int], None] = lambda done: None,
 ) -> RenderedSet:
-    """Render every record with the model's template; `report` is told how many are done.
+    """Render every record with the model's chat template.
+
+    Args:
+        records: by the setting they came from.
+        tokenizer: of the base model.
+        base: its folder.
+        settings: of the run.
+        report: called with the number of records done.
 
     Raises:
         DataError: records the template or tokenizer refuses, unless `data.on_bad_record` is `skip`.
@@ -64,11 +80,11 @@ def render_records(
     cut_prompts = cut_answers = index = 0
     for name, sets in records.items():
         prompts[name] = []
-        for found, record in [(each, record) for each in sets for record in each.records]:
+        for source, record in [(each.source, record) for each in sets for record in each.records]:
             try:
                 rendered = renderer.render(record.conversation)
             except ValueError as error:
-                refused.append(f"{found.source}, line {record.line}: {error}")
+                refused.append(f"{source}, line {record.line}: {error}")
                 continue
             prompts[name].append(Prompt(index, rendered.prompt_ids, rendered.actual_ids, rendered.actual_ended))
             cut_prompts += bool(rendered.prompt_cut)
@@ -79,13 +95,13 @@ def render_records(
         shown = "\n".join(f"  {line}" for line in refused[:10])
         raise DataError(
             f"{len(refused)} records cannot be rendered; the first of them:\n{shown}\n"
-            "Mend them, or set data.on_bad_record = 'skip' to leave them out."
+            "Repair them, or set data.on_bad_record = 'skip' to leave them out."
         )
     return RenderedSet(prompts, eos_ids, renderer.fingerprint(), cut_prompts, cut_answers, len(refused))
 
 
 def split_records(rendered: RenderedSet, settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and validation prompts, by the files given or by a seeded split; then the limits.
+    """Training and validation prompts: by the files given or by a seeded split, then cut to `max_*_records`.
 
     Raises:
         DataError: one of the two would be empty.
@@ -97,8 +113,8 @@ def split_records(rendered: RenderedSet, settings: Settings) -> tuple[list[Promp
     else:
         num = resolve_count(data.validation_size, len(train))
         held_out = set(permutation(len(train), derive_seed(settings.run.seed, "split"))[:num])
-        validation = [prompt for place, prompt in enumerate(train) if place in held_out]
-        train = [prompt for place, prompt in enumerate(train) if place not in held_out]
+        validation = [prompt for i, prompt in enumerate(train) if i in held_out]
+        train = [prompt for i, prompt in enumerate(train) if i not in held_out]
     train = train[: data.max_train_records or None]
     validation = validation[: data.max_validation_records or None]
     for name, prompts in (("training", train), ("validation", validation)):

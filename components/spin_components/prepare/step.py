@@ -1,4 +1,4 @@
-"""Check everything that can be checked, then render the data to token ids, once for the whole run."""
+"""Check settings, model and data, then render the data to token ids, once for the whole run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.evaluate.packages import check_evaluation_packages
-from spin_components.events import Progress
-from spin_components.execution import Step, step
+from spin_components.execution import Step
 from spin_components.lora.packages import check_lora_packages
 from spin_components.memory.work import longest_of
 from spin_components.model_folder import check_model_folder
@@ -30,7 +29,7 @@ from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, FileDigests, content_of, digest_of
-from spin_components.store.manifests import Manifest, finished, now
+from spin_components.store.manifests import now
 from spin_components.store.sources import Source
 from spin_components.tokenizer import load_tokenizer
 from spin_components.tracking.trackers import check_packages
@@ -41,8 +40,8 @@ FREE_SETTINGS = (
     *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
     *("evaluation.", "selection.", "hardware.", "placement.", "tracking."),
 )
-"""Settings that may change between attempts at one run; all others are part of what it is, and schedules (`changes`)
-as far as they have begun."""
+"""Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
+have begun (see `changes`)."""
 
 _PACKAGES = (
     "torch",
@@ -63,63 +62,60 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     """Begin or resume a run.
 
     Args:
-        run_uri: where it lies.
+        run_uri: the run's address.
         settings: every section.
-        compiled: `max_iterations`, `max_epochs` (of each iteration), `shards`, `nodes` and `evaluates` (whether models
-            are evaluated) that the pipeline's shape is made for.
+        compiled: what the pipeline was compiled for: `max_iterations`, `max_epochs` (of each iteration), `shards`,
+            `nodes` and `evaluates` (whether it has the step that evaluates models).
 
     Returns: the base model's URI, the reference of iteration 0.
 
     Raises:
-        ConfigError, DataError, ModelError: what was given cannot be used.
-        InputsChangedError: the run began with something else.
+        ConfigError, DataError, ModelError: settings, data or model cannot be used.
+        InputsChangedError: the run began with other inputs.
     """
     checked = parse_settings(settings, source="the pipeline's parameters")
     _check_shape(checked, compiled)
-    hardware = checked.hardware.model_dump(mode="json")
-    with step("prepare", run_uri, hardware) as current:
-        _begin_attempt(current, checked)
+    with Step.begin("prepare", run_uri, checked.hardware.model_dump(mode="json")) as step:
+        run = step.run
+        _begin_attempt(step, checked)
         check_packages(checked.tracking)
         check_lora_packages(checked.lora)
         check_evaluation_packages(checked.evaluation)
-        base = _base_model(current, checked)
-        foresee(current, checked, base.folder, SHORTEST, quiet=True)
+        base = _base_model(step, checked)
+        foresee(step, checked, base.folder, SHORTEST, quiet=True)
         if checked.evaluation.tasks:
-            keep_tasks(current, checked.evaluation)
-        sources = {name: _data(current, name, uri) for name, uri in named_sources(checked).items()}
+            keep_tasks(step, checked.evaluation)
+        sources = {name: _data(step, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
-        found = {name: source.digests for name, source in sources.items()}
-        inputs = as_begun(current.run, _inputs(checked, base_files, found))
-        manifest = finished(current.run, layout.DATA_MANIFEST, inputs)
-        if manifest and current.run.exists(layout.RUN):
-            record_schedules(current.run, checked)
-            foresee(current, checked, base.folder, recorded_lengths(manifest))
-            current.reuse(manifest)
+        data_files = {name: source.digests for name, source in sources.items()}
+        inputs = as_begun(run, _inputs(checked, base_files, data_files))
+        is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
+        if step.published and run.exists(layout.RUN):
+            record_schedules(run, checked)
+            foresee(step, checked, base.folder, recorded_lengths(step.published))
             return base.uri
         record = {
             "settings": checked.model_dump(mode="json"),
             "base_model": {"uri": base.uri, "files": _plain(base_files)},
-            "data": {name: {"uri": source.uri, "files": _plain(found[name])} for name, source in sources.items()},
+            "data": {name: {"uri": source.uri, "files": _plain(data_files[name])} for name, source in sources.items()},
             "seed": checked.run.seed,
             "version": __version__,
             "python": platform.python_version(),
             "packages": _versions(),
             "created_at": now(),
         }
-        current.run.write_json(layout.RUN, record)
-        if manifest:  # somebody removed the record alone
-            current.reuse(manifest)
-        else:
-            _write_data(current, checked, base.folder, sources, inputs)
+        run.write_json(layout.RUN, record)
+        if is_due:  # otherwise somebody removed the record alone
+            _write_data(step, checked, base.folder, sources)
         return base.uri
 
 
 def _checked(base: Source, sha256: str) -> dict[str, FileDigest]:
-    """The base model's files, if they are those that the settings name."""
+    """The base model's files, if their digest is the one that the settings name."""
     files = base.digests
-    if sha256 and (found := digest_of(files)) != sha256:
+    if sha256 and (digest := digest_of(files)) != sha256:
         raise ModelError(
-            f"model.base = {base.uri!r} has the digest {found[:12]}…, model.sha256 says {sha256[:12]}…; "
+            f"model.base = {base.uri!r} has the digest {digest[:12]}…, model.sha256 says {sha256[:12]}…; "
             "name the model that is meant, or leave model.sha256 empty"
         )
     return files
@@ -130,13 +126,14 @@ def _plain(files: FileDigests) -> dict[str, Any]:
 
 
 def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
-    wanted = {
+    """Refuse settings that the pipeline was not compiled for."""
+    fixed = {
         "generation.shards": (settings.generation.shards, int(compiled["shards"])),
         "hardware.nodes": (settings.hardware.nodes, int(compiled["nodes"])),
     }
-    for name, (found, built) in wanted.items():
-        if found != built:
-            raise ConfigError(f"{name} = {found}, but this pipeline was compiled for {built}; compile it again")
+    for name, (value, built) in fixed.items():
+        if value != built:
+            raise ConfigError(f"{name} = {value}, but this pipeline was compiled for {built}; compile it again")
     if settings.evaluation.is_on and not compiled.get("evaluates", False):
         raise ConfigError(
             "[evaluation] asks for tasks or a judge, but this pipeline was compiled without the step that evaluates; "
@@ -156,15 +153,15 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
         )
 
 
-def _begin_attempt(current: Step, settings: Settings) -> None:
-    run = current.run
+def _begin_attempt(step: Step, settings: Settings) -> None:
+    """Record the attempt's deadline and those of its settings that may differ from the run's."""
     limit_s = settings.run.max_time_s
     started = time.time()
     deadline = started + limit_s if limit_s < float("inf") else None
     sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking"})
     attempt = {"started_at": now(), "started": started, "deadline": deadline, **sections}
-    run.write_json(layout.ATTEMPT, attempt)
-    current.events.write(
+    step.run.write_json(layout.ATTEMPT, attempt)
+    step.events.write(
         "plan",
         name=settings.run.name,
         max_iterations=settings.spin.max_iterations,
@@ -172,38 +169,32 @@ def _begin_attempt(current: Step, settings: Settings) -> None:
         shards=settings.generation.shards,
         deadline=deadline,
     )
-    run.sweep()
+    step.run.sweep()
 
 
-def _base_model(current: Step, settings: Settings) -> Source:
+def _base_model(step: Step, settings: Settings) -> Source:
     uri, what = settings.model.base, "model.base"
     if builtin.is_builtin(uri):
         name = builtin.check_builtin(uri, what=what, kinds=builtin.MODELS)
-        source = _made(current, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
+        source = _made(step, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
     else:
-        source = current.run.sources.open_model(uri, what=what)
+        source = step.run.sources.open_model(uri, what=what)
     check_model_folder(source.folder, what=what, address=source.uri)
     return source
 
 
-def _data(current: Step, name: str, uri: str) -> Source:
+def _data(step: Step, name: str, uri: str) -> Source:
     what = f"data.{name}"
     if not builtin.is_builtin(uri):
-        return current.run.sources.open_data(uri, what=what)
+        return step.run.sources.open_data(uri, what=what)
     kind = builtin.check_builtin(uri, what=what, kinds=builtin.DATA_SETS)
-    return _made(current, uri, layout.builtin_data(name), layout.inputs_manifest(name), builtin.DATA_SETS[kind])
+    return _made(step, uri, layout.builtin_data(name), layout.inputs_manifest(name), builtin.DATA_SETS[kind])
 
 
-def _made(current: Step, uri: str, key: str, manifest_key: str, make: Callable[[Path], None]) -> Source:
-    """A builtin model or data set as it lies in the run; made where it does not yet."""
-    run = current.run
-    manifest = finished(run, manifest_key, {"builtin": uri})
-    if manifest is None:
-        logger.info("making %s", uri)
-        with run.staged(key) as staged:
-            make(staged.path)
-        manifest = Manifest(step="prepare (builtin)", inputs={"builtin": uri}, outputs=staged.outputs)
-        current.commit(manifest_key, manifest)
+def _made(step: Step, uri: str, key: str, manifest_key: str, make: Callable[[Path], None]) -> Source:
+    """A builtin model or data set in the run's storage; made unless it is there."""
+    run = step.run
+    manifest = step.keep(key, {"builtin": uri}, make, manifest=manifest_key, what="builtin")
     folder = run.fetch(manifest.outputs, what=uri, made_by=manifest_key)
     if key in manifest.outputs:
         path = folder / key
@@ -212,7 +203,7 @@ def _made(current: Step, uri: str, key: str, manifest_key: str, make: Callable[[
 
 
 def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, FileDigest]]) -> dict[str, Any]:
-    """What the whole run depends on, flat: each setting by its name, and the digests of model and data."""
+    """The inputs of the whole run, flat: each setting by its name, and the digests of model and data."""
     flat = {
         f"{section}.{key}": value
         for section, table in settings.model_dump(mode="json").items()
@@ -224,54 +215,50 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    """Versions of the packages that are installed here."""
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _write_data(
-    current: Step, settings: Settings, base: Path, sources: dict[str, Source], inputs: dict[str, Any]
-) -> None:
-    data, run = settings.data, current.run
+def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, Source]) -> None:
+    """Render and split the data, and write it: one file a shard, one for validation."""
+    data, shards = settings.data, settings.generation.shards
     records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
-    total = sum(len(found.records) for sets in records.values() for found in sets)
-    progress = Progress(current.events, total, "records")
+    record_sets = [each for sets in records.values() for each in sets]
+    progress = step.progress(sum(len(each.records) for each in record_sets), "records")
     rendered = render_records(records, load_tokenizer(base, settings.model), base, settings, progress.update)
     train, validation = split_records(rendered, settings)
-    _report(rendered, current)
+    _warn_of_cuts(step, rendered)
     prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
-    foreseen = foresee(current, settings, base, longest_of(settings, prompts))
-    outputs: dict[str, FileDigest] = {}
-    shards = settings.generation.shards
+    foreseen = foresee(step, settings, base, longest_of(settings, prompts))
     if len(train) < shards:
         raise DataError(f"{len(train)} training prompts cannot fill generation.shards = {shards}; lower it")
     files = {layout.train_shard(shard): train[shard::shards] for shard in range(shards)}
     for key, rows in {**files, layout.VALIDATION: validation}.items():
-        with run.staged(key) as staged:
-            write_rows(staged.path, Prompt, rows)
-        outputs |= staged.outputs
-    facts = {
-        "num_train": len(train),
-        "num_validation": len(validation),
-        "num_shards": shards,
-        **rendered.facts(),
-        **foreseen,
-        "num_bad_records": sum(found.num_bad for sets in records.values() for found in sets),
-    }
-    current.finish(layout.DATA_MANIFEST, inputs=inputs, outputs=outputs, facts=facts)
+        with step.write(key) as path:
+            write_rows(path, Prompt, rows)
+    step.publish(
+        {
+            "num_train": len(train),
+            "num_validation": len(validation),
+            "num_shards": shards,
+            **rendered.facts(),
+            **foreseen,
+            "num_bad_records": sum(each.num_bad for each in record_sets),
+        }
+    )
     logger.info("%d training prompts, %d for validation", len(train), len(validation))
 
 
-def _report(rendered: RenderedSet, current: Step) -> None:
+def _warn_of_cuts(step: Step, rendered: RenderedSet) -> None:
     for what, number in (
         ("prompts lost their beginning", rendered.num_prompts_cut),
         ("human answers were cut", rendered.num_answers_cut),
     ):
         if number:
-            message = f"{number} of {rendered.num_records} {what} to fit data.max_prompt_length / data.max_length"
-            logger.warning(message)
-            current.events.write("warning", message=message)
+            step.warn(f"{number} of {rendered.num_records} {what} to fit data.max_prompt_length / data.max_length")

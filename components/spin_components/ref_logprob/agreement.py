@@ -1,7 +1,7 @@
-"""Whether the reference is what sampled the answers: the sampler's own log-probabilities, held against its scores.
+"""Checks that the reference is the model that sampled the answers, by comparing both log-probabilities of each.
 
-Both are of the model itself, before temperature, filters and penalties, so they differ by rounding alone. They are
-never mixed: the loss takes the reference's.
+Both are taken before temperature, filters and penalties, so they differ by rounding alone. The loss uses those of the
+reference.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SAMPLER_TOLERANCE: Mapping[tuple[str, str], float] = {
     ("vllm", "float32"): 1e-2,
     ("vllm", "bf16"): 0.1,
 }
-"""How far apart the two may be, nats a token in the mean over a shard, by engine and the coarser of both precisions.
+"""Largest allowed difference, nats a token in the mean over a shard, by engine and the coarser of both precisions.
 
-A single token may differ by more (in bf16 by up to 0.3), and the signs of those differences vary, so a sum over an
-answer's tokens is off by much less than as many times that. See `hardware.sampler_tolerance`."""
+A single token may differ by more (in bf16 by up to 0.3), but the signs vary, so the sum over an answer's tokens differs
+by much less. See `hardware.sampler_tolerance`."""
 
 
 def check_sampler(
@@ -33,22 +33,22 @@ def check_sampler(
     tolerance: float = 0.0,
     where: str,
 ) -> dict[str, float]:
-    """Compare what the sampler and the reference give the generated answers.
+    """Compare the log-probabilities of the generated answers under the sampler and under the reference.
 
     Args:
-        pairs: of an iteration; those of earlier ones were sampled from another model and are left out.
+        pairs: of an iteration; those of earlier iterations were sampled from other models and are left out.
         scores: of the same pairs, in the same order.
         iteration: t.
-        engine: that sampled its answers.
+        engine: that sampled the iteration's answers.
         precision: the coarser of the sampler's and the reference's.
-        tolerance: in place of `SAMPLER_TOLERANCE`, nats a token; 0 takes that.
+        tolerance: nats a token; 0 takes `SAMPLER_TOLERANCE`.
         where: the file of the pairs, named in the error.
 
     Returns: `sampler_difference`, the absolute differences of the answers' sums over their tokens, nats a token, and
-        the `sampler_tolerance` it was held against; nothing where there are no pairs.
+        `sampler_tolerance`; empty where there are no pairs.
 
     Raises:
-        IntegrityError: they are further apart than that.
+        IntegrityError: the difference exceeds the tolerance.
     """
     own = [(pair, score) for pair, score in zip(pairs, scores, strict=True) if pair.origin == iteration]
     num_tokens = sum(len(pair.generated_ids) for pair, _ in own)
@@ -58,7 +58,7 @@ def check_sampler(
     sampled = [pair.sampled_logprob for pair, _ in own]
     scored = [score.ref_generated for _, score in own]
     difference = sum(abs(one - other) for one, other in zip(sampled, scored, strict=True)) / num_tokens
-    if not difference <= tolerance:  # nor where it is NaN
+    if not difference <= tolerance:  # also where it is NaN
         raise IntegrityError(
             f"{where}: the generated answers were not sampled from the reference as it scores them. Their tokens had "
             f"{sum(sampled) / num_tokens:.4f} nats each when they were sampled and have {sum(scored) / num_tokens:.4f} "
@@ -72,5 +72,5 @@ def check_sampler(
 
 
 def coarser(*precisions: str) -> str:
-    """The precision that bounds how well two computations agree."""
+    """The least precise of some precisions."""
     return "bf16" if "bf16" in precisions else "float32"

@@ -1,4 +1,4 @@
-"""Pairs that teach little, and how they are told."""
+"""Filters for pairs that carry little training signal."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from spin_components.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Hygiene:
-    """What makes a pair unfit to train on.
+    """Criteria by which pairs are dropped.
 
     Attributes:
-        eos_ids: an answer of nothing else is empty.
-        max_similarity: see `are_alike`; 1 stands for identical answers only.
-        max_length_ratio: tokens of the longer answer over those of the shorter; 0 is off.
-        drop_truncated: whether answers that were cut go.
+        eos_ids: an answer of these alone is empty.
+        max_similarity: see `are_alike`; 1 drops identical answers only.
+        max_length_ratio: tokens of the longer answer divided by those of the shorter; 0 is off.
+        drop_truncated: whether answers that were cut are dropped.
     """
 
     eos_ids: frozenset[int]
@@ -30,7 +30,7 @@ class Hygiene:
 
     @classmethod
     def of(cls, settings: Settings, eos_ids: Sequence[int]) -> Hygiene:
-        """As a run's settings have it."""
+        """The criteria of a run's settings."""
         return cls(
             frozenset(eos_ids),
             settings.spin.max_similarity,
@@ -39,7 +39,7 @@ class Hygiene:
         )
 
     def cause(self, pair: Pair) -> Cause | None:
-        """The first reason to drop a pair, in the order of `CAUSES`; None for one to keep."""
+        """The first reason to drop a pair, in the order of `CAUSES`; None if it is kept."""
         lengths = len(pair.actual_ids), len(pair.generated_ids)
         if pair.is_empty(self.eos_ids):
             return "empty"
@@ -55,7 +55,7 @@ class Hygiene:
 
 
 def are_alike(one: Sequence[int], other: Sequence[int], similarity: float) -> bool:
-    """Whether 1 - edit distance / length of the longer is `similarity` or more.
+    """Whether 1 - edit distance / length of the longer sequence is at least `similarity`.
 
     The distance is Levenshtein's over token ids: insertions, deletions and substitutions of one token each.
     """

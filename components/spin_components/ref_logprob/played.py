@@ -1,4 +1,4 @@
-"""Generations as the steps after `generate` take them up: of this iteration and of those before it."""
+"""Reads the generations of an iteration, as recorded by `generate`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _INPUT = "generations of iteration "
 
 
 def generations_input(origin: int) -> str:
-    """What the manifest of scores calls the digest of the generations of an iteration among its inputs."""
+    """Name of the input of `ref-logprob` that holds the digest of an iteration's generations."""
     return f"{_INPUT}{origin}"
 
 
 def read_generations(run: RunStore, origin: int, shard: int) -> Manifest:
-    """The manifest of what one shard of an iteration generated.
+    """The manifest of one shard's generations.
 
     Raises:
         IntegrityError: it is missing or unreadable.
@@ -29,30 +29,30 @@ def read_generations(run: RunStore, origin: int, shard: int) -> Manifest:
 
 
 def generation_digests(scored: Manifest) -> dict[int, str]:
-    """Of the generations that scores are of, by the iteration that generated them."""
+    """Digests of the generations that were scored, by the iteration that generated them."""
     return {int(name.removeprefix(_INPUT)): digest for name, digest in scored.inputs.items() if name.startswith(_INPUT)}
 
 
 def scored_generations(run: RunStore, scored: Manifest, shard: int) -> Iterator[Manifest]:
-    """Manifests of the generations that scores are of, as they were when they were scored.
+    """Yield the manifests of the generations that were scored.
 
     Raises:
-        IntegrityError: some are missing, or are others now.
+        IntegrityError: one is missing, or has changed since.
     """
     for origin, digest in generation_digests(scored).items():
         manifest = read_generations(run, origin, shard)
-        if (found := digest_of(manifest.outputs)) != digest:
+        if (actual := digest_of(manifest.outputs)) != digest:
             (key,) = scored.outputs
             raise IntegrityError(
                 f"{run.uri_of(layout.generations(origin, shard))} is not what {key} was made from: its digest is "
-                f"{found:.12}…, expected {digest:.12}…. Put back what was there, or delete {layout.manifest_of(key)} "
+                f"{actual:.12}…, expected {digest:.12}…. Put back what was there, or delete {layout.manifest_of(key)} "
                 "to have it scored again"
             )
         yield manifest
 
 
 def read_pairs(run: RunStore, manifest: Manifest) -> list[Pair]:
-    """Fetch and check what a shard generated.
+    """Fetch and verify the pairs of a shard.
 
     Raises:
         IntegrityError: it is missing or altered.

@@ -1,4 +1,4 @@
-"""The pairs of an iteration: its own and those of the iterations before it, without those that teach little."""
+"""Selects the pairs that an iteration trains on: its own and those of the iterations before it, filtered."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spin_components.ref_logprob.hygiene import Hygiene
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What is scored and trained on.
+    """The pairs that are scored and trained on.
 
     Attributes:
-        pairs: this iteration's, then the one's before it, and so on.
-        counts: of them, and of those left out.
+        pairs: this iteration's, then those of the iteration before it, and so on.
+        counts: of these pairs, and of those that were dropped.
     """
 
     pairs: list[Pair]
@@ -27,7 +27,7 @@ class Pool:
 
 
 def origins(iteration: int, history: int) -> list[int]:
-    """The iterations whose pairs are trained on, this one first."""
+    """The iterations whose pairs are trained on, newest first."""
     return list(range(iteration, max(iteration - history, 0) - 1, -1))
 
 
@@ -39,15 +39,14 @@ def pool_pairs(
     history_ratio: float | Literal["all"] = "all",
     seed: int = 0,
 ) -> Pool:
-    """Put together what an iteration trains on.
+    """Select the pairs that an iteration trains on.
 
     Args:
         own: pairs generated in this iteration.
-        earlier: those of earlier ones, newest first. A generated answer that the same prompt got again is kept once,
-            where it is newest.
-        hygiene: what to drop.
-        history_ratio: at most so many earlier pairs for each own one that is kept.
-        seed: which of them are drawn.
+        earlier: pairs of earlier iterations, newest first. Of equal answers to the same prompt the newest is kept.
+        hygiene: which pairs to drop.
+        history_ratio: the most earlier pairs for each own one that is kept.
+        seed: for drawing them.
     """
     dropped, left_out = Counter[str](), Counter[str]()
     kept: list[Pair] = []
@@ -69,7 +68,7 @@ def pool_pairs(
     if history_ratio != "all":
         limit = round(history_ratio * len(kept))
         left_out["not_drawn"] = max(0, len(history) - limit)
-        history = [history[place] for place in sorted(permutation(len(history), seed)[:limit])]
+        history = [history[i] for i in sorted(permutation(len(history), seed)[:limit])]
     pairs = kept + history
     return Pool(
         pairs,

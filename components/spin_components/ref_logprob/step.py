@@ -1,14 +1,12 @@
-"""Log-probabilities of both answers under the reference: frozen, so computed once, and no second model in training.
+"""Log-probabilities of both answers under the reference, computed once: training needs no second model.
 
-Pairs of earlier iterations that are trained on again (`spin.history`) are scored here too: what an older reference
-gave them is of no use, because rewards are measured from the policy that this iteration starts from.
+Pairs of earlier iterations that are trained on again (`spin.history`) are scored here too, since rewards are measured
+from the policy that this iteration starts from.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,21 +18,17 @@ from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
-from spin_components.events import Progress
-from spin_components.execution import Step, step
-from spin_components.process import STOPPED
+from spin_components.execution import Step
 from spin_components.ref_logprob.agreement import check_sampler, coarser
 from spin_components.ref_logprob.hygiene import Hygiene
 from spin_components.ref_logprob.played import generations_input, read_generations, read_pairs
-from spin_components.ref_logprob.pool import origins, pool_pairs
+from spin_components.ref_logprob.pool import Pool, origins, pool_pairs
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
-from spin_components.store.manifests import finished, read_manifest
+from spin_components.store.manifests import Manifest, read_manifest
 from spin_components.store.models import model_digest, open_scored
-
-logger = logging.getLogger(__name__)
 
 _POOL = ("history_ratio", "max_similarity", "max_length_ratio")
 
@@ -42,88 +36,122 @@ _POOL = ("history_ratio", "max_similarity", "max_length_ratio")
 def score_shard(
     run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict[str, Any]
 ) -> str:
-    """Score one shard of an iteration, and with it the same shard of those before it that are trained on again.
+    """Score one shard of an iteration, and the same shard of the earlier iterations that are trained on again.
 
     Args:
         run_uri: the run.
         iteration: t.
-        shard: which part of the pairs.
-        reference_uri: the policy that generated them.
+        shard: number of the shard of pairs.
+        reference_uri: the policy that generated the iteration's answers.
         generations_uri: what `generate` returned; empty when the attempt has stopped.
         hardware: the attempt's `[hardware]`.
 
     Returns: URI of the Parquet file of scores, or empty when the attempt's time is up.
     """
-    if generations_uri == STOPPED:
-        return STOPPED
-    with step("ref-logprob", run_uri, hardware, iteration=iteration, shard=shard) as current:
-        run, settings = current.run, current.settings
-        key = layout.ref_logprobs(iteration, shard)
-        played = {origin: read_generations(run, origin, shard) for origin in origins(iteration, settings.spin.history)}
-        compute = resolve_compute(settings.hardware, settings.training.precision)
-        inputs = {
-            **{generations_input(origin): digest_of(manifest.outputs) for origin, manifest in played.items()},
-            "reference": model_digest(run, reference_uri),
-            "precision": compute.precision,
-            **settings.lora.scoring_inputs(),
-            "packing": resolve_packing(settings.training, compute),
-            "run.seed": settings.run.seed,
-            "training.global_batch_size": settings.training.global_batch_size,
-            "training.micro_batch_size": settings.training.micro_batch_size,
-            "eos_ids": read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"],
-            **{f"spin.{name}": getattr(settings.spin, name) for name in _POOL},
-            "generation.on_truncated": settings.generation.on_truncated,
-        }
-        base_uri = str(run.read_json(layout.RUN)["base_model"]["uri"]) if settings.objective.base_weight else ""
-        if base_uri:
-            inputs["base"] = model_digest(run, base_uri)
-        if manifest := finished(run, layout.manifest_of(key), inputs):
-            current.reuse(manifest)
-            return run.uri_of(key)
-        if current.out_of_time():
-            return current.stop("max_time")
-        pool = pool_pairs(
-            read_pairs(run, played[iteration]),
-            [pair for origin, manifest in played.items() if origin < iteration for pair in read_pairs(run, manifest)],
-            Hygiene.of(settings, inputs["eos_ids"]),
-            history_ratio=settings.spin.history_ratio,
-            seed=derive_seed(settings.run.seed, "history", iteration, shard),
-        )
-        set_threads(settings.hardware)
-        seed = derive_seed(settings.run.seed, "batches", iteration, shard)
-        batches = form_batches(len(pool.pairs), settings.training.global_batch_size, seed)
-        scores = _scored_by(reference_uri, "the reference policy", pool.pairs, compute, batches, current)
-        agreement = check_sampler(
-            pool.pairs,
-            scores,
-            iteration=iteration,
-            engine=played[iteration].facts["engine"],
-            precision=coarser(played[iteration].facts["precision"], compute.precision),
-            tolerance=settings.hardware.sampler_tolerance,
-            where=run.uri_of(layout.generations(iteration, shard)),
-        )
-        if base_uri:
-            is_base = inputs["base"] == inputs["reference"]
-            under_base = (
-                scores if is_base else _scored_by(base_uri, "the base model", pool.pairs, compute, batches, current)
-            )
-            scores = [
-                replace(score, base_actual=base.ref_actual, base_generated=base.ref_generated)
-                for score, base in zip(scores, under_base, strict=True)
-            ]
-        with run.staged(key) as staged:
-            write_rows(staged.path, Score, scores)
-        facts = pool.counts.model_dump(mode="json") | agreement
-        current.finish(layout.manifest_of(key), inputs=inputs, outputs=staged.outputs, facts=facts)
-        return run.uri_of(key)
+    key = layout.ref_logprobs(iteration, shard)
+    with Step.begin(
+        "ref-logprob", run_uri, hardware, after=[generations_uri], iteration=iteration, shard=shard
+    ) as step:
+        if step.is_due(layout.manifest_of(key), lambda: _inputs(step, iteration, shard, reference_uri)):
+            scores, facts = _score(step, iteration, shard, reference_uri)
+            with step.write(key) as path:
+                write_rows(path, Score, scores)
+            step.publish(facts)
+        return step.returns(step.run.uri_of(key))
+
+
+def _inputs(step: Step, iteration: int, shard: int, reference_uri: str) -> dict[str, Any]:
+    """What the shard's scores depend on."""
+    run, settings = step.run, step.settings
+    compute = resolve_compute(settings.hardware, settings.training.precision)
+    inputs = {
+        **{
+            generations_input(origin): digest_of(manifest.outputs)
+            for origin, manifest in _generations(step, iteration, shard).items()
+        },
+        "reference": model_digest(run, reference_uri),
+        "precision": compute.precision,
+        **settings.lora.scoring_inputs(),
+        "packing": resolve_packing(settings.training, compute),
+        "run.seed": settings.run.seed,
+        "training.global_batch_size": settings.training.global_batch_size,
+        "training.micro_batch_size": settings.training.micro_batch_size,
+        "eos_ids": _eos_ids(step),
+        **{f"spin.{name}": getattr(settings.spin, name) for name in _POOL},
+        "generation.on_truncated": settings.generation.on_truncated,
+    }
+    if settings.objective.base_weight:
+        inputs["base"] = model_digest(run, _base_uri(step))
+    return inputs
+
+
+def _generations(step: Step, iteration: int, shard: int) -> dict[int, Manifest]:
+    """Manifests of what the shard generated in the iterations that are trained on, this one first."""
+    return {
+        origin: read_generations(step.run, origin, shard) for origin in origins(iteration, step.settings.spin.history)
+    }
+
+
+def _eos_ids(step: Step) -> list[int]:
+    ids: list[int] = read_manifest(step.run, layout.DATA_MANIFEST).facts["eos_ids"]
+    return ids
+
+
+def _base_uri(step: Step) -> str:
+    return str(step.run.read_json(layout.RUN)["base_model"]["uri"])
+
+
+def _score(step: Step, iteration: int, shard: int, reference_uri: str) -> tuple[list[Score], dict[str, Any]]:
+    """Choose the pairs to train on and score them; returns the scores and the facts of the manifest."""
+    settings = step.settings
+    generations = _generations(step, iteration, shard)
+    pool = _pool(step, generations, iteration, shard)
+    compute = resolve_compute(settings.hardware, settings.training.precision)
+    set_threads(settings.hardware)
+    seed = derive_seed(settings.run.seed, "batches", iteration, shard)
+    batches = form_batches(len(pool.pairs), settings.training.global_batch_size, seed)
+    scores = _scored_by(reference_uri, "the reference policy", pool.pairs, compute, batches, step)
+    sampler = generations[iteration].facts
+    agreement = check_sampler(
+        pool.pairs,
+        scores,
+        iteration=iteration,
+        engine=sampler["engine"],
+        precision=coarser(sampler["precision"], compute.precision),
+        tolerance=settings.hardware.sampler_tolerance,
+        where=step.run.uri_of(layout.generations(iteration, shard)),
+    )
+    if settings.objective.base_weight:
+        base_uri, base_scores = _base_uri(step), scores
+        if model_digest(step.run, base_uri) != model_digest(step.run, reference_uri):
+            base_scores = _scored_by(base_uri, "the base model", pool.pairs, compute, batches, step)
+        scores = [
+            replace(score, base_actual=base.ref_actual, base_generated=base.ref_generated)
+            for score, base in zip(scores, base_scores, strict=True)
+        ]
+    return scores, pool.counts.model_dump(mode="json") | agreement
+
+
+def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: int) -> Pool:
+    """Read the pairs of this iteration and of those before it, and choose among them."""
+    settings = step.settings
+    pairs = {origin: read_pairs(step.run, manifest) for origin, manifest in generations.items()}
+    return pool_pairs(
+        pairs[iteration],
+        [pair for origin, earlier in pairs.items() if origin < iteration for pair in earlier],
+        Hygiene.of(settings, _eos_ids(step)),
+        history_ratio=settings.spin.history_ratio,
+        seed=derive_seed(settings.run.seed, "history", iteration, shard),
+    )
 
 
 def _scored_by(
-    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], current: Step
+    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], step: Step
 ) -> list[Score]:
-    """`score_pairs` under a model that is loaded for it, and gone when this returns."""
-    model = load_scored(open_scored(current.run, uri, what=what), current.settings, compute).eval()
-    return score_pairs(model, pairs, compute, batches, current.settings.training, current)
+    """Load a model, score the pairs with it, and free it."""
+    model = load_scored(open_scored(step.run, uri, what=what), step.settings, compute).eval()
+    report = step.progress(len(pairs), "pairs", verb="scored").update
+    return score_pairs(model, pairs, compute, batches, step.settings.training, report)
 
 
 def score_pairs(
@@ -132,17 +160,19 @@ def score_pairs(
     compute: Compute,
     batches: Sequence[Sequence[int]],
     training: TrainingSettings,
-    current: Step | None = None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> list[Score]:
-    """Both sums of every pair, in the order given, in the very micro-batches that training will compute.
+    """Log-probabilities of both answers of every pair, computed in the micro-batches that training will compute.
 
     Args:
         model: the reference.
         pairs: of one shard.
         compute: device and precision.
-        batches: places of pairs, by global batch; see `algorithm.order.form_batches`.
+        batches: indices of pairs, by global batch; see `algorithm.order.form_batches`.
         training: batch sizes.
-        current: the running step, to report to.
+        report: called with the number of pairs done.
+
+    Returns: the scores, in the order of the pairs.
 
     Raises:
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
@@ -150,30 +180,24 @@ def score_pairs(
     size = training.micro_batch_size
     lengths = [pair.num_tokens for pair in pairs]
     scores: dict[int, Score] = {}
-    reported = time.monotonic()
-    progress = Progress(current.events, len(pairs), "pairs") if current else None
     for number, batch in enumerate(batches):
         for micro in micro_batches(
             batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
         ):
             if micro.is_filling:
                 continue
-            chosen = [pairs[place] for place in micro.pairs]
+            chosen = [pairs[i] for i in micro.pairs]  # B
             with torch.inference_mode(), compute.autocast():
-                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(-1, 2).cpu()
+                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(-1, 2).cpu()  # (B, 2)
             if not torch.isfinite(logprobs).all():
                 raise NonFiniteError(
                     f"the reference gives a log-probability that is not finite to one of the pairs "
                     f"{[pair.index for pair in chosen]}; look at the model's weights"
                 )
-            for place, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
-                scores[place] = Score(pair.index, actual, generated, number, pair.origin)
-            if progress:
-                progress.update(len(scores))
-            if current and (time.monotonic() - reported > 2 or len(scores) == len(pairs)):
-                reported = time.monotonic()
-                logger.info("scored %d of %d pairs", len(scores), len(pairs))
-    return [scores[place] for place in range(len(pairs))]
+            for i, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
+                scores[i] = Score(pair.index, actual, generated, number, pair.origin)
+            report(len(scores))
+    return [scores[i] for i in range(len(pairs))]
 
 
 def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:

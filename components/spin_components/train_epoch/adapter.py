@@ -1,4 +1,4 @@
-"""The adapter that an epoch trains: put on the model, and written with what is made of it."""
+"""The LoRA adapter that an epoch trains: added to the model, and saved."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from spin_components.train_epoch.job import AdapterJob, EpochJob
 
 
 def begin_adapter(model: Any, job: EpochJob, adapter: AdapterJob) -> None:
-    """Have a model train the job's adapter and nothing else: a fresh one, or as the save before left it.
+    """Add the job's adapter to a model, fresh or as saved before, as its only trainable parameters.
 
     Raises:
-        ConfigError: the model has no such layers.
-        IntegrityError: what was saved is of another model.
+        ConfigError: the model has none of the layers that `[lora]` names.
+        IntegrityError: the saved adapter is for another model.
     """
     add_trained(model, job.settings.lora, seed=derive_seed(job.settings.run.seed, "lora", job.iteration))
     if adapter.folder:
@@ -31,17 +31,17 @@ def begin_adapter(model: Any, job: EpochJob, adapter: AdapterJob) -> None:
 def write_trained(
     job: EpochJob, adapter: AdapterJob, model: Any, trained: Mapping[str, Tensor], folder: Path, *, is_whole: bool
 ) -> None:
-    """Write an adapter and, of a whole epoch, its policy.
+    """Write an adapter and, at the end of an epoch, the policy.
 
-    A policy that is stored merged is made from the iteration's reference as it lies in its folder, loaded anew: what
-    is on the training device may be divided among ranks.
+    A merged policy is made from the files of the iteration's reference, because the model on the training device may
+    be sharded.
 
     Args:
         job: the epoch.
-        adapter: the job's.
-        model: has the adapter.
-        trained: its parameters by name.
-        folder: to write below: `adapter/`, `policy/`, or both.
+        adapter: the job's adapter.
+        model: the model that has the adapter.
+        trained: the adapter's parameters by name.
+        folder: gets `adapter/`, `policy/`, or both.
         is_whole: whether the epoch is finished.
     """
     lora = job.settings.lora

@@ -1,4 +1,4 @@
-"""What the training loop asks of torch or DeepSpeed."""
+"""The interface between the training loop and torch or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from spin_components.device import Compute
 
 
 class Backend(Protocol):
-    """One rank of training. Gradients of one global batch add up until `apply`."""
+    """One rank of training. Gradients of the micro-batches of one global batch add up until `clip_and_step`.
+
+    Attributes:
+        rank: of `ranks`.
+        compute: this rank's device, and the precision.
+        model: the policy.
+        needs_filling: whether every global batch must come as the same number of micro-batches, some of weight 0.
+    """
 
     rank: int
     ranks: int
     compute: Compute
     model: Any
     needs_filling: bool
-    """Whether every global batch must come as the same number of micro-batches, even where some count nothing."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this rank's part of the global batch's mean loss."""
 
     def check_gradients(self) -> str | None:
-        """Name of a parameter whose gradient is not finite on some rank, or None; before `apply`."""
+        """Name of a parameter whose gradient is not finite on some rank, or None; before `clip_and_step`."""
 
-    def apply(self, lr: float) -> float:
-        """Clip, update, and clear the gradients; returns their norm before clipping."""
+    def clip_and_step(self, lr: float) -> float:
+        """Clip the gradients to `gradient_clip_val`, update the weights, zero the gradients.
+
+        Returns: the norm of the gradients before clipping.
+        """
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks."""
@@ -40,10 +49,10 @@ class Backend(Protocol):
         """Whole float32 weights on rank 0, None elsewhere; every rank calls it."""
 
     def trained_state(self) -> Mapping[str, Tensor] | None:
-        """The parameters that are trained and no others, on rank 0, None elsewhere; every rank calls it."""
+        """The trainable parameters on rank 0, None elsewhere; every rank calls it."""
 
     def save_optimizer(self, folder: Path) -> None:
         """Write optimizer state by parameter, on rank 0; every rank calls it."""
 
     def load_optimizer(self, folder: Path, num_updates: int) -> None:
-        """Take up state that any backend saved after `num_updates` updates."""
+        """Load state that any backend saved after `num_updates` updates."""

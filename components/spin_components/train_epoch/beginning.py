@@ -1,4 +1,4 @@
-"""Where an epoch begins: with the policy it is given, after the epoch before it, or at a save inside itself."""
+"""Finds where an epoch starts: at its first step, or at a save inside it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def begin_epoch(
     policy_uri: str,
     inputs: dict[str, Any],
 ) -> EpochJob:
-    """Fetch what an epoch goes on from, and say so.
+    """Fetch the weights, the adapter and the trainer state that an epoch starts with.
 
     Args:
         run: the run.
         settings: of the run, with this attempt's hardware.
-        attempt: whoever holds the run's lease.
+        attempt: owner of the run's lease.
         iteration: t.
         epoch: within the iteration.
-        policy_uri: the weights the epoch begins from.
-        inputs: what the epoch's manifest will say it was made from.
+        policy_uri: the weights the epoch begins with.
+        inputs: of the epoch's manifest.
 
     Raises:
-        InputsChangedError: the epoch was begun from something else.
+        InputsChangedError: the save inside the epoch was made from other inputs.
     """
     first_step, trainer, save = 0, None, None
     if partial := finished(run, layout.partial(iteration, epoch), inputs):
@@ -50,7 +50,7 @@ def begin_epoch(
         folder = run.fetch(partial.outputs, what=what, made_by=made_by) / partial.facts["key"]
         save, trainer, first_step = folder, folder / "trainer", int(partial.facts["done"])
         state = TrainerState.model_validate(partial.facts["state"])
-        logger.info("going on after step %d of this epoch", first_step)
+        logger.info("resuming after step %d of this epoch", first_step)
     else:
         state = _state_before(run, settings, iteration, epoch)
         carried = layout.epoch_of(run.key_of(policy_uri)) if epoch or not settings.spin.reset_optimizer else None
@@ -78,24 +78,25 @@ def begin_epoch(
 def _weights(
     run: RunStore, settings: Settings, iteration: int, epoch: int, policy_uri: str, save: Path | None
 ) -> tuple[Path, Path, AdapterJob | None]:
-    """What an epoch begins from: folders of the weights and of the files beside them, and the adapter upon them.
+    """Folders of the weights and of the files beside them, and the adapter.
 
-    An adapter goes on through the epochs of an iteration, upon the iteration's reference as it is: what is merged is
-    never taken apart or merged again.
+    An adapter is trained through all epochs of an iteration, on top of the iteration's reference.
     """
     if not settings.lora.is_on:
         like = open_model(run, policy_uri, what="the policy to train")
         return save / "policy" if save else like, like, None
     adapter = save / layout.ADAPTER if save else _adapter_before(run, iteration, epoch) if epoch else None
     base = read_base(adapter) if adapter else Base(uri=policy_uri, sha256=model_digest(run, policy_uri))
-    if (found := model_digest(run, base.uri)) != base.sha256:
-        raise IntegrityError(f"the adapter sits on {base.uri}, {base.sha256:.12}…; what is there now is {found:.12}…")
-    folder = open_scored(run, base.uri, what="the weights that the adapter sits on")
+    if (actual := model_digest(run, base.uri)) != base.sha256:
+        raise IntegrityError(
+            f"the adapter was trained on {base.uri} with the digest {base.sha256:.12}…, which is {actual:.12}… now"
+        )
+    folder = open_scored(run, base.uri, what="the weights below the adapter")
     return folder, folder, AdapterJob(base=base, folder=adapter)
 
 
 def _adapter_before(run: RunStore, iteration: int, epoch: int) -> Path:
-    """The adapter's folder as the epoch before left it: beside the merged policy, or the policy itself."""
+    """Folder of the adapter that the epoch before saved: beside the merged policy, or the policy itself."""
     files = read_manifest(run, layout.epoch_manifest(iteration, epoch - 1))
     key = layout.epoch(iteration, epoch - 1)
     part = layout.ADAPTER if files.outputs_below(f"{key}/{layout.ADAPTER}") else "policy"
@@ -103,16 +104,16 @@ def _adapter_before(run: RunStore, iteration: int, epoch: int) -> Path:
 
 
 def _part_of(run: RunStore, iteration: int, epoch: int, part: str, *, what: str) -> Path:
-    """The folder of a part of what an epoch left."""
+    """Folder of one part of an epoch's outputs."""
     key = f"{layout.epoch(iteration, epoch)}/{part}"
     made_by = layout.epoch_manifest(iteration, epoch)
-    found = read_manifest(run, made_by).outputs_below(key)
-    files = {f"{key}/{name}": file for name, file in found.items()}
+    outputs = read_manifest(run, made_by).outputs_below(key)
+    files = {f"{key}/{name}": file for name, file in outputs.items()}
     return run.fetch(files, what=what, made_by=made_by) / key
 
 
 def _state_before(run: RunStore, settings: Settings, iteration: int, epoch: int) -> TrainerState:
-    """Counters at the start of an epoch: as the epoch before it left them."""
+    """Counters at the start of an epoch: those at the end of the epoch before it."""
     if (iteration, epoch) == (0, 0):
         return TrainerState()
     before = (iteration, epoch - 1) if epoch else (iteration - 1, settings.spin.epochs(iteration - 1) - 1)

@@ -31,7 +31,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 def engine_config(settings: TrainingSettings, compute: Compute) -> dict[str, Any]:
-    """DeepSpeed's configuration; the process group is there."""
+    """DeepSpeed's configuration; needs an initialised process group."""
     num_micro = settings.global_batch_size // (settings.micro_batch_size * dist.get_world_size())
     return {
         "train_batch_size": settings.global_batch_size,
@@ -54,7 +54,7 @@ def _offload(settings: TrainingSettings, compute: Compute) -> dict[str, Any]:
 
 
 class DeepSpeedBackend:
-    """One rank of a DeepSpeed engine. See `Backend` for what each method does."""
+    """One rank of a DeepSpeed engine. See `Backend` for the methods."""
 
     needs_filling = True
 
@@ -63,14 +63,14 @@ class DeepSpeedBackend:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._settings = settings
         if settings.zero_stage == "auto":
-            raise ConfigError("training.zero_stage = 'auto' was not decided before ranks were started")
+            raise ConfigError("training.zero_stage = 'auto' was not resolved before ranks were started")
         self._stage: int = settings.zero_stage
         self._num_micro = settings.global_batch_size // (settings.micro_batch_size * self.ranks)
         self._pending = False
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._finite = {name: torch.ones((), dtype=torch.bool, device=compute.device) for name, _ in named}
         for name, parameter in named:
-            parameter.register_hook(self._watch(name))
+            parameter.register_hook(self._finite_hook(name))
         self.model, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
@@ -79,21 +79,21 @@ class DeepSpeedBackend:
         self._module = self.model.module
         self._named = dict(named)
 
-    def _watch(self, name: str) -> Callable[[Tensor], None]:
-        def see(gradient: Tensor) -> None:
+    def _finite_hook(self, name: str) -> Callable[[Tensor], None]:
+        def check(gradient: Tensor) -> None:
             self._finite[name] &= torch.isfinite(gradient).all()
 
-        return see
+        return check
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
-        """Torch's optimizer under ZeRO's wrapper, over flat partitions; without ZeRO the optimizer itself."""
+        """Torch's optimizer: below ZeRO's wrapper, over flat partitions; without ZeRO the optimizer itself."""
         return getattr(self.model.optimizer, "optimizer", self.model.optimizer)  # type: ignore[no-any-return]
 
     def backward(self, loss: Tensor) -> None:
         if self._pending:
-            self.model.step()  # within a global batch: counts the micro-batch, updates nothing
-        # DeepSpeed divides by the number of micro-batches and averages over ranks; ours is a sum already divided
+            self.model.step()  # inside a global batch: counts the micro-batch, updates nothing
+        # DeepSpeed divides by the number of micro-batches and averages over ranks; this loss is divided already
         self.model.backward(loss * (self._num_micro * self.ranks))
         self._pending = True
 
@@ -103,11 +103,11 @@ class DeepSpeedBackend:
         names = [name for name, count in zip(self._finite, bad.tolist(), strict=True) if count]
         return names[0] if names else None
 
-    def apply(self, lr: float) -> float:
+    def clip_and_step(self, lr: float) -> float:
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
         norm = None
-        if self._stage == 0:  # DeepSpeed has reduced the gradients, and tells their norm only under ZeRO
+        if self._stage == 0:  # DeepSpeed has reduced the gradients, and gives their norm only under ZeRO
             gradients = [parameter.grad for parameter in self._named.values() if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
         self.model.step()
@@ -141,7 +141,7 @@ class DeepSpeedBackend:
     def trained_state(self) -> Mapping[str, Tensor] | None:
         state = {}
         for name, parameter in self._named.items():
-            with deepspeed.zero.GatheredParameters(parameter):  # does nothing for a parameter that is not divided
+            with deepspeed.zero.GatheredParameters(parameter):  # does nothing for a parameter that is not sharded
                 if self.rank == 0:
                     state[name] = parameter.detach().cpu().clone()
         return state if self.rank == 0 else None
@@ -163,7 +163,7 @@ class DeepSpeedBackend:
             self._set_state(self._named[name], key, tensor.to(self.compute.device))
 
     def _allocate_state(self, num_updates: int) -> None:
-        """Give torch's optimizer the state it would make on its first update, as a place to load to."""
+        """Allocate the state that torch's optimizer would make on its first update, to load into."""
         optimizer = self.model.optimizer
         for partition in self._partitions():
             self._base_optimizer.state[partition] = {
@@ -194,7 +194,7 @@ class DeepSpeedBackend:
             self._base_optimizer.state[parameter][key].copy_(value)
         elif self._stage < 3:
             safe_set_full_optimizer_state(parameter, value, key)
-        else:  # the last partition is padded where ranks do not divide the parameter, which the "full" call refuses
+        else:  # the last partition is padded if ranks do not divide the parameter; the "full" call refuses that
             size = parameter.partition_numel()
             padded = functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
             safe_set_local_optimizer_state(parameter, padded[size * self.rank : size * (self.rank + 1)], key)

@@ -1,4 +1,4 @@
-"""What every rank of an epoch is told, as one JSON value."""
+"""An epoch to train, as every rank gets it in JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AdapterJob(BaseModel):
     """The adapter that an epoch trains instead of all weights.
 
     Attributes:
-        base: what it sits on: the reference of the iteration, in all of its epochs.
-        folder: of the adapter to go on from; None for a fresh one.
+        base: the model below it: the reference of the iteration, in all of its epochs.
+        folder: of the adapter to continue; None for a fresh one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,18 +31,18 @@ class EpochJob(BaseModel):
 
     Attributes:
         run_uri: the run.
-        attempt: whoever holds the run's lease.
+        attempt: owner of the run's lease.
         iteration: t.
         epoch: within the iteration.
-        policy: folder of the weights to begin from: a save inside the epoch when resuming; with an adapter, those it
-            sits on.
-        adapter: what is trained on those; None where that is all weights.
-        like: folder of the policy the epoch began from; its files beside the weights are kept.
-        trainer: folder of trainer state to go on from; None for a fresh optimizer.
-        scratch: a free path that all ranks share, to write saves at before they are stored.
+        policy: folder of the weights to begin with: of a save inside the epoch when resuming; with an adapter, of the
+            model below it.
+        adapter: the adapter to train; None trains all weights.
+        like: folder of the policy that the epoch began with; files beside the weights are copied from it.
+        trainer: folder of trainer state to load; None for a fresh optimizer.
+        scratch: a free path shared by all ranks, for saves before they are stored.
         first_step: of the epoch that is still to do; above 0 when resuming inside it.
         state: counters before that step.
-        inputs: what the epoch's manifest will say it was made from.
+        inputs: of the epoch's manifest.
         settings: of the run, with this attempt's hardware.
     """
 
@@ -64,4 +64,5 @@ class EpochJob(BaseModel):
 
     @property
     def where(self) -> str:
+        """Iteration and epoch, for errors."""
         return f"iteration {self.iteration}, epoch {self.epoch}"

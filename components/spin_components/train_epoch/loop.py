@@ -1,4 +1,4 @@
-"""The epoch: global batches in their order, metrics, saves and validations on the way."""
+"""The inner loop of SPIN: global batches in a seeded order, metrics, saves and validations between them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,170 @@ from typing import Any
 from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.order import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.schedules import learning_rate, resolve_count
-from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.shards import PairReward, Prompt, read_rows
-from spin_components.events import Progress
 from spin_components.execution import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.pairs import ScoredPairs
-from spin_components.train_epoch.saving import load_rewards, load_rows, save_partial
-from spin_components.train_epoch.single_step import train_single_step
+from spin_components.train_epoch.saving import Trained, load_rewards, load_rows, save_partial
+from spin_components.train_epoch.single_step import StepResult, train_single_step
 from spin_components.validate.nll import distributed_val_loss, validation_batches
 
 logger = logging.getLogger(__name__)
+
+
+class EpochLoop:
+    """Trains one epoch on this rank.
+
+    Attributes:
+        trained: counters, metrics and rewards of the steps done so far, over the whole epoch.
+    """
+
+    def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, step: Step) -> None:
+        settings, spin = job.settings, job.settings.spin
+        num_epochs = spin.epochs(job.iteration)
+        self._job, self._backend, self._data, self._step = job, backend, data, step
+        self._batches = epoch_batches(job, data)
+        self._lengths = [pair.num_tokens for pair in data.pairs]
+        self._num_updates = len(self._batches) * num_epochs  # of the iteration
+        self._objective = Objective(spin.beta(job.iteration), **settings.objective.model_dump())
+        self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
+        self._val_batches: list[list[Prompt]] = []
+        self.trained = Trained(
+            state=job.state.begin_iteration(job.iteration, len(self._batches), num_epochs),
+            rows=load_rows(job),
+            rewards=load_rewards(job),
+        )
+        self._progress = step.progress(len(self._batches), "steps", done=job.first_step)
+
+    def run(self) -> bool:
+        """Train the rest of the epoch, at most until `spin.max_steps`.
+
+        Returns: False where the attempt's time ran out first; what was done is saved.
+        """
+        for row in self.trained.rows:  # of an attempt that may have ended before its trackers had them
+            self._track(row)
+        with self._step.delayed_termination():
+            for number in range(self._job.first_step, len(self._batches)):
+                if 0 <= self._job.settings.spin.max_steps <= self.trained.state.step:
+                    logger.info("max_steps = %d reached", self._job.settings.spin.max_steps)
+                    break
+                if self._backend.agree(self._step.out_of_time()):
+                    self._save(number)
+                    return False
+                self._train(number)
+                self._after_step(number + 1)
+        return True
+
+    def _train(self, number: int) -> None:
+        """Take one optimizer step, on the global batch of that number."""
+        started = time.monotonic()
+        job, backend, training = self._job, self._backend, self._job.settings.training
+        batch = self._batches[number]  # indices of N pairs
+        update = job.epoch * len(self._batches) + number  # of the iteration
+        result = train_single_step(
+            backend,
+            self._data,
+            micro_batches(
+                batch,
+                self._lengths,
+                micro_batch_size=training.micro_batch_size,
+                rank=backend.rank,
+                ranks=backend.ranks,
+                num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
+            ),
+            batch=batch,
+            objective=self._objective,
+            lr=learning_rate(
+                training.lr_schedule,
+                update,
+                num_steps=self._num_updates,
+                num_warmup=resolve_count(training.warmup, self._num_updates, at_least=0),
+                peak=training.peak_lr(job.iteration),
+                floor=training.min_lr,
+            ),
+            is_step_zero=update == 0,
+            where=f"{job.where}, step {number}",
+        )
+        self._record(number, result, time.monotonic() - started)
+
+    def _record(self, number: int, result: StepResult, step_time: float) -> None:
+        """Add a step's metrics and rewards to those of the epoch, and report them."""
+        batch, trained = self._batches[number], self.trained
+        trained.state = trained.state.after_step(len(batch))
+        trained.rewards += [
+            PairReward(pair.index, trained.state.step, actual, generated, pair.origin)
+            for pair, (actual, generated) in zip((self._data.pairs[i] for i in batch), result.rewards, strict=True)
+        ]
+        row = {
+            "step": trained.state.step,
+            "iteration": self._job.iteration,
+            "epoch": self._job.epoch,
+            **result.metrics,
+            "consumed_samples": trained.state.consumed_samples,
+            "step_time": round(step_time, 4),
+        }
+        trained.rows.append(row)
+        self._step.events.write("metrics", global_step=row["step"], **_values(row))
+        self._track(row)
+        self._progress.update(number + 1)
+        logger.info(
+            "step %d of %d: loss %.4f, acc %.2f, grad norm %.3g, %.2f pairs/s",
+            number + 1,
+            len(self._batches),
+            result.metrics["loss"],
+            result.metrics["acc"],
+            result.metrics["grad_norm"],
+            len(batch) / step_time,
+        )
+
+    def _track(self, row: dict[str, Any]) -> None:
+        """Send the metrics of one step to the trackers."""
+        self._step.track("train", row["step"], _values(row))
+        if "val_loss" in row:
+            self._step.track("validation", row["step"], {"val_loss": row["val_loss"]})
+
+    def _after_step(self, done: int) -> None:
+        """Validate and save, each at its interval; the end of the epoch has a validation and a save of its own."""
+        save_interval = self._job.settings.training.save_interval
+        if done == len(self._batches):
+            return
+        if self._val_interval and done % self._val_interval == 0:
+            self._validate(done)
+        if save_interval and done % save_interval == 0:
+            self._save(done)
+
+    def _validate(self, done: int) -> None:
+        """Measure the policy's loss on the held-out answers."""
+        backend = self._backend
+        if not self._val_batches:
+            self._val_batches = validation_batches(self._read_prompts(), self._job.settings.validation)
+        backend.model.eval()
+        val_loss = distributed_val_loss(
+            backend.model,
+            self._val_batches,
+            backend.compute,
+            rank=backend.rank,
+            ranks=backend.ranks,
+            reduce=backend.reduce_sum,
+        )
+        backend.model.train()
+        self.trained.rows[-1]["val_loss"] = val_loss
+        global_step = self.trained.state.step
+        self._step.events.write("validation", global_step=global_step, val_loss=val_loss)
+        self._step.track("validation", global_step, {"val_loss": val_loss})
+        logger.info("val_loss %.4f after step %d", val_loss, done)
+
+    def _read_prompts(self) -> list[Prompt]:
+        run = self._step.run
+        files = {layout.VALIDATION: read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]}
+        folder = run.fetch(files, what="the validation data", made_by=layout.DATA_MANIFEST)
+        return read_rows(folder / layout.VALIDATION, Prompt)
+
+    def _save(self, done: int) -> None:
+        save_partial(self._step, self._job, self._backend, self.trained, done)
 
 
 def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:
@@ -32,154 +182,6 @@ def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:
     return [data.batches[number] for number in order_batches(len(data.batches), seed, limit)]
 
 
-class EpochLoop:
-    """Trains one epoch on this rank.
-
-    Attributes:
-        state: counters after the steps done so far.
-        rows: metrics of each step, over the whole epoch.
-        rewards: of each pair, over the whole epoch.
-        stopped: whether the attempt's time ran out first.
-    """
-
-    def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, current: Step) -> None:
-        self._job, self._backend, self._data, self._current = job, backend, data, current
-        self._batches = epoch_batches(job, data)
-        self._lengths = [pair.num_tokens for pair in data.pairs]
-        spin = job.settings.spin
-        num_epochs = spin.epochs(job.iteration)
-        self._num_updates = len(self._batches) * num_epochs
-        self._objective = Objective(spin.beta(job.iteration), **job.settings.objective.model_dump())
-        self._val_batches: list[list[Prompt]] = []
-        self.state: TrainerState = job.state.begin_iteration(job.iteration, len(self._batches), num_epochs)
-        self.rows: list[dict[str, Any]] = load_rows(job)
-        self.rewards: list[PairReward] = load_rewards(job)
-        self.stopped = False
-        self._progress = Progress(current.events, len(self._batches), "steps", done=job.first_step)
-
-    def run(self) -> None:
-        """Do what is left of the epoch, or of it what `max_steps` and the attempt's time allow."""
-        spin, training = self._job.settings.spin, self._job.settings.training
-        for row in self.rows:  # of an attempt that may have ended before its trackers had them
-            self._tell(row, again=True)
-        for step in range(self._job.first_step, len(self._batches)):
-            if spin.max_steps >= 0 and self.state.step >= spin.max_steps:
-                logger.info("max_steps = %d reached", spin.max_steps)
-                break
-            if self._backend.agree(self._current.out_of_time()):
-                self.stopped = True
-                self._save(step)
-                return
-            self._step(step)
-            done = step + 1
-            if done < len(self._batches):
-                self._validate(done)
-                if training.save_interval and done % training.save_interval == 0:
-                    self._save(done)
-
-    def _step(self, step: int) -> None:
-        started = time.monotonic()
-        job, training = self._job, self._job.settings.training
-        batch = self._batches[step]
-        place = job.epoch * len(self._batches) + step
-        share = micro_batches(
-            batch,
-            self._lengths,
-            micro_batch_size=training.micro_batch_size,
-            rank=self._backend.rank,
-            ranks=self._backend.ranks,
-            num=training.global_batch_size // (training.micro_batch_size * self._backend.ranks),
-        )
-        metrics, rewards = train_single_step(
-            self._backend,
-            self._data,
-            share,
-            batch=batch,
-            objective=self._objective,
-            lr=self._learning_rate(place),
-            is_step_zero=place == 0,
-            where=f"{job.where}, step {step}",
-        )
-        self.state = self.state.after_step(len(batch))
-        self.rewards += [
-            PairReward(pair.index, self.state.step, *reward, pair.origin)
-            for pair, reward in zip((self._data.pairs[place] for place in batch), rewards, strict=True)
-        ]
-        self._record(step, metrics, time.monotonic() - started)
-
-    def _learning_rate(self, place: int) -> float:
-        training = self._job.settings.training
-        return learning_rate(
-            training.lr_schedule,
-            place,
-            num_steps=self._num_updates,
-            num_warmup=resolve_count(training.warmup, self._num_updates, at_least=0),
-            peak=training.peak_lr(self._job.iteration),
-            floor=training.min_lr,
-        )
-
-    def _record(self, step: int, metrics: dict[str, float], step_time: float) -> None:
-        row = {
-            "step": self.state.step,
-            "iteration": self._job.iteration,
-            "epoch": self._job.epoch,
-            **metrics,
-            "consumed_samples": self.state.consumed_samples,
-            "step_time": round(step_time, 4),
-        }
-        self.rows.append(row)
-        self._tell(row)
-        self._progress.update(step + 1)
-        logger.info(
-            "step %d of %d: loss %.4f, acc %.2f, grad norm %.3g, %.2f pairs/s",
-            step + 1,
-            len(self._batches),
-            metrics["loss"],
-            metrics["acc"],
-            metrics["grad_norm"],
-            len(self._batches[step]) / step_time,
-        )
-
-    def _tell(self, row: dict[str, Any], *, again: bool = False) -> None:
-        """Send a step's metrics out: as an event, unless that was done before, and to trackers."""
-        values = {name: value for name, value in row.items() if name not in ("step", "val_loss")}
-        if not again:
-            self._current.events.write("metrics", global_step=row["step"], **values)
-        if self._current.tracking:
-            self._current.tracking.log("train", row["step"], values)
-            if again and "val_loss" in row:
-                self._current.tracking.log("validation", row["step"], {"val_loss": row["val_loss"]})
-
-    def _validate(self, done: int) -> None:
-        """Validation inside the epoch, by `val_check_interval`; the end of the epoch has its own step."""
-        settings = self._job.settings.validation
-        interval = resolve_count(settings.val_check_interval, len(self._batches))
-        if not interval or done % interval:
-            return
-        if not self._val_batches:
-            prompts = self._validation_prompts()
-            self._val_batches = validation_batches(prompts, settings)
-        self._backend.model.eval()
-        val_loss = distributed_val_loss(
-            self._backend.model,
-            self._val_batches,
-            self._backend.compute,
-            rank=self._backend.rank,
-            ranks=self._backend.ranks,
-            reduce=self._backend.reduce_sum,
-        )
-        self._backend.model.train()
-        self.rows[-1]["val_loss"] = val_loss
-        self._current.events.write("validation", global_step=self.state.step, val_loss=val_loss)
-        if self._current.tracking:
-            self._current.tracking.log("validation", self.state.step, {"val_loss": val_loss})
-        logger.info("val_loss %.4f after step %d", val_loss, done)
-
-    def _validation_prompts(self) -> list[Prompt]:
-        run = self._current.run
-        files = {layout.VALIDATION: read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]}
-        folder = run.fetch(files, what="the validation data", made_by=layout.DATA_MANIFEST)
-        return read_rows(folder / layout.VALIDATION, Prompt)
-
-    def _save(self, done: int) -> None:
-        save_partial(self._current, self._job, self._backend, self.state, self.rows, self.rewards, done)
+def _values(row: dict[str, Any]) -> dict[str, Any]:
+    """What events and trackers get of a step's metrics, besides its number."""
+    return {name: value for name, value in row.items() if name not in ("step", "val_loss")}

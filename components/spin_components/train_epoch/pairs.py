@@ -1,4 +1,4 @@
-"""The pairs that an iteration trains on, its own and those of iterations before it, with their reference scores."""
+"""Reads the pairs that an iteration trains on, with their scores under the reference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from spin_components.store.run import RunStore
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """Pairs to train on, and what the reference gives both answers of each.
+    """Pairs to train on, and the log-probabilities of their answers under the reference.
 
     Attributes:
-        pairs: shard after shard; of each its own in the order of their index, then those of the iteration before.
+        pairs: shard after shard; in each the iteration's own by index, then those of the iterations before it.
         scores: of the same pairs, in the same order.
-        batches: places of pairs, by global batch, as they were scored.
-        counts: where they are from, and what was left out.
+        batches: indices of pairs, by global batch, as they were scored.
+        counts: of the pairs by origin, and of those dropped.
     """
 
     pairs: list[Pair]
@@ -31,10 +31,10 @@ class ScoredPairs:
 
 
 def shard_manifests(run: RunStore, iteration: int) -> list[tuple[Manifest, Manifest]]:
-    """Manifests of generations and scores, one pair a shard.
+    """Manifests of generations and of scores, one pair a shard.
 
     Raises:
-        IntegrityError: a shard is not there.
+        IntegrityError: a shard is missing.
     """
     num_shards = read_manifest(run, layout.DATA_MANIFEST).facts["num_shards"]
     return [
@@ -47,7 +47,7 @@ def shard_manifests(run: RunStore, iteration: int) -> list[tuple[Manifest, Manif
 
 
 def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
-    """Read, check and join all shards of an iteration.
+    """Read, verify and join all shards of an iteration.
 
     Raises:
         DataError: no pair is left to train on.
@@ -62,16 +62,16 @@ def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
         by_key = {pair.key: pair for manifest in generations for pair in read_pairs(run, manifest)}
         made_by = layout.manifest_of(next(iter(scored.outputs)))
         folder = run.fetch(scored.outputs, what=f"{scored.step} of iteration {iteration}", made_by=made_by)
-        found = [score for key in scored.outputs for score in read_rows(folder / key, Score)]
-        if not {score.key for score in found} <= by_key.keys():
+        shard_scores = [score for key in scored.outputs for score in read_rows(folder / key, Score)]
+        if not {score.key for score in shard_scores} <= by_key.keys():
             sources = [key for manifest in generations for key in manifest.outputs]
             raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {sources}")
         members: dict[int, list[int]] = {}
-        for place, score in enumerate(found, start=len(scores)):
-            members.setdefault(score.batch, []).append(place)
+        for i, score in enumerate(shard_scores, start=len(scores)):
+            members.setdefault(score.batch, []).append(i)
         batches += [tuple(members[number]) for number in sorted(members)]
-        pairs += [by_key[score.key] for score in found]
-        scores += found
+        pairs += [by_key[score.key] for score in shard_scores]
+        scores += shard_scores
         counts.append(PairCounts.model_validate(scored.facts))
     total = add_up(counts)
     if not pairs:

@@ -1,4 +1,4 @@
-"""Starts the ranks of this machine with torchrun, and waits for them."""
+"""Runs the ranks of this machine with torchrun."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from spin_components.train_epoch.job import EpochJob
 logger = logging.getLogger(__name__)
 
 ALONE = ("--standalone",)
-"""What torchrun is told where no other machine takes part."""
+"""Torchrun's arguments for ranks on one machine."""
 
 
 def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
-    """Train with `hardware.ranks` processes here.
+    """Train with `hardware.ranks` processes on this machine.
 
     Args:
         job: the epoch.
-        meeting: torchrun's arguments that say where the ranks of all machines meet; none when its own variables do.
+        meeting: torchrun's rendezvous arguments; empty where its variables are set.
 
     Returns: False when the attempt's time ran out first.
 
     Raises:
-        SpinError: what a rank raised, or EngineError when one died without a word.
+        SpinError: what a rank raised, or EngineError where one ended without an error.
     """
     ranks = job.settings.hardware.ranks
-    job = job.model_copy(update={"settings": _staged(job)})
+    job = job.model_copy(update={"settings": _with_zero_stage(job)})
     with tempfile.TemporaryDirectory(prefix="spin-epoch-") as folder:
         path = Path(folder, "job.json")
         path.write_text(job.model_dump_json(), encoding="utf-8")
@@ -52,18 +52,18 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
             raise getattr(errors, outcome["error"])(outcome["message"])
     if code or len(outcomes) != ranks:
         raise EngineError(
-            f"{job.where}: torchrun ended with code {code}; a rank died without a word (out of memory?). "
-            "Its output is above; the last save is kept, and the same command goes on from there"
+            f"{job.where}: torchrun ended with code {code}; a rank ended without an error (out of memory?). "
+            "Its output is above; the last save is kept, and the same command resumes from it"
         )
     return bool(outcomes[0]["finished"])
 
 
-def _staged(job: EpochJob) -> Settings:
-    """The settings with a stage of ZeRO where they leave it open: the same on machines that are alike."""
+def _with_zero_stage(job: EpochJob) -> Settings:
+    """The settings with `training.zero_stage = "auto"` resolved: the same on like machines."""
     if job.settings.training.zero_stage != "auto":
         return job.settings
     shape = shape_of_folder(job.policy, what="the policy")
     work = Work(job.settings, this_machine(job.settings), longest_allowed(job.settings))
     chosen = staged(shape, work).settings
-    logger.info("training.zero_stage = %s, by the memory there is", chosen.training.zero_stage)
+    logger.info("training.zero_stage = %s, by the memory of this machine", chosen.training.zero_stage)
     return chosen

@@ -1,4 +1,4 @@
-"""A policy loaded in parts, for ZeRO-3: no rank ever holds all of its weights."""
+"""Loads a policy sharded for ZeRO-3, so that no rank holds all weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spin_components.train_epoch.deepspeed_backend import engine_config
 
 
 def load_for_ranks(folder: Path, settings: Settings, compute: Compute) -> Any:
-    """A model for `DeepSpeedBackend`, which every rank calls.
+    """Load a model for `DeepSpeedBackend`; every rank calls it.
 
-    Under ZeRO-3 each parameter is divided as it is made, and the first rank reads the files. A packed model is loaded
-    whole: whether packing gives its numbers is tried on all of its weights.
+    Under ZeRO-3 each parameter is sharded as it is created, and the first rank reads the files. A packed model is
+    loaded whole, because the check of packed attention needs all weights.
 
     Raises:
         ModelError: see `load_scored`.
@@ -25,7 +25,7 @@ def load_for_ranks(folder: Path, settings: Settings, compute: Compute) -> Any:
         return load_scored(folder, settings, compute)
     from transformers.integrations import HfDeepSpeedConfig
 
-    divided = HfDeepSpeedConfig(engine_config(settings.training, compute))  # transformers looks for it while it lives
+    sharding = HfDeepSpeedConfig(engine_config(settings.training, compute))  # transformers finds it while it exists
     model = load_model(folder, settings.model, device=compute.device)
-    del divided
+    del sharding
     return model

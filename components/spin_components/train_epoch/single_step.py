@@ -1,4 +1,7 @@
-"""One optimizer step: zero grad, forward and backward over micro-batches, check, clip, update."""
+"""One optimizer step of SPIN (arXiv:2401.01335): forward and backward over micro-batches, checks, clip, update.
+
+Shapes: N pairs in the global batch, B pairs in a micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.pairs import ScoredPairs
 
 
-class StepOutcome(NamedTuple):
-    """What a step gives.
+class StepResult(NamedTuple):
+    """The result of one optimizer step.
 
     Attributes:
         metrics: those of `algorithm.loss.metrics_from_sums`, with `grad_norm` and `lr`.
-        rewards: of the human's and the generated answer of each pair, in the order of the global batch.
+        rewards: of the human and the generated answer of each pair, in the order of the global batch.
     """
 
     metrics: dict[str, float]
@@ -51,47 +54,48 @@ def train_single_step(
     lr: float,
     is_step_zero: bool,
     where: str,
-) -> StepOutcome:
-    """Take one global batch.
+) -> StepResult:
+    """Train on one global batch.
 
     Args:
-        backend: this rank.
+        backend: this rank; its gradients are zero.
         data: all pairs of the iteration.
-        micro_batches: this rank's share.
-        batch: places of the pairs of the whole global batch.
+        micro_batches: this rank's share of the batch.
+        batch: indices of the pairs of the whole global batch.
         objective: of the iteration.
-        lr: of this step.
+        lr: learning rate of this step.
         is_step_zero: whether no update of the iteration has been made, so that policy and reference are one model and
-            the loss is known: ln 2, or what the objective gives the reference's own log-probabilities.
+            the loss is known: ln 2, or what the objective gives for the reference's own log-probabilities.
         where: named in errors, e.g. "iteration 0, epoch 0, step 3".
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; nothing was updated.
-        StepZeroError: the first loss is not what it must be; nothing was updated.
+        StepZeroError: the first loss is not the known one; nothing was updated.
     """
     device = backend.compute.device
     sums = torch.zeros(len(METRIC_SUMS), dtype=torch.float64, device=device)
-    at_reference = torch.zeros(1, dtype=torch.float64, device=device)  # the loss, were the policy the reference
-    each = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (pairs of the batch, actual and generated)
-    row_of = {place: row for row, place in enumerate(batch)}
+    loss_at_reference = torch.zeros(1, dtype=torch.float64, device=device)  # the loss if the policy were the reference
+    rewards = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (N, 2): actual, generated
+    row_of = {pair: row for row, pair in enumerate(batch)}
     for micro in micro_batches:
         if micro.is_filling and not backend.needs_filling:
             continue
-        pairs = [data.pairs[index] for index in micro.pairs]  # B
-        reference, opponent = _fixed_logprobs([data.scores[index] for index in micro.pairs], objective, device)
-        lengths = _answer_lengths(pairs, device)
+        pairs = [data.pairs[i] for i in micro.pairs]  # B
+        reference, opponent = _fixed_logprobs([data.scores[i] for i in micro.pairs], objective, device)  # each (B,)
+        lengths = _answer_lengths(pairs, device)  # each (B,)
         weights = torch.tensor(micro.weights, device=device)  # (B,)
         with backend.compute.autocast():
-            policy = AnswerLogprobs(*answer_logprobs(backend.model, both_answers(pairs), device).view(-1, 2).unbind(-1))
-        terms = pair_terms(policy, opponent, lengths, objective)
+            logprobs = answer_logprobs(backend.model, both_answers(pairs), device)  # (2 B,)
+            policy = AnswerLogprobs(*logprobs.view(-1, 2).unbind(-1))  # each (B,)
+        terms = pair_terms(policy, opponent, lengths, objective)  # each (B,)
         backend.backward((terms.losses * weights).sum() / len(batch))
         sums += metric_sums(terms, lengths.generated, weights)
         if is_step_zero:
-            expected = pair_terms(reference, opponent, lengths, objective).losses
-            at_reference += (expected.double() * weights).sum() / len(batch)
-        rows = torch.tensor([row_of[place] for place in micro.pairs], device=device)
-        each.index_add_(0, rows, (torch.stack(terms.rewards, -1).detach() * weights[:, None]).double())
-    total = backend.reduce_sum(torch.cat([sums, at_reference, each.flatten()]))
+            losses = pair_terms(reference, opponent, lengths, objective).losses  # (B,)
+            loss_at_reference += (losses.double() * weights).sum() / len(batch)
+        rows = torch.tensor([row_of[i] for i in micro.pairs], device=device)
+        rewards.index_add_(0, rows, (torch.stack(terms.rewards, -1).detach() * weights[:, None]).double())
+    total = backend.reduce_sum(torch.cat([sums, loss_at_reference, rewards.flatten()]))
     metrics = metrics_from_sums(total[: len(sums)], with_sft=bool(objective.sft_weight))
     _check_finite(metrics["loss"], where)
     if is_step_zero:
@@ -102,16 +106,15 @@ def train_single_step(
             f"{where}: the gradient of {name} is not finite, the loss was {metrics['loss']}. Nothing was updated. "
             "Lower training.lr, or set training.precision = 'float32'"
         )
-    found: list[list[float]] = total[len(sums) + 1 :].view(-1, 2).tolist()
-    return StepOutcome(
-        {**metrics, "grad_norm": backend.apply(lr), "lr": lr}, [(actual, generated) for actual, generated in found]
-    )
+    grad_norm = backend.clip_and_step(lr)  # and zero the gradients
+    by_pair = [(actual, generated) for actual, generated in total[len(sums) + 1 :].view(-1, 2).tolist()]
+    return StepResult({**metrics, "grad_norm": grad_norm, "lr": lr}, by_pair)
 
 
 def _fixed_logprobs(
     scores: Sequence[Score], objective: Objective, device: torch.device
 ) -> tuple[AnswerLogprobs, AnswerLogprobs]:
-    """What the reference gives each pair's answers, and the opponent: itself, or its mixture with the base model."""
+    """Log-probabilities under the reference, and under the opponent: the reference, or its mixture with the base."""
     reference = AnswerLogprobs(
         torch.tensor([score.ref_actual for score in scores], device=device),
         torch.tensor([score.ref_generated for score in scores], device=device),
@@ -142,7 +145,7 @@ def _check_finite(loss: float, where: str) -> None:
 def _check_step_zero(loss: float, expected: float, precision: str, where: str) -> None:
     tolerance = STEP_ZERO_TOLERANCE[precision] * max(1.0, abs(expected))
     if abs(loss - expected) > tolerance:
-        name = "ln 2 =" if expected == STEP_ZERO_LOSS else "what this objective gives the reference itself,"
+        name = "ln 2 =" if expected == STEP_ZERO_LOSS else "this objective's loss at the reference,"
         raise StepZeroError(
             f"{where}: the first loss of the iteration is {loss:.6f}, expected {name} {expected:.6f} within "
             f"{tolerance:g} in {precision}. Policy and reference must agree before the first update, so one of these "

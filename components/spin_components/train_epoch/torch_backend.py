@@ -15,7 +15,7 @@ from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build
 
 
 class TorchBackend:
-    """Gradients gather in `.grad`; one rank. See `Backend` for what each method does."""
+    """One rank in plain torch. See `Backend` for the methods."""
 
     rank, ranks = 0, 1
     needs_filling = False
@@ -30,11 +30,11 @@ class TorchBackend:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def check_gradients(self) -> str | None:
-        if torch.isfinite(self._norm()):  # one pass; which parameter it was is looked for only when there is one
+        if torch.isfinite(self._norm()):  # one pass; the parameter is looked for only where it is not
             return None
         return next((name for name, p in self._named if p.grad is not None and not p.grad.isfinite().all()), None)
 
-    def apply(self, lr: float) -> float:
+    def clip_and_step(self, lr: float) -> float:
         norm = self._norm()
         if limit := self._settings.gradient_clip_val:
             parameters = [parameter for _, parameter in self._named]

@@ -13,34 +13,32 @@ from typing import Any
 from spin_components.data.pair_counts import PairCounts
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import SpinError
-from spin_components.events import EventLog
 from spin_components.execution import Step
 from spin_components.process import configure_logging, die_with_parent
 from spin_components.scoring import load_scored
-from spin_components.store.lease import LeaseHolder
-from spin_components.store.run import open_run
+from spin_components.store import layout
 from spin_components.train_epoch.adapter import begin_adapter
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
 from spin_components.train_epoch.loop import EpochLoop
 from spin_components.train_epoch.pairs import load_scored_pairs
-from spin_components.train_epoch.saving import load_trainer, save_epoch
+from spin_components.train_epoch.saving import Trained, load_trainer, save_epoch
 
 logger = logging.getLogger(__name__)
 
 
-def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: bool) -> bool:
-    """Train this rank's part of the epoch and commit the result.
+def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool) -> bool:
+    """Train this rank's part of the epoch and publish the result.
 
     Args:
         job: the epoch.
-        current: the running step.
+        step: the running step.
         compute: this rank's device.
-        distributed: take DeepSpeed; the process group is there.
+        distributed: whether to use DeepSpeed, which needs an initialised process group.
 
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
-    data = load_scored_pairs(current.run, job.iteration)
+    data = load_scored_pairs(step.run, job.iteration)
     model = _load(job, compute, distributed)
     if job.adapter:
         begin_adapter(model, job, job.adapter)
@@ -49,13 +47,12 @@ def train_rank(job: EpochJob, current: Step, compute: Compute, *, distributed: b
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backend = _backend(model, job, compute, distributed)
     load_trainer(job, backend)
-    loop = EpochLoop(job, backend, data, current)
+    loop = EpochLoop(job, backend, data, step)
     started = time.monotonic()
-    loop.run()
-    if loop.stopped:
+    if not loop.run():
         return False
-    facts = _facts(loop, data.counts, started) | _means(job, distributed)
-    save_epoch(current, job, backend, loop.state, loop.rows, loop.rewards, facts)
+    facts = _facts(loop.trained, data.counts, time.monotonic() - started) | _backend_facts(job, distributed)
+    save_epoch(step, job, backend, loop.trained, facts)
     return True
 
 
@@ -77,64 +74,64 @@ def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> 
     return TorchBackend(model, job.settings.training, compute)
 
 
-def _facts(loop: EpochLoop, counts: PairCounts, started: float) -> dict[str, Any]:
-    last = loop.rows[-1] if loop.rows else {}
+def _facts(trained: Trained, counts: PairCounts, train_s: float) -> dict[str, Any]:
+    last = trained.rows[-1] if trained.rows else {}
     return {
         **counts.model_dump(mode="json"),
-        "num_steps": len(loop.rows),
-        "train_s": round(time.monotonic() - started, 3),
+        "num_steps": len(trained.rows),
+        "train_s": round(train_s, 3),
         "metrics": {name: value for name, value in last.items() if name not in ("step", "iteration", "epoch")},
     }
 
 
-def _means(job: EpochJob, distributed: bool) -> dict[str, Any]:
-    """What trained, where the settings leave it open: for the record alone, since any of them may go on with it."""
-    return (
-        {"backend": "deepspeed", "zero_stage": job.settings.training.zero_stage}
-        if distributed
-        else {"backend": "torch"}
-    )
+def _backend_facts(job: EpochJob, distributed: bool) -> dict[str, Any]:
+    """What trained; no input of the epoch, since another backend or stage can resume it."""
+    if not distributed:
+        return {"backend": "torch"}
+    return {"backend": "deepspeed", "zero_stage": job.settings.training.zero_stage}
 
 
 def main(job_path: Path) -> None:
-    """Entry point of a rank that torchrun started."""
+    """Entry point of a rank that torchrun started; its outcome is written beside the job."""
     configure_logging()
     die_with_parent()
     job = EpochJob.model_validate(json.loads(job_path.read_text("utf-8")))
+    hardware = job.settings.hardware
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if rank:
         logging.getLogger().setLevel(logging.WARNING)
-    set_threads(job.settings.hardware, processes=job.settings.hardware.ranks)
-    compute = resolve_compute(job.settings.hardware, job.settings.training.precision, local_rank=local_rank)
+    set_threads(hardware, processes=hardware.ranks)
+    compute = resolve_compute(hardware, job.settings.training.precision, local_rank=local_rank)
     if compute.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     from torch import distributed as dist
 
     deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
-    labels = {"step": "train-epoch", "iteration": job.iteration, "epoch": job.epoch, "rank": rank}
-    run = open_run(job.run_uri)
-    events = EventLog(run, labels, enabled=rank == 0)
-    lease = LeaseHolder(run, job.attempt, take_over=False) if rank == 0 else None
-    run.guard = lease.claim if lease else None
-    current = Step(run, events, job.settings.hardware, lease)
+    outcome: dict[str, Any]
     try:
-        finished = train_rank(job, current, compute, distributed=True)
+        with Step.join(
+            "train-epoch",
+            job.run_uri,
+            hardware,
+            attempt=job.attempt,
+            rank=rank,
+            key=layout.epoch_manifest(job.iteration, job.epoch),
+            inputs=job.inputs,
+            iteration=job.iteration,
+            epoch=job.epoch,
+        ) as step:
+            outcome = {"finished": train_rank(job, step, compute, distributed=True)}
     except Exception as error:
-        current.close("failed")
         logger.exception("rank %d failed", rank)
         known = isinstance(error, SpinError)
         outcome = {
             "error": type(error).__name__ if known else "EngineError",
             "message": str(error) if known else f"{job.where}, rank {rank}: {type(error).__name__}: {error}",
         }
-        job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
+    job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
+    if "error" in outcome:
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
-    current.close("running")
-    if lease:
-        lease.close()
-    run.close()
-    job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps({"finished": finished}), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of human answers, by the same code that scores answers in training."""
+"""Negative log-likelihood of human answers, by the code that scores answers in training."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from spin_components.settings import ValidationSettings
 
 
 def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:
-    """The held-out records that count, `limit_val_batches` observed, in batches alike in length.
+    """Batches of held-out records of similar length, limited by `limit_val_batches`.
 
-    A single answer left over joins the batch before it, so that ranks stay in step; see `answer_logprobs`.
+    A last batch of one record joins the batch before it, because it would make one forward pass where any other makes
+    two (see `answer_logprobs`), and all ranks must make as many.
     """
     size = settings.batch_size
     num = resolve_count(settings.limit_val_batches, -(-len(prompts) // size))
     chosen = sorted(prompts[: num * size], key=lambda prompt: len(prompt.prompt_ids) + len(prompt.actual_ids))
     batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [batches[-2] + batches[-1]]  # a batch of one makes one forward pass, any other two
+        batches[-2:] = [batches[-2] + batches[-1]]
     return batches
 
 
 def answer_losses(
     model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute, *, finite: bool = True
 ) -> Iterator[list[AnswerLoss]]:
-    """Yield each batch's losses as they are computed.
+    """Yield the losses of each batch.
 
     Args:
         model: the policy.
         batches: held-out records.
         compute: device and precision.
-        finite: whether losses must be; where not, a destroyed policy can be told by them.
+        finite: whether a loss that is not finite is an error.
 
     Raises:
-        NonFiniteError: a loss is NaN or infinite, and must not be.
+        NonFiniteError: with `finite`, a loss is NaN or infinite.
     """
     for batch in batches:
         answered = [Prompted(prompt.prompt_ids, (prompt.actual_ids,)) for prompt in batch]
-        # not inference mode: under ZeRO-3 the gathered weights would be of no use to the training that goes on
+        # not inference mode: under ZeRO-3 training could not use weights that were gathered in it
         with torch.no_grad(), compute.autocast():
             nlls = (-answer_logprobs(model, answered, compute.device)).tolist()
         losses = [
@@ -61,20 +62,24 @@ def answer_losses(
 def sampled_logprobs(
     model: Any, groups: Sequence[Prompted], settings: ValidationSettings, compute: Compute
 ) -> list[list[float]]:
-    """log pi(answer | prompt) in nats, summed over tokens, of other answers than the human's: as many for each prompt.
+    """log pi(answer | prompt) in nats, summed over tokens, of sampled answers.
 
-    Returns: those of each group, in the order given.
+    Args:
+        model: the policy.
+        groups: prompts with as many answers each.
+        settings: batch size.
+        compute: device and precision.
+
+    Returns: one list a group, in the order given.
     """
-    order = sorted(
-        range(len(groups)), key=lambda place: sum(map(len, (groups[place].prompt_ids, *groups[place].answers)))
-    )
-    found: dict[int, list[float]] = {}
+    order = sorted(range(len(groups)), key=lambda i: sum(map(len, (groups[i].prompt_ids, *groups[i].answers))))
+    by_group: dict[int, list[float]] = {}
     for start in range(0, len(order), settings.batch_size):
-        places = order[start : start + settings.batch_size]
+        batch = order[start : start + settings.batch_size]
         with torch.no_grad(), compute.autocast():
-            logprobs = answer_logprobs(model, [groups[place] for place in places], compute.device)
-        found |= zip(places, logprobs.view(len(places), -1).tolist(), strict=True)
-    return [found[place] for place in range(len(groups))]
+            logprobs = answer_logprobs(model, [groups[i] for i in batch], compute.device)
+        by_group |= zip(batch, logprobs.view(len(batch), -1).tolist(), strict=True)
+    return [by_group[i] for i in range(len(groups))]
 
 
 def mean_nll(losses: Sequence[AnswerLoss]) -> float:
@@ -91,7 +96,7 @@ def distributed_val_loss(
     ranks: int,
     reduce: Callable[[Tensor], Tensor],
 ) -> float:
-    """`mean_nll` with the batches shared among ranks; every rank makes as many forward passes, as ZeRO-3 needs.
+    """`mean_nll` with the batches divided among ranks; ZeRO-3 needs as many forward passes on every rank.
 
     Args:
         model: the policy, on every rank.
@@ -106,7 +111,8 @@ def distributed_val_loss(
     mine += [(batches[0], 0.0)] * (rounds - len(mine))
     sums = torch.zeros(2, dtype=torch.float64)
     losses = answer_losses(model, [batch for batch, _ in mine], compute)
-    for (_, weight), found in zip(mine, losses, strict=True):
-        sums += weight * torch.tensor([sum(loss.nll for loss in found), sum(loss.num_tokens for loss in found)])
+    for (_, weight), batch_losses in zip(mine, losses, strict=True):
+        nll, num_tokens = sum(loss.nll for loss in batch_losses), sum(loss.num_tokens for loss in batch_losses)
+        sums += weight * torch.tensor([nll, num_tokens])
     total_nll, total_tokens = reduce(sums.to(compute.device)).tolist()
     return float(total_nll / total_tokens)

@@ -11,24 +11,22 @@ from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, write_rows
 from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
-from spin_components.events import Progress
-from spin_components.execution import Step, step
+from spin_components.execution import Step
 from spin_components.generate.engine import Answer
-from spin_components.process import STOPPED
 from spin_components.scoring import load_scored, resolve_packing
 from spin_components.settings import Settings
 from spin_components.store import layout
-from spin_components.store.digests import FileDigest, digest_of
-from spin_components.store.manifests import finished, read_manifest
+from spin_components.store.digests import digest_of
+from spin_components.store.manifests import read_manifest
 from spin_components.store.models import model_digest, open_model, open_scored
 from spin_components.store.run import RunStore
 from spin_components.validate.held_out import (
     Reference,
+    answer_stats,
     chosen_prompts,
-    figures,
-    margin_figures,
+    margin_stats,
     read_reference,
-    reference_check,
+    reference_validation,
     sample_answers,
 )
 from spin_components.validate.nll import answer_losses, mean_nll, sampled_logprobs, validation_batches
@@ -39,7 +37,7 @@ logger = logging.getLogger(__name__)
 def validate(
     run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
 ) -> str:
-    """Measure the held-out loss of one policy, and look at what it answers by itself.
+    """Measure a policy's loss on the held-out human answers, and statistics of the answers that it samples itself.
 
     Args:
         run_uri: the run.
@@ -47,117 +45,97 @@ def validate(
         epoch: within the iteration.
         policy_uri: what to validate; empty when the attempt has stopped.
         hardware: the attempt's `[hardware]`.
-        reference_uri: what the iteration began from, to tell the margin by; empty for the base model, which has none.
+        reference_uri: the reference of the iteration, for the SPIN margin; empty for the base model, which has none.
 
-    Returns: `policy_uri`, validated; or empty when the attempt's time is up.
+    Returns: `policy_uri`, or empty when the attempt's time is up.
 
     Raises:
-        NonFiniteError: the base model's loss is not finite. A policy's may be; then it cannot be chosen.
+        NonFiniteError: the base model's loss is not finite. A policy's may be; it is then never chosen.
     """
-    if policy_uri == STOPPED:
-        return STOPPED
-    with step("validate", run_uri, hardware, iteration=iteration, epoch=epoch) as current:
-        run, settings = current.run, current.settings
-        key = layout.validation(iteration, epoch)
-        data = read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]
-        compute = resolve_compute(settings.hardware, settings.training.precision)
-        inputs = _inputs(run, settings, compute, policy_uri, reference_uri, data, iteration)
-        if manifest := finished(run, key, inputs):
-            current.reuse(manifest)
-            return policy_uri
-        if current.out_of_time():
-            return current.stop("max_time")
-        files = run.fetch({layout.VALIDATION: data}, what="the validation data", made_by=layout.DATA_MANIFEST)
-        prompts = read_rows(files / layout.VALIDATION, Prompt)
-        set_threads(settings.hardware)
-        folder = open_scored(run, policy_uri, what="the policy")
-        losses = _measure(current, settings, compute, folder, prompts)
-        mean = mean_nll(losses)
-        facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
-        if facts["val_loss"] is None and iteration == layout.BASE:
-            raise NonFiniteError(f"the base model's loss on the held-out answers is {mean}; look at its weights")
-        with run.staged(layout.validation_losses(iteration, epoch)) as staged:
-            write_rows(staged.path, AnswerLoss, losses)
-        outputs = staged.outputs
-        if _is_sampled(settings) and facts["val_loss"] is not None:
-            chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
-            reference = read_reference(run, reference_uri) if reference_uri else None
-            plain = open_model(run, policy_uri, what="the policy") if settings.lora.is_quantized else folder
-            answers = sample_answers(current, settings, compute, plain, chosen, data.sha256)
-            samples = _scored(settings, compute, folder, chosen, answers, reference)
-            facts |= figures(samples, chosen)
-            if reference:
-                facts |= margin_figures(samples, losses, reference, settings.spin.beta(iteration))
-            with run.staged(layout.validation_samples(iteration, epoch)) as staged:
-                write_rows(staged.path, Sample, samples)
-            outputs = {**outputs, **staged.outputs}
-        if current.tracking:
+    key = layout.validation(iteration, epoch)
+    with Step.begin("validate", run_uri, hardware, after=[policy_uri], iteration=iteration, epoch=epoch) as step:
+        if step.is_due(key, lambda: _inputs(step, iteration, policy_uri, reference_uri)):
+            settings = step.settings
+            set_threads(settings.hardware)
+            compute = resolve_compute(settings.hardware, settings.training.precision)
+            prompts = _read_prompts(step.run)
+            folder = open_scored(step.run, policy_uri, what="the policy")
+            losses = _human_losses(step, compute, folder, prompts)
+            mean = mean_nll(losses)
+            if not math.isfinite(mean) and iteration == layout.BASE:
+                raise NonFiniteError(f"the base model's loss on the held-out answers is {mean}; look at its weights")
+            facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
+            with step.write(layout.validation_losses(iteration, epoch)) as path:
+                write_rows(path, AnswerLoss, losses)
+            if settings.validation.num_samples and math.isfinite(mean):
+                reference = read_reference(step.run, reference_uri) if reference_uri else None
+                chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
+                plain = open_model(step.run, policy_uri, what="the policy") if settings.lora.is_quantized else folder
+                answers = sample_answers(step, compute, plain, chosen)
+                samples = _score_samples(settings, compute, folder, chosen, answers, reference)
+                facts |= answer_stats(samples, chosen)
+                if reference:
+                    facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
+                with step.write(layout.validation_samples(iteration, epoch)) as path:
+                    write_rows(path, Sample, samples)
             numbers = {name: value for name, value in facts.items() if value is not None}
-            current.tracking.log("validation", _global_step(run, iteration, epoch), numbers)
-        current.finish(key, inputs=inputs, outputs=outputs, facts={**facts, "policy_uri": policy_uri})
-        logger.info("val_loss %.4f on %d answers", mean, len(losses))
-        return policy_uri
+            step.track("validation", _global_step(step.run, iteration, epoch), numbers)
+            step.publish({**facts, "policy_uri": policy_uri})
+            logger.info("val_loss %.4f on %d answers", mean, len(losses))
+        return step.returns(policy_uri)
 
 
-def _is_sampled(settings: Settings) -> bool:
-    return settings.validation.num_samples > 0
-
-
-def _inputs(
-    run: RunStore,
-    settings: Settings,
-    compute: Compute,
-    policy_uri: str,
-    reference_uri: str,
-    data: FileDigest,
-    iteration: int,
-) -> dict[str, Any]:
+def _inputs(step: Step, iteration: int, policy_uri: str, reference_uri: str) -> dict[str, Any]:
+    """What the policy's validation depends on."""
+    run, settings = step.run, step.settings
+    compute = resolve_compute(settings.hardware, settings.training.precision)
     inputs = {
         "policy": model_digest(run, policy_uri),
-        "data": data.sha256,
+        "data": read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION].sha256,
         "validation.limit_val_batches": repr(settings.validation.limit_val_batches),
         "validation.batch_size": settings.validation.batch_size,
         "validation.num_samples": settings.validation.num_samples,
         "precision": compute.precision,
         "packing": resolve_packing(settings.training, compute),
     }
-    if not _is_sampled(settings):
+    if not settings.validation.num_samples:
         return inputs
     generation = settings.generation.at(0).model_dump(mode="json")  # all policies are sampled alike
     inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
-    if check := reference_check(run, reference_uri):
+    if reference := reference_validation(run, reference_uri):
         inputs |= {
-            "reference": digest_of(check.outputs),
+            "reference": digest_of(reference.outputs),
             "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
         }
     return inputs
 
 
+def _read_prompts(run: RunStore) -> list[Prompt]:
+    files = {layout.VALIDATION: read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]}
+    folder = run.fetch(files, what="the validation data", made_by=layout.DATA_MANIFEST)
+    return read_rows(folder / layout.VALIDATION, Prompt)
+
+
 def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
-    """Optimizer steps done when the policy of an epoch was."""
+    """Optimizer steps that the policy of an epoch has seen."""
     if iteration == layout.BASE:
         return 0
     return int(read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts["state"]["step"])
 
 
-def _measure(
-    current: Step, settings: Settings, compute: Compute, folder: Path, prompts: list[Prompt]
-) -> list[AnswerLoss]:
-    """Losses of the human answers.
-
-    The model is let go of at the end: sampling takes its own, and both need not fit together.
-    """
-    model = load_scored(folder, settings, compute).eval()
-    batches = validation_batches(prompts, settings.validation)
+def _human_losses(step: Step, compute: Compute, folder: Path, prompts: list[Prompt]) -> list[AnswerLoss]:
+    """Losses of the human answers; the model is freed at the end, before sampling loads its own."""
+    model = load_scored(folder, step.settings, compute).eval()
+    batches = validation_batches(prompts, step.settings.validation)
     losses: list[AnswerLoss] = []
-    progress = Progress(current.events, sum(len(batch) for batch in batches), "answers")
-    for found in answer_losses(model, batches, compute, finite=False):
-        losses += found
+    progress = step.progress(sum(len(batch) for batch in batches), "answers")
+    for batch_losses in answer_losses(model, batches, compute, finite=False):
+        losses += batch_losses
         progress.update(len(losses))
     return losses
 
 
-def _scored(
+def _score_samples(
     settings: Settings,
     compute: Compute,
     folder: Path,
@@ -165,7 +143,7 @@ def _scored(
     answers: list[Answer],
     reference: Reference | None,
 ) -> list[Sample]:
-    """The policy's answers with its own log-probabilities of them, and of its reference's to the same prompts."""
+    """The policy's answers with its log-probabilities of them, and of the reference's answers to the same prompts."""
     model = load_scored(folder, settings, compute).eval()
     groups = [
         Prompted(prompt.prompt_ids, (answer.token_ids, reference.samples[prompt.index].generated_ids))
@@ -175,6 +153,6 @@ def _scored(
     ]
     logprobs = sampled_logprobs(model, groups, settings.validation, compute)
     return [
-        Sample(prompt.index, answer.token_ids, answer.finish_reason, found[0], found[1] if reference else math.nan)
-        for prompt, answer, found in zip(prompts, answers, logprobs, strict=True)
+        Sample(prompt.index, answer.token_ids, answer.finish_reason, row[0], row[1] if reference else math.nan)
+        for prompt, answer, row in zip(prompts, answers, logprobs, strict=True)
     ]

@@ -1,1 +1,1 @@
-"""An epoch on several machines: a Kubeflow TrainJob that train-epoch starts, follows and ends."""
+"""An epoch in several pods: a Kubeflow TrainJob that train-epoch creates, follows and deletes."""

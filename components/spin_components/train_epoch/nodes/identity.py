@@ -1,4 +1,4 @@
-"""Who a step's pod is, from the service account token that Kubernetes mounts into it."""
+"""Identity of a step's pod, from the service account token that Kubernetes mounts into it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A pod's place in the cluster.
+    """A pod's namespace, account and name.
 
     Attributes:
-        namespace: its own.
-        service_account: the account it acts as.
-        pod: its name, and pod_uid: its uid; empty where the token is not bound to a pod.
+        namespace: of the pod.
+        service_account: that it runs as.
+        pod: its name; empty where the token is not bound to a pod.
+        pod_uid: its uid, likewise.
     """
 
     namespace: str
@@ -34,7 +35,7 @@ def own_identity() -> Identity:
     """Read the mounted token's claims (RFC 7519, `kubernetes.io` as Kubernetes writes it).
 
     Raises:
-        ConfigError: this is no pod, or its token is not mounted.
+        ConfigError: this is not a pod, or its token is not mounted.
     """
     folder = Path(os.environ.get(FOLDER, _FOLDER))
     try:
@@ -43,8 +44,8 @@ def own_identity() -> Identity:
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["kubernetes.io"]
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise ConfigError(
-            f"hardware.nodes is above 1, which needs a pod that may speak to Kubernetes, but {folder} has no token "
-            f"of one ({error}); run it on a cluster, its service account's token mounted, or set hardware.nodes = 1"
+            f"hardware.nodes is above 1, which needs a pod with access to Kubernetes, but {folder} has no "
+            f"service account token ({error}); run it on a cluster with the token mounted, or set hardware.nodes = 1"
         ) from error
     pod = claims.get("pod", {})
     return Identity(namespace, claims["serviceaccount"]["name"], pod.get("name", ""), pod.get("uid", ""))

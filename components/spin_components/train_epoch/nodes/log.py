@@ -1,4 +1,4 @@
-"""Shows the log of a TrainJob's first pod as it is written, and why its pods do not start."""
+"""Shows the log of a TrainJob's first pod as it is written, and why pods do not start."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _ENDED = ("Succeeded", "Failed")
 
 
 class NodeLog:
-    """Follows a job's pods; nothing that goes wrong here is an error.
+    """Follows a job's pods; failures of its own are logged, never raised.
 
     Args:
-        cluster: where it is.
+        cluster: API of the cluster.
         job: name of the TrainJob.
     """
 
@@ -33,7 +33,7 @@ class NodeLog:
         self._waiting = ""
 
     def tell(self) -> None:
-        """Look at the pods: begin to follow the first one's log, say what others wait for."""
+        """Read the pods' state: start to follow the log of the first, and log what others wait for."""
         pods = self._cluster.pods(self._job)
         waiting = "; ".join(filter(None, (_waits_for(pod) for pod in pods)))
         if waiting and waiting != self._waiting:
@@ -48,12 +48,12 @@ class NodeLog:
                 self._threads[name].start()
 
     def close(self, wait_s: float = 5.0) -> None:
-        """Give the log a moment to come to its end."""
+        """Wait briefly for the rest of the log."""
         for thread in self._threads.values():
             thread.join(wait_s)
 
     def _follow(self, pod: str) -> None:
-        """Copy a pod's lines to standard error; where the connection breaks, go on after the last one shown."""
+        """Copy a pod's lines to standard error; after a broken connection, continue after the last one shown."""
         last, seen_at = "", time.monotonic()
         for again in range(100):
             try:
@@ -73,7 +73,7 @@ class NodeLog:
 
 
 def _waits_for(pod: Any) -> str:
-    """Why a pod does not run yet, or empty."""
+    """Why a pod does not run yet; empty if it runs."""
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             return f"{pod.metadata.name}: {condition.message}"

@@ -1,7 +1,6 @@
-"""One machine of several that train an epoch; `python -m spin_components.train_epoch.nodes.node JOB` in a pod.
+"""One pod of several that train an epoch; runs `python -m spin_components.train_epoch.nodes.node JOB`.
 
-Kubeflow Trainer tells torchrun where the machines meet through `PET_` variables. Each machine fetches what it needs by
-itself; the first rank of all writes to storage.
+Kubeflow Trainer sets torchrun's rendezvous in `PET_` variables. Each pod fetches its inputs; global rank 0 writes.
 """
 
 from __future__ import annotations
@@ -15,24 +14,23 @@ from pydantic import BaseModel, ConfigDict
 
 from spin_components.attempt_settings import HardwareSettings
 from spin_components.errors import SpinError
+from spin_components.execution import read_settings
 from spin_components.process import configure_logging, end_process_group
-from spin_components.settings import Settings
-from spin_components.store import layout
 from spin_components.store.local import remove
 from spin_components.store.run import open_run
 from spin_components.train_epoch.beginning import begin_epoch
+from spin_components.train_epoch.inputs import check_numerics, numerics_here
 from spin_components.train_epoch.nodes.watch import end_unwatched
 from spin_components.train_epoch.ranks import run_ranks
-from spin_components.train_epoch.step import check_alike, how_here
 
 logger = logging.getLogger(__name__)
 
 
 class NodeJob(BaseModel):
-    """What each machine is told: addresses, since machines share nothing but storage.
+    """The argument of each pod; addresses, since pods share nothing but storage.
 
     Attributes:
-        inputs: what the epoch's manifest will say it was made from.
+        inputs: of the epoch's manifest.
         hardware: the attempt's `[hardware]`.
     """
 
@@ -48,16 +46,15 @@ class NodeJob(BaseModel):
 
 
 def train_here(job: NodeJob) -> None:
-    """Do this machine's part of the epoch.
+    """Train this pod's part of the epoch.
 
     Raises:
-        SpinError: why it cannot, or did not.
+        SpinError: why the epoch cannot be trained.
     """
     with open_run(job.run_uri) as run:
-        settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
-        settings = settings.model_copy(update={"hardware": job.hardware})
-        check_alike(how_here(settings), job.inputs)
-        begun = begin_epoch(
+        settings = read_settings(run, job.hardware)
+        check_numerics(numerics_here(settings), job.inputs)
+        epoch_job = begin_epoch(
             run,
             settings,
             attempt=job.attempt,
@@ -69,13 +66,13 @@ def train_here(job: NodeJob) -> None:
         if os.environ.get("PET_NODE_RANK", "0") == "0":
             end_unwatched(run, job.iteration, job.epoch, end_process_group)
         try:
-            run_ranks(begun, meeting=())
+            run_ranks(epoch_job, meeting=())
         finally:
-            remove(begun.scratch)
+            remove(epoch_job.scratch)
 
 
 def main(text: str) -> int:
-    """Run one machine; a failure's last line is the error's class and message, which the step reads from the log."""
+    """Run one pod; if it fails, its last line is the error's class and message, which the step reads from the log."""
     configure_logging()
     try:
         train_here(NodeJob.model_validate_json(text))

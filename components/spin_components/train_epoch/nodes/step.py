@@ -1,27 +1,24 @@
-"""Train an epoch on several machines: a TrainJob is started, its log shown, its end awaited; it is this step's end."""
+"""Train an epoch in several pods: create a TrainJob, show its log, and wait for its end."""
 
 from __future__ import annotations
 
 import logging
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from spin_components import errors
 from spin_components.errors import BusyError, EngineError, SpinError
 from spin_components.execution import Step
 from spin_components.store import layout
+from spin_components.train_epoch.inputs import epoch_inputs
 from spin_components.train_epoch.nodes.cluster import Cluster
 from spin_components.train_epoch.nodes.identity import own_identity
 from spin_components.train_epoch.nodes.log import NodeLog
 from spin_components.train_epoch.nodes.node import NodeJob
 from spin_components.train_epoch.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, name_of
 from spin_components.train_epoch.nodes.watch import Watcher
-from spin_components.train_epoch.step import train_with
+from spin_components.train_epoch.saving import delete_saves
 
 logger = logging.getLogger(__name__)
 
@@ -47,84 +44,85 @@ def train_on_nodes(
         run_uri, iteration, epoch, policy_uri, scores_uris, hardware: as for `step.train`.
         pod: this task's placement, see `PodFragments`.
         template: see `JobTemplate`.
-        poll_s: seconds between looks at the job.
+        poll_s: seconds between requests for the job's state.
 
     Returns: the trained policy's URI, or empty when the attempt's time is up.
 
     Raises:
-        ConfigError: the cluster cannot, or may not, run a TrainJob.
-        SpinError: what the pod that failed raised; EngineError where it died without a word.
+        ConfigError: the cluster has no TrainJobs, or does not allow this one.
+        SpinError: what the failed pod raised; EngineError where it ended without an error.
     """
-
-    def work(current: Step, inputs: dict[str, Any]) -> bool:
-        identity = own_identity()
-        cluster = Cluster(identity)
-        job = NodeJob(
-            run_uri=run_uri,
-            attempt=current.lease.owner if current.lease else "",
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            inputs=inputs,
-            hardware=current.hardware,
-        )
-        body = body_of(
-            name_of(run_uri, iteration, epoch),
-            identity,
-            job.model_dump_json(),
-            hardware=current.hardware,
-            template=JobTemplate.model_validate(template),
-            pod=PodFragments.model_validate(pod),
-        )
-        _start(cluster, body, poll_s)
-        _await_end(cluster, current, body["metadata"]["name"], Watcher(current.run, iteration, epoch), poll_s)
-        if current.run.exists(layout.epoch_manifest(iteration, epoch)):
-            return True
-        if current.out_of_time():
-            return False
-        raise EngineError(f"{body['metadata']['name']} says it is complete, but the epoch's manifest is not there")
-
-    return train_with(work, run_uri, iteration, epoch, policy_uri, scores_uris, hardware, how=None)
+    key, after = layout.epoch_manifest(iteration, epoch), [policy_uri, *scores_uris]
+    with Step.begin("train-epoch", run_uri, hardware, after=after, iteration=iteration, epoch=epoch) as step:
+        if step.is_due(key, lambda: epoch_inputs(step, iteration, epoch, policy_uri, numerics=None)):
+            identity = own_identity()
+            cluster = Cluster(identity)
+            job = NodeJob(
+                run_uri=run_uri,
+                attempt=step.attempt,
+                iteration=iteration,
+                epoch=epoch,
+                policy_uri=policy_uri,
+                inputs=step.inputs,
+                hardware=step.hardware,
+            )
+            name = name_of(run_uri, iteration, epoch)
+            body = body_of(
+                name,
+                identity,
+                job.model_dump_json(),
+                hardware=step.hardware,
+                template=JobTemplate.model_validate(template),
+                pod=PodFragments.model_validate(pod),
+            )
+            _start(cluster, body, poll_s)
+            _await_end(cluster, step, name, Watcher(step.run, iteration, epoch), poll_s)
+            if not step.run.exists(key):
+                if not step.out_of_time():
+                    raise EngineError(f"TrainJob {name} is complete, but the epoch's manifest is missing")
+                step.stop()
+        if not step.is_stopped:
+            delete_saves(step.run, iteration, epoch)
+        return step.returns(step.run.uri_of(f"{layout.epoch(iteration, epoch)}/policy"))
 
 
 def _start(cluster: Cluster, body: dict[str, Any], poll_s: float) -> None:
-    """Create the job; adopt one that an earlier try left at work, replace one that has ended or says otherwise."""
+    """Create the job; adopt an equal one that an earlier try left running, replace any other."""
     name, digest = body["metadata"]["name"], body["metadata"]["annotations"][DIGEST]
     deadline = time.monotonic() + _GONE_S
     while not cluster.create(body):
-        found = cluster.read(name)
-        if found is None:
+        there = cluster.read(name)
+        if there is None:
             continue
-        metadata = found["metadata"]
+        metadata = there["metadata"]
         is_going = "deletionTimestamp" in metadata
-        if not is_going and metadata.get("annotations", {}).get(DIGEST) == digest and not _end_of(found):
-            logger.info("TrainJob %s is at work already; going on with it", name)
+        if not is_going and metadata.get("annotations", {}).get(DIGEST) == digest and not _end_of(there):
+            logger.info("TrainJob %s is running already; waiting for it", name)
             return
         if not is_going:
             logger.info("TrainJob %s was left by an earlier try; it is replaced", name)
             cluster.delete(name)
         if time.monotonic() > deadline:
-            raise EngineError(f"TrainJob {name} does not go away after it was deleted; look what holds it")
+            raise EngineError(f"TrainJob {name} still exists {_GONE_S:.0f} s after it was deleted; see what holds it")
         time.sleep(poll_s)
     logger.info("TrainJob %s is created: %d nodes", name, body["spec"]["trainer"]["numNodes"])
 
 
-def _await_end(cluster: Cluster, current: Step, name: str, watcher: Watcher, poll_s: float) -> None:
-    """Wait for the job; where this step is ended, or has lost the run, the job is deleted first."""
+def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s: float) -> None:
+    """Wait for the job; delete it if this step is terminated, or has lost the run."""
     log = NodeLog(cluster, name)
     try:
-        with _termination_raised():
-            while True:
-                found = cluster.read(name)
-                if found is None:
-                    raise EngineError(f"TrainJob {name} was deleted by somebody; run the step again")
-                if end := _end_of(found):
-                    break
-                log.tell()
-                watcher.sign()
-                if current.lease:
-                    current.lease.claim()
-                time.sleep(poll_s)
+        while True:
+            job = cluster.read(name)
+            if job is None:
+                raise EngineError(f"TrainJob {name} was deleted by somebody; run the step again")
+            if end := _end_of(job):
+                break
+            log.tell()
+            watcher.sign()
+            if step.lease:
+                step.lease.claim()
+            time.sleep(poll_s)
     except (BusyError, SystemExit, KeyboardInterrupt):
         logger.info("TrainJob %s is deleted", name)
         cluster.delete(name)
@@ -138,7 +136,7 @@ def _await_end(cluster: Cluster, current: Step, name: str, watcher: Watcher, pol
 
 
 def _end_of(job: dict[str, Any]) -> tuple[str, str] | None:
-    """How a job has ended, and why: `Complete` or `Failed`."""
+    """How a job ended (`Complete` or `Failed`) and the message of that condition; None while it runs."""
     for condition in job.get("status", {}).get("conditions", []):
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
             return condition["type"], str(condition.get("message", ""))
@@ -146,7 +144,7 @@ def _end_of(job: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _failure(cluster: Cluster, name: str, message: str) -> SpinError:
-    """What the pod that failed raised, or all that is known of how it died."""
+    """The error that the failed pod raised, or one with its exit code and last lines."""
     for pod in cluster.pods(name):
         for status in pod.status.container_statuses or []:
             ended = status.state.terminated or (status.last_state and status.last_state.terminated)
@@ -163,17 +161,3 @@ def _failure(cluster: Cluster, name: str, message: str) -> SpinError:
                 f"its last lines:\n{end}"
             )
     return EngineError(f"TrainJob {name} failed: {message or 'no pod of it says why'}")
-
-
-@contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Make SIGTERM, which ends a pod, an exception here."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,7 +1,6 @@
-"""A Kubeflow Trainer `TrainJob` as the cluster is told it: several pods that train one epoch together.
+"""The manifest of a Kubeflow Trainer `TrainJob`: several pods that train one epoch together.
 
-Fields as in `trainer.kubeflow.org/v1alpha1` of Kubeflow Trainer 2.2 and later, which names what is changed of a runtime
-`runtimePatches`.
+Fields as in `trainer.kubeflow.org/v1alpha1` of Kubeflow Trainer 2.2 and later, which has `runtimePatches`.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from spin_components.train_epoch.nodes.identity import Identity
 
 GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"
 DIGEST = "spin-pipelines/digest"
-"""Annotation with the digest of a job's specification: a job that says the same may be adopted."""
+"""Annotation with the digest of a job's specification; a job with an equal one may be adopted."""
 
 STEP_LABEL = ("app.kubernetes.io/part-of", "spin-pipelines")
-"""By which manifests/base/network-policy.yaml knows the pods of a run: those of steps and of their jobs."""
+"""Label by which manifests/base/network-policy.yaml selects the pods of steps and of their jobs."""
 
 _NODE = "node"
 _SHM = "spin-shm"
 
 
 class JobTemplate(BaseModel):
-    """What is fixed when the pipeline is compiled.
+    """Settings of the pods that are fixed when the pipeline is compiled.
 
     Attributes:
         image: of the pods.
         runtime: name of the ClusterTrainingRuntime.
         shm_gib: shared memory of a pod.
         run_as_user: user and group; 0 leaves it to the image.
-        image_pull_secret: name, or empty.
+        image_pull_secret: name of a secret, or empty.
         timeout_s: 0 for none.
     """
 
@@ -49,7 +48,7 @@ class JobTemplate(BaseModel):
 
 
 class PodFragments(BaseModel):
-    """The task's own placement, as KFP's `TaskConfig` hands it on: fragments of a pod's specification."""
+    """The task's own placement, from KFP's `TaskConfig`: fragments of a pod's specification."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -63,7 +62,7 @@ class PodFragments(BaseModel):
 
 
 def name_of(run_uri: str, iteration: int, epoch: int) -> str:
-    """The job's name: the same for every attempt, so that a retried step finds what it left."""
+    """The job's name: the same for every attempt, so that a retried step finds its job."""
     return f"spin-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}-{iteration}-{epoch}"
 
 
@@ -76,14 +75,15 @@ def body_of(
     template: JobTemplate,
     pod: PodFragments,
 ) -> dict[str, Any]:
-    """The whole object.
+    """Build the manifest.
 
     Args:
         name: see `name_of`.
-        identity: of the step's pod, whose end ends the job however it ends, and whose account its pods act as.
-        argument: what each pod's program is given, one JSON text.
+        identity: of the step's pod, which owns the job: Kubernetes deletes the job with it. The job's pods run as its
+            account.
+        argument: of each pod's program, as JSON.
         hardware: nodes, and processes on each.
-        template: what is fixed.
+        template: fixed settings.
         pod: the task's placement.
     """
     spec = {
@@ -116,7 +116,7 @@ def body_of(
 
 
 def _patch(pod: dict[str, Any]) -> dict[str, Any]:
-    """A pod's specification and label, at their place within a runtime's JobSet."""
+    """A pod's specification and label, as a patch of the runtime's JobSet."""
     template = {"metadata": {"labels": dict([STEP_LABEL])}, "spec": pod}
     job = {"name": _NODE, "template": {"spec": {"template": template}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}
@@ -145,6 +145,6 @@ def _pod(template: JobTemplate, pod: PodFragments, identity: Identity) -> dict[s
 
 
 def _security(user: int) -> dict[str, Any]:
-    """A pod's security context as Kubernetes' "restricted" standard asks for."""
+    """A pod's security context by Kubernetes' "restricted" Pod Security Standard."""
     identity = {"runAsUser": user, "runAsGroup": user, "fsGroup": user} if user else {}
     return {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **identity}
