@@ -12,10 +12,10 @@ from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.checkpoint.pruning import prune_evaluated
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.events import Progress
 from spin_components.execution import Step, step
+from spin_components.lora.packages import check_packages
 from spin_components.report.refresh import refresh
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -91,7 +91,7 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
             return current.stop("max_time")
         else:
             current.is_last |= _is_over(run)  # also where it fails
-            check_evaluation_packages(evaluation)
+            check_packages(evaluation)
             _work(current, model, todo, before)
         if _is_over(run):
             current.is_last = True

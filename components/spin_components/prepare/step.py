@@ -14,10 +14,9 @@ from spin_components import __version__
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.events import Progress
 from spin_components.execution import Step, step
-from spin_components.lora.packages import check_lora_packages
+from spin_components.lora.packages import check_packages
 from spin_components.memory.work import longest_of
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
@@ -33,7 +32,6 @@ from spin_components.store.digests import FileDigest, FileDigests, content_of, d
 from spin_components.store.manifests import Manifest, finished, now
 from spin_components.store.sources import Source
 from spin_components.tokenizer import load_tokenizer
-from spin_components.tracking.trackers import check_packages
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +77,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     hardware = checked.hardware.model_dump(mode="json")
     with step("prepare", run_uri, hardware) as current:
         _begin_attempt(current, checked)
-        check_packages(checked.tracking)
-        check_lora_packages(checked.lora)
-        check_evaluation_packages(checked.evaluation)
+        check_packages(checked.tracking, checked.lora, checked.evaluation)
         base = _base_model(current, checked)
         foresee(current, checked, base.folder, SHORTEST, quiet=True)
         if checked.evaluation.tasks:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from spin_components import errors
 from spin_components.errors import BusyError, EngineError, SpinError
 from spin_components.execution import Step
+from spin_components.signals import Interrupted, interruptible
 from spin_components.store import layout
 from spin_components.train_epoch.nodes.cluster import Cluster
 from spin_components.train_epoch.nodes.identity import own_identity
@@ -113,7 +110,7 @@ def _await_end(cluster: Cluster, current: Step, name: str, watcher: Watcher, pol
     """Wait for the job; where this step is ended, or has lost the run, the job is deleted first."""
     log = NodeLog(cluster, name)
     try:
-        with _termination_raised():
+        with interruptible():
             while True:
                 found = cluster.read(name)
                 if found is None:
@@ -125,7 +122,7 @@ def _await_end(cluster: Cluster, current: Step, name: str, watcher: Watcher, pol
                 if current.lease:
                     current.lease.claim()
                 time.sleep(poll_s)
-    except (BusyError, SystemExit, KeyboardInterrupt):
+    except (BusyError, Interrupted):
         logger.info("TrainJob %s is deleted", name)
         cluster.delete(name)
         raise
@@ -163,17 +160,3 @@ def _failure(cluster: Cluster, name: str, message: str) -> SpinError:
                 f"its last lines:\n{end}"
             )
     return EngineError(f"TrainJob {name} failed: {message or 'no pod of it says why'}")
-
-
-@contextmanager
-def _termination_raised() -> Iterator[None]:
-    """Make SIGTERM, which ends a pod, an exception here."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
