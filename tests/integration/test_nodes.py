@@ -188,7 +188,7 @@ def test_a_job_that_nobody_follows_ends_itself(
     step.kill()
     step.wait()
     wait_for(lambda: job.pods[0].exit_code is not None)
-    assert "has given no sign" in job.pods[0].log.read_text("utf-8")
+    assert "has written no heartbeat" in job.pods[0].log.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

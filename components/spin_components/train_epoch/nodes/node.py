@@ -1,7 +1,7 @@
 """One machine of several that train an epoch; `python -m spin_components.train_epoch.nodes.node JOB` in a pod.
 
-Kubeflow Trainer tells torchrun where the machines meet through `PET_` variables. Each machine fetches what it needs by
-itself; the first rank of all writes to storage.
+Kubeflow Trainer sets torchrun's `PET_` variables, the rendezvous among them. Each machine fetches its own inputs; only
+the first rank of all writes to storage.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class NodeJob(BaseModel):
-    """What each machine is told: addresses, since machines share nothing but storage.
+    """The argument of each machine: addresses, since machines share nothing but storage.
 
     Attributes:
-        inputs: what the epoch's manifest will say it was made from.
+        inputs: the inputs that the epoch's manifest will record.
         hardware: the attempt's `[hardware]`.
     """
 
@@ -48,10 +48,10 @@ class NodeJob(BaseModel):
 
 
 def train_here(job: NodeJob) -> None:
-    """Do this machine's part of the epoch.
+    """Train this machine's part of the epoch.
 
     Raises:
-        SpinError: why it cannot, or did not.
+        SpinError: it cannot, or failed.
     """
     with open_run(job.run_uri) as run:
         settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
