@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spin_components.kubernetes_api import KubernetesApi
+from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, training, volumes
-from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import demands_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed
 from spin_pipeline.cluster_settings import Configuration
@@ -28,7 +29,7 @@ class Cluster:
         is_growing: whether nodes are added when pods wait for them.
     """
 
-    kubernetes: Api
+    kubernetes: KubernetesApi
     pipelines: Api
     namespace: str = ""
     user_namespace: str = ""
@@ -45,9 +46,7 @@ def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Findin
     """
     yield from inputs.check_addresses(configuration)
     yield from inputs.check_storage(configuration)
-    answer = servers.ask_health(cluster.pipelines)
-    yield from servers.check_pipelines(cluster.pipelines, answer)
-    health = servers.health_of(answer)
+    health = yield from servers.check_pipelines(cluster.pipelines)
     is_multi_user = health is not None and health.is_multi_user
     reachable = list(servers.check_kubernetes(cluster.kubernetes))
     yield from reachable

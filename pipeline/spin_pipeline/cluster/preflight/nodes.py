@@ -10,8 +10,8 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
+from spin_components.kubernetes_api import KubernetesApi
 from spin_pipeline.cluster.preflight.accounts import unseen
-from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import Demand, quantity_text
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
@@ -39,7 +39,7 @@ class Node:
         return min(int(self.allocatable.get(name, Decimal(0)) // asked) for name, asked in resources.items() if asked)
 
 
-def check_nodes(kubernetes: Api, demands: Sequence[Demand], *, is_growing: bool = False) -> Iterator[Finding]:
+def check_nodes(kubernetes: KubernetesApi, demands: Sequence[Demand], *, is_growing: bool = False) -> Iterator[Finding]:
     """For each kind of pod: a node that can hold one, and room for as many as there are at once.
 
     Args:
@@ -47,11 +47,11 @@ def check_nodes(kubernetes: Api, demands: Sequence[Demand], *, is_growing: bool 
         demands: kinds of pods.
         is_growing: nodes are added when pods wait for them, so nothing is wrong with there being none yet.
     """
-    answer = kubernetes.get("/api/v1/nodes", limit="5000")
-    if not answer.is_ok:
-        yield unseen("nodes", "the nodes", answer)
+    response = kubernetes.get("/api/v1/nodes", limit="5000")
+    if not response.is_ok:
+        yield unseen("nodes", "the nodes", response)
         return
-    nodes = [read_node(item) for item in answer.body.get("items") or []]
+    nodes = [read_node(item) for item in response.body.get("items") or []]
     for demand in demands:
         finding = _check_demand(nodes, demand)
         if is_growing and finding.verdict == "fail":
