@@ -198,7 +198,7 @@ def _judge_part(current: Step, evaluation: EvaluationSettings, model: Published)
     def work() -> tuple[Facts, Outputs]:
         if not found.file:
             return {"skipped": "its loss is not finite, so it was not sampled"}, {}
-        from spin_components.data.shards import Verdict, write_rows
+        from spin_components.data.shards import Judgment, write_rows
         from spin_components.evaluate.judge import Judge, judge_figures
 
         asked = questions(run, current.settings, found, evaluation.judge_num_samples)
@@ -209,7 +209,7 @@ def _judge_part(current: Step, evaluation: EvaluationSettings, model: Published)
         finally:
             judge.close()
         with run.staged(key) as staged:
-            write_rows(staged.path, Verdict, verdicts)
+            write_rows(staged.path, Judgment, verdicts)
         return judge_figures(verdicts), dict(staged.outputs)
 
     return Part(inputs, work)

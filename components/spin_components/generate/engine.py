@@ -1,4 +1,4 @@
-"""What an engine must do, and which one a step takes."""
+"""The interface of sampling engines, and the choice of one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from spin_components.settings import ModelSettings
 logger = logging.getLogger(__name__)
 
 WORTHWHILE_CPU_TOKENS = 50_000
-"""On a CPU vLLM starts in 30 to 90 s; below so many tokens `transformers` is done sooner."""
+"""Tokens above which vLLM is faster than `transformers` on a CPU, where it takes 30 to 90 s to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Sampled token ids, the EOS among them only where it was sampled, and why sampling ended.
+    """A sampled answer.
 
     Attributes:
-        logprob: of all the tokens, in nats, under the model itself: no temperature, no filter, no penalty.
+        token_ids: sampled ids, including the EOS only if it was sampled.
+        finish_reason: `stop` (EOS sampled), `stop_string`, or `length`.
+        logprob: sum over the tokens in nats, under the model without temperature, filters or penalties.
     """
 
     token_ids: list[int]
@@ -36,7 +38,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What an engine is asked for, the same for all prompts but the length."""
+    """Sampling parameters shared by all prompts.
+
+    Attributes:
+        settings: section `[generation]`.
+        eos_ids: ids that end an answer.
+        seed: of the random numbers.
+        iteration: selects values that are set for each iteration.
+    """
 
     settings: GenerationSettings
     eos_ids: list[int]
@@ -45,21 +54,21 @@ class Sampling:
 
     @property
     def temperature(self) -> float:
-        """Of this iteration."""
+        """Temperature of the iteration; 0 is greedy decoding."""
         return per_iteration(self.settings.temperature, self.iteration)
 
 
 class Engine(Protocol):
-    """Samples one answer a prompt."""
+    """Samples one answer for each prompt."""
 
     name: str
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-        """Yield (place of the prompt, answer) as answers are finished, in any order, each once.
+        """Yield (index of the prompt, answer) as answers finish, in any order, one for each prompt.
 
         Args:
-            prompts: token ids.
-            max_new_tokens: at most so many for each prompt, >= 1.
+            prompts: token ids of each prompt.
+            max_new_tokens: limit for each prompt, >= 1.
         """
 
     def close(self) -> None:
@@ -67,10 +76,10 @@ class Engine(Protocol):
 
 
 def choose_engine(settings: GenerationSettings, compute: Compute, num_prompts: int) -> str:
-    """The engine's name, with `auto` decided.
+    """Resolve `generation.engine` to the name of an engine.
 
     Raises:
-        ConfigError: vLLM is asked for and not installed.
+        ConfigError: it is "vllm" and vLLM is not installed.
     """
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not installed:
@@ -82,7 +91,7 @@ def choose_engine(settings: GenerationSettings, compute: Compute, num_prompts: i
 
 
 def open_engine(name: str, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> Engine:
-    """Load a model into the named engine."""
+    """Create an engine by name for the model in a folder."""
     if name == "vllm":
         from spin_components.generate.vllm_engine import VllmEngine
 

@@ -1,4 +1,4 @@
-"""Whether what adapters need is installed."""
+"""Check that the packages needed by adapters are installed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from spin_components.lora_settings import LoraSettings
 
 
 def check_lora_packages(lora: LoraSettings) -> None:
-    """Refuse adapters, or 4-bit weights, where their package is not installed.
+    """Check that peft, for adapters, and bitsandbytes, for 4-bit weights, are installed if the settings need them.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: a package is missing.
     """
-    wanted = {"peft": ("lora.r", lora.is_on), "bitsandbytes": ("lora.quantize", lora.is_quantized)}
-    for package, (setting, is_set) in wanted.items():
+    required = {"peft": ("lora.r", lora.is_on), "bitsandbytes": ("lora.quantize", lora.is_quantized)}
+    for package, (setting, is_set) in required.items():
         if is_set and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"{setting} is set, but the package {package} is not installed here; install the extra `lora`, "

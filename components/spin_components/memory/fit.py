@@ -1,4 +1,4 @@
-"""Whether what is estimated fits what there is, and which settings to turn where it does not."""
+"""Comparison of estimates with the available memory, and the settings to change where it does not suffice."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from spin_components.memory.training import zero_stage
 from spin_components.memory.work import Work
 
 REFUSED, DOUBTED = 1.15, 0.95
-"""Estimates are within 20 % of what was measured: above so much of what there is a step is refused, or doubted."""
+"""Shares of the available memory above which a step is refused, or a warning is given; estimates are within 20 % of
+measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """A step that asks for more than there is, or nearly.
+    """A step that needs more memory than available, or almost all of it.
 
     Attributes:
-        is_certain: whether it clearly does not fit.
-        message: step, place, sizes and the largest parts.
-        remedy: settings to turn, the strongest first.
+        is_certain: whether the step cannot fit, given the estimate's accuracy.
+        message: the step, its estimate by largest parts, and the available memory.
+        remedy: settings to change, the most effective first.
     """
 
     is_certain: bool
@@ -33,30 +34,30 @@ class Shortage:
 
 
 def shortages(estimates: Sequence[Estimate], work: Work) -> list[Shortage]:
-    """Every step that does not fit a GPU or the memory its processes share, as far as these are known."""
-    found = []
+    """Shortages of GPU memory, and of the host memory that a step's processes share, where their size is known."""
+    checked = []
     for estimate in estimates:
         if estimate.device and (limit := work.machine.device_bytes):
-            found.append(_shortage(estimate, estimate.device_bytes, limit, "of one GPU", estimate.device, work))
+            checked.append(_shortage(estimate, estimate.device_bytes, limit, "of one GPU", estimate.device, work))
         if limit := work.machine.host_bytes.get(estimate.step, 0):
-            place = f"of memory for {estimate.processes} processes" if estimate.processes > 1 else "of memory"
-            found.append(_shortage(estimate, estimate.host_bytes, limit, place, estimate.host_parts, work))
-    return [shortage for shortage in found if shortage]
+            kind = f"of memory for {estimate.processes} processes" if estimate.processes > 1 else "of memory"
+            checked.append(_shortage(estimate, estimate.host_bytes, limit, kind, estimate.host_parts, work))
+    return [shortage for shortage in checked if shortage]
 
 
-def refuse(found: Sequence[Shortage]) -> None:
-    """Raise on the first that is certain.
+def refuse(shortages: Sequence[Shortage]) -> None:
+    """Raise an error for the first certain shortage.
 
     Raises:
         ConfigError: a step cannot fit.
     """
-    for shortage in found:
+    for shortage in shortages:
         if shortage.is_certain:
-            raise ConfigError(f"{shortage}. If you know better: hardware.memory_check = 'warn'")
+            raise ConfigError(f"{shortage}. To run anyway: hardware.memory_check = 'warn'")
 
 
 def _shortage(
-    estimate: Estimate, needed: int, limit: int, place: str, parts: Mapping[str, int], work: Work
+    estimate: Estimate, needed: int, limit: int, kind: str, parts: Mapping[str, int], work: Work
 ) -> Shortage | None:
     free = work.machine.free_bytes if parts is not estimate.device else 0
     is_short = bool(free) and needed > free
@@ -66,13 +67,13 @@ def _shortage(
     shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
     is_certain = needed > REFUSED * limit
     verb = "needs" if is_certain else "may need"
-    there = f"there are {in_gib(limit)}" + (f", {in_gib(free)} of them free now" if is_short else "")
-    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, {there} ({shown})"
+    available = f"there are {in_gib(limit)}" + (f", {in_gib(free)} of them free now" if is_short else "")
+    message = f"{estimate.step} {verb} about {in_gib(needed)} {kind}, {available} ({shown})"
     return Shortage(is_certain, message, _remedy(estimate, parts, needed - min(limit, free or limit), work))
 
 
 def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Work) -> str:
-    """Knobs for the parts that matter, the largest part first; each once."""
+    """Settings that reduce the large parts, the largest part first, without duplicates."""
     knobs: list[str] = []
     for name in sorted(parts, key=lambda name: -parts[name]):
         if parts[name] > lacking / 10:
@@ -120,7 +121,7 @@ def _sharding_knobs(work: Work, stage: int | None) -> list[str]:
     knobs = []
     if not training.offload_optimizer and work.on_gpu:
         knobs.append("training.offload_optimizer = true")
-    if work.on_gpu:  # on one machine's memory ranks share what they divide
+    if work.on_gpu:  # ranks on CPUs share one machine's memory, so that sharding does not reduce it
         knobs.append("training.zero_stage = 3" if stage != 3 else "more hardware.ranks or hardware.nodes")
     if training.optimizer == "adamw":
         knobs.append("training.optimizer = 'rmsprop'")
@@ -135,5 +136,5 @@ def _generation_knobs(work: Work) -> list[str]:
 
 
 def in_gib(num_bytes: int) -> str:
-    """A size as a person reads it."""
+    """Format a number of bytes as GiB, or as MiB below 0.1 GiB."""
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB // 10 else f"{num_bytes / 2**20:.0f} MiB"

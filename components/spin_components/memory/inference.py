@@ -1,4 +1,4 @@
-"""Memory of the steps that only compute forward: generate, ref-logprob and validate."""
+"""Memory of the steps without a backward pass: generate, ref-logprob and validate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from spin_components.memory.shape import ModelShape
 from spin_components.memory.work import Work
 
 VLLM_HOST_BASE = 1.5 * 2**30
-"""A process of vLLM and its engine's beside it, on a CPU."""
+"""Host memory of vLLM's process and that of its engine, on a CPU."""
 
 
-def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
-    """ref-logprob and validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
+def estimate_scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
+    """Estimate ref-logprob or validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
     batch = validation_batch(work) if step == "validate" else forward_batch(work)
     computing = _forward(shape, work, batch)
     if work.settings.lora.is_quantized:
@@ -22,7 +22,7 @@ def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
 
 
 def forward_batch(work: Work) -> Batch:
-    """The longest forward pass over pairs: all of a micro-batch packed, the longer answers of it padded."""
+    """Largest forward pass over pairs: packed, a whole micro-batch; padded, the half with the longer answers."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
     if work.is_packed:
         return Batch(size * lengths.pair, size * (lengths.actual + lengths.generated))
@@ -31,7 +31,7 @@ def forward_batch(work: Work) -> Batch:
 
 
 def validation_batch(work: Work) -> Batch:
-    """The longest forward pass over human answers; padded, a batch is computed in halves."""
+    """Largest forward pass over human answers: packed, a whole batch; padded, half of it."""
     size, lengths = work.settings.validation.batch_size, work.lengths
     length = lengths.prompt + lengths.actual
     if work.is_packed:
@@ -41,7 +41,7 @@ def validation_batch(work: Work) -> Batch:
 
 
 def weights(shape: ModelShape, work: Work) -> Parts:
-    """Float32 weights, and the bf16 copies that autocast keeps until its context is left."""
+    """Float32 weights, and the bf16 copies that autocast caches until its context ends."""
     parts = {"weights": 4 * shape.num_parameters}
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if work.machine.is_bf16 else parts
 
@@ -57,7 +57,7 @@ def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
 
 
 def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -> Estimate:
-    """One process whose model lies on a GPU, by way of the machine's memory, or there."""
+    """Estimate of a single process with its model on a GPU, loaded through host memory, or on a CPU."""
     loading = {"weights": int(computing["weights"])}
     if not work.on_gpu:
         return Estimate(step, {}, largest([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
@@ -65,8 +65,8 @@ def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -
     return Estimate(step, largest([{"CUDA": CUDA_BASE, **computing}]), host)
 
 
-def generating(shape: ModelShape, work: Work) -> Estimate:
-    """Answers to prompts, by vLLM on a GPU or where it is asked for, else by `transformers`."""
+def estimate_generation(shape: ModelShape, work: Work) -> Estimate:
+    """Estimate generate: with vLLM on a GPU or where the settings name it, else with `transformers`."""
     engine = work.settings.generation.engine
     if engine == "vllm" or (engine == "auto" and work.on_gpu):
         return _vllm(shape, work)
@@ -75,7 +75,7 @@ def generating(shape: ModelShape, work: Work) -> Estimate:
     length = min(prompt + work.settings.generation.max_new_tokens, work.settings.data.max_length)
     is_bf16 = work.machine.is_bf16
     batch = Batch(size * prompt, 0, squares=0 if work.on_gpu else size * prompt**2)
-    # rotary positions are float32, and so are the keys they turn; values are as they were computed
+    # keys are float32 because rotary embeddings are; values have the compute dtype
     cache = size * length * shape.num_layers * shape.keys * ((4 + 2) if is_bf16 else (4 + 4))
     grown = size * length * (2 * shape.keys + 2 * shape.queries) * 4
     computing = {
@@ -88,9 +88,9 @@ def generating(shape: ModelShape, work: Work) -> Estimate:
 
 
 def _vllm(shape: ModelShape, work: Work) -> Estimate:
-    """vLLM: weights in the precision of compute, spread over GPUs; it takes its share of a GPU whatever it needs.
+    """Estimate for vLLM: weights in compute precision, sharded over GPUs, and a KV cache that fills its share of a GPU.
 
-    Where the GPU's memory is not known, what it needs at the least: a cache for one sequence of full length.
+    If the GPU's memory is not known, the KV cache is the smallest one, for one sequence of full length.
     """
     settings, ranks = work.settings.generation, work.settings.generation.tensor_parallel
     number = 2 if work.machine.is_bf16 else 4
@@ -101,7 +101,7 @@ def _vllm(shape: ModelShape, work: Work) -> Estimate:
         return Estimate("generate", {}, largest([parts]))
     longest = work.settings.data.max_length
     one = 2 * number * shape.num_layers * shape.keys * longest // min(ranks, max(shape.keys, 1))
-    # a step computes at most max_num_batched_tokens, 8192 or one prompt of full length, at a time
+    # vLLM computes at most max_num_batched_tokens at a time: 8192, or one prompt of full length
     tokens = max(8192, longest)
     passing = working_bytes(shape, Batch(tokens, 0), is_bf16=number == 2, backward=False) // ranks
     needed = {"CUDA": int(CUDA_BASE), "weights": loaded, "activations": passing, "KV cache": one}

@@ -49,7 +49,7 @@ def prepare(
 
     See `prepare.step`.
     """
-    from spin_components.placement import placed
+    from spin_components.placement import pod_requests
     from spin_components.process import perform
     from spin_components.shown import show_data
 
@@ -71,4 +71,4 @@ def prepare(
     }
     uri = perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
     show_data(dataset, run_uri, uri)
-    return uri, *placed(settings)
+    return uri, *pod_requests(settings)
