@@ -56,11 +56,11 @@ class Estimate:
         return {**shared, **{name: shared.get(name, 0) + size for name, size in self.first.items()}}
 
 
-def largest(phases: Iterable[Mapping[str, float]]) -> Parts:
-    """The phase with the largest sum, as for `whole`."""
-    return whole(max(phases, key=lambda parts: sum(parts.values())))
+def largest_phase(phases: Iterable[Mapping[str, float]]) -> Parts:
+    """Parts of the phase with the largest sum, in whole bytes."""
+    return whole_bytes(max(phases, key=lambda parts: sum(parts.values())))
 
 
-def whole(parts: Mapping[str, float]) -> Parts:
+def whole_bytes(parts: Mapping[str, float]) -> Parts:
     """Parts rounded down to whole bytes, without those of less than one byte."""
     return {name: int(size) for name, size in parts.items() if size >= 1}

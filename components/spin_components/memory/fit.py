@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spin_components.errors import ConfigError
 from spin_components.memory.estimate import GIB, Estimate
 from spin_components.memory.training import zero_stage
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 REFUSED, DOUBTED = 1.15, 0.95
 """Shares of the available memory above which a step is refused, or a warning is given; estimates are within 20 % of
@@ -33,7 +33,7 @@ class Shortage:
         return f"{self.message}. {self.remedy[:1].upper()}{self.remedy[1:]}"
 
 
-def shortages(estimates: Sequence[Estimate], work: Work) -> list[Shortage]:
+def shortages(estimates: Sequence[Estimate], work: Workload) -> list[Shortage]:
     """Shortages of GPU memory, and of the host memory that a step's processes share, where their size is known."""
     checked = []
     for estimate in estimates:
@@ -57,7 +57,7 @@ def refuse(shortages: Sequence[Shortage]) -> None:
 
 
 def _shortage(
-    estimate: Estimate, needed: int, limit: int, kind: str, parts: Mapping[str, int], work: Work
+    estimate: Estimate, needed: int, limit: int, kind: str, parts: Mapping[str, int], work: Workload
 ) -> Shortage | None:
     free = work.machine.free_bytes if parts is not estimate.device else 0
     is_short = bool(free) and needed > free
@@ -72,27 +72,27 @@ def _shortage(
     return Shortage(is_certain, message, _remedy(estimate, parts, needed - min(limit, free or limit), work))
 
 
-def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Work) -> str:
+def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Workload) -> str:
     """Settings that reduce the large parts, the largest part first, without duplicates."""
-    knobs: list[str] = []
+    changes: list[str] = []
     for name in sorted(parts, key=lambda name: -parts[name]):
         if parts[name] > lacking / 10:
-            knobs += [knob for knob in _knobs(name, estimate, work) if knob not in knobs]
+            changes += [change for change in _changes(name, estimate, work) if change not in changes]
     on_gpu = parts is estimate.device
-    return "try " + ", or ".join([*knobs[:4], "a larger GPU" if on_gpu else "more memory"])
+    return "try " + ", or ".join([*changes[:4], "a larger GPU" if on_gpu else "more memory"])
 
 
-def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
+def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
     training, step = work.settings.training, estimate.step
     stage = zero_stage(work)
     match part:
         case "activations" | "logits" if step == "train-epoch":
-            knobs = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
+            changes = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
             if training.micro_batch_size > 1:
-                knobs.append(f"training.micro_batch_size below {training.micro_batch_size}")
-            return [*knobs, f"data.max_length below {work.settings.data.max_length}"]
+                changes.append(f"training.micro_batch_size below {training.micro_batch_size}")
+            return [*changes, f"data.max_length below {work.settings.data.max_length}"]
         case "activations" | "logits" if step == "generate":
-            return _generation_knobs(work)
+            return _generation_changes(work)
         case "activations" | "logits":
             key, size = "training.micro_batch_size", training.micro_batch_size
             if step == "validate":
@@ -102,33 +102,33 @@ def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
         case "weights being merged":
             return ["lora.export = 'adapter'"]
         case "optimizer state" | "gradients" | "master weights" | "update":
-            return _sharding_knobs(work, stage)
+            return _sharding_changes(work, stage)
         case "weights" if step == "train-epoch" and stage != 3:
-            return _sharding_knobs(work, stage)
+            return _sharding_changes(work, stage)
         case "weights" if work.on_gpu and step in ("ref-logprob", "validate"):
             return ["a smaller model: these steps hold all of it on one GPU"]
         case "weights" if step == "generate" and work.on_gpu:
             return [f"generation.tensor_parallel above {work.settings.generation.tensor_parallel}"]
         case "KV cache":
-            return _generation_knobs(work)
+            return _generation_changes(work)
         case "bf16 copies of weights" if not work.on_gpu:
             return ["training.precision = 'float32'"]
     return []
 
 
-def _sharding_knobs(work: Work, stage: int | None) -> list[str]:
+def _sharding_changes(work: Workload, stage: int | None) -> list[str]:
     training = work.settings.training
-    knobs = []
+    changes = []
     if not training.offload_optimizer and work.on_gpu:
-        knobs.append("training.offload_optimizer = true")
+        changes.append("training.offload_optimizer = true")
     if work.on_gpu:  # ranks on CPUs share one machine's memory, so that sharding does not reduce it
-        knobs.append("training.zero_stage = 3" if stage != 3 else "more hardware.ranks or hardware.nodes")
+        changes.append("training.zero_stage = 3" if stage != 3 else "more hardware.ranks or hardware.nodes")
     if training.optimizer == "adamw":
-        knobs.append("training.optimizer = 'rmsprop'")
-    return knobs
+        changes.append("training.optimizer = 'rmsprop'")
+    return changes
 
 
-def _generation_knobs(work: Work) -> list[str]:
+def _generation_changes(work: Workload) -> list[str]:
     generation = work.settings.generation
     if generation.engine == "vllm" and not work.on_gpu:
         return [f"generation.kv_cache_gib below {generation.kv_cache_gib:g}"]

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from spin_components.memory.activations import Batch, logit_bytes, working_bytes
 from spin_components.memory.adapter import frozen_bytes
-from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, StepName, largest
+from spin_components.memory.estimate import (
+    CUDA_BASE,
+    CUDA_HOST_BASE,
+    HOST_BASE,
+    Estimate,
+    Parts,
+    StepName,
+    largest_phase,
+)
 from spin_components.memory.shape import ModelShape
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 VLLM_HOST_BASE = 1.5 * 2**30
 """Host memory of vLLM's process and that of its engine, on a CPU."""
 
 
-def estimate_scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
+def estimate_scoring(shape: ModelShape, work: Workload, step: StepName) -> Estimate:
     """Estimate ref-logprob or validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
     batch = validation_batch(work) if step == "validate" else forward_batch(work)
     computing = _forward(shape, work, batch)
@@ -21,7 +29,7 @@ def estimate_scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
     return _resident(step, shape, work, computing)
 
 
-def forward_batch(work: Work) -> Batch:
+def forward_batch(work: Workload) -> Batch:
     """Largest forward pass over pairs: packed, a whole micro-batch; padded, the half with the longer answers."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
     if work.is_packed:
@@ -30,7 +38,7 @@ def forward_batch(work: Work) -> Batch:
     return Batch(size * lengths.longest, size * answer, squares=0 if work.on_gpu else size * lengths.longest**2)
 
 
-def validation_batch(work: Work) -> Batch:
+def validation_batch(work: Workload) -> Batch:
     """Largest forward pass over human answers: packed, a whole batch; padded, half of it."""
     size, lengths = work.settings.validation.batch_size, work.lengths
     length = lengths.prompt + lengths.actual
@@ -40,13 +48,13 @@ def validation_batch(work: Work) -> Batch:
     return Batch(size * length, size * lengths.actual, squares=0 if work.on_gpu else size * length**2)
 
 
-def weights(shape: ModelShape, work: Work) -> Parts:
+def weights(shape: ModelShape, work: Workload) -> Parts:
     """Float32 weights, and the bf16 copies that autocast caches until its context ends."""
     parts = {"weights": 4 * shape.num_parameters}
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if work.machine.is_bf16 else parts
 
 
-def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
+def _forward(shape: ModelShape, work: Workload, batch: Batch) -> Parts:
     positions = work.logits_at_once(batch.positions, shape.vocabulary)
     is_bf16 = work.machine.is_bf16
     return {
@@ -56,16 +64,16 @@ def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
     }
 
 
-def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -> Estimate:
+def _resident(step: StepName, shape: ModelShape, work: Workload, computing: Parts) -> Estimate:
     """Estimate of a single process with its model on a GPU, loaded through host memory, or on a CPU."""
     loading = {"weights": int(computing["weights"])}
     if not work.on_gpu:
-        return Estimate(step, {}, largest([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
-    host = largest([{"libraries": CUDA_HOST_BASE, **loading}])
-    return Estimate(step, largest([{"CUDA": CUDA_BASE, **computing}]), host)
+        return Estimate(step, {}, largest_phase([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
+    host = largest_phase([{"libraries": CUDA_HOST_BASE, **loading}])
+    return Estimate(step, largest_phase([{"CUDA": CUDA_BASE, **computing}]), host)
 
 
-def estimate_generation(shape: ModelShape, work: Work) -> Estimate:
+def estimate_generation(shape: ModelShape, work: Workload) -> Estimate:
     """Estimate generate: with vLLM on a GPU or where the settings name it, else with `transformers`."""
     engine = work.settings.generation.engine
     if engine == "vllm" or (engine == "auto" and work.on_gpu):
@@ -87,7 +95,7 @@ def estimate_generation(shape: ModelShape, work: Work) -> Estimate:
     return _resident("generate", shape, work, computing)
 
 
-def _vllm(shape: ModelShape, work: Work) -> Estimate:
+def _vllm(shape: ModelShape, work: Workload) -> Estimate:
     """Estimate for vLLM: weights in compute precision, sharded over GPUs, and a KV cache that fills its share of a GPU.
 
     If the GPU's memory is not known, the KV cache is the smallest one, for one sequence of full length.
@@ -98,7 +106,7 @@ def _vllm(shape: ModelShape, work: Work) -> Estimate:
     if not work.on_gpu:
         cache = int(max(1, round(settings.kv_cache_gib)) * 2**30)
         parts = {"libraries": VLLM_HOST_BASE, "weights": loaded, "KV cache": cache}
-        return Estimate("generate", {}, largest([parts]))
+        return Estimate("generate", {}, largest_phase([parts]))
     longest = work.settings.data.max_length
     one = 2 * number * shape.num_layers * shape.keys * longest // min(ranks, max(shape.keys, 1))
     # vLLM computes at most max_num_batched_tokens at a time: 8192, or one prompt of full length
@@ -108,4 +116,4 @@ def _vllm(shape: ModelShape, work: Work) -> Estimate:
     if share := int(settings.gpu_memory_utilization * work.machine.device_bytes):
         needed["KV cache"] = max(one, share - sum(needed.values()) + one)
     host = {"libraries": CUDA_HOST_BASE, "weights being read": min(loaded, 5 * 2**30)}
-    return Estimate("generate", largest([needed]), largest([host]), processes=ranks)
+    return Estimate("generate", largest_phase([needed]), largest_phase([host]), processes=ranks)

@@ -10,12 +10,12 @@ from spin_components.memory.fit import in_gib, refuse, shortages
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 logger = logging.getLogger(__name__)
 
 
-def check_memory(shape: ModelShape, work: Work, warn: Callable[[str], None]) -> list[Estimate]:
+def check_memory(shape: ModelShape, work: Workload, warn: Callable[[str], None]) -> list[Estimate]:
     """Estimate every step, and treat shortages as `hardware.memory_check` says.
 
     Args:

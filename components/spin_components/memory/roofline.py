@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from spin_components.memory.estimate import StepName
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import zero_stage
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Bound:
         return max(self.seconds, key=lambda name: self.seconds[name])
 
 
-def bounds(shape: ModelShape, work: Work, hardware: Hardware) -> list[Bound]:
+def bounds(shape: ModelShape, work: Workload, hardware: Hardware) -> list[Bound]:
     """Bounds of each step on the given hardware."""
     return [
         _generating(shape, work, hardware),
@@ -84,7 +84,7 @@ def bounds(shape: ModelShape, work: Work, hardware: Hardware) -> list[Bound]:
     ]
 
 
-def _generating(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
+def _generating(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
     """Bound of one token of every sequence of a full batch, with KV caches of half the maximum length."""
     generation, ranks = work.settings.generation, work.settings.generation.tensor_parallel
     number, size = 2 if work.machine.is_bf16 else 4, generation.batch_size
@@ -101,7 +101,7 @@ def _generating(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
     )
 
 
-def _scoring(shape: ModelShape, work: Work, hardware: Hardware, step: StepName, size: int, length: int) -> Bound:
+def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepName, size: int, length: int) -> Bound:
     """Bound of one batch; the float32 weights are read and cast, and the bf16 copies are read."""
     traffic = shape.num_parameters * (4 + 2 * 2 if work.machine.is_bf16 else 4)
     seconds = {
@@ -112,7 +112,7 @@ def _scoring(shape: ModelShape, work: Work, hardware: Hardware, step: StepName, 
     return Bound(step, f"{size} sequences of {length} tokens", seconds)
 
 
-def _training(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
+def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
     """Bound of one micro-batch of a rank, including its share of the update."""
     training, ranks = work.settings.training, work.settings.hardware.world_size
     tokens = training.micro_batch_size * work.lengths.pair
@@ -131,7 +131,7 @@ def _training(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
     )
 
 
-def _exchanged(shape: ModelShape, work: Work, num_micro: int) -> float:
+def _exchanged(shape: ModelShape, work: Workload, num_micro: int) -> float:
     """Bytes that a rank receives for a micro-batch."""
     stage, again = zero_stage(work), work.settings.training.gradient_checkpointing
     if stage is None or work.settings.hardware.world_size == 1:

@@ -8,13 +8,13 @@ from typing import Literal
 from spin_components.memory.fit import shortages
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import estimate_training
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 from spin_components.settings import Settings
 
 _STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
-def resolve_zero_stage(shape: ModelShape, work: Work) -> Work:
+def resolve_zero_stage(shape: ModelShape, work: Workload) -> Workload:
     """Replace a stage of `auto`: by 3 where no stage fits, by 2 where the available memory is not known."""
     settings = work.settings
     if settings.training.zero_stage != "auto":

@@ -12,10 +12,18 @@ from __future__ import annotations
 from spin_components.memory import activations
 from spin_components.memory.activations import Batch
 from spin_components.memory.adapter import frozen_bytes, num_trained
-from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, largest, whole
+from spin_components.memory.estimate import (
+    CUDA_BASE,
+    CUDA_HOST_BASE,
+    HOST_BASE,
+    Estimate,
+    Parts,
+    largest_phase,
+    whole_bytes,
+)
 from spin_components.memory.inference import forward_batch
 from spin_components.memory.shape import ModelShape
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 STATE_NUMBERS = {"adamw": 2, "rmsprop": 1}
 _BUCKET, _LIVE = 5 * 10**8, 10**9
@@ -30,7 +38,7 @@ LORA_HOLES = 1.0
 between large short-lived tensors (0.5 to 1.2). So training an adapter on a CPU does not need less memory."""
 
 
-def estimate_training(shape: ModelShape, work: Work) -> Estimate:
+def estimate_training(shape: ModelShape, work: Workload) -> Estimate:
     """Estimate one rank of train-epoch: the largest of loading, backward pass, update and saving."""
     stage = zero_stage(work)
     is_deepspeed = stage is not None
@@ -47,7 +55,7 @@ def estimate_training(shape: ModelShape, work: Work) -> Estimate:
     nothing: Parts = {}
     phases: list[tuple[Parts, Parts]]
     if work.on_gpu:
-        device = largest({"CUDA": CUDA_BASE, **phase} for phase in (loading, {**held, **passing}, updating))
+        device = largest_phase({"CUDA": CUDA_BASE, **phase} for phase in (loading, {**held, **passing}, updating))
         via_host = {} if in_parts else loading  # weights are loaded into host memory before they go to a GPU
         phases = [(via_host, nothing), (offloaded, saving)]
     else:
@@ -56,10 +64,10 @@ def estimate_training(shape: ModelShape, work: Work) -> Estimate:
         # weights to merge an adapter into are read again; all else fits into memory that the passes have freed
         phases.append(({**held, **passing} if work.settings.lora.is_on else _without_gradients(held), saving))
     each, first = max(phases, key=lambda phase: processes * sum(phase[0].values()) + sum(phase[1].values()))
-    return Estimate("train-epoch", device, whole({**base, **each}), processes, whole(first))
+    return Estimate("train-epoch", device, whole_bytes({**base, **each}), processes, whole_bytes(first))
 
 
-def zero_stage(work: Work) -> int | None:
+def zero_stage(work: Workload) -> int | None:
     """DeepSpeed's ZeRO stage, 2 for an unresolved `auto` (see `staging`); None for plain torch."""
     training, hardware = work.settings.training, work.settings.hardware
     if training.backend == "deepspeed" or (training.backend == "auto" and hardware.world_size > 1):
@@ -67,7 +75,7 @@ def zero_stage(work: Work) -> int | None:
     return None
 
 
-def training_batches(work: Work) -> Batch:
+def training_batches(work: Workload) -> Batch:
     """The tokens saved for the backward pass of a micro-batch: padded, those of both its forward passes."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
     positions = size * (lengths.actual + lengths.generated)
@@ -78,7 +86,7 @@ def training_batches(work: Work) -> Batch:
     return Batch(size * sum(sequences), positions, squares=squares)
 
 
-def _held(shape: ModelShape, work: Work, stage: int | None) -> Parts:
+def _held(shape: ModelShape, work: Workload, stage: int | None) -> Parts:
     """Weights, gradients and optimizer state of a rank, without offloaded ones."""
     ranks = work.settings.hardware.world_size
     trained = 4 * num_trained(shape, work.settings.lora)
@@ -102,7 +110,7 @@ def _held(shape: ModelShape, work: Work, stage: int | None) -> Parts:
     return parts
 
 
-def _offloaded(shape: ModelShape, work: Work) -> Parts:
+def _offloaded(shape: ModelShape, work: Workload) -> Parts:
     """Tensors that a rank offloads to host memory: its shard of master weights, gradients and optimizer state."""
     if not work.settings.training.offload_optimizer:
         return {}
@@ -110,13 +118,13 @@ def _offloaded(shape: ModelShape, work: Work) -> Parts:
     return {"master weights": part, "gradients": part, "optimizer state": _numbers(work) * part}
 
 
-def _weights(shape: ModelShape, work: Work) -> int:
+def _weights(shape: ModelShape, work: Workload) -> int:
     """Bytes of the weights of the whole model, including an adapter."""
     lora = work.settings.lora
     return frozen_bytes(shape, lora) + (4 * num_trained(shape, lora) if lora.is_on else 0)
 
 
-def _numbers(work: Work) -> int:
+def _numbers(work: Workload) -> int:
     return STATE_NUMBERS[work.settings.training.optimizer]
 
 
@@ -124,7 +132,7 @@ def _without_gradients(held: Parts) -> Parts:
     return {name: size for name, size in held.items() if name != "gradients"}
 
 
-def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
+def _passing(shape: ModelShape, work: Workload, *, is_cast: bool) -> Parts:
     """Memory of forward and backward pass of one micro-batch, besides weights, gradients and state."""
     is_bf16 = work.machine.is_bf16
     kept, computed = training_batches(work), forward_batch(work)
@@ -151,13 +159,13 @@ def _passing(shape: ModelShape, work: Work, *, is_cast: bool) -> Parts:
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if is_bf16 and is_cast else parts
 
 
-def _updating(shape: ModelShape, work: Work, held: Parts) -> Parts:
+def _updating(shape: ModelShape, work: Workload, held: Parts) -> Parts:
     """Memory of the update: on a GPU torch's optimizers use one temporary of the size of all trained parameters."""
     more = held.get("optimizer state", 0) // _numbers(work) if work.on_gpu else 0
     return {**held, "update": more}
 
 
-def _saving(shape: ModelShape, work: Work) -> Parts:
+def _saving(shape: ModelShape, work: Workload) -> Parts:
     """Memory of saving: a part of the optimizer state, and weights gathered from GPUs or ranks, or read again to merge
     an adapter into them."""
     lora = work.settings.lora

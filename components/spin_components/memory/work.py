@@ -73,7 +73,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """All inputs of an estimate besides the model's shape."""
 
     settings: Settings

@@ -13,7 +13,7 @@ from spin_components.execution import Step
 from spin_components.memory.judging import check_memory, format_peaks
 from spin_components.memory.machines import pod_machine, this_machine
 from spin_components.memory.shape import shape_of_folder
-from spin_components.memory.work import Lengths, Work
+from spin_components.memory.work import Lengths, Workload
 from spin_components.settings import Settings
 from spin_components.store.manifests import Manifest
 
@@ -55,7 +55,7 @@ def foresee(
         warn(f"memory is not estimated: {error}")
         return {}
     machine = pod_machine(settings) if os.environ.get(_POD) else this_machine(settings)
-    estimates = check_memory(shape, Work(settings, machine, lengths), warn)
+    estimates = check_memory(shape, Workload(settings, machine, lengths), warn)
     if not quiet:
         logger.info(format_peaks(estimates))
     peaks = {each.step: {"gpu_bytes": each.device_bytes, "memory_bytes": each.host_bytes} for each in estimates}

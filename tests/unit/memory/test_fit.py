@@ -11,7 +11,7 @@ from spin_components.memory.judging import check_memory
 from spin_components.memory.shape import KNOWN, ModelShape, shape_of_config
 from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Lengths, Machine, Work, longest_allowed, longest_of
+from spin_components.memory.work import Lengths, Machine, Workload, longest_allowed, longest_of
 from spin_components.settings import Settings
 
 GIB = 2**30
@@ -25,16 +25,16 @@ def settings_of(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(values)
 
 
-def gpu_work(gib: int = 80, **sections: dict[str, Any]) -> Work:
+def gpu_work(gib: int = 80, **sections: dict[str, Any]) -> Workload:
     settings = settings_of(**sections)
-    return Work(settings, Machine("cuda", is_bf16=True, device_bytes=gib * GIB), longest_allowed(settings))
+    return Workload(settings, Machine("cuda", is_bf16=True, device_bytes=gib * GIB), longest_allowed(settings))
 
 
 def of_step(estimates: list[Estimate], step: str) -> Estimate:
     return next(each for each in estimates if each.step == step)
 
 
-def train(work: Work, shape: ModelShape = SEVEN) -> Estimate:
+def train(work: Workload, shape: ModelShape = SEVEN) -> Estimate:
     return of_step(estimate_steps(shape, work), "train-epoch")
 
 
@@ -76,7 +76,7 @@ def test_memory_grows_with_pairs_and_tokens_and_shrinks_with_chunks() -> None:
     settings = settings_of(training={"micro_batch_size": 4, "global_batch_size": 64})
     machine = Machine("cpu", is_bf16=False)
     sizes = [
-        train(Work(settings, machine, lengths, logit_bytes=size)).host_bytes
+        train(Workload(settings, machine, lengths, logit_bytes=size)).host_bytes
         for lengths, size in (
             (Lengths(10, 100, 50), 2**20),
             (Lengths(10, 100, 50), 2**28),
@@ -108,7 +108,7 @@ def test_a_shortage_names_the_largest_parts_and_settings_to_change() -> None:
 def test_a_pods_memory_is_compared_with_the_sum_over_its_processes() -> None:
     settings = settings_of(hardware={"ranks": 8})
     machine = Machine("cuda", is_bf16=True, host_bytes={"train-epoch": 64 * GIB})
-    work = Work(settings, machine, longest_allowed(settings))
+    work = Workload(settings, machine, longest_allowed(settings))
     (shortage,) = shortages(estimate_steps(SEVEN, work), work)
     assert "of memory for 8 processes, there are 64.0 GiB" in shortage.message
     assert shortage.remedy.endswith("or more memory")
@@ -118,17 +118,17 @@ def test_a_pods_memory_is_compared_with_the_sum_over_its_processes() -> None:
 def test_a_shortage_is_certain_only_beyond_the_estimates_accuracy(share: float, is_certain: bool | None) -> None:
     work = gpu_work()
     (estimate,) = (each for each in estimate_steps(SEVEN, work) if each.step == "ref-logprob")
-    tight = Work(work.settings, Machine("cuda", True, int(estimate.device_bytes / share)), work.lengths)
+    tight = Workload(work.settings, Machine("cuda", True, int(estimate.device_bytes / share)), work.lengths)
     assert [each.is_certain for each in shortages([estimate], tight)] == [is_certain][: is_certain is not None]
 
 
 def test_memory_used_by_other_processes_gives_a_warning_only() -> None:
     settings = settings_of(hardware={"device": "cpu"})
-    estimate = of_step(estimate_steps(SEVEN, Work(settings, Machine("cpu", False), Lengths(9, 9, 9))), "validate")
+    estimate = of_step(estimate_steps(SEVEN, Workload(settings, Machine("cpu", False), Lengths(9, 9, 9))), "validate")
     machine = Machine(
         "cpu", False, host_bytes={"validate": 2 * estimate.host_bytes}, free_bytes=estimate.host_bytes - 1
     )
-    (shortage,) = shortages([estimate], Work(settings, machine, Lengths(9, 9, 9)))
+    (shortage,) = shortages([estimate], Workload(settings, machine, Lengths(9, 9, 9)))
     assert not shortage.is_certain
     assert "of them free now" in shortage.message
 

@@ -11,7 +11,7 @@ from spin_components.memory.judging import format_peaks
 from spin_components.memory.machines import pod_machine
 from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Work, longest_allowed
+from spin_components.memory.work import Workload, longest_allowed
 from spin_components.settings import Settings
 from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import Demand
@@ -41,7 +41,7 @@ def check_memory(kubernetes: Api, settings: Settings, demands: Sequence[Demand])
         yield warned(_SUBJECT, f"not estimated: {error}", "prepare estimates it before any other step")
         return
     machine = pod_machine(settings, _smallest_gpu(kubernetes, demands))
-    work = resolve_zero_stage(shape, Work(settings, machine, longest_allowed(settings)))
+    work = resolve_zero_stage(shape, Workload(settings, machine, longest_allowed(settings)))
     estimates = estimate_steps(shape, work)
     found = shortages(estimates, work)
     for shortage in found:
