@@ -1,15 +1,15 @@
-"""Every error this project raises on purpose.
+"""The exception hierarchy.
 
-SpinError                    a run cannot go on; the message says where, what, and what to do
+SpinError                    base class; the message says where, what was found, what was expected and what to do
 ├── ConfigError              the command or the configuration is wrong          exit 2
 ├── DataError                a record, a file or a data set is wrong            exit 2
 ├── ModelError               a model folder cannot be used                      exit 2
 ├── InputsChangedError       a finished step was made from other inputs         exit 2
-├── BusyError                another runner is at work on the run              exit 2
-├── StorageAccessError       storage refuses what the run needs                exit 2
-├── ClusterAccessError       KFP refuses a request                             exit 2
-├── StorageError             storage does not answer, or has no room           exit 1
-├── ClusterError             KFP or Kubernetes does not answer a request        exit 1
+├── BusyError                another process or attempt holds the run           exit 2
+├── StorageAccessError       storage denies access                              exit 2
+├── ClusterAccessError       KFP denies a request                               exit 2
+├── StorageError             storage does not answer or is full                 exit 1
+├── ClusterError             KFP or Kubernetes fails a request or is silent     exit 1
 ├── IntegrityError           an object is missing, truncated or altered         exit 1
 ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
 ├── StepZeroError            policy and reference differ before any update      exit 1
@@ -21,7 +21,11 @@ from __future__ import annotations
 
 
 class SpinError(Exception):
-    """Base of the tree; `exit_code` is what the command line ends with."""
+    """Base class of the project's exceptions.
+
+    Attributes:
+        exit_code: exit status of the command line when this error ends it.
+    """
 
     exit_code = 1
 
@@ -45,54 +49,54 @@ class ModelError(SpinError):
 
 
 class InputsChangedError(SpinError):
-    """A finished step exists that was made from other inputs."""
+    """A finished step was made from inputs that differ from the present ones."""
 
     exit_code = 2
 
 
 class BusyError(SpinError):
-    """Another runner, or another attempt, is at work on the run."""
+    """Another process or another attempt holds the run."""
 
     exit_code = 2
 
 
 class StorageAccessError(SpinError):
-    """Storage refuses: keys, bucket, permission, clock or address are wrong; trying again does not help."""
+    """Storage denies access: keys, bucket, permission, clock or address are wrong. Not retried."""
 
     exit_code = 2
 
 
 class ClusterAccessError(SpinError):
-    """KFP refuses: token, role, namespace, name or address are wrong; trying again does not help."""
+    """KFP denies a request: token, role, namespace, name or address are wrong. Not retried."""
 
     exit_code = 2
 
 
 class ClusterError(SpinError):
-    """KFP, or Kubernetes, did not answer in the time allowed."""
+    """KFP or Kubernetes did not answer within the timeout, or failed a request."""
 
 
 class AlreadyTrainedError(SpinError):
-    """A finished or unfinished run has this very data, and it was asked not to train on it twice."""
+    """Another run trains, or has trained, on the same data, and training on it twice is disabled."""
 
     exit_code = 4
 
 
 class StorageError(SpinError):
-    """Storage did not answer in the time allowed, or is full; the same command goes on once it does."""
+    """Storage did not answer within the timeout, or is full; the same command resumes the run later."""
 
 
 class IntegrityError(SpinError):
-    """A stored object differs from what its manifest says."""
+    """A stored object is missing or differs from its manifest's size or digest."""
 
 
 class NonFiniteError(SpinError):
-    """A loss or a gradient is NaN or infinite; nothing was updated with it."""
+    """A loss or a gradient is NaN or infinite; raised before the optimizer update."""
 
 
 class StepZeroError(SpinError):
-    """The first loss of an iteration is not ln 2, or what its objective makes of equal models: these two differ."""
+    """The first loss of an iteration is not that of a policy equal to its reference: ln 2 for the logistic loss."""
 
 
 class EngineError(SpinError):
-    """A generation or training engine failed or returned less than was asked for."""
+    """A generation or training engine failed, or returned fewer results than requested."""

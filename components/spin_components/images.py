@@ -1,4 +1,4 @@
-"""Container images of the components, by their default names; `[cluster]` names others when a pipeline is compiled."""
+"""Default container images of the components; `[cluster]` overrides them when a pipeline is compiled."""
 
 from spin_components import __version__
 

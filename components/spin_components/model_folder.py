@@ -1,4 +1,4 @@
-"""Model folders in Hugging Face layout, as files: what can be said of them without loading a model."""
+"""Model folders in Hugging Face layout: checks and copies of their files, without loading a model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.g
 
 
 def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[str, Any]:
-    """Refuse what cannot be a model before anything is loaded; returns the parsed `config.json`.
+    """Check that a folder has the files of a model, and return its parsed `config.json`.
 
     Args:
-        folder: on this machine.
-        what: the setting it came from, for the error.
-        address: what that setting says, where it is not the folder.
+        folder: local path.
+        what: name of the setting that gave the path, for error messages.
+        address: value of that setting; the folder by default.
 
     Raises:
-        ModelError: not a folder, no configuration, no safetensors, or no tokenizer.
+        ModelError: it is not a folder, or has no config.json, no safetensors or no tokenizer.
     """
     address = address or str(folder)
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(f"{what} = {address!r} {found}; expected a folder in Hugging Face layout, or builtin:NAME")
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise ModelError(f"{what} = {address!r} {problem}; expected a folder in Hugging Face layout, or builtin:NAME")
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
@@ -38,7 +38,7 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
         raise ModelError(f"{address}/config.json is not JSON: {error}") from error
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{what} = {address!r} has no *.safetensors; only that format is read, save the model with it first"
+            f"{what} = {address!r} has no *.safetensors, the only format that is read; save the model as safetensors"
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
@@ -46,7 +46,7 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
 
 
 def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] | None:
-    """The end-of-sequence ids that the model's generation settings name, if they do."""
+    """`eos_token_id` of `generation_config.json`, or of `config.json` where that has none."""
     with suppress(FileNotFoundError, ValueError):
         value = json.loads((folder / "generation_config.json").read_bytes()).get("eos_token_id")
         if value is not None:
@@ -55,7 +55,7 @@ def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] |
 
 
 def copy_companions(like: Path, folder: Path) -> None:
-    """Copy everything but weights from one model folder to another; `config.json` is told that weights are float32."""
+    """Copy all files but the weights from one model folder to another, with float32 as the dtype in `config.json`."""
     for path in sorted(like.iterdir()):
         if (
             path.is_file()

@@ -1,4 +1,4 @@
-"""Causal language models in Hugging Face layout: loading as they must be compared, saving as others load them."""
+"""Loading and saving of causal language models in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -34,10 +34,16 @@ _DROPOUTS = (
 def load_model(
     folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu", quantization: Any = None
 ) -> Any:
-    """A causal language model with float32 weights and no dropout; where a quantization is given, but for those layers.
+    """Load a causal language model with float32 weights and without dropout.
 
-    Float32, because an update at lr 5e-7 is smaller than bf16 can hold; no dropout, because policy and reference
-    must agree exactly before the first step.
+    Float32, because updates at a learning rate of 5e-7 are below the resolution of bf16 weights; no dropout, because
+    policy and reference must agree exactly before the first step.
+
+    Args:
+        folder: in Hugging Face layout, with safetensors.
+        settings: of the model.
+        device: where the weights are put.
+        quantization: transformers' quantization config; the layers that it quantizes are not float32.
 
     Raises:
         ModelError: transformers cannot load it.
@@ -60,26 +66,27 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
-    # an embedding with padding gives its row no gradient, and in many models padding and EOS are one token
+    # the row at padding_idx gets no gradient, and in many models the padding token is EOS
     model.get_input_embeddings().padding_idx = None
-    return model if quantization else model.to(device)  # what is quantised lies there already
+    return model if quantization else model.to(device)  # quantized weights were loaded onto the device
 
 
 def _attention(device: torch.device | str) -> str:
-    """On a CPU eager attention is as fast as sdpa at short lengths (tests/benchmarks/attention.py: 1.01)."""
+    """Attention implementation of a device: on a CPU, eager is as fast as sdpa at short lengths
+    (tests/benchmarks/attention.py: ratio 1.01)."""
     return "sdpa" if torch.device(device).type == "cuda" else "eager"
 
 
 def import_generation() -> None:
-    """Import the slow part of transformers, which every model class needs, without what it would take along.
+    """Import transformers' model and generation modules without its optional imports of scikit-learn and scipy.
 
-    Where they are installed, transformers imports scikit-learn and scipy, and pandas with them, for a kind of assisted
-    generation and for losses of object detection, which nothing here uses: 2 to 3 of the seconds until a step works
+    Where these are installed, transformers imports them, and pandas with them, for one kind of assisted generation and
+    for losses of object detection. Neither is used here; they take 2 to 3 s of a step's start
     (tests/benchmarks/overhead.py).
     """
     hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's sign for a module that is not there
+        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import raise ModuleNotFoundError
     try:
         importlib.import_module("transformers.modeling_utils")
         importlib.import_module("transformers.generation.candidate_generator")
@@ -89,22 +96,22 @@ def import_generation() -> None:
 
 
 def quiet_transformers() -> None:
-    """No progress bars for loading: a step's output is lines."""
+    """Disable transformers' progress bars, which do not belong in a log."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder: Path) -> None:
-    """Write weights as sharded safetensors with everything else as it lies in `like`.
+    """Write a policy's folder: weights as sharded safetensors, all other files copied from `like`.
 
-    The files beside the weights (tokenizer, template, generation settings) are copied, not written anew, so that
-    a policy differs from its base in weights alone; only the dtype in `config.json` follows the weights.
+    Tokenizer, template and generation settings are copied and not written again, so that a policy differs from its base
+    only in the weights and in the dtype that `config.json` names.
 
     Args:
-        model: gives names and shard layout.
+        model: gives the parameter names and the shard layout.
         state_dict: float32 weights.
-        like: folder of the policy that training began from.
+        like: folder of the policy that training started from.
         folder: to be created.
     """
     folder.mkdir(parents=True)

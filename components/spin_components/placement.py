@@ -1,4 +1,4 @@
-"""What each kind of step asks of a cluster's nodes, worked out from the settings: outputs of `prepare`."""
+"""Resource requests and node placement of each kind of pod, derived from the settings; outputs of `prepare`."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 from spin_components.settings import Settings
 
 
-def placed(
+def pod_requests(
     settings: dict[str, Any],
 ) -> tuple[str, str, str, str, str, str, str, str, str, str, dict[str, str], list[Any], Any]:
-    """The values that KFP takes for a pod, in the order of the outputs of `prepare`'s component.
+    """Resource requests and placement of the pods, in the order of the outputs of `prepare`'s component.
 
     Args:
-        settings: every section, checked.
+        settings: every section, validated.
 
-    Returns: GPU resource name (empty: none); GPUs of generate, of a training pod and of a scoring one, as digits; CPU
-        and memory of each in that order, as Kubernetes quantities; node selector, tolerations, affinity.
+    Returns: GPU resource name (empty: none); number of GPUs of a generate, a training and a scoring pod, as digits;
+        CPU and memory of each in that order, as Kubernetes quantities; node selector, tolerations, affinity.
     """
-    known = Settings.model_validate(settings)
-    place = known.placement
-    counts = known.generation.tensor_parallel, known.hardware.ranks, 1
-    generate, train, score = (str(count if place.accelerator else 0) for count in counts)
+    parsed = Settings.model_validate(settings)
+    placement = parsed.placement
+    num_gpus = parsed.generation.tensor_parallel, parsed.hardware.ranks, 1
+    generate, train, score = (str(count if placement.accelerator else 0) for count in num_gpus)
     return (
-        place.accelerator,
+        placement.accelerator,
         generate,
         train,
         score,
-        place.generate.cpu,
-        place.generate.memory,
-        place.train.cpu,
-        place.train.memory,
-        place.score.cpu,
-        place.score.memory,
-        place.node_selector,
-        place.tolerations,
-        place.affinity,
+        placement.generate.cpu,
+        placement.generate.memory,
+        placement.train.cpu,
+        placement.train.memory,
+        placement.score.cpu,
+        placement.score.memory,
+        placement.node_selector,
+        placement.tolerations,
+        placement.affinity,
     )

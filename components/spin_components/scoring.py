@@ -1,4 +1,4 @@
-"""Models that score answers: the same layout and attention for reference, policy and validation."""
+"""Loading of models for scoring: one batch layout and attention for reference, policy and validation."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _TOLERANCE = 1e-4
 
 
 def resolve_packing(settings: TrainingSettings, compute: Compute) -> Literal["packed", "aligned"]:
-    """How sequences are laid out: end to end, or side by side with padding. `auto` packs on a CPU."""
-    packed = settings.packing == "on" or (settings.packing == "auto" and compute.device.type == "cpu")
-    return "packed" if packed else "aligned"
+    """The batch layout of `training.packing`: packed (without padding) or aligned (padded). `auto` packs on a CPU."""
+    is_packed = settings.packing == "on" or (settings.packing == "auto" and compute.device.type == "cpu")
+    return "packed" if is_packed else "aligned"
 
 
 def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
-    """Load a model to compute log-probabilities with, packed where that is asked for and gives the same numbers.
+    """Load a model for computing log-probabilities, with packed attention where settings and architecture allow it.
 
     Args:
-        folder: what `store.models.open_scored` gives.
+        folder: as returned by `store.models.open_scored`.
         settings: of the run.
         compute: device and precision.
 
     Raises:
-        ModelError: it cannot be loaded, or `training.packing = "on"` and this architecture cannot be packed.
+        ModelError: it cannot be loaded, or `training.packing` is "on" and the architecture does not support packing.
     """
     if settings.lora.is_quantized:
         model = load_layered(folder, settings, compute.device, compute.precision)
     else:
         model = load_model(folder, settings.model, device=compute.device)
     if resolve_packing(settings.training, compute) == "packed" and (
-        reason := give_packed_attention(model, compute.device)
+        reason := enable_packed_attention(model, compute.device)
     ):
         if settings.training.packing == "on":
-            raise ModelError(f"{type(model).__name__} cannot be packed: {reason}; set training.packing = 'off'")
-        logger.warning("%s is not packed: %s", type(model).__name__, reason)
+            raise ModelError(f"{type(model).__name__} does not support packing: {reason}; set training.packing = 'off'")
+        logger.warning("packing is off: %s does not support it: %s", type(model).__name__, reason)
     return model
 
 
-def give_packed_attention(model: Any, device: torch.device) -> str:
-    """Have a model compute packed batches, if it then scores a few sequences as it did before.
+def enable_packed_attention(model: Any, device: torch.device) -> str:
+    """Switch a model to packed attention, if its log-probabilities of two small example groups stay the same.
 
-    Returns: empty, or why it is left as it was.
+    Returns: an empty string, or why the model keeps its own attention.
     """
     from transformers import AttentionInterface
 
@@ -65,8 +65,8 @@ def give_packed_attention(model: Any, device: torch.device) -> str:
         expected = answer_logprobs(model, groups, device)
         try:
             model.set_attn_implementation(PACKED)
-            found = answer_logprobs(model, groups, device)
-            difference = float((found - expected).abs().max() / expected.abs().max())
+            packed = answer_logprobs(model, groups, device)
+            difference = float((packed - expected).abs().max() / expected.abs().max())
             reason = f"its log-probabilities differ by {difference:.1e}" if not difference < _TOLERANCE else ""
         except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error)
@@ -76,8 +76,8 @@ def give_packed_attention(model: Any, device: torch.device) -> str:
 
 
 def _examples(vocabulary: int) -> list[Prompted]:
-    """Two groups of unlike lengths, with whatever tokens; few, because every step with a model begins with them."""
-    tokens = [7 + place * 31 % max(vocabulary - 7, 1) for place in range(24)]
+    """Two groups of different lengths with arbitrary tokens; small, because every step with a model runs them."""
+    tokens = [7 + index * 31 % max(vocabulary - 7, 1) for index in range(24)]
     return [
         Prompted(tokens[:5], (tokens[5:7], tokens[7:12])),
         Prompted(tokens[12:14], (tokens[14:20], tokens[20:24])),

@@ -1,7 +1,7 @@
-"""What the Kubeflow UI shows of a finished step: KFP's artifacts, filled from the run's storage.
+"""KFP artifacts of finished steps, filled from the run's storage for the Kubeflow UI.
 
-The launcher copies artifacts in whole, so nothing heavy goes there: weights and shards stay where they are, and their
-artifacts carry addresses, digests and counts. Nothing that goes wrong here is an error of the step.
+KFP's launcher copies artifacts whole, so weights and shards are not put into them: an artifact holds addresses, digests
+and counts. Errors while filling an artifact are logged and do not fail the step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TEXT_LIMIT = 2000
 
 
 def show_data(dataset: Any, run_uri: str, returned: str) -> None:
-    """The prepared data: counts, sources, digests, and the base model they were made for."""
+    """Describe the prepared data: counts, sources, digests and the base model it was tokenised for."""
 
     def fill(run: RunStore) -> None:
         record, manifest = run.read_json(layout.RUN), read_manifest(run, layout.DATA_MANIFEST)
@@ -47,7 +47,7 @@ def show_data(dataset: Any, run_uri: str, returned: str) -> None:
 
 
 def show_samples(samples: Any, run_uri: str, iteration: int, shard: int, returned: str) -> None:
-    """A few generated answers beside the human's, as Markdown."""
+    """Write a few generated answers beside the human ones, as Markdown."""
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.manifest_of(layout.generations(iteration, shard))).facts
@@ -69,7 +69,7 @@ def show_samples(samples: Any, run_uri: str, iteration: int, shard: int, returne
 
 
 def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, returned: str) -> None:
-    """Metrics of an epoch's last step."""
+    """Log the metrics of an epoch's last training step, and its counts."""
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts
@@ -80,7 +80,7 @@ def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, return
 
 
 def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, returned: str) -> None:
-    """The held-out loss."""
+    """Log the loss on the held-out split."""
 
     def fill(run: RunStore) -> None:
         _log(metrics, read_manifest(run, layout.validation(iteration, epoch)).facts)
@@ -89,7 +89,7 @@ def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, retu
 
 
 def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -> None:
-    """Metrics of tasks, and the judge's mean score."""
+    """Log the metrics of the evaluation tasks and the judge's mean score."""
 
     def fill(run: RunStore) -> None:
         _log(metrics, tracked(read_manifest(run, layout.evaluation(iteration)).facts))
@@ -98,7 +98,7 @@ def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -
 
 
 def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iteration: int, policy_uri: str) -> None:
-    """The published policy, its metrics, and the run's report; also when the run stops with it."""
+    """Describe the published policy, log its metrics and copy the run's report, also in a run's last iteration."""
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
@@ -128,15 +128,16 @@ def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iterati
 
 
 def _fill(run_uri: str, returned: str, fill: Callable[[RunStore], None]) -> None:
-    """Show something, unless the step stopped before its end, or nobody would look at it: on one machine."""
+    """Fill artifacts, unless the step stopped early or runs in a local run, which shows no artifacts."""
     if returned == STOPPED or RUNNER in os.environ:
         return
-    with _never_an_error(), open_run(run_uri) as run:
+    with _errors_logged(), open_run(run_uri) as run:
         fill(run)
 
 
 @contextmanager
-def _never_an_error() -> Iterator[None]:
+def _errors_logged() -> Iterator[None]:
+    """Log expected errors as a warning instead of raising them."""
     try:
         yield
     except (SpinError, OSError, KeyError) as error:
@@ -144,19 +145,19 @@ def _never_an_error() -> Iterator[None]:
 
 
 def _log(metrics: Any, values: dict[str, Any]) -> None:
-    """Numbers, as scalar metrics."""
+    """Log the numbers among `values` as scalar metrics."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             metrics.log_metric(name, value)
 
 
 def _describe(artifact: Any, *, uri: str, **facts: Any) -> None:
-    """Say where something lies and what it is, in the artifact's metadata and as its content."""
+    """Write an address and facts as the artifact's metadata and as its content."""
     artifact.metadata.update({"address": uri, **facts})
     Path(artifact.path).write_text(json.dumps({"address": uri, **facts}, indent=2) + "\n", encoding="utf-8")
 
 
 def _quoted(text: str) -> str:
-    """Text of a model or a person as a code block, which no Markdown within it can leave."""
-    shown = text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
-    return "\n".join(f"    {line}" for line in shown.splitlines() or [""])
+    """Untrusted text as an indented Markdown code block, cut to `_TEXT_LIMIT` characters."""
+    shortened = text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}…"
+    return "\n".join(f"    {line}" for line in shortened.splitlines() or [""])

@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face layout; nothing here needs torch."""
+"""Tokenizers in Hugging Face layout, loaded without torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from spin_components.settings import ModelSettings
 
 
 def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers cannot load it.
     """
     from transformers import AutoTokenizer
 

@@ -259,13 +259,13 @@ def estimate_of(case: Case, folder: Path) -> dict[str, int]:
     """What the case is estimated to take, by parts."""
     from spin_components.memory.shape import shape_of_folder
     from spin_components.memory.steps import estimate_steps
-    from spin_components.memory.work import Lengths, Machine, Work
+    from spin_components.memory.work import Lengths, Machine, Workload
     from spin_components.settings import Settings
 
     settings = Settings.model_validate(settings_of(case, folder))
     answer = case.max_length - case.max_prompt_length
     lengths = Lengths(case.max_prompt_length, answer, min(case.max_new_tokens, answer))
-    work = Work(settings, Machine("cpu", is_bf16=case.precision == "bf16"), lengths)
+    work = Workload(settings, Machine("cpu", is_bf16=case.precision == "bf16"), lengths)
     estimates = estimate_steps(shape_of_folder(folder, what="the model"), work)
     return dict(next(estimate for estimate in estimates if estimate.step == case.step).host_parts)
 

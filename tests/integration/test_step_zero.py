@@ -20,7 +20,7 @@ from spin_components.device import Compute, Precision
 from spin_components.modeling import load_model
 from spin_components.prepare.builtin import docstrings, make_smollm2
 from spin_components.ref_logprob.step import both_answers, score_pairs
-from spin_components.scoring import give_packed_attention
+from spin_components.scoring import enable_packed_attention
 from spin_components.settings import ModelSettings, TrainingSettings
 from spin_components.tokenizer import load_tokenizer
 
@@ -53,7 +53,7 @@ def scored_model(
     """It in either layout."""
     model, pairs = demo_model
     if request.param == "packed":
-        assert give_packed_attention(model, torch.device("cpu")) == ""
+        assert enable_packed_attention(model, torch.device("cpu")) == ""
     yield model, pairs
     model.set_attn_implementation("eager")
 

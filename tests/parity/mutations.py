@@ -212,8 +212,8 @@ MUTATIONS = [
         "EOS",
         "a human answer that is cut ends all the same",
         Renderer.render,
-        "actual_ids[:room], len(",
-        "[*actual_ids[: room - 1], eos_id], len(",
+        "actual_ids[:limit], len(",
+        "[*actual_ids[: limit - 1], eos_id], len(",
         test_rendering.test_a_cut_answer_has_no_eos,
     ),
     Mutation(

@@ -9,7 +9,7 @@ import yaml
 from google.protobuf import json_format
 
 from spin_components.errors import ConfigError
-from spin_components.placement import placed
+from spin_components.placement import pod_requests
 from spin_components.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
@@ -34,7 +34,7 @@ def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def values(*overrides: str) -> dict[str, Any]:
     settings = load_settings("tiny", overrides).model_dump(mode="json", include=set(Settings.model_fields))
-    return dict(zip(PLACES, placed(settings), strict=True))
+    return dict(zip(PLACES, pod_requests(settings), strict=True))
 
 
 def test_gpus_follow_from_the_work_of_a_step() -> None:

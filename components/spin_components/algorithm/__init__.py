@@ -1,1 +1,1 @@
-"""The SPIN objective and what surrounds it: pure functions on tensors and plain values."""
+"""The SPIN method as pure functions: objective, log-probabilities, packing, batching, schedules, answer statistics."""

@@ -1,4 +1,4 @@
-"""Signs that a policy's answers degenerate, and how far it tells human answers from its reference's: over token ids."""
+"""Statistics of a policy's answers over token ids: repetition, diversity, length, and SPIN margins."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ _NGRAM = 4
 
 
 def ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    """Runs of `n` tokens, in order; none of a shorter answer."""
+    """All n-grams of a token sequence, in order; empty for one shorter than `n`."""
     return [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
 
 
 def repetition_rate(answers: Iterable[Sequence[int]], n: int = _NGRAM) -> float:
-    """Share of an answer's n-grams that it has had before, averaged over answers that have any (seq-rep-n of
-    arXiv:1908.04319); 0 where none has."""
-    shares = [1 - len(set(found)) / len(found) for ids in answers if (found := ngrams(ids, n))]
+    """Share of repeated n-grams in an answer, averaged over answers of at least `n` tokens (seq-rep-n of
+    arXiv:1908.04319); 0 where there is no such answer."""
+    shares = [1 - len(set(grams)) / len(grams) for ids in answers if (grams := ngrams(ids, n))]
     return fmean(shares) if shares else 0.0
 
 
 def distinct(answers: Iterable[Sequence[int]], n: int) -> float:
-    """Different n-grams of all answers together, for each n-gram there is (distinct-n of arXiv:1510.03055)."""
-    found = [ngram for ids in answers for ngram in ngrams(ids, n)]
-    return len(set(found)) / len(found) if found else 0.0
+    """Distinct n-grams divided by all n-grams, over all answers together (distinct-n of arXiv:1510.03055)."""
+    grams = [ngram for ids in answers for ngram in ngrams(ids, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def length_ratio(answers: Sequence[Sequence[int]], human: Sequence[Sequence[int]]) -> float:
-    """Mean tokens of the answers, for each of the human's; both have at least one."""
+    """Mean length of the answers divided by that of the human answers, in tokens; neither may be empty."""
     return fmean(map(len, answers)) / fmean(map(len, human))
 
 
@@ -38,14 +38,14 @@ def spin_margins(
     ref_generated: Sequence[float],
     beta: float,
 ) -> list[float]:
-    """Each pair's r(x, y) - r(x, y') (arXiv:2401.01335), as the loss has it in training.
+    """Margin r(x, y) - r(x, y') of each pair, as in the training loss (arXiv:2401.01335).
 
     Args:
-        actual: log pi(y | x) of the human answers, nats.
+        actual: log pi(y | x) of the human answers, in nats.
         ref_actual: the same under the reference.
-        generated: log pi(y' | x) of what the reference sampled.
+        generated: log pi(y' | x) of the answers sampled from the reference, in nats.
         ref_generated: the same under the reference.
-        beta: `ref_policy_kl_penalty`.
+        beta: weight of the log-ratio (`ref_policy_kl_penalty`).
     """
     rows = zip(actual, ref_actual, generated, ref_generated, strict=True)
     return [beta * ((y - ref_y) - (sampled - ref_sampled)) for y, ref_y, sampled, ref_sampled in rows]

@@ -1,10 +1,10 @@
-"""The end of a forward pass: log-probabilities of chosen tokens, without all of their logits in memory.
+"""Log-probabilities of selected tokens, computed without holding all logits in memory.
 
-Logits of T tokens over a vocabulary V are by far the largest tensors of a language model's training: T x V float32
-three times over, for themselves, their log-softmax and their gradient. Here they are computed for the tokens that are
-asked for and no others, a chunk at a time; where there is more than one chunk, its logits are computed once more on
-the way back instead of kept. Every chunk goes through the model's own `forward` behind its body, so whatever an
-architecture does to its logits (soft-capping, scaling, a bias) holds.
+Logits of T tokens over a vocabulary V are by far the largest tensors of a language model's training: three times T x V
+float32, for the logits, their log-softmax and their gradient. Here logits are computed for the selected tokens only,
+one chunk at a time; with more than one chunk, the backward pass recomputes them (activation checkpointing). Every chunk
+goes through the model's own `forward`, with its body replaced by the known hidden states, so that whatever an
+architecture does to its logits (soft-capping, scaling, a bias) applies.
 """
 
 from __future__ import annotations
@@ -24,72 +24,72 @@ _ATTRIBUTE = "spin_answer_head"
 
 
 class AnswerHead:
-    """A model's `forward` that takes `targets` and returns their log-probabilities.
+    """A replacement of a model's `forward` that takes `targets` and returns their log-probabilities.
 
     Attributes:
-        chunk: tokens whose logits are in memory at a time.
+        chunk: number of tokens whose logits are in memory at a time.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._whole: Callable[..., Any] = model.forward
+        self._model_forward: Callable[..., Any] = model.forward
         self._head = model.get_output_embeddings()
         self.chunk = logit_chunk(model.config.get_text_config().vocab_size)
 
     def forward(self, *args: Any, targets: Tensor | None = None, positions: Tensor | None = None, **kwargs: Any) -> Any:
-        """As before where no targets are given; else log-probabilities in nats, (L,) float32.
+        """Log-probabilities of the targets in nats, (L,) float32; without targets, the model's own output.
 
         Args:
-            *args: of the model's own `forward`.
-            targets: (L,) int64, tokens whose log-probabilities are asked for; L >= 1.
-            positions: (L,) int64, the place in the flattened batch (N x T) whose logits predict each target.
+            *args: arguments of the model's own `forward`.
+            targets: (L,) int64, tokens to score; L >= 1.
+            positions: (L,) int64, index into the flattened batch (N x T) of the logits that predict each target.
             **kwargs: see args.
         """
         if targets is None or positions is None:
-            return self._whole(*args, **kwargs)
+            return self._model_forward(*args, **kwargs)
         body = getattr(self._model, self._model.base_model_prefix)
         hidden = body(*args, **kwargs).last_hidden_state  # (N, T, H)
-        kept = hidden.flatten(0, 1).index_select(0, positions)  # (L, H)
-        num = self._num_chunks(len(targets))
-        if num == 1:
-            return self._logprobs(kept, targets)
+        selected = hidden.flatten(0, 1).index_select(0, positions)  # (L, H)
+        num_chunks = self._num_chunks(len(targets))
+        if num_chunks == 1:
+            return self._logprobs(selected, targets)
         parts = []
-        for number in range(num):
+        for number in range(num_chunks):
             span = slice(number * self.chunk, (number + 1) * self.chunk)
-            some, their = kept[span], targets[span]
-            if not len(their):  # another rank has more: keep it company, with what counts nothing
-                some, their = kept[:1], targets[:1]
-            part: Tensor = checkpoint(self._logprobs, some, their, use_reentrant=False)
+            chunk_hidden, chunk_targets = selected[span], targets[span]
+            if not len(chunk_targets):  # other ranks have more chunks: join their gathers with one token, then drop it
+                chunk_hidden, chunk_targets = selected[:1], targets[:1]
+            part: Tensor = checkpoint(self._logprobs, chunk_hidden, chunk_targets, use_reentrant=False)
             parts.append(part if len(targets[span]) else part[:0])
         return torch.cat(parts)
 
     def _num_chunks(self, num_tokens: int) -> int:
-        """As many on every rank where ZeRO-3 gathers the weights for each, as ranks must gather together."""
-        num = -(-num_tokens // self.chunk)
+        """Number of chunks; under ZeRO-3 the maximum over ranks, which must gather the weights together."""
+        num_chunks = -(-num_tokens // self.chunk)
         weight = next(self._head.parameters(), None)
         if weight is None or not hasattr(weight, "ds_id"):
-            return num
-        most = torch.tensor(num, device=weight.device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most)
+            return num_chunks
+        maximum = torch.tensor(num_chunks, device=weight.device)
+        torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+        return int(maximum)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(C, H) and (C,) to (C,) float32."""
+        """Log-probabilities of C targets, (C,) float32, from hidden states (C, H) and targets (C,)."""
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         prefix = self._model.base_model_prefix
         modules = self._model._modules
         body = modules[prefix]
-        modules[prefix] = _Said(BaseModelOutputWithPast(last_hidden_state=hidden[None]))
+        modules[prefix] = _ConstantBody(BaseModelOutputWithPast(last_hidden_state=hidden[None]))
         try:
-            logits = self._whole(input_ids=targets[None], use_cache=False).logits[0]  # (C, V)
+            logits = self._model_forward(input_ids=targets[None], use_cache=False).logits[0]  # (C, V)
         finally:
             modules[prefix] = body
         return -functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-class _Said(nn.Module):
-    """Stands in the place of a model's body, whose output is known."""
+class _ConstantBody(nn.Module):
+    """Replaces a model's body by one that returns a given output."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class _Said(nn.Module):
 
 
 def answer_head(model: Any) -> AnswerHead:
-    """The head that a model was given; it is given one if it has none."""
+    """The `AnswerHead` of a model; installed as its `forward` on the first call."""
     head: AnswerHead | None = getattr(model, _ATTRIBUTE, None)
     if head is None:
         head = AnswerHead(model)
         setattr(model, _ATTRIBUTE, head)
-        # still tells what it takes: `generate` of transformers asks
+        # keep the signature: transformers' `generate` inspects it
         model.forward = wraps(model.forward)(partial(AnswerHead.forward, head))
     return head

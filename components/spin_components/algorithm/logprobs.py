@@ -1,6 +1,6 @@
-"""Log-probabilities of answers, the one place they are computed: for reference, policy and validation alike.
+"""Log-probabilities of answers under a model, for reference, policy and validation.
 
-Shapes: N sequences, P longest prompt, A longest answer.
+No other module computes them. Shapes: N sequences, P tokens of the longest prompt, A of the longest answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spin_components.algorithm.packing import PACKED, PackedBatch, Prompted, pac
 
 
 class Answered(NamedTuple):
-    """A prompt and one answer to it, as token ids; both have at least one."""
+    """A prompt and one answer to it, as token ids; neither is empty."""
 
     prompt_ids: Sequence[int]
     answer_ids: Sequence[int]
@@ -26,20 +26,20 @@ class Answered(NamedTuple):
 
 
 class AlignedBatch(NamedTuple):
-    """Sequences side by side, prompts ending and answers beginning at the same column.
+    """Padded sequences, a row each: prompts padded on the left, answers on the right.
 
-    So padding is only what prompts differ by plus what answers differ by.
+    All answers begin at the same column, so that the log-probabilities of answers are one slice.
     """
 
     input_ids: Tensor  # (N, P + A) int64
     attention_mask: Tensor  # (N, P + A) int64, 1 on tokens
-    position_ids: Tensor  # (N, P + A) int64, 0 on each first token
+    position_ids: Tensor  # (N, P + A) int64, 0 at each row's first token
     answer_ids: Tensor  # (N, A) int64
     answer_mask: Tensor  # (N, A) bool
 
 
 def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> AlignedBatch:
-    """Lay out N sequences; what fills the gaps is masked everywhere, so its id does not matter."""
+    """Pad N sequences to an `AlignedBatch`; padding has id 0 and is masked wherever it is used."""
     longest_prompt = max(len(sequence.prompt_ids) for sequence in sequences)
     longest_answer = max(len(sequence.answer_ids) for sequence in sequences)
     shape = (len(sequences), longest_prompt + longest_answer)
@@ -61,20 +61,20 @@ def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> 
 
 
 def token_logprobs(model: nn.Module, batch: AlignedBatch) -> Tensor:
-    """log pi(token | what comes before) of every answer token; (N, A) float32, 0 where there is none."""
+    """log pi(token | preceding tokens) in nats of every answer token; (N, A) float32, 0 at padding."""
     rows, columns = batch.answer_mask.nonzero(as_tuple=True)
     width = batch.input_ids.shape[1]
-    before = rows * width + (width - batch.answer_ids.shape[1] - 1) + columns
-    found = _forward(
+    preceding = rows * width + (width - batch.answer_ids.shape[1] - 1) + columns
+    logprobs = _forward(
         model,
         batch.input_ids,
         batch.attention_mask,
         batch.position_ids,
-        positions=before,
+        positions=preceding,
         targets=batch.answer_ids[rows, columns],
     )
-    empty = torch.zeros(batch.answer_ids.shape, device=found.device)
-    return empty.index_put((rows, columns), found)
+    zeros = torch.zeros(batch.answer_ids.shape, device=logprobs.device)
+    return zeros.index_put((rows, columns), logprobs)
 
 
 def _forward(
@@ -92,9 +92,11 @@ def _forward(
 
 
 def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.device | str = "cpu") -> Tensor:
-    """log pi(answer | prompt) in nats, summed over answer tokens; (answers of all groups,) float32, group by group.
+    """log pi(answer | prompt) in nats, summed over answer tokens.
 
-    It is always as many forward passes for as many groups, so that ranks stay in step under ZeRO-3.
+    The number of forward passes depends only on the number of groups, as ZeRO-3 needs it to be the same on all ranks.
+
+    Returns: (number of answers in all groups,) float32, in the order of the groups.
     """
     if is_packed(model):
         return _packed_logprobs(model, pack(groups, device))
@@ -104,13 +106,14 @@ def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.
 
 
 def is_packed(model: nn.Module) -> bool:
-    """Whether the model's attention is that of `packing`."""
+    """Whether the model uses packed attention, see `packing`."""
     inner: Any = getattr(model, "module", model)
     return bool(inner.config._attn_implementation == PACKED)
 
 
 def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
-    found = _forward(
+    """Sums of a packed batch, one forward pass: (number of answers,) float32."""
+    logprobs = _forward(
         model,
         batch.input_ids,
         batch.lengths,
@@ -118,15 +121,15 @@ def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
         positions=batch.positions,
         targets=batch.targets,
     )
-    sums = torch.zeros(int(batch.answers[-1]) + 1, device=found.device)
-    return sums.index_add(0, batch.answers, found)
+    sums = torch.zeros(int(batch.answers[-1]) + 1, device=logprobs.device)
+    return sums.index_add(0, batch.answers, logprobs)
 
 
 def _aligned_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str) -> Tensor:
-    """With padding, by any attention: (N,) float32.
+    """Sums of padded sequences, with any attention: (N,) float32.
 
-    The sequences are split by length into two forward passes, because human and generated answers differ a lot
-    in length and would pad each other.
+    The sequences are split by length into two forward passes, because human and generated answers differ much in
+    length and one batch would be mostly padding.
     """
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     middle = len(order) // 2

@@ -1,4 +1,4 @@
-"""The SPIN objective, its variants, and what is reported about them.
+"""The SPIN objective, its variants and their metrics.
 
 Shapes: B pairs.
 """
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 STEP_ZERO_LOSS = math.log(2.0)
 STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
-"""How far from what it must be the first global batch's loss of an iteration may be, by compute precision; times that
-loss where it is above 1. See `train_epoch.single_step`."""
+"""Allowed deviation of an iteration's first loss from its expected value, by compute precision; relative where the
+expected value is above 1. See `train_epoch.single_step`."""
 
 Loss = Literal["logistic", "hinge", "correlation", "least_squares"]
 
@@ -35,22 +35,23 @@ class AnswerLengths(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """beta * (log pi - log pi_ref) of each answer, or against the opponent in the reference's place; (B,) float32."""
+    """beta * (log pi - log pi_ref) of each answer, where pi_ref is the reference or the opponent of
+    `opponent_logprobs`; (B,) float32."""
 
     actual: Tensor
     generated: Tensor
 
 
 class Objective(NamedTuple):
-    """What an iteration minimises; the defaults beside beta are the paper's.
+    """Options of the training objective; all defaults are the paper's.
 
     Attributes:
         beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
-        loss: of the margin, see `spin_losses`.
-        label_smoothing: likewise.
-        length_normalized: whether rewards are made of log-probabilities a token, see `per_token`.
-        sft_weight: of the human answer's negative log-likelihood a token, see `pair_terms`.
-        base_weight: of the base model in the opponent, see `opponent_logprobs`.
+        loss: loss function of the margin, see `spin_losses`.
+        label_smoothing: see `spin_losses`.
+        length_normalized: whether rewards use log-probabilities averaged over tokens, see `per_token`.
+        sft_weight: weight of the human answer's negative log-likelihood a token, see `pair_terms`.
+        base_weight: weight of the base model in the opponent, see `opponent_logprobs`.
     """
 
     beta: float
@@ -62,16 +63,17 @@ class Objective(NamedTuple):
 
     @property
     def begins_at_ln_2(self) -> bool:
-        """Whether the loss is ln 2 wherever the policy is the reference, whatever the pairs."""
+        """Whether the loss is ln 2 for any pairs when the policy equals the reference."""
         return self.loss == "logistic" and not self.sft_weight and not self.base_weight
 
 
 class PairTerms(NamedTuple):
-    """What the objective makes of each pair; tensors (B,) float32.
+    """Terms of the objective for each pair; tensors (B,) float32.
 
     Attributes:
-        losses: what is minimised.
-        sft: the human answer's negative log-likelihood a token, without its weight.
+        losses: the quantity to minimise.
+        rewards: implicit rewards of both answers.
+        sft: the human answer's negative log-likelihood a token, unweighted.
     """
 
     losses: Tensor
@@ -91,17 +93,17 @@ def rewards(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> R
 
 
 def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: float = 0.0) -> Tensor:
-    """The loss of each pair's margin m = r(x, y) - r(x, y'); (B,) float32.
+    """Loss of each pair's margin m = r(x, y) - r(x, y'); (B,) float32.
 
-    SPIN (arXiv:2401.01335) takes any convex decreasing loss and names these three: logistic, log(1 + e^-m), with which
-    it trains; hinge, max(0, 1 - m); correlation, 1 - m. Least squares, (1 - m)^2, turns back beyond a margin of 1: it
-    is IPO's loss (arXiv:2310.12036, tau = beta / 2) times beta^2, in the form of arXiv:2402.05749.
+    SPIN (arXiv:2401.01335) allows any convex decreasing loss and names three: logistic, log(1 + e^-m), with which the
+    paper trains; hinge, max(0, 1 - m); correlation, 1 - m. Least squares, (1 - m)^2, increases again above a margin
+    of 1: it is IPO's loss (arXiv:2310.12036, tau = beta / 2) times beta^2, in the form of arXiv:2402.05749.
 
     Args:
         rewards: each (B,).
-        loss: which.
-        label_smoothing: of the logistic loss, epsilon in (1 - epsilon) * l(m) + epsilon * l(-m): the chance that a
-            pair is the wrong way round ("conservative DPO", as in arXiv:2403.00409).
+        loss: name of the loss function.
+        label_smoothing: epsilon of the logistic loss, (1 - epsilon) * l(m) + epsilon * l(-m): the probability that the
+            two answers of a pair are swapped ("conservative DPO", as in arXiv:2403.00409).
     """
     margin = rewards.actual - rewards.generated
     match loss:
@@ -118,21 +120,22 @@ def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: floa
 
 
 def spin_loss(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Tensor:
-    """Mean of the paper's `spin_losses` over the B pairs; scalar ()."""
+    """SPIN objective (arXiv:2401.01335) with the logistic loss, mean over the B pairs; scalar ()."""
     return spin_losses(rewards(policy, reference, beta)).mean()
 
 
 def opponent_logprobs(reference: AnswerLogprobs, base: AnswerLogprobs, base_weight: float) -> AnswerLogprobs:
-    """The opponent of alpha-SPIN (arXiv:2404.04291): pi_ref^(1 - alpha) * pi_base^alpha, up to its normaliser.
+    """Log-probabilities under alpha-SPIN's opponent (arXiv:2404.04291), pi_ref^(1 - alpha) * pi_base^alpha, not
+    normalised.
 
-    The game's regulariser KL(pi || pi_base) makes this geometric mixture the opponent in place of the reference. Its
-    normaliser depends on the prompt alone, so that it cancels in the margin, though not in each of the two rewards.
-    Answers are sampled from the reference all the same.
+    The regulariser KL(pi || pi_base) of the game makes this geometric mixture the opponent in place of the reference.
+    Its normaliser depends on the prompt alone: it cancels in the margin, but not in each of the two rewards. Answers
+    are still sampled from the reference.
 
     Args:
         reference: each (B,), under the policy that the iteration started from.
         base: each (B,), under the base model of the run.
-        base_weight: alpha, in [0, 1]; 0 is SPIN, 1 is DPO against the base.
+        base_weight: alpha, in [0, 1]; 0 is SPIN, 1 is DPO against the base model.
     """
     return AnswerLogprobs(
         (1 - base_weight) * reference.actual + base_weight * base.actual,
@@ -141,32 +144,32 @@ def opponent_logprobs(reference: AnswerLogprobs, base: AnswerLogprobs, base_weig
 
 
 def per_token(logprobs: AnswerLogprobs, lengths: AnswerLengths) -> AnswerLogprobs:
-    """Sums as means over each answer's tokens, so that length by itself is worth nothing (arXiv:2405.14734)."""
+    """Log-probabilities averaged over each answer's tokens, as in SimPO (arXiv:2405.14734)."""
     return AnswerLogprobs(logprobs.actual / lengths.actual, logprobs.generated / lengths.generated)
 
 
 def pair_terms(
     policy: AnswerLogprobs, opponent: AnswerLogprobs, lengths: AnswerLengths, objective: Objective
 ) -> PairTerms:
-    """The objective of each pair: the loss of its margin, and `sft_weight` * -log pi(y | x) / |y|.
+    """Objective of each pair: the loss of its margin plus `sft_weight` * -log pi(y | x) / |y|.
 
-    The second term (arXiv:2404.19733) holds up the human answer's own likelihood, which the margin lets fall as long
-    as the generated one's falls faster.
+    The second term (arXiv:2404.19733) keeps up the likelihood of the human answer, which the margin alone lets fall as
+    long as that of the generated answer falls faster.
 
     Args:
         policy: each (B,) float32, with gradient.
-        opponent: the same under the reference, or what `opponent_logprobs` makes of it; no gradient.
-        lengths: of both answers, each >= 1.
-        objective: of the iteration.
+        opponent: the same under the reference, or as returned by `opponent_logprobs`; no gradient.
+        lengths: tokens of both answers, each >= 1.
+        objective: options of the iteration.
     """
     sft = -policy.actual / lengths.actual
     if objective.length_normalized:
         policy, opponent = per_token(policy, lengths), per_token(opponent, lengths)
-    found = rewards(policy, opponent, objective.beta)
-    losses = spin_losses(found, objective.loss, objective.label_smoothing)
+    pair_rewards = rewards(policy, opponent, objective.beta)
+    losses = spin_losses(pair_rewards, objective.loss, objective.label_smoothing)
     if objective.sft_weight:
         losses = losses + objective.sft_weight * sft
-    return PairTerms(losses, found, sft)
+    return PairTerms(losses, pair_rewards, sft)
 
 
 METRIC_SUMS = (
@@ -179,16 +182,16 @@ METRIC_SUMS = (
     "generated_lengths",
     "sft",
 )
-"""What `metric_sums` returns, in order; sums add up over micro-batches and ranks."""
+"""Names of the sums that `metric_sums` returns, in order; they are additive over micro-batches and ranks."""
 
 
 def metric_sums(terms: PairTerms, generated_lengths: Tensor, weights: Tensor) -> Tensor:
-    """Sums from which a global batch's metrics follow.
+    """Sums over pairs from which `metrics_from_sums` computes a global batch's metrics.
 
     Args:
         terms: each (B,).
         generated_lengths: tokens of each generated answer, (B,).
-        weights: 1 for a pair, 0 for filling, (B,) float32.
+        weights: 1 for a pair, 0 for one that only fills the batch, (B,) float32.
 
     Returns: (len(METRIC_SUMS),) float64, without gradient.
     """

@@ -1,9 +1,9 @@
-"""Prompts and answers laid end to end, without padding, each prompt computed once for all of its answers.
+"""Packed batches: prompts and answers concatenated without padding, each prompt computed once for all its answers.
 
-T tokens in all, H heads, D head size. A group is a prompt and its answers: [prompt, answer 0, answer 1, …]. Positions
-of every answer go on from its prompt's, so an answer sees its prompt and itself, as if it stood alone behind it.
-Everything but attention works on tokens one by one and does not notice; attention is told the groups' lengths in the
-place of a mask, which `transformers` hands to every layer of every architecture as it is.
+Shapes: T tokens of all groups, H heads, D head size. A group is a prompt and its answers, [prompt, answer 0,
+answer 1, …]. The positions of every answer continue those of its prompt, and an answer attends to its prompt and
+itself, as in a sequence of its own. Only attention needs to know the groups: their lengths are passed in place of the
+attention mask, which `transformers` hands unchanged to every layer of every architecture.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PACKED = "spin_packed"
-"""Name of the attention implementation."""
+"""Name under which the attention implementation is registered in `transformers`."""
 
 
 class Prompted(NamedTuple):
-    """A prompt and the answers to it, as token ids; each has at least one."""
+    """A group: a prompt and the answers to it, as token ids; none is empty."""
 
     prompt_ids: Sequence[int]
     answers: Sequence[Sequence[int]]
 
 
 class PackedBatch(NamedTuple):
-    """G groups end to end.
+    """G concatenated groups; L answer tokens in all of them.
 
     Attributes:
-        lengths: of each group's prompt and answers, 0 where a group has fewer answers; on the CPU.
-        positions: whose logits predict the answers' tokens, answer by answer.
-        targets: those tokens.
-        answers: which answer, of all groups, each belongs to.
+        input_ids: of all groups.
+        position_ids: position of each token in its own sequence of prompt and answer.
+        lengths: tokens of each group's prompt and answers, 0 where a group has fewer answers; on the CPU.
+        positions: index of the token whose logits predict each answer token.
+        targets: the answer tokens.
+        answers: number, over all groups, of the answer that each target belongs to.
     """
 
     input_ids: Tensor  # (1, T) int64
@@ -46,14 +48,14 @@ class PackedBatch(NamedTuple):
 
 
 def pack(groups: Sequence[Prompted], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay out groups one after the other."""
-    most = max(len(group.answers) for group in groups)
+    """Concatenate groups to a `PackedBatch`."""
+    max_answers = max(len(group.answers) for group in groups)
     input_ids: list[int] = []
     position_ids: list[int] = []
     positions: list[int] = []
     targets: list[int] = []
     answers: list[int] = []
-    lengths = [[len(g.prompt_ids), *map(len, g.answers), *[0] * (most - len(g.answers))] for g in groups]
+    lengths = [[len(g.prompt_ids), *map(len, g.answers), *[0] * (max_answers - len(g.answers))] for g in groups]
     number = 0
     for prompt_ids, all_answers in groups:
         last = len(input_ids) + len(prompt_ids) - 1  # its logits predict the first token of every answer
@@ -88,44 +90,49 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each group; an attention function of `transformers`.
+    """Causal attention within each group, as an attention function of `transformers`.
 
     Args:
-        module: the layer's attention.
+        module: attention module of the layer.
         query: (1, H, T, D).
-        key: (1, H or fewer, T, D), as is value.
-        value: see key.
+        key: (1, H or a divisor of it, T, D).
+        value: as key.
         attention_mask: `PackedBatch.lengths`.
-        scaling: of the scores; 1 / sqrt(D) by default.
+        scaling: factor of the scores; 1 / sqrt(D) by default.
         dropout: must be 0.
-        sliding_window: a token sees so many, itself among them.
-        softcap: scores are kept within by tanh.
-        **kwargs: what else an architecture hands over; see Raises.
+        sliding_window: number of tokens that a token attends to, itself included.
+        softcap: bound of the scores, softcap * tanh(scores / softcap).
+        **kwargs: further arguments of an architecture; see Raises.
 
-    Returns: (1, T, H, D), and no weights.
+    Returns: (1, T, H, D), and None for the attention weights.
 
     Raises:
-        NotImplementedError: the architecture wants something that is not done here.
+        NotImplementedError: the mask holds no lengths, or the architecture needs dropout, attention sinks, a position
+            bias or a head mask.
     """
     if attention_mask is None or attention_mask.ndim != 4 or attention_mask.is_floating_point():
-        raise NotImplementedError("packed attention is not told the groups' lengths")
+        raise NotImplementedError("packed attention needs the groups' lengths as attention_mask")
     if dropout or any(kwargs.get(name) is not None for name in ("s_aux", "position_bias", "head_mask")):
-        raise NotImplementedError(f"{type(module).__name__} wants more than packed attention does")
+        raise NotImplementedError(f"{type(module).__name__} needs an option that packed attention does not support")
     if query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     lengths = attention_mask[0, 0].tolist()
-    # split, not slices: the gradient of a slice is as large as all of the batch, that of a split is one concatenation
+    # split instead of slices: the gradient of a slice has the size of the whole batch, that of a split is one cat
     sizes = [size for prompt, first, *others in lengths for size in (prompt + first, *others) if size]
     queries, keys, values = (iter(torch.split(tensor, sizes, dim=2)) for tensor in (query, key, value))
     attend = partial(_attend, scaling=scaling, window=sliding_window, softcap=softcap)
     outputs = []
     for prompt, _, *others in lengths:
-        asking, seen, said = next(queries), next(keys), next(values)
-        outputs.append(attend(asking, seen, said))
-        shared, told = seen[:, :, :prompt], said[:, :, :prompt]
+        group_query, group_key, group_value = next(queries), next(keys), next(values)  # of prompt and first answer
+        outputs.append(attend(group_query, group_key, group_value))
+        prompt_key, prompt_value = group_key[:, :, :prompt], group_value[:, :, :prompt]
         outputs += [
-            attend(next(queries), torch.cat([shared, next(keys)], dim=2), torch.cat([told, next(values)], dim=2))
+            attend(
+                next(queries),
+                torch.cat([prompt_key, next(keys)], dim=2),
+                torch.cat([prompt_value, next(values)], dim=2),
+            )
             for length in others
             if length
         ]
@@ -135,15 +142,15 @@ def packed_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention of the last tokens of a sequence; (1, H, Q, D) over (1, H, K, D), Q <= K."""
-    asking, seen = query.shape[2], key.shape[2]
-    if window is not None and window >= seen:
+    """Causal attention of the last Q tokens of a sequence of K: query (1, H, Q, D), key and value (1, H, K, D)."""
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if window is not None and window >= num_keys:
         window = None
-    if softcap is None and window is None and asking == seen:
+    if softcap is None and window is None and num_queries == num_keys:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    allowed = torch.ones(asking, seen, dtype=torch.bool, device=query.device).tril(seen - asking)
+    allowed = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
     if window is not None:
-        allowed = allowed.triu(seen - asking - window + 1)
+        allowed = allowed.triu(num_keys - num_queries - window + 1)
     if softcap is None:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scaling)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

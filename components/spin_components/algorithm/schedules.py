@@ -1,4 +1,4 @@
-"""Learning rate and counts as pure functions of the step."""
+"""Learning-rate schedules, and settings that are a count or a fraction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def resolve_count(value: int | float, total: int, *, at_least: int = 1) -> int:
-    """How many of `total`: a fraction is a share of it, a count is itself, neither more than all.
+    """Resolve a count (int) or a fraction of `total` (float) to a count of at most `total`.
 
     A fraction above 0 gives at least `at_least`.
     """
@@ -20,21 +20,21 @@ def learning_rate(
 ) -> float:
     """Learning rate of one optimizer step.
 
-    Warm-up rises linearly and reaches the peak on step `num_warmup`; the decay after it would reach the floor
-    just past the last step, so that no step is wasted at zero.
+    The warm-up is linear and reaches the peak at step `num_warmup`. The decay would reach the floor one step after the
+    last, so that no step has a rate of 0.
 
     Args:
         schedule: constant, linear or cosine.
-        step: within the iteration, from 0.
-        num_steps: in the iteration.
-        num_warmup: steps of warm-up.
-        peak: highest rate.
-        floor: where the decay ends.
+        step: index within the iteration, from 0.
+        num_steps: steps of the iteration.
+        num_warmup: warm-up steps.
+        peak: maximum rate.
+        floor: rate at the end of the decay.
     """
     if step < num_warmup:
         return peak * (step + 1) / (num_warmup + 1)
     if schedule == "constant":
         return peak
-    done = (step - num_warmup) / max(num_steps - num_warmup, 1)
-    share = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return floor + (peak - floor) * share
+    progress = (step - num_warmup) / max(num_steps - num_warmup, 1)
+    factor = 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return floor + (peak - floor) * factor

@@ -1,4 +1,4 @@
-"""Where training stands: two counters, from which epoch and iteration follow."""
+"""Trainer state: counters of a run, from which iteration and epoch follow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class TrainerState(BaseModel):
 
     Attributes:
         step: optimizer steps done.
-        consumed_samples: pairs those steps used.
-        steps_per_epoch: steps of one epoch, for every iteration begun so far. NeMo takes this to be one number;
-            here iterations may differ, because pairs without signal are dropped.
-        epochs: of every iteration begun so far; one number in NeMo, here a setting that may differ as well.
-        num_updates: how many updates the optimizer's state has seen: fewer than `step` where iterations begin with a
-            fresh one.
+        consumed_samples: pairs consumed by those steps.
+        steps_per_epoch: steps of one epoch, for every iteration begun so far. In NeMo one number; here iterations may
+            differ, because pairs without signal are dropped.
+        epochs: number of epochs, for every iteration begun so far; in NeMo one number.
+        num_updates: updates that the optimizer's state has accumulated; fewer than `step` where an iteration starts
+            with a fresh optimizer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,7 @@ class TrainerState(BaseModel):
     num_updates: int = 0
 
     def begin_iteration(self, iteration: int, steps_per_epoch: int, epochs: int) -> TrainerState:
-        """The state at the start of an iteration, with its number of steps and epochs known."""
+        """The state at the start of an iteration; discards what was recorded for it and later iterations."""
         return self.model_copy(
             update={
                 "steps_per_epoch": (*self.steps_per_epoch[:iteration], steps_per_epoch),
@@ -47,18 +47,18 @@ class TrainerState(BaseModel):
 
     @property
     def iteration(self) -> int:
-        """Of the next step; where all iterations have as many steps: (step // steps_per_epoch) // max_epochs."""
+        """Iteration of the next step; for iterations of equal length, (step // steps_per_epoch) // max_epochs."""
         return self._position()[0]
 
     @property
     def epoch(self) -> int:
-        """Of the next step, within its iteration; likewise (step // steps_per_epoch) % max_epochs."""
+        """Epoch of the next step within its iteration; likewise (step // steps_per_epoch) % max_epochs."""
         return self._position()[1]
 
     def _position(self) -> tuple[int, int]:
-        left = self.step
+        remaining = self.step
         for iteration, (steps, epochs) in enumerate(zip(self.steps_per_epoch, self.epochs, strict=True)):
-            if left < steps * epochs:
-                return iteration, left // steps
-            left -= steps * epochs
+            if remaining < steps * epochs:
+                return iteration, remaining // steps
+            remaining -= steps * epochs
         return len(self.steps_per_epoch), 0

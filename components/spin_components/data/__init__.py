@@ -1,1 +1,1 @@
-"""Records, their source formats, the one chat renderer, and the collate function."""
+"""Training data: source formats, records, chat rendering, the Parquet files between steps, and collation."""

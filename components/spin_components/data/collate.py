@@ -1,4 +1,4 @@
-"""Collate: NeMo-Aligner's batch contract for SPIN, padded on the right."""
+"""Collate function with NeMo-Aligner's batch format for SPIN, padded on the right."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def spin_custom_collate(
     reset_attention_mask: bool = False,
     eod_mask_loss: bool = False,
 ) -> dict[str, Tensor]:
-    """Pad a list of B items to one batch.
+    """Pad B items to one batch.
 
     Args:
         batch: items with `input_ids` (T,), `mask` (T,) bool, False on the prompt and True on the answer,
             `context_ids` (P,) and `answer_ids` (A,); ids are integers. Other keys are ignored.
-        eos_id: fills the ids on the right; masks are filled with False.
-        reset_position_ids: must be False, as the next two: documents are not packed into one row here.
+        eos_id: padding of the ids, on the right; masks are padded with False.
+        reset_position_ids: must be False, like the next two: documents are not packed into one row.
 
     Returns:
         `prompts_and_answers` (B, max T) int64, `masks` (B, max T) bool, `prompts_only` (B, max P) int64,
@@ -34,7 +34,7 @@ def spin_custom_collate(
 
     Raises:
         ConfigError: one of the three flags is True.
-        DataError: the batch is empty or an item does not have the form above.
+        DataError: the batch is empty, or an item lacks a key or has a tensor of another shape or dtype.
     """
     flags = {
         "reset_position_ids": reset_position_ids,
@@ -63,18 +63,19 @@ def _padded(rows: list[Tensor], value: int | bool) -> Tensor:
 
 
 def _check(index: int, item: Mapping[str, Tensor]) -> None:
-    place = f"spin_custom_collate, item {index}"
+    location = f"spin_custom_collate, item {index}"
     missing = [key for key in _KEYS if key not in item]
     if missing:
-        raise DataError(f"{place}: keys {sorted(item)}, without {missing}; expected {list(_KEYS)}")
+        raise DataError(f"{location}: keys {sorted(item)}, without {missing}; expected {list(_KEYS)}")
     for key in _KEYS:
         value = item[key]
         if not isinstance(value, Tensor) or value.dim() != 1:
-            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise DataError(f"{place}: {key} is {found}, expected a tensor of one dimension")
+            actual = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise DataError(f"{location}: {key} is {actual}, expected a tensor of one dimension")
         if value.is_floating_point() or value.is_complex() or (key != "mask" and value.dtype == torch.bool):
-            raise DataError(f"{place}: {key} is {value.dtype}, expected {'bool' if key == 'mask' else 'integers'}")
+            raise DataError(f"{location}: {key} is {value.dtype}, expected {'bool' if key == 'mask' else 'integers'}")
     if len(item["mask"]) != len(item["input_ids"]):
         raise DataError(
-            f"{place}: mask has {len(item['mask'])} entries for {len(item['input_ids'])} input_ids, expected one each"
+            f"{location}: mask has {len(item['mask'])} entries for {len(item['input_ids'])} input_ids, "
+            "expected one each"
         )

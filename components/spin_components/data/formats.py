@@ -1,4 +1,4 @@
-"""Source formats: one record of a data set, in any form the field uses, becomes one conversation.
+"""Source formats: parsing of a data set's records, in the common formats, to conversations.
 
     messages                           chat: a list of {role, content}
     real (generated is ignored)        the authors' (uclaml/SPIN): lists of {role, content}
@@ -6,7 +6,7 @@
     prompt + response or completion    strings, or TRL's lists of {role, content}
     instruction (input) + output       Alpaca
 
-The first form in this order whose keys are all there is taken; a key that holds null counts as absent.
+The first format of this list whose keys are all present is used; a key with the value null counts as absent.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt that ends with the user's turn, and the human answer to it."""
+    """A prompt, whose last turn is the user's, and the human answer to it."""
 
     prompt: tuple[Message, ...]
     answer: str
 
 
 def parse_record(record: object) -> Conversation:
-    """The conversation in one decoded record; keys that no form knows are ignored.
+    """Parse a decoded record; unknown keys are ignored.
 
     Raises:
-        ValueError: no form fits or its content is wrong; says what was found and what was expected.
+        ValueError: no format has its keys, or the content is invalid; the message says what was found and expected.
     """
     if not isinstance(record, dict):
         raise ValueError(f"the record is {_kind(record)}, expected an object with the keys of one of: {FORMS}")
@@ -59,12 +59,12 @@ def parse_record(record: object) -> Conversation:
     for keys, parse in _PARSERS:
         if all(key in fields for key in keys):
             return _conversation(parse(fields))
-    found = ", ".join(sorted(repr(key) for key in fields)) or "none"
-    raise ValueError(f"no known form has the keys found ({found}); expected the keys of one of: {FORMS}")
+    keys_found = ", ".join(sorted(repr(key) for key in fields)) or "none"
+    raise ValueError(f"no known format has the keys found ({keys_found}); expected the keys of one of: {FORMS}")
 
 
 _Fields: TypeAlias = Mapping[str, object]
-_Located: TypeAlias = tuple[str, Message]  # where in the record the turn was, for error messages
+_Located: TypeAlias = tuple[str, Message]  # a turn with its path in the record, for error messages
 
 
 def _from_messages(fields: _Fields) -> list[_Located]:
@@ -77,11 +77,11 @@ def _from_real(fields: _Fields) -> list[_Located]:
 
 def _from_conversations(fields: _Fields) -> list[_Located]:
     turns = _objects("conversations", fields["conversations"])
-    names = [_text(f"{place}.from", turn.get("from")) for place, turn in turns]
+    names = [_text(f"{location}.from", turn.get("from")) for location, turn in turns]
     roles = _roles(names, fields.get("mask"))
     located = [
-        (place, Message(role, _text(f"{place}.value", turn.get("value"))))
-        for role, (place, turn) in zip(roles, turns, strict=True)
+        (location, Message(role, _text(f"{location}.value", turn.get("value"))))
+        for role, (location, turn) in zip(roles, turns, strict=True)
     ]
     system = _text("system", fields.get("system", ""))
     return [("system", Message("system", system)), *located] if system.strip() else located
@@ -113,38 +113,38 @@ _PARSERS: tuple[tuple[tuple[str, ...], Callable[[_Fields], list[_Located]]], ...
 
 
 def _conversation(turns: Sequence[_Located]) -> Conversation:
-    """Check the order of roles and that every turn says something; a blank system message is dropped."""
+    """Check the order of roles and that no turn is blank; a blank system message is dropped."""
     if turns and turns[0][1].role == "system" and not turns[0][1].content.strip():
         turns = turns[1:]
     expected = "user"
-    for index, (place, message) in enumerate(turns):
+    for index, (location, message) in enumerate(turns):
         if index == 0 and message.role == "system":
             continue
         if message.role != expected:
             raise ValueError(
-                f"{place} has role {message.role!r}, expected {expected!r}: an optional system message, "
+                f"{location} has role {message.role!r}, expected {expected!r}: an optional system message, "
                 "then user and assistant in turn, the assistant last"
             )
         if not message.content.strip():
-            raise ValueError(f"{place}, the {message.role}'s turn, is empty, expected text")
+            raise ValueError(f"{location}, the {message.role}'s turn, is empty, expected text")
         expected = "assistant" if expected == "user" else "user"
     if not turns or turns[-1][1].role != "assistant":
-        found = f"{turns[-1][0]} has role {turns[-1][1].role!r}" if turns else "there is no turn"
+        problem = f"{turns[-1][0]} has role {turns[-1][1].role!r}" if turns else "there is no turn"
         raise ValueError(
-            f"{found} at the end, expected 'assistant'; SPIN needs a human answer to play against: "
+            f"{problem} at the end, expected 'assistant'; SPIN needs a human answer to play against: "
             "drop the record or add the answer"
         )
     return Conversation(tuple(message for _, message in turns[:-1]), turns[-1][1].content)
 
 
 def _roles(names: Sequence[str], mask: object) -> list[str]:
-    """Roles of NeMo's speakers: `mask` is the user's name and the one other name the assistant's."""
+    """Roles of NeMo's speakers: `mask` names the user, and the one other speaker is the assistant."""
     if mask is None:
         unknown = sorted({name for name in names if name.lower() not in _COMMON_ROLES})
         if unknown:
             raise ValueError(
                 f"conversations has the speakers {unknown}, expected {sorted(_COMMON_ROLES)}; "
-                "name the user's in the key 'mask' where they are others"
+                "with other names, name the user's in the key 'mask'"
             )
         return [_COMMON_ROLES[name.lower()] for name in names]
     user = _text("mask", mask)
@@ -158,17 +158,17 @@ def _roles(names: Sequence[str], mask: object) -> list[str]:
 
 
 def _turns(key: str, role: str, value: object) -> list[_Located]:
-    """A string is one turn of `role`; a list is messages."""
+    """Turns of a value that is a string, one turn of `role`, or a list of messages."""
     return [(key, Message(role, value))] if isinstance(value, str) else _messages(key, value)
 
 
 def _messages(key: str, value: object) -> list[_Located]:
     located = []
-    for place, item in _objects(key, value):
-        role = _text(f"{place}.role", item.get("role"))
+    for location, item in _objects(key, value):
+        role = _text(f"{location}.role", item.get("role"))
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"{place}.role is {role!r}, expected 'system', 'user' or 'assistant'")
-        located.append((place, Message(role, _content(f"{place}.content", item.get("content")))))
+            raise ValueError(f"{location}.role is {role!r}, expected 'system', 'user' or 'assistant'")
+        located.append((location, Message(role, _content(f"{location}.content", item.get("content")))))
     return located
 
 
@@ -183,21 +183,23 @@ def _objects(key: str, value: object) -> list[tuple[str, Mapping[str, object]]]:
     return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
 
 
-def _content(place: str, value: object) -> str:
-    """A string, or the text parts of a multi-part message joined."""
+def _content(location: str, value: object) -> str:
+    """Text of a message whose content is a string or a list of text parts, which are joined."""
     if not isinstance(value, list):
-        return _text(place, value)
+        return _text(location, value)
     texts = []
-    for part_place, part in _objects(place, value):
+    for part_location, part in _objects(location, value):
         if part.get("type") != "text":
-            raise ValueError(f"{part_place}.type is {part.get('type')!r}, expected 'text': only text can be trained on")
-        texts.append(_text(f"{part_place}.text", part.get("text")))
+            raise ValueError(
+                f"{part_location}.type is {part.get('type')!r}, expected 'text': only text can be trained on"
+            )
+        texts.append(_text(f"{part_location}.text", part.get("text")))
     return "".join(texts)
 
 
-def _text(place: str, value: object) -> str:
+def _text(location: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{place} is {_kind(value)}, expected a string")
+        raise ValueError(f"{location} is {_kind(value)}, expected a string")
     return value
 
 

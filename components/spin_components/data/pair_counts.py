@@ -1,4 +1,4 @@
-"""How many pairs an iteration trains on, where they are from, and why others were left out."""
+"""Counts of an iteration's training pairs, by the iteration they were generated in, and of dropped pairs by cause."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Key = TypeVar("Key", int, str)
 Cause = Literal["empty", "identical", "truncated", "near_identical", "length_ratio"]
 CAUSES: tuple[Cause, ...] = ("empty", "identical", "truncated", "near_identical", "length_ratio")
-"""Why a pair is dropped; one that has several is counted under the first."""
+"""Causes for dropping a pair; a pair with several is counted under the first."""
 HISTORY_CAUSES = (*CAUSES, "duplicate", "not_drawn")
-"""Likewise for a pair of an earlier iteration."""
+"""Causes for dropping a pair of an earlier iteration."""
 
 _WORDS = {
     "empty": "empty",
@@ -26,15 +26,15 @@ _WORDS = {
 
 
 class PairCounts(BaseModel):
-    """Counts of pairs, as manifests hold them.
+    """Counts of pairs, as stored in manifests.
 
     Attributes:
-        num_pairs: trained on.
-        num_history: of these, generated in earlier iterations.
-        num_by_origin: the same by the iteration they were generated in.
-        num_dropped: of this iteration's own that are left out; with `num_pairs - num_history`, all it generated.
-        dropped: the same by cause.
-        history_dropped: of the earlier iterations' that are left out, by cause.
+        num_pairs: pairs to train on.
+        num_history: those of them generated in earlier iterations.
+        num_by_origin: `num_pairs` by the iteration that generated them.
+        num_dropped: dropped pairs of this iteration; together with `num_pairs - num_history`, all it generated.
+        dropped: `num_dropped` by cause.
+        history_dropped: dropped pairs of earlier iterations, by cause.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,7 +48,7 @@ class PairCounts(BaseModel):
 
 
 def add_up(parts: Iterable[PairCounts]) -> PairCounts:
-    """Counts of all shards of an iteration."""
+    """Sum the counts of the shards of an iteration."""
     counts = list(parts)
     return PairCounts(
         num_pairs=sum(part.num_pairs for part in counts),
@@ -69,5 +69,5 @@ def _add(tables: Iterable[Mapping[Key, int]]) -> dict[Key, int]:
 
 
 def in_words(dropped: Mapping[str, int]) -> str:
-    """What was left out and why, e.g. `2 empty, 1 the human's own`; empty where nothing was."""
+    """Format counts by cause for people, e.g. `2 empty, 1 the human's own`; empty where all counts are 0."""
     return ", ".join(f"{number:,} {_WORDS.get(cause, cause)}" for cause, number in dropped.items() if number)

@@ -1,6 +1,6 @@
-"""Records: a data file read as a stream, every record checked, every bad one located.
+"""Data files read as streams: every record is validated, and bad ones are reported with their line.
 
-A file is JSON lines (`.jsonl`, `.json`, either with `.gz`) or Parquet (`.parquet`); see `formats` for the records.
+A file is JSON lines (`.jsonl`, `.json`, either with `.gz`) or Parquet (`.parquet`); for the records see `formats`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from spin_components.errors import ConfigError, DataError
 from spin_components.store.sources import DATA_SUFFIXES, Source
 
 NUM_LISTED = 10
-"""How many bad records are kept and named."""
+"""Number of bad records that are reported one by one."""
 
 _ROWS_A_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation and the line of the file (row, in Parquet) it was on, from 1."""
+    """A conversation and its line in the file (row, in Parquet), from 1."""
 
     conversation: Conversation
     line: int
@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line (row, in Parquet) that holds no usable conversation, and why."""
+    """A line of the file (row, in Parquet) without a usable conversation, and the reason."""
 
     line: int
     reason: str
@@ -42,7 +42,14 @@ class BadRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """What a file held: the good records in order, how many were bad, and the first ten of those."""
+    """Content of a data file.
+
+    Attributes:
+        source: address of the file, for messages.
+        records: usable records, in the file's order.
+        num_bad: number of bad records.
+        bad: the first `NUM_LISTED` of them.
+    """
 
     source: str
     records: tuple[Record, ...]
@@ -50,68 +57,68 @@ class RecordSet:
     bad: tuple[BadRecord, ...]
 
 
-_Parsed: TypeAlias = Conversation | str  # the conversation, or what is wrong with it
-_ParsedLines: TypeAlias = Generator[tuple[int, _Parsed], None, None]  # with the line's number
+_Parsed: TypeAlias = Conversation | str  # a conversation, or the reason why there is none
+_ParsedLines: TypeAlias = Generator[tuple[int, _Parsed], None, None]  # with line numbers, from 1
 
 
 def read_source(source: Source, *, on_bad_record: str) -> list[RecordSet]:
-    """Read and check every file of a source; see `read_records`."""
+    """Read and validate every file of a source; see `read_records`."""
     return [read_records(path, address=uri, on_bad_record=on_bad_record) for uri, path in source.files.items()]
 
 
 def read_records(path: Path, *, on_bad_record: str, max_records: int = 0, address: str = "") -> RecordSet:
-    """Read and check a data file.
+    """Read and validate a data file.
 
     Args:
-        path: of the file on this machine.
-        address: what it is called in errors; its path by default.
-        on_bad_record: "fail" refuses the file if any record is bad, "skip" drops and counts them.
-        max_records: stop after so many good records, what follows is not looked at; 0 reads all.
+        path: local path of the file.
+        address: name of the file in error messages; its path by default.
+        on_bad_record: "fail" raises if any record is bad, "skip" drops and counts bad records.
+        max_records: stop after this many usable records; 0 reads all.
 
     Raises:
-        ConfigError: `on_bad_record` or `max_records` is neither of its values.
-        DataError: the file cannot be read, holds no usable record, or, with "fail", holds a bad one.
+        ConfigError: `on_bad_record` or `max_records` has another value.
+        DataError: the file cannot be read, has no usable record, or, with "fail", has a bad one.
     """
     if on_bad_record not in ("fail", "skip") or max_records < 0:
         raise ConfigError(
             f"reading {path}: on_bad_record is {on_bad_record!r} and max_records {max_records}, "
             "expected 'fail' or 'skip', and a number of records or 0 for all"
         )
-    source, file = address or str(path), _known(path)
+    source, file = address or str(path), _check_suffix(path)
     records: list[Record] = []
     bad: list[BadRecord] = []
     num_bad = 0
     unit = "row" if file.name.endswith(".parquet") else "line"
-    with closing(_parsed(source, file)) as parsed:
-        for line, found in parsed:
-            if isinstance(found, Conversation):
-                records.append(Record(found, line))
+    with closing(_parsed(source, file)) as parsed_lines:
+        for line, parsed in parsed_lines:
+            if isinstance(parsed, Conversation):
+                records.append(Record(parsed, line))
                 if len(records) == max_records:
                     break
             else:
                 num_bad += 1
                 if num_bad <= NUM_LISTED:
-                    bad.append(BadRecord(line, found))
+                    bad.append(BadRecord(line, parsed))
     if not records and not num_bad:
         raise DataError(f"{source} holds no records, expected at least one with the keys of one of: {FORMS}")
     if num_bad and (on_bad_record == "fail" or not records):
-        raise DataError(_refusal(source, unit, bad, num_bad, len(records)))
+        raise DataError(_bad_records_message(source, unit, bad, num_bad, len(records)))
     return RecordSet(source, tuple(records), num_bad, tuple(bad))
 
 
-def _refusal(source: str, unit: str, bad: list[BadRecord], num_bad: int, num_good: int) -> str:
+def _bad_records_message(source: str, unit: str, bad: list[BadRecord], num_bad: int, num_good: int) -> str:
     lines = [f"{source}, {unit} {record.line}: {record.reason}" for record in bad]
     if num_bad > len(bad):
         lines.append(f"... and {num_bad - len(bad)} more")
-    what_to_do = "Correct or remove them" + (", or set data.on_bad_record to 'skip'." if num_good else ".")
-    return f"{num_bad} of {num_bad + num_good} records cannot be used. {what_to_do}\n  " + "\n  ".join(lines)
+    advice = "Correct or remove them" + (", or set data.on_bad_record to 'skip'." if num_good else ".")
+    return f"{num_bad} of {num_bad + num_good} records cannot be used. {advice}\n  " + "\n  ".join(lines)
 
 
-def _known(file: Path) -> Path:
-    """Refuse a file whose suffix tells nothing.
+def _check_suffix(file: Path) -> Path:
+    """Return the file if its suffix is one of a known format.
 
     Raises:
-        DataError: naming the suffixes that are known.
+        DataError: it is not.
     """
     if not file.name.endswith(DATA_SUFFIXES):
         raise DataError(
@@ -167,7 +174,7 @@ def _parse_line(raw: bytes) -> _Parsed:
 
 
 def _refuse_surrogates(conversation: Conversation) -> None:
-    """JSON can escape half a surrogate pair, which is no character and has no tokens."""
+    """Raise ValueError for unpaired surrogates, which JSON escapes can express but which have no UTF-8 encoding."""
     for text in (conversation.answer, *(message.content for message in conversation.prompt)):
         if not text.isascii():
             try:

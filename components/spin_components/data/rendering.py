@@ -1,13 +1,14 @@
-"""The one chat renderer: what generation is asked and what training answers are the same token ids.
+"""Chat rendering of conversations to token ids, used for both generation and training so that their ids are the same.
 
-A conversation is rendered twice by the tokenizer's chat template, as text: the prompt with its generation prompt, and
-the whole. What the whole adds to the prompt is the answer, up to and including the first end-of-sequence token.
+A conversation is rendered to text twice by the tokenizer's chat template: the prompt with its generation prompt, and
+the whole conversation. The text that follows the prompt in the second, up to and including the first end-of-sequence
+token, is the answer.
 
-    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n     prompt_ids: sampled from and trained on as they are
-    Hello<|im_end|>                                             actual_ids: the template's last \\n is left out
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n     prompt_ids: the same for sampling and for training
+    Hello<|im_end|>                                             actual_ids: without the template's last \\n
 
-Text of a special token inside a message (`<|im_end|>`, `</s>` in HTML) is escaped before the template sees it, and then
-encoded as the plain characters it is: no message can end a turn or open another.
+The text of a special token in a message (`<|im_end|>`, `</s>` in HTML) is escaped before the template is applied and
+then encoded as plain characters, so that no message can end a turn or start another.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ 'Assistant:\\n' + message.content + eos + '\\n\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
 )
-"""For a tokenizer without a chat template: `bos` where the tokenizer adds one itself, `eos` after every answer."""
+"""Template for a tokenizer without one: `bos` where the tokenizer adds it by itself, `eos` after every answer."""
 
-_ESCAPE = "\ufdd0"  # a code point that Unicode keeps out of text; where a message has it, it is escaped too
+_ESCAPE = "\ufdd0"  # a Unicode noncharacter; escaped as well where a message contains it
 _ESCAPED = re.compile(f"{_ESCAPE}([0-9]+);")
 _PROBE = "Answer0"
 
@@ -48,8 +49,11 @@ _PROBE = "Answer0"
 class Rendered:
     """Token ids of a prompt and of the human answer to it.
 
-    `actual_ended`: the last of `actual_ids` is the end-of-sequence token, which is nowhere else in them; False where
-    the answer was cut. `prompt_cut`: how many ids were dropped from the start of the prompt.
+    Attributes:
+        prompt_ids: up to where the answer begins.
+        actual_ids: the answer, with the end-of-sequence token as its last id and nowhere else, unless it was cut.
+        actual_ended: whether the last id is the end-of-sequence token; False where the answer was cut.
+        prompt_cut: number of ids dropped from the start of the prompt.
     """
 
     prompt_ids: list[int]
@@ -62,13 +66,15 @@ class Renderer:
     """Renders conversations to token ids with one tokenizer, one template and one set of limits.
 
     Args:
-        eos_ids: tokens that end an answer, the template's own first; see `find_eos_ids`.
-        max_length: tokens of prompt and answer together; a longer answer is cut, and then has no end-of-sequence token.
-        max_prompt_length: tokens of the prompt; a longer one keeps its end.
+        tokenizer: with or without a chat template.
+        eos_ids: ids of the tokens that end an answer, the template's own first; see `find_eos_ids`.
+        max_length: limit of prompt and answer together, in tokens; a longer answer is cut and has no end-of-sequence
+            token.
+        max_prompt_length: limit of the prompt, in tokens; of a longer one the end is kept.
 
     Raises:
-        ConfigError: the limits leave no room for a prompt or an answer.
-        ModelError: `eos_ids` is empty or the tokenizer cannot write one of them, or the template cannot be used.
+        ConfigError: the limits leave no tokens for a prompt or an answer.
+        ModelError: `eos_ids` is empty, one of them is no token of the tokenizer, or the template fails.
     """
 
     def __init__(
@@ -90,16 +96,16 @@ class Renderer:
         self._template = _chat_template(tokenizer)
         self._variables: dict[str, str] = {}
         if self._template is None:
-            logger.warning("the tokenizer has no chat template; 'User:' and 'Assistant:' are written before the turns")
+            logger.warning("the tokenizer has no chat template; turns are labelled with 'User:' and 'Assistant:'")
             self._variables = {"bos": _added_bos(tokenizer), "eos": eos_tokens[0]}
-        self._header, self._lead = self._learn_header_and_lead()
+        self._header, self._lead = self._probe_header_and_lead()
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Token ids of a conversation, within the limits.
+        """Render a conversation to token ids within the limits.
 
         Raises:
-            ValueError: the template refuses the conversation, or prompt or answer have no tokens, or the answer's text
-                becomes an end-of-sequence token; says what to do.
+            ValueError: the template rejects the conversation, prompt or answer have no tokens, or the answer's text is
+                encoded as an end-of-sequence token.
         """
         prompt = [Message(message.role, self._escape(message.content)) for message in conversation.prompt]
         answer = self._escape(conversation.answer)
@@ -112,42 +118,42 @@ class Renderer:
             empty = "answer" if prompt_ids else "prompt"
             raise ValueError(f"the {empty} has no tokens, expected at least one; drop the record")
         if not set(self._eos_ids).isdisjoint(answer_ids):
-            found = self._eos.search(conversation.answer)
+            eos = self._eos.search(conversation.answer)
             raise ValueError(
-                f"the answer holds the end-of-sequence token {found.group() if found else ''!r}, which this tokenizer "
-                "cannot write as plain text; expected it at the end only: remove it from the answer"
+                f"the answer contains the end-of-sequence token {eos.group() if eos else ''!r}, which this tokenizer "
+                "cannot encode as plain text; expected it at the end only: remove it from the answer"
             )
         prompt_cut = max(0, len(prompt_ids) - self._max_prompt_length)
         prompt_ids = prompt_ids[prompt_cut:]
-        room = self._max_length - len(prompt_ids)
+        limit = self._max_length - len(prompt_ids)
         actual_ids = [*answer_ids, eos_id]
-        return Rendered(prompt_ids, actual_ids[:room], len(actual_ids) <= room, prompt_cut)
+        return Rendered(prompt_ids, actual_ids[:limit], len(actual_ids) <= limit, prompt_cut)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out; for people to read, never to be encoded again."""
+        """Decode ids to text without special tokens; for display, as encoding it again may give other ids."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return cast(str, text)
 
     def fingerprint(self) -> str:
-        """sha256 over what decides the ids besides the tokenizer's vocabulary: template, eos ids and limits."""
-        decided_by = {
+        """SHA-256 of the template, EOS ids and limits, which with the tokenizer's vocabulary determine the ids."""
+        parameters = {
             "template": PLAIN_TEMPLATE if self._template is None else self._template,
             "variables": self._variables,
             "eos_ids": self._eos_ids,
             "max_length": self._max_length,
             "max_prompt_length": self._max_prompt_length,
         }
-        return hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         template = PLAIN_TEMPLATE if self._template is None else self._template
         return _apply(self._tokenizer, template, messages, add_generation_prompt, self._variables)
 
-    def _learn_header_and_lead(self) -> tuple[str, str]:
-        """What the template writes before an answer but not as generation prompt, from a probe.
+    def _probe_header_and_lead(self) -> tuple[str, str]:
+        """Text between generation prompt and answer, learned by rendering an example: (header, lead).
 
-        The first is the turn's header of a template that knows no generation prompt: it ends the prompt. The second
-        starts the answer: Llama 2 has a space there.
+        The header is that of the assistant's turn in a template that ignores `add_generation_prompt`; it belongs to the
+        prompt. The lead belongs to the answer: in Llama 2's template, a space. At least one of them is empty.
         """
         question, answer = Message("user", "Question"), Message("assistant", _PROBE)
         try:
@@ -156,15 +162,15 @@ class Renderer:
             ignored = prompt_text == self._apply([question], add_generation_prompt=False)
         except ValueError as error:
             raise _unusable(error) from error
-        lead, found, _ = full_text.removeprefix(prompt_text).partition(_PROBE)
-        if not full_text.startswith(prompt_text) or not found:
+        lead, probe, _ = full_text.removeprefix(prompt_text).partition(_PROBE)
+        if not full_text.startswith(prompt_text) or not probe:
             return "", ""
         return (lead, "") if ignored and lead.strip() else ("", lead)
 
     def _answer_text(self, prompt_text: str, full_text: str, answer: str) -> tuple[str, int]:
-        """The answer's text as the template has it, without its end-of-sequence token, and that token's id.
+        """The answer's text as rendered, without its end-of-sequence token, and the id of that token.
 
-        Where the template rewrites the answer (drops reasoning, say) or the prompt before it, the answer as given.
+        Where the template changes the answer (e.g. drops its reasoning) or the prompt before it, the original answer.
         """
         if full_text.startswith(prompt_text):
             rest = full_text[len(prompt_text) :]
@@ -178,17 +184,17 @@ class Renderer:
         return answer, self._eos_ids[0]
 
     def _encode_after(self, prompt_text: str, prompt_ids: Sequence[int], text: str) -> list[int]:
-        """Ids of text that follows a prompt, encoded in its place if that leaves the prompt's ids alone."""
+        """Ids of text that follows a prompt: encoded together with the prompt, unless that changes the prompt's ids."""
         ids = self._encode(prompt_text + text)
         if ids[: len(prompt_ids)] == prompt_ids:
             return ids[len(prompt_ids) :]
         return self._encode(text)
 
     def _escape(self, content: str) -> str:
-        return self._special.sub(lambda found: f"{_ESCAPE}{self._specials.index(found.group())};", content)
+        return self._special.sub(lambda match: f"{_ESCAPE}{self._specials.index(match.group())};", content)
 
     def _encode(self, text: str) -> list[int]:
-        """Ids of a template's text; what was escaped in a message becomes ordinary tokens."""
+        """Ids of rendered text; escaped special tokens become ordinary tokens."""
         ids: list[int] = []
         for piece, plain in _pieces(text, lambda index: self._specials[index]):
             ids += _encode(self._tokenizer, piece, plain=plain)
@@ -196,13 +202,15 @@ class Renderer:
 
 
 def find_eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None) -> list[int]:
-    """Ids that end an answer, without repetition: the template's own end of turn, then the model's.
+    """Ids of the tokens that end an answer, without duplicates: the template's end of turn, then the model's ids.
 
     Args:
-        generation_eos: `eos_token_id` of the model's generation config or config; without it the tokenizer's is taken.
+        tokenizer: with or without a chat template.
+        generation_eos: `eos_token_id` of the model's generation config or config; the tokenizer's where it is None or
+            empty.
 
     Raises:
-        ModelError: the template fails on a plain exchange, or there is no such id at all.
+        ModelError: the template fails on one question and its answer, or there is no such id.
     """
     configured = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or ())
     if not configured and tokenizer.eos_token_id is not None:
@@ -219,7 +227,7 @@ def find_eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Seque
 
 
 def _probe_suffix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids the chat template writes after an answer."""
+    """Ids of the text that the chat template writes after an answer."""
     template = _chat_template(tokenizer)
     if template is None:
         return []
@@ -244,13 +252,13 @@ def _apply(
     except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(message.role for message in messages)
         raise ValueError(
-            f"the chat template refuses turns of {roles} ({error}), expected turns it accepts; "
+            f"the chat template rejects turns of {roles} ({error}), expected turns it accepts; "
             "change the record's turns or the model's template"
         ) from error
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool) -> list[int]:
-    """Ids of text, nothing added; `plain` takes special tokens in it for ordinary characters."""
+    """Ids of text without added tokens; with `plain`, special tokens in it are encoded as ordinary characters."""
     if not text:
         return []
     encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)
@@ -258,17 +266,17 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool) -> li
 
 
 def _pieces(text: str, unescaped: Callable[[int], str]) -> Iterator[tuple[str, bool]]:
-    """Split a template's text into (text, False) as the template wrote it and (text, True) that was escaped."""
+    """Split rendered text into (text, False) for the template's own and (text, True) for what was escaped."""
     start = 0
-    for found in _ESCAPED.finditer(text):
-        yield text[start : found.start()], False
-        yield unescaped(int(found.group(1))), True
-        start = found.end()
+    for match in _ESCAPED.finditer(text):
+        yield text[start : match.start()], False
+        yield unescaped(int(match.group(1))), True
+        start = match.end()
     yield text[start:], False
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's template; of several, the default one."""
+    """The tokenizer's chat template, the default one of several; None where it has none."""
     return tokenizer.get_chat_template() if tokenizer.chat_template else None
 
 
@@ -288,7 +296,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> list[
 
 
 def _added_bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The token that the tokenizer puts before a text by itself, or nothing."""
+    """The BOS token if the tokenizer adds it to a text by itself, else an empty string."""
     bos_id = tokenizer.bos_token_id
     return cast(str, tokenizer.bos_token) if bos_id is not None and bos_id in tokenizer("a")["input_ids"][:1] else ""
 

@@ -1,4 +1,4 @@
-"""The Parquet files that travel between steps: token ids, never text."""
+"""Rows of the Parquet files that steps exchange, which hold token ids and no text, and their reading and writing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Prompt:
 
     Attributes:
         index: number of the record within the run.
-        prompt_ids: token ids up to where an answer begins.
-        actual_ids: the human answer's; its EOS is among them unless it was cut.
-        actual_ended: whether it is.
+        prompt_ids: token ids up to where the answer begins.
+        actual_ids: token ids of the human answer, including its EOS unless the answer was cut.
+        actual_ended: whether the EOS is included.
     """
 
     index: int
@@ -32,14 +32,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The human's answer against the reference's; told from all others of a run by its origin and its index.
+    """A human answer and the reference's answer to the same prompt; origin and index identify it within a run.
 
     Attributes:
-        generated_ids: sampled token ids; the EOS is among them only where it was sampled.
+        generated_ids: sampled token ids, including the EOS only if it was sampled.
         finish_reason: `stop` (EOS sampled), `stop_string`, or `length` (cut).
-        origin: the iteration it was generated in.
-        sampled_logprob: of the generated answer's tokens, nats, as the sampler's own model had it: good for a check of
-            weights and template, never for the loss.
+        origin: iteration that generated it.
+        sampled_logprob: log-probability of the generated answer as reported by the sampling engine, in nats, summed
+            over its tokens; used to check weights and template, not in the loss.
     """
 
     index: int
@@ -52,21 +52,21 @@ class Pair:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Origin and index: one prompt has a pair of each iteration."""
+        """Origin and index: a prompt has one pair in each iteration."""
         return self.origin, self.index
 
     @property
     def num_tokens(self) -> int:
-        """Of both sequences."""
+        """Tokens of both sequences, the prompt counted twice."""
         return 2 * len(self.prompt_ids) + len(self.actual_ids) + len(self.generated_ids)
 
     def is_empty(self, eos_ids: Collection[int]) -> bool:
-        """Whether the reference said nothing: no token, or none but EOS."""
+        """Whether the generated answer has no tokens but EOS."""
         return all(token in eos_ids for token in self.generated_ids)
 
     @property
     def is_identical(self) -> bool:
-        """Whether the reference said what the human did: the margin is 0 whatever the policy."""
+        """Whether both answers are the same, so that the margin is 0 for any policy."""
         return self.generated_ids == self.actual_ids
 
 
@@ -75,9 +75,9 @@ class Score:
     """Log-probabilities of both answers of a pair under the reference, in nats, summed over answer tokens.
 
     Attributes:
-        batch: number of the global batch, within the shard, that the pair was scored in and is trained in.
-        origin: the pair's: where it is an earlier iteration, the pair was scored again, under the present reference.
-        base_actual, base_generated: the same under the base model of the run, where the objective asks for it.
+        batch: number, within the shard, of the global batch that the pair is scored and trained in.
+        origin: that of the pair; a pair of an earlier iteration is scored again under the present reference.
+        base_actual, base_generated: log-probabilities under the base model of the run, where the objective needs them.
     """
 
     index: int
@@ -90,7 +90,7 @@ class Score:
 
     @property
     def key(self) -> tuple[int, int]:
-        """The pair's."""
+        """Key of the pair, see `Pair.key`."""
         return self.origin, self.index
 
 
@@ -105,11 +105,11 @@ class AnswerLoss:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a policy answered to a held-out prompt.
+    """A policy's sampled answer to a held-out prompt.
 
     Attributes:
-        logprob: of the answer under that policy, in nats, summed over its tokens.
-        logprob_of_reference_sample: under that policy too, of what its reference answered; NaN for the base model.
+        logprob: log-probability of the answer under the policy, in nats, summed over its tokens.
+        logprob_of_reference_sample: the same of the reference's answer, under the policy; NaN for the base model.
     """
 
     index: int
@@ -121,11 +121,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class PairReward:
-    """Rewards of both answers of a pair, beta * (log pi - log pi_ref), in the step that trained on it.
+    """Rewards of both answers of a pair, beta * (log pi - log pi_ref), at the training step that used it.
 
     Attributes:
-        step: of the run, whose update the pair was part of.
-        origin: the pair's.
+        step: optimizer step, counted over the run.
+        origin: that of the pair.
     """
 
     index: int
@@ -136,12 +136,12 @@ class PairReward:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a judge said of an answer.
+class Judgment:
+    """A judge model's rating of an answer.
 
     Attributes:
-        reply: in full.
-        score: from 1 to 10; None where the reply holds none.
+        reply: full text of the judge's reply.
+        score: from 1 to 10; None where the reply has none.
     """
 
     index: int
@@ -175,11 +175,11 @@ _COLUMNS = {
     "score": pa.float32(),
 }
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, Verdict)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, Judgment)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
-    """Write rows of one kind; the same rows give the same bytes. A column that may be empty is left out where it is."""
+    """Write rows of one kind; equal rows give equal bytes. An optional column whose values are all None is left out."""
     table = [asdict(row) for row in rows]
     needed = _needed_columns(kind)
     names = [field.name for field in fields(kind)]
@@ -193,17 +193,17 @@ def _needed_columns(kind: type[Row]) -> set[str]:
 
 
 def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Read what `write_rows` wrote.
+    """Read a file that `write_rows` wrote.
 
     Raises:
-        IntegrityError: the file is not there or has other columns.
+        IntegrityError: the file cannot be read or has other columns.
     """
     try:
         table = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} cannot be read as Parquet: {error}") from error
-    needed, found = _needed_columns(kind), set(table.column_names)
-    expected = [field.name for field in fields(kind) if field.name in needed | found]
+    needed, present = _needed_columns(kind), set(table.column_names)
+    expected = [field.name for field in fields(kind) if field.name in needed | present]
     if table.column_names != expected:
         raise IntegrityError(f"{path} has the columns {table.column_names}, expected {expected}")
     return [kind(**row) for row in table.to_pylist()]

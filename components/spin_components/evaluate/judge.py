@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from spin_components.data.shards import Verdict
+from spin_components.data.shards import Judgment
 from spin_components.errors import ConfigError, EngineError, SpinError
 from spin_components.evaluation_settings import JUDGE_KEY, EvaluationSettings
 
@@ -105,7 +105,7 @@ class Judge:
         """Let go of connections."""
         self._client.close()
 
-    def judge(self, questions: Sequence[Question], told: Callable[[int], None] = lambda done: None) -> list[Verdict]:
+    def judge(self, questions: Sequence[Question], told: Callable[[int], None] = lambda done: None) -> list[Judgment]:
         """Have answers scored.
 
         Args:
@@ -118,7 +118,7 @@ class Judge:
             ConfigError: the endpoint refuses key, model or request.
             EngineError: it does not answer, fails after all retries, or none of its replies holds a score.
         """
-        found: dict[int, Verdict] = {}
+        found: dict[int, Judgment] = {}
         pool = ThreadPoolExecutor(self._evaluation.judge_concurrency, thread_name_prefix="judge")
         try:
             places = {pool.submit(self._ask, question): place for place, question in enumerate(questions)}
@@ -136,7 +136,7 @@ class Judge:
             )
         return verdicts
 
-    def _ask(self, question: Question) -> Verdict:
+    def _ask(self, question: Question) -> Judgment:
         content = asked(question, self._evaluation.judge_template)
         try:
             response = self._client.chat.completions.create(
@@ -151,7 +151,7 @@ class Judge:
                 f"{self._name} does not answer as chat completions do: {self._without_key(_short(str(response)))!r}; "
                 "an address usually ends in /v1"
             ) from None
-        return Verdict(question.index, reply, read_score(reply))
+        return Judgment(question.index, reply, read_score(reply))
 
     def _explained(self, error: Exception) -> SpinError:
         kinds = self._openai
@@ -179,7 +179,7 @@ class Judge:
         return text.replace(self._key, "***") if self._key else text
 
 
-def judge_figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def judge_figures(verdicts: Sequence[Judgment]) -> dict[str, Any]:
     """Mean score and its standard error, and how many replies had none."""
     scores = [verdict.score for verdict in verdicts if verdict.score is not None]
     return {

@@ -198,14 +198,14 @@ def _judge_part(step: Step, model: Published) -> Part:
     def run_part() -> tuple[Facts, Outputs]:
         if not answers.file:
             return {"skipped": "its loss is not finite, so it was not sampled"}, {}
-        from spin_components.data.shards import Verdict, write_rows
+        from spin_components.data.shards import Judgment, write_rows
         from spin_components.evaluate.judge import Judge, judge_figures
 
         asked = questions(run, step.settings, answers, step.evaluation.judge_num_samples)
         with closing(Judge(step.evaluation)) as judge:
             verdicts = judge.judge(asked, step.progress(len(asked), "answers").update)
         with run.staged(key) as staged:
-            write_rows(staged.path, Verdict, verdicts)
+            write_rows(staged.path, Judgment, verdicts)
         return judge_figures(verdicts), dict(staged.outputs)
 
     return Part(inputs, run_part)

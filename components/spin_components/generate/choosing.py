@@ -1,6 +1,6 @@
-"""The next token of each row: transformers' warpers, and draws that depend on a prompt's own random numbers alone.
+"""Sampling of the next token of each row, with transformers' logits warpers and a random number for each prompt.
 
-R rows, V vocabulary.
+Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from spin_components.generate.engine import Sampling
 Warper = Callable[[Tensor, Tensor], Tensor]
 
 
-class Chooser:
-    """Chooses as the settings say: greedily, or by sampling from the warped distribution."""
+class TokenSampler:
+    """Selects next tokens: greedily at temperature 0, else by sampling from the warped distribution.
+
+    Attributes:
+        reads_history: whether `sample` needs the rows' tokens, for the repetition penalty.
+    """
 
     def __init__(self, sampling: Sampling) -> None:
         from transformers.generation.logits_process import (
@@ -27,7 +31,7 @@ class Chooser:
         )
 
         settings = sampling.settings
-        self._eos_ids, self._least = sampling.eos_ids, settings.min_new_tokens
+        self._eos_ids, self._min_new_tokens = sampling.eos_ids, settings.min_new_tokens
         self._greedy = sampling.temperature == 0
         self.reads_history = settings.repetition_penalty != 1
         self._penalty: Warper | None = None
@@ -42,35 +46,37 @@ class Chooser:
             if settings.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(settings.top_p))
 
-    def choose(
+    def sample(
         self, logits: Tensor, uniforms: Sequence[float], num_answered: Sequence[int], histories: Sequence[Sequence[int]]
     ) -> tuple[list[int], list[float]]:
-        """A token a row, and its log-probability in nats under the model itself, before any warping.
+        """Sample a token for each row.
 
         Args:
-            logits: (R, V) float32; left as they are.
+            logits: (R, V) float32; not modified.
             uniforms: a random number in [0, 1) for each row.
-            num_answered: tokens that each row's answer has already.
-            histories: prompt and answer so far; looked at only where `reads_history`.
+            num_answered: number of tokens in each row's answer so far.
+            histories: each row's prompt and answer so far; used only if `reads_history`.
+
+        Returns: R token ids, and their log-probabilities in nats under the model, before any warping.
         """
         scores = self._warp(logits, num_answered, histories)
         if self._greedy:
-            chosen = scores.argmax(dim=-1)
+            tokens = scores.argmax(dim=-1)
         else:
-            chosen = draw(scores, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        return chosen.tolist(), logprobs.tolist()
+            tokens = sample_softmax(scores, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return tokens.tolist(), logprobs.tolist()
 
     def _warp(self, logits: Tensor, num_answered: Sequence[int], histories: Sequence[Sequence[int]]) -> Tensor:
         scores = logits
-        ids = torch.empty(0)  # only the penalty looks at tokens
+        ids = torch.empty(0)  # only the repetition penalty reads token ids
         if self._penalty is not None:
             longest = max(len(history) for history in histories)
-            # filled up with a token that is in it anyway: the penalty counts each once
-            filled = [[*history, *[history[0]] * (longest - len(history))] for history in histories]
-            ids = torch.tensor(filled, device=logits.device)
+            # pad with a token of the row itself: the penalty applies once to each distinct token
+            padded = [[*history, *[history[0]] * (longest - len(history))] for history in histories]
+            ids = torch.tensor(padded, device=logits.device)
             scores = self._penalty(ids, scores)
-        short = [row for row, num in enumerate(num_answered) if num < self._least]
+        short = [row for row, num in enumerate(num_answered) if num < self._min_new_tokens]
         if short:
             scores = scores.clone()
             scores[torch.tensor(short)[:, None], torch.tensor(self._eos_ids)] = float("-inf")
@@ -79,13 +85,20 @@ class Chooser:
         return scores
 
 
-def draw(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """Sample from softmax(scores) by inverting its distribution function, in float64; (R, V) and (R,) to (R,).
+def sample_softmax(scores: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample from softmax(scores) by inverting the cumulative distribution, in float64.
 
-    One random number a row: `multinomial` makes one for each of V tokens, on a CPU half the time of a small model.
+    It needs one random number for each row; `multinomial` draws V of them, on a CPU half the time of a small model.
+
+    Args:
+        scores: (R, V), -inf for excluded tokens.
+        uniforms: (R,) float64, in [0, 1).
+
+    Returns: (R,) int64.
     """
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
     cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    below = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, below, right=True)[:, 0]  # the first that exceeds: never one of weight 0
+    thresholds = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    # the first entry above the threshold, which never has weight 0
+    return torch.searchsorted(cumulative, thresholds, right=True)[:, 0]

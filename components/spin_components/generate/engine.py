@@ -1,4 +1,4 @@
-"""The interface of generation engines, and the choice of one."""
+"""The interface of sampling engines, and the choice of one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from spin_components.settings import ModelSettings
 logger = logging.getLogger(__name__)
 
 WORTHWHILE_CPU_TOKENS = 50_000
-"""On a CPU vLLM starts in 30 to 90 s; `transformers` generates fewer tokens than these in less time."""
+"""Tokens above which vLLM is faster than `transformers` on a CPU, where it takes 30 to 90 s to start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled answer.
+    """A sampled answer.
 
     Attributes:
-        token_ids: EOS is among them only if it was sampled.
-        finish_reason: why sampling ended: `stop` or `length`.
-        logprob: log pi(answer | prompt) in nats, summed over all tokens, under the model itself: before temperature,
-            filters and penalties.
+        token_ids: sampled ids, including the EOS only if it was sampled.
+        finish_reason: `stop` (EOS sampled), `stop_string`, or `length`.
+        logprob: sum over the tokens in nats, under the model without temperature, filters or penalties.
     """
 
     token_ids: list[int]
@@ -40,13 +39,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample, the same for all prompts.
+    """Sampling parameters shared by all prompts.
 
     Attributes:
-        settings: `[generation]`.
-        eos_ids: token ids that end an answer.
-        seed: of the whole call.
-        iteration: t, which schedules depend on.
+        settings: section `[generation]`.
+        eos_ids: ids that end an answer.
+        seed: of the random numbers.
+        iteration: selects values that are set for each iteration.
     """
 
     settings: GenerationSettings
@@ -56,21 +55,21 @@ class Sampling:
 
     @property
     def temperature(self) -> float:
-        """The temperature of this iteration."""
+        """Temperature of the iteration; 0 is greedy decoding."""
         return per_iteration(self.settings.temperature, self.iteration)
 
 
 class Engine(Protocol):
-    """Samples one answer to each prompt."""
+    """Samples one answer for each prompt."""
 
     name: str
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-        """Yield (index of the prompt, answer) as answers are finished, in any order, each once.
+        """Yield (index of the prompt, answer) as answers finish, in any order, one for each prompt.
 
         Args:
-            prompts: token ids.
-            max_new_tokens: of each prompt's answer, >= 1.
+            prompts: token ids of each prompt.
+            max_new_tokens: limit for each prompt, >= 1.
         """
 
     def close(self) -> None:
@@ -113,10 +112,10 @@ def collect_answers(
 
 
 def choose_engine(settings: GenerationSettings, compute: Compute, num_prompts: int) -> str:
-    """Resolve `generation.engine`: with `auto`, vLLM where it is installed and faster, `transformers` elsewhere.
+    """Resolve `generation.engine` to the name of an engine.
 
     Raises:
-        ConfigError: vLLM is asked for and not installed.
+        ConfigError: it is "vllm" and vLLM is not installed.
     """
     installed = importlib.util.find_spec("vllm") is not None
     if settings.engine == "vllm" and not installed:
@@ -128,7 +127,7 @@ def choose_engine(settings: GenerationSettings, compute: Compute, num_prompts: i
 
 
 def open_engine(name: str, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> Engine:
-    """Load a model into the named engine."""
+    """Create an engine by name for the model in a folder."""
     if name == "vllm":
         from spin_components.generate.vllm_engine import VllmEngine
 

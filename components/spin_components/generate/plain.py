@@ -1,4 +1,4 @@
-"""Batches by `transformers.generate` itself, for architectures that slot attention does not fit."""
+"""Sampling by transformers' `generate`, for architectures that slot attention does not support."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from spin_components.device import Compute
 from spin_components.generate.engine import Answer, Sampling
 
 
-class PlainBatches:
-    """Prompts sorted by length, left-padded; no setting inherited from the model."""
+class FallbackGenerator:
+    """Generates in static batches: prompts sorted by length and padded on the left.
+
+    The generation settings of the model's folder are ignored.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, compute: Compute) -> None:
         from transformers import GenerationConfig
 
         self._model, self._tokenizer, self._sampling, self._compute = model, tokenizer, sampling, compute
-        # generate() fills what it is not told from the model's own configuration, so that one is replaced as well
+        # generate() takes missing values from the model's own configuration, so that is replaced as well
         model.generation_config = GenerationConfig(**self._config())
         torch.manual_seed(sampling.seed)
 
@@ -40,27 +43,27 @@ class PlainBatches:
         return config
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-        """As `Engine.generate`."""
-        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
+        """Implements `Engine.generate`."""
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         size = self._sampling.settings.batch_size
         for start in range(0, len(order), size):
-            places = order[start : start + size]
-            rows = self._sample([prompts[place] for place in places], max(max_new_tokens[place] for place in places))
-            answers = [self._cut(row, max_new_tokens[place]) for place, row in zip(places, rows, strict=True)]
+            indices = order[start : start + size]
+            rows = self._sample([prompts[index] for index in indices], max(max_new_tokens[index] for index in indices))
+            answers = [self._cut(row, max_new_tokens[index]) for index, row in zip(indices, rows, strict=True)]
             groups = [
-                Prompted(prompts[place], (token_ids,)) for place, (token_ids, _) in zip(places, answers, strict=True)
+                Prompted(prompts[index], (token_ids,)) for index, (token_ids, _) in zip(indices, answers, strict=True)
             ]
             with torch.inference_mode(), self._compute.autocast():
                 logprobs = answer_logprobs(self._model, groups, self._compute.device).tolist()
-            for place, (token_ids, reason), logprob in zip(places, answers, logprobs, strict=True):
-                yield place, Answer(token_ids, reason, logprob)
+            for index, (token_ids, reason), logprob in zip(indices, answers, logprobs, strict=True):
+                yield index, Answer(token_ids, reason, logprob)
 
     def _sample(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         longest = max(len(prompt) for prompt in prompts)
-        gaps = [longest - len(prompt) for prompt in prompts]
-        fill = self._sampling.eos_ids[0]
-        input_ids = torch.tensor([[fill] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)])
-        attention_mask = torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps])
+        num_padding = [longest - len(prompt) for prompt in prompts]
+        pad_id = self._sampling.eos_ids[0]
+        input_ids = torch.tensor([[pad_id] * num + prompt for num, prompt in zip(num_padding, prompts, strict=True)])
+        attention_mask = torch.tensor([[0] * num + [1] * (longest - num) for num in num_padding])
         with torch.inference_mode(), self._compute.autocast():
             output = self._model.generate(
                 input_ids=input_ids.to(self._compute.device),
@@ -71,15 +74,15 @@ class PlainBatches:
         return output[:, longest:].tolist()  # type: ignore[no-any-return]
 
     def _cut(self, row: list[int], limit: int) -> tuple[list[int], str]:
-        """Undo the batch: a row that ended before others goes on with filling that must not be taken for its EOS."""
-        ends = [place for place, token in enumerate(row[:limit]) if token in self._sampling.eos_ids]
-        token_ids, reason = (row[: ends[0] + 1], "stop") if ends else (row[:limit], "length")
+        """Token ids and finish reason of a batch's row, without the padding after its first EOS."""
+        eos_indices = [index for index, token in enumerate(row[:limit]) if token in self._sampling.eos_ids]
+        token_ids, reason = (row[: eos_indices[0] + 1], "stop") if eos_indices else (row[:limit], "length")
         if (length := self._stop_string_end(token_ids)) is not None:
             return token_ids[:length], "stop_string"
         return token_ids, reason
 
     def _stop_string_end(self, token_ids: list[int]) -> int | None:
-        """Number of tokens up to the first that completes a stop string."""
+        """Number of tokens up to the one that completes a stop string; None where there is none."""
         stop = self._sampling.settings.stop
         if not stop or not any(text in self._tokenizer.decode(token_ids) for text in stop):
             return None

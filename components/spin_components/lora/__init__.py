@@ -1,1 +1,1 @@
-"""Low-rank adapters: as they lie in storage, on a model that is trained, and merged into one."""
+"""Low-rank adapters: their files, their layers in a model, and merging."""

@@ -1,11 +1,11 @@
-"""An adapter as files: peft's own two, and what it sits on.
+"""Files of an adapter: peft's two, a reference to its base, and the tokenizer.
 
-    adapter_config.json            peft's configuration; its base is named by address
+    adapter_config.json            peft's configuration; names the base by its address
     adapter_model.safetensors      A and B of each adapted layer, float32
-    base.json                      address and digest of the policy that the adapter was trained on
+    base.json                      address and digest of the model that the adapter was trained on
     tokenizer.json                 a copy of the base's, so that a report can show text without fetching the base
 
-A policy of iteration t sits on that of iteration t - 1, and so on down to the base model: a chain.
+The base of an adapter of iteration t is the policy of iteration t - 1, and so on down to the base model: a chain.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 _TOKENIZER = "tokenizer.json"
 _PREFIX = "base_model.model."
-"""What peft puts before the names of a model's own layers in a file of adapter weights."""
+"""Prefix of peft to the names of a model's layers in a file of adapter weights."""
 
 
 class Base(BaseModel):
-    """What an adapter sits on.
+    """The model that an adapter was trained on.
 
     Attributes:
-        uri: of the run's base model, or of another policy of the run.
+        uri: address of the run's base model, or of a policy of the run.
         sha256: its digest, see `store.models.model_digest`.
     """
 
@@ -48,13 +48,13 @@ class Base(BaseModel):
 def write_adapter(
     folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], base: Base, like: Path
 ) -> None:
-    """Write an adapter.
+    """Write an adapter's folder.
 
     Args:
         folder: to be created.
-        config: peft's, as plain JSON.
-        weights: by name, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
-        base: what it sits on.
+        config: peft's configuration, as plain JSON.
+        weights: by name, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`; written as float32.
+        base: the model that the adapter was trained on.
         like: folder of a model with the tokenizer.
     """
     from safetensors.torch import save_file
@@ -75,25 +75,25 @@ def copy_tokenizer(like: Path, folder: Path) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """What `write_adapter` was given, by the same names."""
+    """Read the weights that `write_adapter` wrote, under the same names."""
     from safetensors.torch import load_file
 
     return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """peft's configuration of an adapter."""
+    """Read peft's configuration of an adapter."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf-8"))
     return config
 
 
 def read_base(folder: Path) -> Base:
-    """What an adapter sits on.
+    """Read which model an adapter was trained on.
 
     Raises:
-        IntegrityError: the file does not say.
+        IntegrityError: `base.json` is missing or invalid.
     """
     try:
         return Base.model_validate_json((folder / BASE).read_text("utf-8"))
     except (OSError, ValidationError) as error:
-        raise IntegrityError(f"{folder / BASE} does not say what the adapter sits on: {error}") from error
+        raise IntegrityError(f"{folder / BASE} does not name the adapter's base model: {error}") from error

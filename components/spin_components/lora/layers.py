@@ -1,4 +1,4 @@
-"""A model with low-rank layers beside its own: peft's, put into the model itself, so that its class stays as it was."""
+"""Low-rank layers of peft, injected into a model without wrapping it, so that its class stays the same."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from spin_components.lora_settings import LoraSettings
 TRAINED = "default"
 """peft's name for the adapter that is trained."""
 FROZEN = "reference"
-"""The adapter that a quantised policy's predecessors make together."""
+"""peft's name for the adapter that joins those of all earlier iterations, below a quantized base."""
 
 
 def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
-    """Give a model a fresh adapter, and leave nothing else of it to be trained.
+    """Add a new adapter to a model and freeze all other parameters.
 
-    B is zero, so the model computes what it did before, to the bit.
+    B is initialised to zero, so the model's outputs do not change, bit by bit.
 
     Args:
         model: of transformers; may have a frozen adapter already.
         lora: rank, scale and layers.
-        seed: of A: the same on every rank, and none of the run's other random numbers moves.
+        seed: for A, the same on every rank; torch's global random state is not changed.
 
     Raises:
-        ConfigError: no layer is of a name that is asked for, or one is an embedding.
+        ConfigError: a layer of `lora.target_modules` does not exist or is an embedding.
     """
     from peft import LoraConfig
 
@@ -45,18 +45,18 @@ def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
             _inject(model, config, TRAINED)
         except ValueError as error:
             raise ConfigError(
-                f"lora.target_modules = {lora.target_modules!r} does not suit {type(model).__name__}: {error}"
+                f"lora.target_modules = {lora.target_modules!r} does not fit {type(model).__name__}: {error}"
             ) from error
-    _refuse_embeddings(model)
+    _check_no_embeddings(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)
 
 
 def add_frozen(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Give a model an adapter that is there already, not to be trained.
+    """Add a saved adapter to a model and freeze all parameters.
 
     Raises:
-        IntegrityError: the adapter is of another model.
+        IntegrityError: the adapter does not belong to this model.
     """
     _inject_saved(model, config, FROZEN)
     load_weights(model, weights, FROZEN)
@@ -65,10 +65,10 @@ def add_frozen(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tens
 
 
 def merge(model: Any, folder: Path) -> None:
-    """Add a saved adapter to a model's own weights: W + B A alpha / r, in float32, by peft.
+    """Merge a saved adapter into a model's weights: W + B A alpha / r, in float32, by peft.
 
     Raises:
-        IntegrityError: the adapter is of another model.
+        IntegrityError: the adapter does not belong to this model.
     """
     _inject_saved(model, read_config(folder), TRAINED)
     load_weights(model, read_weights(folder), TRAINED)
@@ -79,25 +79,26 @@ def merge(model: Any, folder: Path) -> None:
 
 
 def load_weights(model: Any, weights: Mapping[str, Tensor], adapter: str = TRAINED) -> None:
-    """Put saved weights into an adapter that a model has.
+    """Copy saved weights into an adapter of a model.
 
     Raises:
-        IntegrityError: names or shapes are others.
+        IntegrityError: names or shapes differ.
     """
-    mine = adapter_parameters(model, adapter)
-    shapes = {name: tuple(parameter.shape) for name, parameter in mine.items()}
-    if (found := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != shapes:
-        name = min({*found.items()} ^ {*shapes.items()})[0]
+    parameters = adapter_parameters(model, adapter)
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if (shapes := {name: tuple(tensor.shape) for name, tensor in weights.items()}) != expected:
+        name = min({*shapes.items()} ^ {*expected.items()})[0]
         raise IntegrityError(
-            f"the adapter is not of this model: {name} has the shape {found.get(name)}, expected {shapes.get(name)}"
+            "the adapter does not belong to this model: "
+            f"{name} has the shape {shapes.get(name)}, expected {expected.get(name)}"
         )
     with torch.no_grad():
-        for name, parameter in mine.items():
+        for name, parameter in parameters.items():
             parameter.copy_(weights[name])
 
 
 def adapter_parameters(model: Any, adapter: str = TRAINED) -> dict[str, Any]:
-    """An adapter's parameters by their names in a file, `LAYER.lora_A.weight`."""
+    """An adapter's parameters by their names in its file, `LAYER.lora_A.weight`."""
     return {
         file_name(name, adapter): parameter
         for name, parameter in model.named_parameters()
@@ -106,13 +107,16 @@ def adapter_parameters(model: Any, adapter: str = TRAINED) -> dict[str, Any]:
 
 
 def file_name(name: str, adapter: str = TRAINED) -> str:
-    """A parameter's name in a file: without the adapter's."""
+    """Name of a parameter in the adapter's file: the model's name without that of the adapter."""
     return name.replace(f".{adapter}.", ".")
 
 
 def saved_config(model: Any) -> dict[str, Any]:
-    """peft's configuration of the trained adapter as plain JSON, the same each time; layers by the ends of their names
-    where that is enough."""
+    """peft's configuration of the trained adapter as plain JSON with a fixed order.
+
+    `target_modules` has the last parts of the layers' names if these match the adapted layers and no others, else full
+    names.
+    """
     names = sorted({re.sub(r"\.lora_[AB]\.weight$", "", name) for name in adapter_parameters(model)})
     ends = sorted({name.rpartition(".")[2] for name in names})
     matched = {
@@ -133,14 +137,14 @@ def _inject_saved(model: Any, config: Mapping[str, Any], adapter: str) -> None:
     try:
         _inject(model, LoraConfig(**given, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"), adapter)
     except ValueError as error:
-        raise IntegrityError(f"the adapter is not of this model: {error}") from error
+        raise IntegrityError(f"the adapter does not belong to this model: {error}") from error
 
 
 def _inject(model: Any, config: Any, adapter: str) -> None:
-    """Put an adapter beside those that are there, all of them at work."""
+    """Add an adapter to a model's layers and activate all its adapters."""
     from peft import inject_adapter_in_model
 
-    vars(model).pop("peft_config", None)  # peft warns where a model has one
+    vars(model).pop("peft_config", None)  # peft warns about an existing one
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for _, layer in _adapted(model):
         layer.set_adapter(sorted(layer.lora_A, reverse=True))
@@ -152,10 +156,10 @@ def _adapted(model: Any) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
-def _refuse_embeddings(model: Any) -> None:
+def _check_no_embeddings(model: Any) -> None:
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    if found := [name for name, layer in _adapted(model) if any(layer is each for each in embeddings)]:
+    if names := [name for name, layer in _adapted(model) if any(layer is each for each in embeddings)]:
         raise ConfigError(
-            f"lora.target_modules takes in {', '.join(found)}: embeddings and the output layer may be one tensor, and "
+            f"lora.target_modules includes {', '.join(names)}: embeddings and the output layer may be one tensor, and "
             "are not adapted; name other layers, or 'all-linear'"
         )

@@ -1,4 +1,4 @@
-"""Chains of adapters made into something without a chain: a plain model, one adapter, or a model that scores."""
+"""Chains of adapters resolved to a merged model, to one adapter, or to a quantized model with a frozen adapter."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from spin_components.modeling import load_model, save_policy
 from spin_components.settings import Settings
 
 LAYERED = "layered.json"
-"""In a folder that stands for a model of 4-bit weights with adapters upon them: where those lie on this machine."""
+"""File of a folder that stands for a quantized model with adapters: their paths on this machine."""
 
 
 def write_merged(base: Path, adapters: Sequence[Path], settings: Settings, folder: Path) -> None:
-    """Write a plain model folder, float32: the base with each adapter merged into it, one after the other.
+    """Write a float32 model folder: the base with all adapters merged into it, in order.
 
-    A quantised base is taken as its 4-bit weights compute, since the adapters were trained on those.
+    With a quantized base, the dequantized 4-bit weights are used, since the adapters were trained on those.
 
     Args:
         base: a model folder.
-        adapters: from the first to the last.
+        adapters: folders, from the first to the last.
         settings: of the run.
         folder: to be created.
 
     Raises:
-        IntegrityError: an adapter is of another model.
+        IntegrityError: an adapter does not belong to the base.
         ModelError: the base cannot be loaded.
     """
     if settings.lora.is_quantized:
@@ -45,57 +45,60 @@ def write_merged(base: Path, adapters: Sequence[Path], settings: Settings, folde
 
 
 def write_layered(base: Path, adapters: Sequence[Path], folder: Path) -> None:
-    """Write a folder that `load_layered` loads: only names, valid as long as what they name is there."""
+    """Write a folder for `load_layered` that holds only the paths of base and adapters, which must stay in place."""
     folder.mkdir(parents=True)
-    named = {"base": str(base.absolute()), "adapters": [str(adapter.absolute()) for adapter in adapters]}
-    (folder / LAYERED).write_text(json.dumps(named), encoding="utf-8")
+    paths = {"base": str(base.absolute()), "adapters": [str(adapter.absolute()) for adapter in adapters]}
+    (folder / LAYERED).write_text(json.dumps(paths), encoding="utf-8")
     copy_tokenizer(base, folder)
 
 
 def load_layered(folder: Path, settings: Settings, device: torch.device, precision: str) -> Any:
-    """A model of 4-bit weights with its adapters, frozen, as one beside each layer.
+    """Load a quantized model with its adapters, joined into one and frozen.
 
     Raises:
-        IntegrityError: an adapter is of another model.
+        IntegrityError: an adapter does not belong to the base.
         ModelError: the base cannot be loaded.
     """
-    named = json.loads((folder / LAYERED).read_text("utf-8"))
-    model = load_quantized(Path(named["base"]), settings, device, precision)
-    if named["adapters"]:
-        add_frozen(model, *joined([Path(adapter) for adapter in named["adapters"]]))
+    paths = json.loads((folder / LAYERED).read_text("utf-8"))
+    model = load_quantized(Path(paths["base"]), settings, device, precision)
+    if paths["adapters"]:
+        add_frozen(model, *joined([Path(adapter) for adapter in paths["adapters"]]))
     return model
 
 
 def joined(adapters: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """One adapter that adds what a chain adds: B1 A1 s1 + B2 A2 s2 = [B1 s1, B2 s2] [A1; A2], of the ranks' sum.
+    """Join a chain of adapters to one: B1 A1 s1 + B2 A2 s2 = [B1 s1, B2 s2] [A1; A2], its rank the sum of the ranks.
 
     Args:
-        adapters: of one run, so of the same layers; at least one.
+        adapters: folders of adapters of the same layers; at least one.
 
-    Returns: peft's configuration and the weights by name; a single adapter as it is.
+    Returns: peft's configuration and the weights by name; a single adapter unchanged.
+
+    Raises:
+        ModelError: a weight is not a matrix.
     """
     configs, weights = [read_config(each) for each in adapters], [read_weights(each) for each in adapters]
     if len(adapters) == 1:
         return configs[0], weights[0]
     scales = [config["lora_alpha"] / config["r"] for config in configs]
-    found: dict[str, Tensor] = {}
+    joint: dict[str, Tensor] = {}
     for name in weights[0]:
         parts = [each[name] for each in weights]
         if any(part.ndim != 2 for part in parts):
-            raise ModelError(f"{name} is not a matrix; adapters of several iterations cannot be made one there")
+            raise ModelError(f"{name} is not a matrix, so adapters of several iterations cannot be joined")
         if ".lora_A." in name:  # (r, inputs)
-            found[name] = torch.cat(parts, dim=0)
+            joint[name] = torch.cat(parts, dim=0)
         else:  # (outputs, r)
-            found[name] = torch.cat([part * scale for part, scale in zip(parts, scales, strict=True)], dim=1)
+            joint[name] = torch.cat([part * scale for part, scale in zip(parts, scales, strict=True)], dim=1)
     rank = sum(config["r"] for config in configs)
-    return {**configs[-1], "r": rank, "lora_alpha": rank}, found
+    return {**configs[-1], "r": rank, "lora_alpha": rank}, joint
 
 
 def load_quantized(folder: Path, settings: Settings, device: torch.device, precision: str) -> Any:
-    """A model whose linear layers are nf4 by bitsandbytes, quantised as they are loaded; computes in `precision`.
+    """Load a model with its linear layers quantized to nf4 by bitsandbytes, computing in `precision`.
 
     Raises:
-        ModelError: it cannot be loaded so.
+        ModelError: it cannot be loaded or quantized.
     """
     from transformers import BitsAndBytesConfig
 
@@ -108,5 +111,5 @@ def load_quantized(folder: Path, settings: Settings, device: torch.device, preci
     model = load_model(folder, settings.model, device=device, quantization=quantization)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # a kernel that only inference has: policy would differ from it
+            module.support_avx512bf16_for_cpu = False  # its kernel runs only without gradients, and rounds differently
     return model

@@ -1,1 +1,1 @@
-"""How much memory each step with a model takes, worked out before anything is loaded; no torch is needed for it."""
+"""Estimates of the memory of each step with a model, from its configuration and the settings, without torch."""

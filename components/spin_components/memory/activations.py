@@ -1,15 +1,15 @@
-"""Bytes that a forward pass keeps for its backward pass, and what it needs on the way.
+"""Activation memory: bytes that a forward pass saves for its backward pass, and its temporary tensors.
 
-Widths as in `ModelShape`: h hidden, f inner, a queries, k keys, H heads, V vocabulary, L layers. Counted on
-`transformers`' modules, tensor by tensor, after the manner of Korthikanti et al. (arXiv:2205.05198, section 4), whose
-formula is for GPT's blocks in 16 bits:
+Widths as in `ModelShape`: h hidden, f inner, a queries, k keys, H heads, V vocabulary, L layers. Counted tensor by
+tensor on `transformers`' modules, following Korthikanti et al. (arXiv:2205.05198, section 4), whose formula is for GPT
+blocks in 16 bits:
 
-- a norm keeps its input and the normalised input, in float32: the residual stream is float32 under autocast too;
-- projections keep their input: one tensor where nothing is cast, one bf16 copy for each of the five under autocast,
-  which copies weights once but activations at every use;
-- attention keeps queries, keys and values repeated to all heads, its output, and the output laid out anew; packed, the
+- a norm saves its input and the normalised input in float32, as the residual stream is float32 under autocast too;
+- projections save their input: one tensor without a cast; under autocast, which casts weights once but activations at
+  every use, one bf16 copy for each of the five;
+- attention saves queries, keys and values repeated to all heads, its output, and the transposed output; packed, the
   keys and values of a prompt a second time for the second answer;
-- an MLP keeps gate, its activation, up and their product; without a gate the first product and its activation.
+- an MLP saves gate, its activation, up and their product; without a gate, the first product and its activation.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from spin_components.memory.shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A forward pass.
+    """Size of a forward pass.
 
     Attributes:
-        tokens: that go through the blocks, padding among them.
-        positions: whose logits are computed.
-        repeated: tokens whose keys and values attention copies once more.
-        squares: sum over sequences of the square of their length, where attention keeps its weights; else 0.
+        tokens: number of tokens, including padding.
+        positions: number of tokens whose logits are computed.
+        repeated: number of tokens whose keys and values attention copies a second time.
+        squares: sum over sequences of their squared length, where attention saves its weights; else 0.
     """
 
     tokens: int
@@ -37,7 +37,7 @@ class Batch:
 
 
 def block_bytes(shape: ModelShape, batch: Batch, *, is_bf16: bool) -> int:
-    """What one transformer block keeps for its backward pass."""
+    """Bytes that one transformer block saves for its backward pass."""
     h, f, a = shape.hidden, shape.inner, shape.queries
     num_inner = 4 if shape.is_gated else 2
     if is_bf16:
@@ -50,15 +50,15 @@ def block_bytes(shape: ModelShape, batch: Batch, *, is_bf16: bool) -> int:
 
 
 def boundary_bytes(shape: ModelShape, batch: Batch) -> int:
-    """What one block keeps under gradient checkpointing: its float32 input."""
+    """Bytes that one block saves under gradient checkpointing: its float32 input."""
     return 4 * shape.hidden * batch.tokens
 
 
 def working_bytes(shape: ModelShape, batch: Batch, *, is_bf16: bool, backward: bool) -> int:
-    """What comes and goes within one block: the widest tensors of a moment.
+    """Largest sum of temporary tensors within one block, in bytes.
 
-    Forward, an MLP holds gate, activation, up and product, or attention its scores before and after softmax; backward,
-    gradients of as many of them.
+    In the forward pass these are gate, activation, up and product of the MLP, or the attention scores before and after
+    the softmax; in the backward pass, gradients of the same number of tensors.
     """
     number = 2 if is_bf16 else 4
     inner = (4 if shape.is_gated else 2) * shape.inner * number * batch.tokens
@@ -68,10 +68,10 @@ def working_bytes(shape: ModelShape, batch: Batch, *, is_bf16: bool, backward: b
 
 
 def logit_bytes(shape: ModelShape, positions: int, *, is_bf16: bool, backward: bool) -> int:
-    """Logits of so many positions and what is made of them.
+    """Bytes of the logits of some positions and of the tensors derived from them.
 
-    Forward, logits and their log-softmax, both float32, beside the product's own bf16 under autocast; backward, the
-    log-softmax and two gradients of its size.
+    In the forward pass, logits and log-softmax in float32, and under autocast the bf16 logits; in the backward pass,
+    the log-softmax and two gradients of its size.
     """
     forward_bytes = 8 + (2 if is_bf16 else 0)
     backward_bytes = 12 + (2 if is_bf16 else 0)

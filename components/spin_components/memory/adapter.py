@@ -1,4 +1,4 @@
-"""What an adapter changes: how many parameters are trained, and what the weights below it take."""
+"""Effect of an adapter on memory: the number of trained parameters, and the size of the frozen weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from spin_components.lora_settings import LoraSettings
 from spin_components.memory.shape import ModelShape
 
 NF4_BYTES = 0.516
-"""Of a weight in 4 bits: half a byte, and a block of 64 has one scale of 8 bits, 256 of which share 4 bytes more
-(QLoRA, arXiv:2305.14314, section 3)."""
+"""Bytes of a 4-bit weight: half a byte, an 8-bit scale for each block of 64, and 4 bytes for each 256 scales (QLoRA,
+arXiv:2305.14314, section 3)."""
 
 
 def num_trained(shape: ModelShape, lora: LoraSettings) -> int:
-    """Parameters with gradients and optimizer state: all, or r (inputs + outputs) of each adapted matrix.
+    """Number of parameters with gradients and optimizer state: all, or r (inputs + outputs) of each adapted matrix.
 
-    Layers that have other names than Llama's are taken for all of them, which is never too little.
+    For layers with other names than Llama's, all matrices of a block are counted, an upper bound.
     """
     if not lora.is_on:
         return shape.num_parameters
@@ -28,7 +28,7 @@ def num_trained(shape: ModelShape, lora: LoraSettings) -> int:
 
 
 def frozen_bytes(shape: ModelShape, lora: LoraSettings) -> int:
-    """Weights as scoring and training hold them: float32, or blocks' matrices in 4 bits."""
+    """Bytes of the base weights in scoring and training: float32, or the matrices of blocks in 4 bits."""
     if not lora.is_quantized:
         return 4 * shape.num_parameters
     blocks = shape.num_layers * shape.num_block

@@ -1,4 +1,4 @@
-"""What an estimate is: bytes by what they are for, of the phase of a step that takes the most."""
+"""Estimates of a step's peak memory, in bytes by purpose."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ Parts = dict[str, int]
 
 GIB = 2**30
 HOST_BASE = 0.56 * GIB
-"""A process that has imported torch and transformers, on a CPU; measured by tests/benchmarks/memory.py."""
+"""Host memory of a process that has imported torch and transformers, without CUDA; measured by
+tests/benchmarks/memory.py."""
 
 CUDA_BASE = 1.0 * GIB
-"""CUDA's context, its libraries' workspaces and NCCL's buffers on a GPU; a usual figure, not measured here."""
+"""GPU memory of CUDA's context, the libraries' workspaces and NCCL's buffers; a typical value, not measured here."""
 
 CUDA_HOST_BASE = 3.0 * GIB
-"""A process that has a CUDA context, in the machine's memory; likewise."""
+"""Host memory of a process with a CUDA context; a typical value, not measured here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one process of a step takes at its peak.
+    """Peak memory of one process of a step.
 
     Attributes:
-        step: its name.
-        device: bytes of GPU memory by what they are for; empty on a CPU.
-        host: bytes of the machine's memory, likewise.
-        processes: of the step that share one machine or pod.
-        first: bytes of the machine's memory that only the first of them takes, beside `host`.
+        step: name of the step.
+        device: bytes of GPU memory by purpose; empty on a CPU.
+        host: bytes of host memory by purpose.
+        processes: number of processes of the step that share one machine or pod.
+        first: further bytes of host memory that only the first process uses, by purpose.
     """
 
     step: StepName
@@ -40,26 +41,26 @@ class Estimate:
 
     @property
     def device_bytes(self) -> int:
-        """Of one GPU."""
+        """Bytes on one GPU."""
         return sum(self.device.values())
 
     @property
     def host_bytes(self) -> int:
-        """Of all processes that share a machine."""
+        """Bytes of host memory of all processes on one machine."""
         return self.processes * sum(self.host.values()) + sum(self.first.values())
 
     @property
     def host_parts(self) -> Parts:
-        """The same by what it is for."""
+        """`host_bytes` by purpose."""
         shared = {name: self.processes * size for name, size in self.host.items()}
         return {**shared, **{name: shared.get(name, 0) + size for name, size in self.first.items()}}
 
 
-def largest(phases: Iterable[Mapping[str, float]]) -> Parts:
-    """The phase that takes the most, without what takes nothing."""
-    return whole(max(phases, key=lambda parts: sum(parts.values())))
+def largest_phase(phases: Iterable[Mapping[str, float]]) -> Parts:
+    """Parts of the phase with the largest sum, in whole bytes."""
+    return whole_bytes(max(phases, key=lambda parts: sum(parts.values())))
 
 
-def whole(parts: Mapping[str, float]) -> Parts:
-    """Parts in whole bytes, without what takes nothing."""
+def whole_bytes(parts: Mapping[str, float]) -> Parts:
+    """Parts rounded down to whole bytes, without those of less than one byte."""
     return {name: int(size) for name, size in parts.items() if size >= 1}

@@ -1,4 +1,4 @@
-"""The shape of a model that may lie elsewhere, found with as few bytes as there are to read."""
+"""The shape of a model at any address, read without downloading its weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ _BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 def find_shape(uri: str, *, what: str) -> tuple[ModelShape, str]:
-    """A model's shape, and where it is from, in words.
+    """Find a model's shape, and describe where it was read.
 
-    Its own `config.json` where that can be read; else what is known of a model of that name.
+    The source is the model's `config.json`, or, where that cannot be read, `shape.KNOWN` by the model's name.
 
     Args:
-        uri: path, `s3://`, `hf://` or `builtin:`.
-        what: the setting it came from.
+        uri: path, `s3://`, `hf://` or `builtin:` address.
+        what: name of the setting that gave the address, for error messages.
+
+    Returns: the shape, and its source for people to read.
 
     Raises:
-        ModelError: neither.
+        ModelError: neither source has it.
+        ConfigError: the address is malformed.
     """
     if builtin.is_builtin(uri):
         return _known(builtin.check_builtin(uri, what=what, kinds=builtin.MODELS), what)
@@ -44,7 +47,7 @@ def find_shape(uri: str, *, what: str) -> tuple[ModelShape, str]:
 
 
 def _known(name: str, what: str) -> tuple[ModelShape, str]:
-    return shape_of_config(KNOWN[name], what=what), f"what is known of {name}"
+    return shape_of_config(KNOWN[name], what=what), f"the built-in configuration of {name}"
 
 
 def _in_bucket(address: S3Address, what: str) -> tuple[ModelShape, str]:
@@ -59,9 +62,10 @@ def _in_bucket(address: S3Address, what: str) -> tuple[ModelShape, str]:
     except ValueError as error:
         raise ModelError(f"{what} = '{address}': config.json is not JSON: {error}") from error
     sizes = [info.num_bytes for info in bucket.objects(prefix) if info.key.endswith(".safetensors")]
-    number = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 0)
-    counted = sum(sizes) // number if number else 0  # headers are a few KiB of each
-    return shape_of_config(config, what=what, num_parameters=counted), "its config.json and the sizes of its files"
+    num_bytes = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 0)
+    num_parameters = sum(sizes) // num_bytes if num_bytes else 0  # counts the headers too, a few KiB a file
+    shape = shape_of_config(config, what=what, num_parameters=num_parameters)
+    return shape, "its config.json and the sizes of its files"
 
 
 def _on_hub(address: HubAddress) -> dict[str, Any]:
@@ -75,5 +79,5 @@ def _on_hub(address: HubAddress) -> dict[str, Any]:
         path = Path(hf_hub_download(address.repository, name, revision=address.revision))
         config: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise ModelError(f"'{address}': config.json cannot be had from the hub ({type(error).__name__})") from error
+        raise ModelError(f"'{address}': config.json cannot be read from the hub ({type(error).__name__})") from error
     return config

@@ -1,4 +1,4 @@
-"""Whether what is estimated fits what there is, and which settings to turn where it does not."""
+"""Comparison of estimates with the available memory, and the settings to change where it does not suffice."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from spin_components.errors import ConfigError
 from spin_components.memory.estimate import GIB, Estimate
 from spin_components.memory.training import zero_stage
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 REFUSED, DOUBTED = 1.15, 0.95
-"""Estimates are within 20 % of what was measured: above so much of what there is a step is refused, or doubted."""
+"""Shares of the available memory above which a step is refused, or a warning is given; estimates are within 20 % of
+measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """A step that asks for more than there is, or nearly.
+    """A step that needs more memory than available, or almost all of it.
 
     Attributes:
-        is_certain: whether it clearly does not fit.
-        message: step, place, sizes and the largest parts.
-        remedy: settings to turn, the strongest first.
+        is_certain: whether the step cannot fit, given the estimate's accuracy.
+        message: the step, its estimate by largest parts, and the available memory.
+        remedy: settings to change, the most effective first.
     """
 
     is_certain: bool
@@ -32,31 +33,31 @@ class Shortage:
         return f"{self.message}. {self.remedy[:1].upper()}{self.remedy[1:]}"
 
 
-def shortages(estimates: Sequence[Estimate], work: Work) -> list[Shortage]:
-    """Every step that does not fit a GPU or the memory its processes share, as far as these are known."""
-    found = []
+def shortages(estimates: Sequence[Estimate], work: Workload) -> list[Shortage]:
+    """Shortages of GPU memory, and of the host memory that a step's processes share, where their size is known."""
+    checked = []
     for estimate in estimates:
         if estimate.device and (limit := work.machine.device_bytes):
-            found.append(_shortage(estimate, estimate.device_bytes, limit, "of one GPU", estimate.device, work))
+            checked.append(_shortage(estimate, estimate.device_bytes, limit, "of one GPU", estimate.device, work))
         if limit := work.machine.host_bytes.get(estimate.step, 0):
-            place = f"of memory for {estimate.processes} processes" if estimate.processes > 1 else "of memory"
-            found.append(_shortage(estimate, estimate.host_bytes, limit, place, estimate.host_parts, work))
-    return [shortage for shortage in found if shortage]
+            kind = f"of memory for {estimate.processes} processes" if estimate.processes > 1 else "of memory"
+            checked.append(_shortage(estimate, estimate.host_bytes, limit, kind, estimate.host_parts, work))
+    return [shortage for shortage in checked if shortage]
 
 
-def refuse(found: Sequence[Shortage]) -> None:
-    """Raise on the first that is certain.
+def refuse(shortages: Sequence[Shortage]) -> None:
+    """Raise an error for the first certain shortage.
 
     Raises:
         ConfigError: a step cannot fit.
     """
-    for shortage in found:
+    for shortage in shortages:
         if shortage.is_certain:
-            raise ConfigError(f"{shortage}. If you know better: hardware.memory_check = 'warn'")
+            raise ConfigError(f"{shortage}. To run anyway: hardware.memory_check = 'warn'")
 
 
 def _shortage(
-    estimate: Estimate, needed: int, limit: int, place: str, parts: Mapping[str, int], work: Work
+    estimate: Estimate, needed: int, limit: int, kind: str, parts: Mapping[str, int], work: Workload
 ) -> Shortage | None:
     free = work.machine.free_bytes if parts is not estimate.device else 0
     is_short = bool(free) and needed > free
@@ -66,32 +67,32 @@ def _shortage(
     shown = ", ".join(f"{name} {in_gib(parts[name])}" for name in largest)
     is_certain = needed > REFUSED * limit
     verb = "needs" if is_certain else "may need"
-    there = f"there are {in_gib(limit)}" + (f", {in_gib(free)} of them free now" if is_short else "")
-    message = f"{estimate.step} {verb} about {in_gib(needed)} {place}, {there} ({shown})"
+    available = f"there are {in_gib(limit)}" + (f", {in_gib(free)} of them free now" if is_short else "")
+    message = f"{estimate.step} {verb} about {in_gib(needed)} {kind}, {available} ({shown})"
     return Shortage(is_certain, message, _remedy(estimate, parts, needed - min(limit, free or limit), work))
 
 
-def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Work) -> str:
-    """Knobs for the parts that matter, the largest part first; each once."""
-    knobs: list[str] = []
+def _remedy(estimate: Estimate, parts: Mapping[str, int], lacking: int, work: Workload) -> str:
+    """Settings that reduce the large parts, the largest part first, without duplicates."""
+    changes: list[str] = []
     for name in sorted(parts, key=lambda name: -parts[name]):
         if parts[name] > lacking / 10:
-            knobs += [knob for knob in _knobs(name, estimate, work) if knob not in knobs]
+            changes += [change for change in _changes(name, estimate, work) if change not in changes]
     on_gpu = parts is estimate.device
-    return "try " + ", or ".join([*knobs[:4], "a larger GPU" if on_gpu else "more memory"])
+    return "try " + ", or ".join([*changes[:4], "a larger GPU" if on_gpu else "more memory"])
 
 
-def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
+def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
     training, step = work.settings.training, estimate.step
     stage = zero_stage(work)
     match part:
         case "activations" | "logits" if step == "train-epoch":
-            knobs = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
+            changes = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
             if training.micro_batch_size > 1:
-                knobs.append(f"training.micro_batch_size below {training.micro_batch_size}")
-            return [*knobs, f"data.max_length below {work.settings.data.max_length}"]
+                changes.append(f"training.micro_batch_size below {training.micro_batch_size}")
+            return [*changes, f"data.max_length below {work.settings.data.max_length}"]
         case "activations" | "logits" if step == "generate":
-            return _generation_knobs(work)
+            return _generation_changes(work)
         case "activations" | "logits":
             key, size = "training.micro_batch_size", training.micro_batch_size
             if step == "validate":
@@ -101,33 +102,33 @@ def _knobs(part: str, estimate: Estimate, work: Work) -> list[str]:
         case "weights being merged":
             return ["lora.export = 'adapter'"]
         case "optimizer state" | "gradients" | "master weights" | "update":
-            return _sharding_knobs(work, stage)
+            return _sharding_changes(work, stage)
         case "weights" if step == "train-epoch" and stage != 3:
-            return _sharding_knobs(work, stage)
+            return _sharding_changes(work, stage)
         case "weights" if work.on_gpu and step in ("ref-logprob", "validate"):
             return ["a smaller model: these steps hold all of it on one GPU"]
         case "weights" if step == "generate" and work.on_gpu:
             return [f"generation.tensor_parallel above {work.settings.generation.tensor_parallel}"]
         case "KV cache":
-            return _generation_knobs(work)
+            return _generation_changes(work)
         case "bf16 copies of weights" if not work.on_gpu:
             return ["training.precision = 'float32'"]
     return []
 
 
-def _sharding_knobs(work: Work, stage: int | None) -> list[str]:
+def _sharding_changes(work: Workload, stage: int | None) -> list[str]:
     training = work.settings.training
-    knobs = []
+    changes = []
     if not training.offload_optimizer and work.on_gpu:
-        knobs.append("training.offload_optimizer = true")
-    if work.on_gpu:  # on one machine's memory ranks share what they divide
-        knobs.append("training.zero_stage = 3" if stage != 3 else "more hardware.ranks or hardware.nodes")
+        changes.append("training.offload_optimizer = true")
+    if work.on_gpu:  # ranks on CPUs share one machine's memory, so that sharding does not reduce it
+        changes.append("training.zero_stage = 3" if stage != 3 else "more hardware.ranks or hardware.nodes")
     if training.optimizer == "adamw":
-        knobs.append("training.optimizer = 'rmsprop'")
-    return knobs
+        changes.append("training.optimizer = 'rmsprop'")
+    return changes
 
 
-def _generation_knobs(work: Work) -> list[str]:
+def _generation_changes(work: Workload) -> list[str]:
     generation = work.settings.generation
     if generation.engine == "vllm" and not work.on_gpu:
         return [f"generation.kv_cache_gib below {generation.kv_cache_gib:g}"]
@@ -135,5 +136,5 @@ def _generation_knobs(work: Work) -> list[str]:
 
 
 def in_gib(num_bytes: int) -> str:
-    """A size as a person reads it."""
+    """Format a number of bytes as GiB, or as MiB below 0.1 GiB."""
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB // 10 else f"{num_bytes / 2**20:.0f} MiB"

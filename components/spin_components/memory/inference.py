@@ -1,19 +1,27 @@
-"""Memory of the steps that only compute forward: generate, ref-logprob and validate."""
+"""Memory of the steps without a backward pass: generate, ref-logprob and validate."""
 
 from __future__ import annotations
 
 from spin_components.memory.activations import Batch, logit_bytes, working_bytes
 from spin_components.memory.adapter import frozen_bytes
-from spin_components.memory.estimate import CUDA_BASE, CUDA_HOST_BASE, HOST_BASE, Estimate, Parts, StepName, largest
+from spin_components.memory.estimate import (
+    CUDA_BASE,
+    CUDA_HOST_BASE,
+    HOST_BASE,
+    Estimate,
+    Parts,
+    StepName,
+    largest_phase,
+)
 from spin_components.memory.shape import ModelShape
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 VLLM_HOST_BASE = 1.5 * 2**30
-"""A process of vLLM and its engine's beside it, on a CPU."""
+"""Host memory of vLLM's process and that of its engine, on a CPU."""
 
 
-def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
-    """ref-logprob and validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
+def estimate_scoring(shape: ModelShape, work: Workload, step: StepName) -> Estimate:
+    """Estimate ref-logprob or validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
     batch = validation_batch(work) if step == "validate" else forward_batch(work)
     computing = _forward(shape, work, batch)
     if work.settings.lora.is_quantized:
@@ -21,8 +29,8 @@ def scoring(shape: ModelShape, work: Work, step: StepName) -> Estimate:
     return _resident(step, shape, work, computing)
 
 
-def forward_batch(work: Work) -> Batch:
-    """The longest forward pass over pairs: all of a micro-batch packed, the longer answers of it padded."""
+def forward_batch(work: Workload) -> Batch:
+    """Largest forward pass over pairs: packed, a whole micro-batch; padded, the half with the longer answers."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
     if work.is_packed:
         return Batch(size * lengths.pair, size * (lengths.actual + lengths.generated))
@@ -30,8 +38,8 @@ def forward_batch(work: Work) -> Batch:
     return Batch(size * lengths.longest, size * answer, squares=0 if work.on_gpu else size * lengths.longest**2)
 
 
-def validation_batch(work: Work) -> Batch:
-    """The longest forward pass over human answers; padded, a batch is computed in halves."""
+def validation_batch(work: Workload) -> Batch:
+    """Largest forward pass over human answers: packed, a whole batch; padded, half of it."""
     size, lengths = work.settings.validation.batch_size, work.lengths
     length = lengths.prompt + lengths.actual
     if work.is_packed:
@@ -40,13 +48,13 @@ def validation_batch(work: Work) -> Batch:
     return Batch(size * length, size * lengths.actual, squares=0 if work.on_gpu else size * length**2)
 
 
-def weights(shape: ModelShape, work: Work) -> Parts:
-    """Float32 weights, and the bf16 copies that autocast keeps until its context is left."""
+def weights(shape: ModelShape, work: Workload) -> Parts:
+    """Float32 weights, and the bf16 copies that autocast caches until its context ends."""
     parts = {"weights": 4 * shape.num_parameters}
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if work.machine.is_bf16 else parts
 
 
-def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
+def _forward(shape: ModelShape, work: Workload, batch: Batch) -> Parts:
     positions = work.logits_at_once(batch.positions, shape.vocabulary)
     is_bf16 = work.machine.is_bf16
     return {
@@ -56,17 +64,17 @@ def _forward(shape: ModelShape, work: Work, batch: Batch) -> Parts:
     }
 
 
-def _resident(step: StepName, shape: ModelShape, work: Work, computing: Parts) -> Estimate:
-    """One process whose model lies on a GPU, by way of the machine's memory, or there."""
+def _resident(step: StepName, shape: ModelShape, work: Workload, computing: Parts) -> Estimate:
+    """Estimate of a single process with its model on a GPU, loaded through host memory, or on a CPU."""
     loading = {"weights": int(computing["weights"])}
     if not work.on_gpu:
-        return Estimate(step, {}, largest([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
-    host = largest([{"libraries": CUDA_HOST_BASE, **loading}])
-    return Estimate(step, largest([{"CUDA": CUDA_BASE, **computing}]), host)
+        return Estimate(step, {}, largest_phase([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
+    host = largest_phase([{"libraries": CUDA_HOST_BASE, **loading}])
+    return Estimate(step, largest_phase([{"CUDA": CUDA_BASE, **computing}]), host)
 
 
-def generating(shape: ModelShape, work: Work) -> Estimate:
-    """Answers to prompts, by vLLM on a GPU or where it is asked for, else by `transformers`."""
+def estimate_generation(shape: ModelShape, work: Workload) -> Estimate:
+    """Estimate generate: with vLLM on a GPU or where the settings name it, else with `transformers`."""
     engine = work.settings.generation.engine
     if engine == "vllm" or (engine == "auto" and work.on_gpu):
         return _vllm(shape, work)
@@ -75,7 +83,7 @@ def generating(shape: ModelShape, work: Work) -> Estimate:
     length = min(prompt + work.settings.generation.max_new_tokens, work.settings.data.max_length)
     is_bf16 = work.machine.is_bf16
     batch = Batch(size * prompt, 0, squares=0 if work.on_gpu else size * prompt**2)
-    # rotary positions are float32, and so are the keys they turn; values are as they were computed
+    # keys are float32 because rotary embeddings are; values have the compute dtype
     cache = size * length * shape.num_layers * shape.keys * ((4 + 2) if is_bf16 else (4 + 4))
     grown = size * length * (2 * shape.keys + 2 * shape.queries) * 4
     computing = {
@@ -87,10 +95,10 @@ def generating(shape: ModelShape, work: Work) -> Estimate:
     return _resident("generate", shape, work, computing)
 
 
-def _vllm(shape: ModelShape, work: Work) -> Estimate:
-    """vLLM: weights in the precision of compute, spread over GPUs; it takes its share of a GPU whatever it needs.
+def _vllm(shape: ModelShape, work: Workload) -> Estimate:
+    """Estimate for vLLM: weights in compute precision, sharded over GPUs, and a KV cache that fills its share of a GPU.
 
-    Where the GPU's memory is not known, what it needs at the least: a cache for one sequence of full length.
+    If the GPU's memory is not known, the KV cache is the smallest one, for one sequence of full length.
     """
     settings, ranks = work.settings.generation, work.settings.generation.tensor_parallel
     number = 2 if work.machine.is_bf16 else 4
@@ -98,14 +106,14 @@ def _vllm(shape: ModelShape, work: Work) -> Estimate:
     if not work.on_gpu:
         cache = int(max(1, round(settings.kv_cache_gib)) * 2**30)
         parts = {"libraries": VLLM_HOST_BASE, "weights": loaded, "KV cache": cache}
-        return Estimate("generate", {}, largest([parts]))
+        return Estimate("generate", {}, largest_phase([parts]))
     longest = work.settings.data.max_length
     one = 2 * number * shape.num_layers * shape.keys * longest // min(ranks, max(shape.keys, 1))
-    # a step computes at most max_num_batched_tokens, 8192 or one prompt of full length, at a time
+    # vLLM computes at most max_num_batched_tokens at a time: 8192, or one prompt of full length
     tokens = max(8192, longest)
     passing = working_bytes(shape, Batch(tokens, 0), is_bf16=number == 2, backward=False) // ranks
     needed = {"CUDA": int(CUDA_BASE), "weights": loaded, "activations": passing, "KV cache": one}
     if share := int(settings.gpu_memory_utilization * work.machine.device_bytes):
         needed["KV cache"] = max(one, share - sum(needed.values()) + one)
     host = {"libraries": CUDA_HOST_BASE, "weights being read": min(loaded, 5 * 2**30)}
-    return Estimate("generate", largest([needed]), largest([host]), processes=ranks)
+    return Estimate("generate", largest_phase([needed]), largest_phase([host]), processes=ranks)

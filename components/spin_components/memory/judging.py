@@ -1,4 +1,4 @@
-"""The estimates of a run against what there is: told in a line, doubted in warnings, refused where they cannot fit."""
+"""The memory check of a run: estimates of all steps, with warnings or an error where memory does not suffice."""
 
 from __future__ import annotations
 
@@ -8,34 +8,39 @@ from collections.abc import Callable, Sequence
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import in_gib, refuse, shortages
 from spin_components.memory.shape import ModelShape
-from spin_components.memory.staging import staged
+from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 logger = logging.getLogger(__name__)
 
 
-def judge(shape: ModelShape, work: Work, warn: Callable[[str], None]) -> list[Estimate]:
-    """Estimate every step, and do about shortages what `hardware.memory_check` says.
+def check_memory(shape: ModelShape, work: Workload, warn: Callable[[str], None]) -> list[Estimate]:
+    """Estimate every step, and treat shortages as `hardware.memory_check` says.
+
+    Args:
+        shape: of the model.
+        work: settings, machine and lengths.
+        warn: called with the text of each shortage that is not an error.
 
     Raises:
-        ConfigError: a step clearly cannot fit, and that is to be refused.
+        ConfigError: a step cannot fit and `hardware.memory_check` is "refuse".
     """
     check = work.settings.hardware.memory_check
-    work = staged(shape, work)
+    work = resolve_zero_stage(shape, work)
     estimates = estimate_steps(shape, work)
     if check == "off":
         return estimates
-    found = shortages(estimates, work)
+    short = shortages(estimates, work)
     if check == "refuse":
-        refuse(found)
-    for shortage in found:
+        refuse(short)
+    for shortage in short:
         warn(str(shortage))
     return estimates
 
 
-def told(estimates: Sequence[Estimate]) -> str:
-    """Every step's peak, in a line."""
+def format_peaks(estimates: Sequence[Estimate]) -> str:
+    """Format the peak of every step as one line."""
     parts = [
         f"{each.step} {in_gib(each.device_bytes)} a GPU and {in_gib(each.host_bytes)} beside it"
         if each.device

@@ -1,4 +1,4 @@
-"""What steps will run on, asked of this machine without torch, or taken from what pods are placed by."""
+"""Machines that steps run on: this one, queried without torch, or a cluster's pods, from the settings."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ _MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
-    """Steps run here: on its GPUs where there are any and `hardware.device` allows them, else in its memory."""
+    """This machine: its GPUs if it has any and `hardware.device` allows them, else its CPU."""
     total, free = memory_bytes()
     host = dict.fromkeys(_MODEL_STEPS, total) if total else {}
     sizes = gpu_sizes() if settings.hardware.device != "cpu" else []
     if not sizes and settings.hardware.device != "cuda":
         return Machine("cpu", _is_bf16(settings, "cpu"), host_bytes=host, free_bytes=free)
-    known = int(settings.hardware.gpu_memory_gib * 2**30) or min(sizes, default=0)
-    return Machine("cuda", _is_bf16(settings, "cuda"), known, host, free)
+    device_bytes = int(settings.hardware.gpu_memory_gib * 2**30) or min(sizes, default=0)
+    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host, free)
 
 
-def placed_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
-    """Steps run in pods of a cluster, whose memory `[placement]` gives.
+def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
+    """A cluster's pods, with the memory that `[placement]` requests for them.
 
     Args:
         settings: of the run.
-        gpu_bytes: of one GPU there; 0 if not known. `hardware.gpu_memory_gib` goes before it.
+        gpu_bytes: memory of one GPU of the cluster; 0 if not known. `hardware.gpu_memory_gib` overrides it.
     """
-    place = settings.placement
-    score = place.score.memory_bytes
+    placement = settings.placement
+    score = placement.score.memory_bytes
     host = {
-        "generate": place.generate.memory_bytes,
+        "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
-        "train-epoch": place.train.memory_bytes,
+        "train-epoch": placement.train.memory_bytes,
         "validate": score,
     }
-    if settings.hardware.device == "cpu" or not place.accelerator:
+    if settings.hardware.device == "cpu" or not placement.accelerator:
         return Machine("cpu", settings.training.precision == "bf16", host_bytes=host)
-    known = int(settings.hardware.gpu_memory_gib * 2**30) or gpu_bytes
-    return Machine("cuda", _is_bf16(settings, "cuda"), known, host)
+    device_bytes = int(settings.hardware.gpu_memory_gib * 2**30) or gpu_bytes
+    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host)
 
 
 def gpu_sizes() -> list[int]:
-    """Bytes of each NVIDIA GPU here, as its driver's tool tells them; none where there is no such tool."""
+    """Memory of each NVIDIA GPU of this machine in bytes, from nvidia-smi; empty without it or if it fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [int(line) * 2**20 for line in done.stdout.split() if line.isdigit()]
+    return [int(line) * 2**20 for line in result.stdout.split() if line.isdigit()]
 
 
 def _is_bf16(settings: Settings, device: Literal["cuda", "cpu"]) -> bool:
-    """What `training.precision` comes to; see `device.resolve_compute`, which asks torch."""
+    """Whether `training.precision` resolves to bf16; as `device.resolve_compute`, but without torch."""
     if settings.training.precision != "auto":
         return settings.training.precision == "bf16"
-    return device == "cuda" or multiplies_bf16(Path("/proc/cpuinfo"))
+    return device == "cuda" or has_bf16_products(Path("/proc/cpuinfo"))
 
 
-def multiplies_bf16(cpuinfo: Path) -> bool:
-    """Whether a processor has bf16 dot products, by the kernel's list of its features."""
+def has_bf16_products(cpuinfo: Path) -> bool:
+    """Whether the CPU has bf16 dot products, by the feature flags in `/proc/cpuinfo`."""
     try:
         lines = cpuinfo.read_text("ascii", errors="replace").splitlines()
     except OSError:

@@ -1,10 +1,10 @@
-"""What is expected to bound each step on given hardware: arithmetic, memory traffic or the network.
+"""Roofline bounds of each step on given hardware: arithmetic, memory traffic or network.
 
-A roofline (Williams, Waterman and Patterson, 2009): a step takes at least as long as each of these alone would, and the
-longest is the bound. P parameters, B bytes a second. Training computes 6 P operations a token and forward passes 2 P
-(Kaplan et al., arXiv:2001.08361, section 2.1), 8 P where blocks are computed again. Decoding reads all weights and the
-cache once a token of each of its sequences. Under ZeRO-3 a rank receives the weights twice (three times where blocks
-are computed again) and sends gradients once in every micro-batch; under ZeRO 0 to 2 it sends and receives gradients
+In the roofline model (Williams, Waterman and Patterson, 2009) a step takes at least the longest of the times that each
+of these needs alone. With P parameters, training computes 6 P operations a token and a forward pass 2 P (Kaplan et al.,
+arXiv:2001.08361, section 2.1); with gradient checkpointing, training computes 8 P. Decoding reads all weights and the
+KV cache once for each token position of its batch. Under ZeRO-3 a rank receives the weights twice (three times with
+gradient checkpointing) and sends gradients once in every micro-batch; under ZeRO 0 to 2 it sends and receives gradients
 once a micro-batch (arXiv:1910.02054, section 7), and stages 1 and 2 gather the weights after the update.
 """
 
@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from spin_components.memory.estimate import StepName
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import zero_stage
-from spin_components.memory.work import Work
+from spin_components.memory.work import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A GPU and what connects it, by its maker's data sheet.
+    """A GPU and its interconnect, by the vendor's data sheet.
 
     Attributes:
         name: of the GPU.
-        gpu_bytes: of memory.
+        gpu_bytes: size of its memory.
         flops: dense bf16 operations a second.
-        memory_rate: bytes a second of its memory.
-        link_rate: bytes a second to and from the other GPUs of its node, one way.
-        network_rate: to and from other nodes, one way, a GPU.
+        memory_rate: memory bandwidth, bytes a second.
+        link_rate: bandwidth between GPUs of a node, bytes a second in one direction.
+        network_rate: bandwidth between nodes for each GPU, bytes a second in one direction.
     """
 
     name: str
@@ -44,16 +44,17 @@ GPUS = {
     "h100-80g": Hardware("H100 80 GB SXM", 80 * 10**9, 989e12, 3.35e12, 450e9, 50e9),
     "h200": Hardware("H200 SXM", 141 * 10**9, 989e12, 4.8e12, 450e9, 50e9),
 }
-"""Data sheets' figures; 200 and 400 Gbit/s of network a GPU."""
+"""Hardware by name; network rates of 200 and 400 Gbit/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Least seconds of one unit of a step's work, by what they go to.
+    """Lower bounds of the time of one unit of a step's work.
 
     Attributes:
-        unit: of work, in words.
-        seconds: `compute`, `memory` and `network`.
+        step: name of the step.
+        unit: description of the unit of work.
+        seconds: bound by resource: `compute`, `memory` and `network`.
     """
 
     step: StepName
@@ -62,12 +63,12 @@ class Bound:
 
     @property
     def by(self) -> str:
-        """What takes longest."""
+        """The resource with the largest bound."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
 
-def bounds(shape: ModelShape, work: Work, hardware: Hardware) -> list[Bound]:
-    """What bounds each step on such GPUs."""
+def bounds(shape: ModelShape, work: Workload, hardware: Hardware) -> list[Bound]:
+    """Bounds of each step on the given hardware."""
     return [
         _generating(shape, work, hardware),
         _scoring(shape, work, hardware, "ref-logprob", work.settings.training.micro_batch_size, work.lengths.pair),
@@ -83,8 +84,8 @@ def bounds(shape: ModelShape, work: Work, hardware: Hardware) -> list[Bound]:
     ]
 
 
-def _generating(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
-    """One token of every sequence of a full batch, their caches half full."""
+def _generating(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
+    """Bound of one token of every sequence of a full batch, with KV caches of half the maximum length."""
     generation, ranks = work.settings.generation, work.settings.generation.tensor_parallel
     number, size = 2 if work.machine.is_bf16 else 4, generation.batch_size
     cache = size * work.settings.data.max_length // 2 * 2 * number * shape.num_layers * shape.keys
@@ -100,8 +101,8 @@ def _generating(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
     )
 
 
-def _scoring(shape: ModelShape, work: Work, hardware: Hardware, step: StepName, size: int, length: int) -> Bound:
-    """One batch: float32 weights are read and cast, and the bf16 ones read."""
+def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepName, size: int, length: int) -> Bound:
+    """Bound of one batch; the float32 weights are read and cast, and the bf16 copies are read."""
     traffic = shape.num_parameters * (4 + 2 * 2 if work.machine.is_bf16 else 4)
     seconds = {
         "compute": 2 * shape.num_parameters * size * length / hardware.flops,
@@ -111,8 +112,8 @@ def _scoring(shape: ModelShape, work: Work, hardware: Hardware, step: StepName, 
     return Bound(step, f"{size} sequences of {length} tokens", seconds)
 
 
-def _training(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
-    """One micro-batch of a rank, its share of the update included."""
+def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
+    """Bound of one micro-batch of a rank, including its share of the update."""
     training, ranks = work.settings.training, work.settings.hardware.world_size
     tokens = training.micro_batch_size * work.lengths.pair
     again = training.gradient_checkpointing
@@ -130,7 +131,7 @@ def _training(shape: ModelShape, work: Work, hardware: Hardware) -> Bound:
     )
 
 
-def _exchanged(shape: ModelShape, work: Work, num_micro: int) -> float:
+def _exchanged(shape: ModelShape, work: Workload, num_micro: int) -> float:
     """Bytes that a rank receives for a micro-batch."""
     stage, again = zero_stage(work), work.settings.training.gradient_checkpointing
     if stage is None or work.settings.hardware.world_size == 1:

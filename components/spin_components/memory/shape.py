@@ -1,4 +1,4 @@
-"""A model's shape: what its `config.json` and the headers of its safetensors say, without its weights."""
+"""A model's shape: widths and parameter counts, from its `config.json` and the headers of its safetensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TWO_MATRICES = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "bloom", "falcon", "m
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What memory and arithmetic depend on.
+    """Dimensions of a model that its memory and arithmetic depend on.
 
     Attributes:
         num_layers: transformer blocks, L.
@@ -33,10 +33,10 @@ class ModelShape:
         keys: width of all key heads together, k; values are as wide.
         num_heads: query heads, H.
         vocabulary: rows of the embedding, V.
-        num_parameters: tied ones counted once.
-        is_gated: whether an MLP has a gate beside its two matrices.
-        is_tied: whether the embedding is the output matrix too.
-        is_counted: whether `num_parameters` was read in headers; else it follows from the widths.
+        num_parameters: all parameters, tied ones counted once.
+        is_gated: whether an MLP has a gate projection besides its two matrices.
+        is_tied: whether embedding and output layer share their weights.
+        is_counted: whether `num_parameters` was read from safetensors headers; else it was computed from the widths.
     """
 
     num_layers: int
@@ -53,21 +53,21 @@ class ModelShape:
 
     @property
     def num_cast(self) -> int:
-        """Parameters in matrices that are multiplied, so that autocast copies them: all but an untied embedding."""
+        """Parameters of matrix products, which autocast casts: all but an untied embedding."""
         return self.num_parameters - (0 if self.is_tied else self.vocabulary * self.hidden)
 
     @property
     def num_block(self) -> int:
-        """Parameters of one block, about."""
-        ends = self.vocabulary * self.hidden * (1 if self.is_tied else 2)
-        return max(self.num_parameters - ends, 0) // self.num_layers
+        """Approximate number of parameters of one block."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.is_tied else 2)
+        return max(self.num_parameters - embeddings, 0) // self.num_layers
 
 
 def shape_of_folder(folder: Path, *, what: str) -> ModelShape:
-    """The shape of a model that lies here, its parameters counted.
+    """Read the shape of a model in a local folder, and count its parameters.
 
     Raises:
-        ModelError: `config.json` is missing or lacks a width, or a safetensors file has no header.
+        ModelError: `config.json` is missing or lacks a width, or a safetensors file has no valid header.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -78,39 +78,39 @@ def shape_of_folder(folder: Path, *, what: str) -> ModelShape:
 
 
 def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int = 0) -> ModelShape:
-    """The shape that a parsed `config.json` describes.
+    """Derive a model's shape from a parsed `config.json`.
 
     Args:
-        config: of a causal language model; the text part of one for several media.
-        what: where it is from, for the error.
-        num_parameters: where they were counted; 0 works them out, which holds for Llama, Mistral, Qwen, Gemma, GPT-NeoX
-            and their like, and is too little where there are several experts.
+        config: of a causal language model; of a multimodal model, its `text_config` is used.
+        what: origin of the configuration, for error messages.
+        num_parameters: if counted; 0 computes them from the widths, which is right for Llama, Mistral, Qwen, Gemma,
+            GPT-NeoX and similar architectures, and too low for mixtures of experts.
 
     Raises:
         ModelError: a width is missing.
     """
     config = {**config, **config.get("text_config", {})}
-    found: dict[str, int] = {}
+    widths: dict[str, int] = {}
     for name, aliases in _NAMES.items():
         value = next((config[alias] for alias in aliases if config.get(alias)), None)
         if not isinstance(value, int) or value < 1:
             raise ModelError(f"{what}: config.json has no {' or '.join(aliases)}, so its memory cannot be estimated")
-        found[name] = value
-    hidden, heads = found["hidden"], found["num_heads"]
+        widths[name] = value
+    hidden, heads = widths["hidden"], widths["num_heads"]
     inner = next((config[name] for name in ("intermediate_size", "n_inner", "ffn_dim") if config.get(name)), 4 * hidden)
     head = config.get("head_dim") or hidden // heads
     is_gated = config.get("model_type") not in _TWO_MATRICES
     is_tied = bool(config.get("tie_word_embeddings", True))
     queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
     matrices = hidden * (2 * queries + 2 * keys) + (3 if is_gated else 2) * hidden * inner
-    worked_out = found["num_layers"] * (matrices + 2 * hidden) + hidden
-    worked_out += found["vocabulary"] * hidden * (1 if is_tied else 2)
+    computed = widths["num_layers"] * (matrices + 2 * hidden) + hidden
+    computed += widths["vocabulary"] * hidden * (1 if is_tied else 2)
     return ModelShape(
-        **found,
+        **widths,
         inner=inner,
         queries=queries,
         keys=keys,
-        num_parameters=num_parameters or worked_out,
+        num_parameters=num_parameters or computed,
         is_gated=is_gated,
         is_tied=is_tied,
         is_counted=bool(num_parameters),
@@ -118,17 +118,17 @@ def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int
 
 
 def count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON (the format's own description).
+    """Count the elements of a safetensors file by its header, which is 8 bytes of length and JSON of that length.
 
     Raises:
-        ModelError: it has none.
+        ModelError: the header cannot be read.
     """
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path} is no safetensors file: its header cannot be read ({error})") from error
+        raise ModelError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
 
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -173,4 +173,4 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""`config.json` of the models that shipped configurations name, for where the models themselves are out of reach."""
+"""`config.json` of the models in the shipped configurations, used where a model itself cannot be read."""

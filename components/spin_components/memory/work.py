@@ -1,4 +1,4 @@
-"""What a step is asked to do, as numbers that its memory depends on."""
+"""Inputs of a memory estimate: settings, machine, and lengths of the data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spin_components.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Tokens of the longest pair.
+    """Lengths of the longest pair, in tokens.
 
     Attributes:
-        prompt: of it.
-        actual: the human's answer.
-        generated: the other one.
+        prompt: length of the prompt.
+        actual: length of the human answer.
+        generated: length of the generated answer.
     """
 
     prompt: int
@@ -26,43 +26,43 @@ class Lengths:
 
     @property
     def pair(self) -> int:
-        """The prompt once, and both answers."""
+        """Tokens of the packed pair: the prompt once, and both answers."""
         return self.prompt + self.actual + self.generated
 
     @property
     def longest(self) -> int:
-        """The prompt with the longer answer."""
+        """Tokens of the prompt and the longer answer."""
         return self.prompt + max(self.actual, self.generated)
 
 
 def longest_allowed(settings: Settings) -> Lengths:
-    """The longest pair that the settings allow: hardly a prompt, and answers that fill the rest."""
-    most = settings.data.max_length
-    return Lengths(1, most - 1, min(settings.generation.max_new_tokens, most - 1))
+    """The longest pair that the settings allow: a prompt of one token, and two answers of maximum length."""
+    max_length = settings.data.max_length
+    return Lengths(1, max_length - 1, min(settings.generation.max_new_tokens, max_length - 1))
 
 
 def longest_of(settings: Settings, prompts: Iterable[tuple[int, int]]) -> Lengths:
-    """The longest pair that can come of the data.
+    """The longest pair that the data can give.
 
     Args:
         settings: of the run.
-        prompts: tokens of each prompt and of its human answer; at least one.
+        prompts: lengths of each prompt and its human answer, in tokens; not empty.
     """
-    most, limit = settings.data.max_length, settings.generation.max_new_tokens
-    pairs = (Lengths(prompt, actual, min(limit, most - prompt)) for prompt, actual in prompts)
+    max_length, max_new_tokens = settings.data.max_length, settings.generation.max_new_tokens
+    pairs = (Lengths(prompt, actual, min(max_new_tokens, max_length - prompt)) for prompt, actual in prompts)
     return max(pairs, key=lambda lengths: lengths.pair)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where a process of a step runs.
+    """The machine or pod that a step's processes run on.
 
     Attributes:
-        device: `cuda` or `cpu`; what `hardware.device = "auto"` comes to.
-        is_bf16: whether `training.precision` comes to bf16 there.
+        device: `cuda` or `cpu`, as `hardware.device` resolves.
+        is_bf16: whether `training.precision` resolves to bf16.
         device_bytes: memory of one GPU; 0 if not known.
-        host_bytes: by step, memory that its processes share: this machine's, or their pod's; empty if not known.
-        free_bytes: of this machine's memory, what nothing else takes now; 0 if not known.
+        host_bytes: by step, memory that its processes share, of the machine or the pod; empty if not known.
+        free_bytes: memory of this machine that is free now; 0 if not known.
     """
 
     device: Literal["cuda", "cpu"]
@@ -73,25 +73,26 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Everything an estimate needs beside the model's shape."""
+class Workload:
+    """All inputs of an estimate besides the model's shape."""
 
     settings: Settings
     machine: Machine
     lengths: Lengths
     logit_bytes: int = LOGITS_BYTES
-    """Of the logits that are computed at a time."""
+    """Size of the logits that are computed at a time."""
 
     def logits_at_once(self, positions: int, vocabulary: int) -> int:
-        """Of so many positions whose logits are asked for, those that are computed at a time."""
+        """Number of positions, at most `positions`, whose logits are computed at a time."""
         return min(positions, logit_chunk(vocabulary, self.logit_bytes))
 
     @property
     def is_packed(self) -> bool:
-        """As `scoring.resolve_packing`."""
+        """Whether batches are packed, as `scoring.resolve_packing` decides."""
         packing = self.settings.training.packing
         return packing == "on" or (packing == "auto" and self.machine.device == "cpu")
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the machine's device is a GPU."""
         return self.machine.device == "cuda"

@@ -49,7 +49,7 @@ def prepare(
 
     See `prepare.step`.
     """
-    from spin_components.placement import placed
+    from spin_components.placement import pod_requests
     from spin_components.process import step_of
     from spin_components.shown import show_data
 
@@ -74,4 +74,4 @@ def prepare(
 
         uri = step.prepare(run_uri=run_uri, settings=settings, compiled=compiled)
     show_data(dataset, run_uri, uri)
-    return uri, *placed(settings)
+    return uri, *pod_requests(settings)

@@ -10,10 +10,10 @@ from typing import Any
 
 from spin_components.errors import ModelError
 from spin_components.execution import Step
-from spin_components.memory.judging import judge, told
-from spin_components.memory.machines import placed_machine, this_machine
+from spin_components.memory.judging import check_memory, format_peaks
+from spin_components.memory.machines import pod_machine, this_machine
 from spin_components.memory.shape import shape_of_folder
-from spin_components.memory.work import Lengths, Work
+from spin_components.memory.work import Lengths, Workload
 from spin_components.settings import Settings
 from spin_components.store.manifests import Manifest
 
@@ -51,10 +51,10 @@ def foresee(step: Step, settings: Settings, folder: Path, lengths: Lengths, *, q
     except ModelError as error:  # an architecture that is not known here can still be trained
         warn(f"memory is not estimated: {error}")
         return {}
-    machine = placed_machine(settings) if os.environ.get(_POD) else this_machine(settings)
-    estimates = judge(shape, Work(settings, machine, lengths), warn)
+    machine = pod_machine(settings) if os.environ.get(_POD) else this_machine(settings)
+    estimates = check_memory(shape, Workload(settings, machine, lengths), warn)
     if not quiet:
-        logger.info(told(estimates))
+        logger.info(format_peaks(estimates))
     peaks = {each.step: {"gpu_bytes": each.device_bytes, "memory_bytes": each.host_bytes} for each in estimates}
     return {"longest_pair": asdict(lengths), "memory_estimate": peaks}
 

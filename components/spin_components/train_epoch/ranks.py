@@ -15,8 +15,8 @@ from spin_components import errors
 from spin_components.errors import EngineError
 from spin_components.memory.machines import this_machine
 from spin_components.memory.shape import shape_of_folder
-from spin_components.memory.staging import staged
-from spin_components.memory.work import Work, longest_allowed
+from spin_components.memory.staging import resolve_zero_stage
+from spin_components.memory.work import Workload, longest_allowed
 from spin_components.settings import Settings
 from spin_components.train_epoch.job import EpochJob
 
@@ -63,7 +63,7 @@ def _with_zero_stage(job: EpochJob) -> Settings:
     if job.settings.training.zero_stage != "auto":
         return job.settings
     shape = shape_of_folder(job.policy, what="the policy")
-    work = Work(job.settings, this_machine(job.settings), longest_allowed(job.settings))
-    chosen = staged(shape, work).settings
+    work = Workload(job.settings, this_machine(job.settings), longest_allowed(job.settings))
+    chosen = resolve_zero_stage(shape, work).settings
     logger.info("training.zero_stage = %s, by the memory of this machine", chosen.training.zero_stage)
     return chosen

@@ -42,20 +42,20 @@ def estimate(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     from spin_components.memory.finding import find_shape
     from spin_components.memory.fit import shortages
-    from spin_components.memory.machines import placed_machine, this_machine
+    from spin_components.memory.machines import pod_machine, this_machine
     from spin_components.memory.roofline import GPUS, bounds
     from spin_components.memory.shape import shape_of_config
-    from spin_components.memory.staging import staged
+    from spin_components.memory.staging import resolve_zero_stage
     from spin_components.memory.steps import estimate_steps
-    from spin_components.memory.work import Work, longest_allowed
+    from spin_components.memory.work import Workload, longest_allowed
 
     if options.model_config:
         shape, origin = shape_of_config(_config(options.model_config), what=options.model_config), options.model_config
     else:
         shape, origin = find_shape(settings.model.base, what="model.base")
     gpu = GPUS[options.gpu] if options.gpu else None
-    machine = placed_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
-    work = staged(shape, Work(settings, machine, longest_allowed(settings)))
+    machine = pod_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
+    work = resolve_zero_stage(shape, Workload(settings, machine, longest_allowed(settings)))
     estimates, bounding = estimate_steps(shape, work), bounds(shape, work, gpu) if gpu else []
     found = shortages(estimates, work)
     code = int(any(shortage.is_certain for shortage in found))

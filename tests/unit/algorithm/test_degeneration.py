@@ -28,7 +28,7 @@ def test_distinct_ngrams_are_counted_over_all_answers() -> None:
     assert distinct([[1]], 2) == 0
 
 
-def test_lengths_are_held_against_the_humans() -> None:
+def test_length_ratio_divides_the_mean_lengths() -> None:
     assert length_ratio([[1] * 6, [1] * 2], [[1] * 3, [1] * 1]) == 2
     assert length_ratio([[1]], [[1, 2], [1, 2]]) == 0.5
 

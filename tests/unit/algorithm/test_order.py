@@ -25,7 +25,7 @@ def test_each_pair_is_in_exactly_one_batch(num_pairs: int, size: int, seed: int)
     assert len(batches) == -(-num_pairs // size)
 
 
-def test_the_last_batch_takes_what_is_left() -> None:
+def test_the_last_batch_has_the_remaining_pairs() -> None:
     assert [len(batch) for batch in form_batches(11, 4, seed=3)] == [4, 4, 3]
 
 
@@ -36,13 +36,13 @@ def test_batches_and_their_order_are_functions_of_the_seed() -> None:
     assert order_batches(50, seed=1) != order_batches(50, seed=2)
 
 
-def test_the_order_does_not_change_from_one_release_to_the_next() -> None:
+def test_the_order_is_the_same_in_every_release() -> None:
     # a resumed run relies on it: numpy's PCG64 at seed 0, and the first four bytes of sha256("0:order:1:2")
     assert permutation(8, seed=0) == [2, 4, 3, 6, 5, 0, 1, 7]
     assert derive_seed(0, "order", 1, 2) == 0x3779D366
 
 
-def test_an_epoch_takes_every_batch_once_or_the_first_so_many() -> None:
+def test_an_epoch_takes_every_batch_once_up_to_its_limit() -> None:
     whole = order_batches(7, seed=5)
     assert sorted(whole) == list(range(7))
     assert order_batches(7, seed=5, limit=2) == whole[:2]
@@ -57,7 +57,7 @@ def test_seeds_of_different_purposes_differ_and_are_in_range() -> None:
 
 
 def test_a_share_by_hand() -> None:
-    # lengths sort the batch as 7 (2), 3 (4), 5 (8); one place is filled with the shortest, 7, at weight 0
+    # lengths sort the batch as 7 (2), 3 (4), 5 (8); one slot is filled with the shortest, 7, at weight 0
     lengths = {3: 4, 5: 8, 7: 2}
     as_list = [lengths.get(index, 0) for index in range(8)]
     shares = [micro_batches([3, 5, 7], as_list, micro_batch_size=2, rank=rank, ranks=2, num=1) for rank in (0, 1)]
@@ -77,13 +77,13 @@ def shares(draw: st.DrawFn) -> tuple[int, int, int, int, list[int]]:
 def test_the_ranks_micro_batches_partition_the_batch(share: tuple[int, int, int, int, list[int]]) -> None:
     micro_batch_size, ranks, num, num_pairs, lengths = share
     batch = permutation(64, seed=0)[:num_pairs]
-    found = [
+    by_rank = [
         micro_batches(batch, lengths, micro_batch_size=micro_batch_size, rank=rank, ranks=ranks, num=num)
         for rank in range(ranks)
     ]
     # ranks stay in step: as many micro-batches each, all of one size
-    assert [len(of_rank) for of_rank in found] == [num] * ranks
-    micros = [micro for of_rank in found for micro in of_rank]
+    assert [len(rank_micros) for rank_micros in by_rank] == [num] * ranks
+    micros = [micro for rank_micros in by_rank for micro in rank_micros]
     assert {(len(micro.pairs), len(micro.weights)) for micro in micros} == {(micro_batch_size, micro_batch_size)}
     # each pair of the batch counts once, filling never
     rows = [row for micro in micros for row in zip(micro.pairs, micro.weights, strict=True)]
@@ -93,7 +93,7 @@ def test_the_ranks_micro_batches_partition_the_batch(share: tuple[int, int, int,
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_what_counts_does_not_depend_on_the_number_of_ranks(ranks: int) -> None:
+def test_micro_batches_do_not_depend_on_the_number_of_ranks(ranks: int) -> None:
     lengths = [(index * 7) % 13 + 1 for index in range(16)]
     batch = list(range(15))
     micros = [
@@ -105,7 +105,7 @@ def test_what_counts_does_not_depend_on_the_number_of_ranks(ranks: int) -> None:
     assert Counter(micros) == Counter(alone)
 
 
-def test_pairs_of_a_micro_batch_are_alike_in_length() -> None:
+def test_pairs_of_a_micro_batch_have_similar_lengths() -> None:
     lengths = [9, 1, 8, 2, 7, 3, 6, 4]
-    found = micro_batches(range(8), lengths, micro_batch_size=2, rank=0, ranks=1, num=4)
-    assert [[lengths[pair] for pair in micro.pairs] for micro in found] == [[1, 2], [3, 4], [6, 7], [8, 9]]
+    micros = micro_batches(range(8), lengths, micro_batch_size=2, rank=0, ranks=1, num=4)
+    assert [[lengths[pair] for pair in micro.pairs] for micro in micros] == [[1, 2], [3, 4], [6, 7], [8, 9]]

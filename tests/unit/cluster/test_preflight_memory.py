@@ -15,7 +15,7 @@ def test_a_small_model_fits(check: Check) -> None:
     ((verdict, message),) = found(check()[1], "memory")
     assert verdict == "pass"
     assert message.startswith("memory at the peak, estimated: generate 0.6 GiB, ref-logprob 0.6 GiB")
-    assert message.endswith("(the model by what is known of tiny-llama)")
+    assert message.endswith("(the model by the built-in configuration of tiny-llama)")
 
 
 def test_a_pod_that_is_too_small_fails_with_what_to_turn(check: Check) -> None:

@@ -24,7 +24,7 @@ wrapped: type[Any] = PreTrainedTokenizerFast  # its constructor has no types
 
 
 def byte_level(template: str | None, *, adds_bos: bool = False, **special: str) -> PreTrainedTokenizerFast:
-    """One token a byte: ids 0 to 3 are special, <|end|> <|im_start|> <|im_end|> <s>."""
+    """A tokenizer with a token for each byte; ids 0 to 3 are special: <|end|> <|im_start|> <|im_end|> <s>."""
     specials = ["<|end|>", "<|im_start|>", "<|im_end|>", "<s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate(specials + alphabet)}
@@ -40,7 +40,7 @@ def byte_level(template: str | None, *, adds_bos: bool = False, **special: str) 
 
 
 def sentencepiece_like(template: str) -> PreTrainedTokenizerFast:
-    """Whole words with a leading ▁, which each text gets a first one of, as Llama 2 has it."""
+    """A tokenizer of whole words with a leading ▁, which is also added before each text, as in Llama 2."""
     words = ["<unk>", "<s>", "</s>", "▁[INST]", "▁[/INST]", "▁hi", "▁hello", "▁there", "▁", "▁▁"]
     tokenizer = Tokenizer(models.WordLevel(vocab={word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -45,7 +45,7 @@ def test_an_eos_among_the_ids_is_kept_and_counted() -> None:
     assert (batch["prompt_lengths"].tolist(), batch["combined_lengths"].tolist()) == ([2, 1], [5, 3])
 
 
-def test_one_item_is_not_padded_and_other_keys_are_left_out() -> None:
+def test_one_item_is_not_padded_and_other_keys_are_dropped() -> None:
     batch = spin_custom_collate([item([5, 6], [7]) | {"loss_mask": torch.tensor([0, 0, 1])}], eos_id=9)
     assert {key: value.tolist() for key, value in batch.items()} == {
         "prompts_and_answers": [[5, 6, 7]],
@@ -58,7 +58,7 @@ def test_one_item_is_not_padded_and_other_keys_are_left_out() -> None:
 
 
 def test_the_mask_is_the_items_own() -> None:
-    # NeMo masks what it is told to: a prompt of several turns may have answers within it
+    # NeMo uses the item's mask unchanged: a prompt of several turns may contain answers
     several_turns = item([5, 6, 7], [8]) | {"mask": torch.tensor([False, True, False, True])}
     batch = spin_custom_collate([several_turns, item([5], [6])], eos_id=2)
     assert batch["masks"].tolist() == [[False, True, False, True], [False, True, False, False]]
@@ -68,7 +68,7 @@ ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=7)
 
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5), st.integers(0, 9))
-def test_every_item_comes_back_whole_and_in_its_order(pairs: list[tuple[list[int], list[int]]], eos_id: int) -> None:
+def test_every_item_is_recovered_from_its_row(pairs: list[tuple[list[int], list[int]]], eos_id: int) -> None:
     batch = spin_custom_collate([item(context, answer) for context, answer in pairs], eos_id)
     for row, (context, answer) in enumerate(pairs):
         length, prompt = int(batch["combined_lengths"][row]), int(batch["prompt_lengths"][row])
@@ -111,7 +111,7 @@ def test_an_empty_batch_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"mask": torch.tensor([True])}, "item 1: mask has 1 entries for 2 input_ids"),
         ({"input_ids": torch.tensor([[5, 6]])}, r"input_ids is of shape \(1, 2\), expected a tensor of one dim"),
@@ -120,8 +120,8 @@ def test_an_empty_batch_is_refused() -> None:
         ({"mask": torch.tensor([0.0, 1.0])}, "mask is torch.float32, expected bool"),
     ],
 )
-def test_a_wrong_item_is_located(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_a_wrong_item_is_located(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         spin_custom_collate([item([5], [6]), item([5], [6]) | change], 2)
 
 

@@ -83,7 +83,7 @@ def test_messages_are_preferred_to_a_prompt_beside_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "says"),
+    ("record", "message"),
     [
         ([], "a list, expected an object"),
         (None, "missing or null, expected an object"),
@@ -113,8 +113,8 @@ def test_messages_are_preferred_to_a_prompt_beside_them() -> None:
         ({"conversations": [{"value": "x"}]}, r"conversations\[0\].from is missing"),
     ],
 )
-def test_a_wrong_record_says_what_was_found_and_expected(record: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_a_wrong_record_says_what_was_found_and_expected(record: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_record(record)
 
 

@@ -23,9 +23,9 @@ def written(path: Path, *lines: bytes) -> Path:
 
 
 def test_lines_are_counted_from_one_and_blank_ones_are_ignored(tmp_path: Path) -> None:
-    found = read_records(written(tmp_path / "a.jsonl", b"", GOOD, b"  \r", GOOD, b""), on_bad_record="fail")
-    assert [(record.line, record.conversation) for record in found.records] == [(2, HI), (4, HI)]
-    assert (found.source, found.num_bad, found.bad) == (str(tmp_path / "a.jsonl"), 0, ())
+    record_set = read_records(written(tmp_path / "a.jsonl", b"", GOOD, b"  \r", GOOD, b""), on_bad_record="fail")
+    assert [(record.line, record.conversation) for record in record_set.records] == [(2, HI), (4, HI)]
+    assert (record_set.source, record_set.num_bad, record_set.bad) == (str(tmp_path / "a.jsonl"), 0, ())
 
 
 def test_a_byte_order_mark_and_crlf_are_tolerated(tmp_path: Path) -> None:
@@ -33,21 +33,21 @@ def test_a_byte_order_mark_and_crlf_are_tolerated(tmp_path: Path) -> None:
     assert len(read_records(path, on_bad_record="fail").records) == 2
 
 
-def test_a_file_is_called_by_its_address(tmp_path: Path) -> None:
+def test_messages_name_a_file_by_its_address(tmp_path: Path) -> None:
     path, address = written(tmp_path / "a.jsonl", GOOD, b"3"), "s3://bucket/data/a.jsonl"
-    found = read_records(path, address=address, on_bad_record="skip")
-    assert (len(found.records), found.source) == (1, address)
+    record_set = read_records(path, address=address, on_bad_record="skip")
+    assert (len(record_set.records), record_set.source) == (1, address)
     with pytest.raises(DataError, match=r"\n  s3://bucket/data/a\.jsonl, line 2: "):
         read_records(path, address=address, on_bad_record="fail")
 
 
-def test_a_source_is_read_file_by_file_each_by_its_address(tmp_path: Path) -> None:
+def test_a_source_is_read_file_by_file(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         written(tmp_path / name, GOOD)
     source = Source("s3://bucket/data", tmp_path, ("a.jsonl", "b.jsonl"))
-    found = read_source(source, on_bad_record="fail")
-    assert [records.source for records in found] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
-    assert [len(records.records) for records in found] == [1, 1]
+    record_sets = read_source(source, on_bad_record="fail")
+    assert [records.source for records in record_sets] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
+    assert [len(records.records) for records in record_sets] == [1, 1]
     one = Source("s3://bucket/data/a.jsonl", tmp_path, ("a.jsonl",), is_file=True)
     assert [records.source for records in read_source(one, on_bad_record="fail")] == ["s3://bucket/data/a.jsonl"]
 
@@ -70,21 +70,21 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     path = tmp_path / "a.parquet"
     parquet.write_table(arrow.table({"messages": [turns, turns[:1], turns], "score": [1, 2, 3]}), path)
-    found = read_records(path, on_bad_record="skip")
-    assert [(record.line, record.conversation) for record in found.records] == [(1, HI), (3, HI)]
-    assert [record.line for record in found.bad] == [2]
+    record_set = read_records(path, on_bad_record="skip")
+    assert [(record.line, record.conversation) for record in record_set.records] == [(1, HI), (3, HI)]
+    assert [record.line for record in record_set.bad] == [2]
     with pytest.raises(DataError, match=r"a\.parquet, row 2: messages\[0\] has role 'user' at the end"):
         read_records(path, on_bad_record="fail")
 
 
-def test_a_file_that_only_calls_itself_parquet_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_suffix_without_parquet_content_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     with pytest.raises(DataError, match=r"after row 0: cannot be read .*expected a Parquet file"):
         read_records(written(tmp_path / "a.parquet", GOOD), on_bad_record="skip")
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         (b'{"prompt": "Hi"', "not valid JSON .* at column 16"),
         (b'{"prompt": "H\xffi", "response": "x"}', "byte 14 is not UTF-8"),
@@ -94,14 +94,14 @@ def test_a_file_that_only_calls_itself_parquet_is_refused(tmp_path: Path) -> Non
         (b"3", "the record is a number"),
     ],
 )
-def test_a_bad_line_is_located_and_explained(tmp_path: Path, line: bytes, says: str) -> None:
+def test_a_bad_line_is_located_and_explained(tmp_path: Path, line: bytes, message: str) -> None:
     path = written(tmp_path / "a.jsonl", GOOD, line, GOOD)
-    with pytest.raises(DataError, match=rf"1 of 3 records .*\n  .*a\.jsonl, line 2: .*({says})"):
+    with pytest.raises(DataError, match=rf"1 of 3 records .*\n  .*a\.jsonl, line 2: .*({message})"):
         read_records(path, on_bad_record="fail")
     assert read_records(path, on_bad_record="skip").num_bad == 1
 
 
-def test_whole_surrogate_pairs_are_characters(tmp_path: Path) -> None:
+def test_escaped_surrogate_pairs_are_decoded(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", b'{"prompt": "Hi", "response": "\\ud83d\\ude00"}')
     assert read_records(path, on_bad_record="fail").records[0].conversation.answer == "\U0001f600"
 
@@ -117,11 +117,11 @@ def test_the_first_ten_bad_records_are_listed_and_all_are_counted(tmp_path: Path
     assert message.endswith("... and 2 more")
 
 
-def test_skip_counts_and_keeps_ten(tmp_path: Path) -> None:
-    found = read_records(written(tmp_path / "a.jsonl", GOOD, *[b"3"] * 12), on_bad_record="skip")
-    assert (len(found.records), found.num_bad, len(found.bad)) == (1, 12, 10)
-    assert isinstance(found.bad[0], BadRecord)
-    assert found.bad[0].line == 2
+def test_skip_counts_all_bad_records_and_keeps_ten(tmp_path: Path) -> None:
+    record_set = read_records(written(tmp_path / "a.jsonl", GOOD, *[b"3"] * 12), on_bad_record="skip")
+    assert (len(record_set.records), record_set.num_bad, len(record_set.bad)) == (1, 12, 10)
+    assert isinstance(record_set.bad[0], BadRecord)
+    assert record_set.bad[0].line == 2
 
 
 def test_a_file_of_bad_records_is_refused_even_when_skipping(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_file_of_bad_records_is_refused_even_when_skipping(tmp_path: Path) -> 
 
 def test_reading_stops_after_max_records_good_ones(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", GOOD, b"3", GOOD, b"3", GOOD)
-    found = read_records(path, on_bad_record="skip", max_records=2)
-    assert ([record.line for record in found.records], found.num_bad) == ([1, 3], 1)
+    record_set = read_records(path, on_bad_record="skip", max_records=2)
+    assert ([record.line for record in record_set.records], record_set.num_bad) == ([1, 3], 1)
     assert len(read_records(path, on_bad_record="fail", max_records=1).records) == 1
 
 
@@ -147,7 +147,7 @@ def test_a_json_array_is_refused_with_advice(tmp_path: Path) -> None:
         read_records(written(tmp_path / "a.json", b"[", GOOD, b"]"), on_bad_record="skip")
 
 
-def test_what_is_not_a_data_file_is_refused(tmp_path: Path) -> None:
+def test_paths_that_are_no_data_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl cannot be read .*No such file"):
         read_records(tmp_path / "missing.jsonl", on_bad_record="fail")
     (tmp_path / "folder.jsonl").mkdir()
@@ -158,7 +158,7 @@ def test_what_is_not_a_data_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("on_bad_record", "max_records"), [("ignore", 0), ("skip", -1)])
-def test_unknown_modes_are_refused(tmp_path: Path, on_bad_record: str, max_records: int) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, on_bad_record: str, max_records: int) -> None:
     with pytest.raises(ConfigError, match="expected 'fail' or 'skip'"):
         read_records(written(tmp_path / "a.jsonl", GOOD), on_bad_record=on_bad_record, max_records=max_records)
 

@@ -65,7 +65,7 @@ def test_pad_equal_to_eos_changes_nothing() -> None:
     assert renderer(tokenizer).render(ask("Hi", "Hello")) == renderer(chatml()).render(ask("Hi", "Hello"))
 
 
-def test_a_template_that_strips_still_ends_with_eos() -> None:
+def test_an_answer_stripped_by_the_template_ends_with_eos() -> None:
     tokenizer = chatml(CHATML_STRIPS)
     rendered = renderer(tokenizer).render(ask(" Hi ", " \nHello\n"))
     assert rendered.prompt_ids == ids(tokenizer, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
@@ -82,7 +82,7 @@ def test_a_template_without_generation_prompt_gets_the_answers_header() -> None:
     assert renderer(chatml(CHATML_NO_PROMPT)).render(conversation) == renderer(chatml()).render(conversation)
 
 
-def test_a_template_without_any_end_gets_the_tokenizers_eos() -> None:
+def test_a_template_without_eos_uses_the_tokenizers_eos() -> None:
     tokenizer = chatml("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
     rendered = renderer(tokenizer).render(ask("Hi", "Hello"))
     assert rendered.prompt_ids == ids(tokenizer, "user: Hi\nassistant: ")
@@ -97,7 +97,7 @@ def test_llama2_has_one_bos_and_its_answer_no_doubled_space() -> None:
 
 
 def test_a_role_the_template_refuses_is_an_error_with_its_message() -> None:
-    with pytest.raises(ValueError, match=r"refuses turns of system, user \(no system role\)"):
+    with pytest.raises(ValueError, match=r"rejects turns of system, user \(no system role\)"):
         renderer(sentencepiece_like(LLAMA2)).render(
             Conversation((Message("system", "x"), Message("user", "hi")), "hello")
         )
@@ -115,7 +115,7 @@ def test_special_tokens_in_messages_are_plain_text() -> None:
 
 def test_an_eos_the_tokenizer_cannot_split_is_refused() -> None:
     tokenizer = sentencepiece_like("{% for m in messages %}{{ m.content + '▁there' }}{% endfor %}")
-    with pytest.raises(ValueError, match="'▁there', which this tokenizer cannot write as plain text"):
+    with pytest.raises(ValueError, match="'▁there', which this tokenizer cannot encode as plain text"):
         Renderer(tokenizer, [7], max_length=9, max_prompt_length=5).render(ask("hi", "hello▁there"))
 
 
@@ -132,13 +132,13 @@ def test_without_a_template_turns_are_labelled_with_one_warning(caplog: pytest.L
         plain = renderer(tokenizer)
         turns = (Message("system", "S"), Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
         rendered = plain.render(Conversation(turns, "d"))
-    assert [record.message[:38] for record in caplog.records] == ["the tokenizer has no chat template; 'U"]
+    assert [record.message[:38] for record in caplog.records] == ["the tokenizer has no chat template; tu"]
     text = "S\n\nUser:\na\n\nAssistant:\nb<|end|>\n\nUser:\nc\n\nAssistant:\n"
     assert rendered.prompt_ids == [3, *ids(tokenizer, text)]
     assert rendered.actual_ids == [*ids(tokenizer, "d"), 0]
 
 
-def test_without_a_template_a_bos_that_is_not_added_stays_out() -> None:
+def test_without_a_template_no_bos_is_written_unless_the_tokenizer_adds_it() -> None:
     tokenizer = byte_level(None, bos_token="<s>", eos_token="<|end|>")
     assert 3 not in renderer(tokenizer).render(ask("a", "b")).prompt_ids
 
@@ -223,7 +223,7 @@ answers = texts.filter(lambda text: bool(text.strip()))
 
 @settings(max_examples=60, deadline=None)
 @given(question=texts, answer=answers)
-def test_any_answer_survives_and_ends_once(question: str, answer: str) -> None:
+def test_any_answer_decodes_to_itself_and_ends_once(question: str, answer: str) -> None:
     tokenizer = chatml()
     marked = "\x01" + answer + "\x01"  # \x01 stands for the answer: nothing else may hold it
     rendered = renderer(tokenizer).render(ask(question.replace("\x01", ""), marked))

@@ -1,4 +1,4 @@
-"""Rendering whatever text there is, by templates and tokenizers of several kinds."""
+"""Properties of rendering for arbitrary text, with several templates and tokenizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOS = 3  # <s> of `byte_level`
 
 
 class Kind(NamedTuple):
-    """A tokenizer, and how many BOS its prompts begin with."""
+    """A tokenizer, and the number of BOS tokens at the start of its prompts."""
 
     tokenizer: PreTrainedTokenizerFast
     num_bos: int
@@ -95,11 +95,11 @@ def text_of(name: str, ids: list[int]) -> str:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=15)
 @given(question=texts, answer=answers)
-def test_an_answer_comes_back_whole_and_ends_once(name: str, question: str, answer: str) -> None:
-    found = rendered(name, question, answer)
+def test_an_answer_decodes_to_itself_and_ends_once(name: str, question: str, answer: str) -> None:
+    conversation_ids = rendered(name, question, answer)
     eos_ids = find_eos_ids(kinds()[name].tokenizer, None)
-    *ids, last = found.actual_ids
-    assert (last, found.actual_ended) == (eos_ids[0], True)
+    *ids, last = conversation_ids.actual_ids
+    assert (last, conversation_ids.actual_ended) == (eos_ids[0], True)
     assert not set(ids) & {0, 1, 2, 3}, "what a person wrote is never a special token"
     assert text_of(name, ids).strip(" ") == answer  # Llama 2's template sets a space on either side
 
@@ -107,19 +107,19 @@ def test_an_answer_comes_back_whole_and_ends_once(name: str, question: str, answ
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=15)
 @given(question=texts, answer=answers, other=answers)
-def test_a_prompt_has_the_templates_bos_and_knows_nothing_of_the_answer(
+def test_a_prompt_has_the_templates_bos_and_does_not_depend_on_the_answer(
     name: str, question: str, answer: str, other: str
 ) -> None:
-    found = rendered(name, question, answer)
-    assert found.prompt_ids.count(BOS) == kinds()[name].num_bos
-    assert kinds()[name].num_bos == 0 or found.prompt_ids[0] == BOS
-    assert found.prompt_ids == rendered(name, question, other).prompt_ids
-    assert question.strip() in text_of(name, found.prompt_ids)
+    conversation_ids = rendered(name, question, answer)
+    assert conversation_ids.prompt_ids.count(BOS) == kinds()[name].num_bos
+    assert kinds()[name].num_bos == 0 or conversation_ids.prompt_ids[0] == BOS
+    assert conversation_ids.prompt_ids == rendered(name, question, other).prompt_ids
+    assert question.strip() in text_of(name, conversation_ids.prompt_ids)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=10)
 @given(questions=st.tuples(texts, texts), answer=answers)
-def test_different_questions_are_different_prompts(name: str, questions: tuple[str, str], answer: str) -> None:
+def test_different_questions_give_different_prompts(name: str, questions: tuple[str, str], answer: str) -> None:
     first, second = (rendered(name, question, answer).prompt_ids for question in questions)
     assert (first == second) == (questions[0] == questions[1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from judge_server import KEY, Answer, JudgeServer
-from spin_components.data.shards import Verdict
+from spin_components.data.shards import Judgment
 from spin_components.errors import ConfigError, EngineError, SpinError
 from spin_components.evaluate.judge import Judge, Question, asked, judge_figures, read_score
 from spin_components.evaluation_settings import EvaluationSettings
@@ -34,7 +34,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., JudgeServer
         server.close()
 
 
-def judged(url: str, *, retries: int = 2, model: str = "judge", **settings: Any) -> list[Verdict]:
+def judged(url: str, *, retries: int = 2, model: str = "judge", **settings: Any) -> list[Judgment]:
     judge = Judge(EvaluationSettings(judge_url=url, judge_model=model, **settings), max_retries=retries)
     try:
         return judge.judge(QUESTIONS)
@@ -42,7 +42,7 @@ def judged(url: str, *, retries: int = 2, model: str = "judge", **settings: Any)
         judge.close()
 
 
-def scores(verdicts: list[Verdict]) -> list[float | None]:
+def scores(verdicts: list[Judgment]) -> list[float | None]:
     return [verdict.score for verdict in verdicts]
 
 
@@ -84,7 +84,7 @@ def test_each_answer_is_scored_and_the_mean_has_a_standard_error(serve: Callable
     replies = {"3": "Score: 2", "7": "Score: 4", "8": "Fine.\nScore: 9"}
     server = serve(lambda text: replies[text.split("answer ")[-1][0]])
     verdicts = judged(server.url, judge_template="{prompt} -> {answer}")
-    assert verdicts == [Verdict(3, "Score: 2", 2.0), Verdict(7, "Score: 4", 4.0), Verdict(8, "Fine.\nScore: 9", 9.0)]
+    assert verdicts == [Judgment(3, "Score: 2", 2.0), Judgment(7, "Score: 4", 4.0), Judgment(8, "Fine.\nScore: 9", 9.0)]
     assert sorted(request["messages"][0]["content"] for request in server.requests) == [
         "prompt 3 -> answer 3",
         "prompt 7 -> answer 7",

@@ -66,7 +66,7 @@ def test_greedy_answers_are_those_of_transformers_token_by_token(family: str, sa
     free = [_alone(model, prompt, limit, eos_token_id=None) for prompt, limit in zip(PROMPTS, LIMITS, strict=True)]
     eos_ids = [free[0][3], free[2][6]]  # so that answers end at unlike times, and rows are taken by others
     engine = _engine(saved(family), eos_ids=eos_ids, temperature=0.0)
-    assert engine._plain is None
+    assert engine._fallback is None
     answers = _answers(engine, PROMPTS, LIMITS)
     expected = [_alone(model, p, limit, eos_token_id=eos_ids) for p, limit in zip(PROMPTS, LIMITS, strict=True)]
     assert [answer.token_ids for answer in answers] == expected
@@ -139,7 +139,7 @@ def test_an_architecture_that_is_not_understood_is_left_to_transformers(saved: S
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
     BloomForCausalLM(config).save_pretrained(tmp_path)
     engine = _engine(tmp_path, eos_ids=[2], temperature=0.0)
-    assert engine._plain is not None
+    assert engine._fallback is not None
     answers = _answers(engine, PROMPTS, LIMITS)
     model = load_model(tmp_path, ModelSettings(base=str(tmp_path))).eval()
     expected = [_alone(model, p, limit, eos_token_id=2) for p, limit in zip(PROMPTS, LIMITS, strict=True)]

@@ -22,7 +22,7 @@ from spin_components.lora.merging import joined
 from spin_components.lora_settings import LoraSettings
 from spin_components.memory.adapter import num_trained
 from spin_components.memory.shape import shape_of_folder
-from spin_components.scoring import give_packed_attention
+from spin_components.scoring import enable_packed_attention
 from spin_components.settings import TrainingSettings
 from spin_components.train_epoch.torch_backend import TorchBackend
 
@@ -114,7 +114,7 @@ def test_packed_sequences_are_scored_alike(make_random_llama: Callable[[], Any],
     model = trained(make_random_llama(), tmp_path / "adapter")
     aligned = scores(model)
     packed = make_random_llama()
-    assert give_packed_attention(packed, torch.device("cpu")) == ""
+    assert enable_packed_attention(packed, torch.device("cpu")) == ""
     add_trained(packed, LORA, seed=2)
     load_weights(packed, read_weights(tmp_path / "adapter"))
     torch.testing.assert_close(scores(packed), aligned, atol=1e-5, rtol=1e-5)
@@ -180,9 +180,9 @@ def test_layers_are_named_by_the_ends_of_their_names_where_that_is_enough(
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (["w_nothing"], r"target_modules = \['w_nothing'\] does not suit LlamaForCausalLM: .*w_nothing"),
-        (["q_proj", "lm_head"], r"takes in lm_head: embeddings and the output layer"),
-        (["embed_tokens"], r"takes in model\.embed_tokens"),
+        (["w_nothing"], r"target_modules = \['w_nothing'\] does not fit LlamaForCausalLM: .*w_nothing"),
+        (["q_proj", "lm_head"], r"includes lm_head: embeddings and the output layer"),
+        (["embed_tokens"], r"includes model\.embed_tokens"),
     ],
 )
 def test_layers_that_cannot_be_adapted_are_refused(
@@ -196,12 +196,12 @@ def test_an_adapter_of_another_model_is_refused(make_random_llama: Callable[[], 
     trained(make_random_llama(), tmp_path / "adapter")
     other = make_random_llama()
     add_trained(other, LoraSettings(r=5), seed=0)
-    with pytest.raises(IntegrityError, match=r"not of this model: .* has the shape \(.*\), expected \("):
+    with pytest.raises(IntegrityError, match=r"does not belong to this model: .* has the shape \(.*\), expected \("):
         load_weights(other, read_weights(tmp_path / "adapter"))
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text("utf-8")), "target_modules": ["nothing"]}), "utf-8")
-    with pytest.raises(IntegrityError, match=r"the adapter is not of this model: .*nothing"):
+    with pytest.raises(IntegrityError, match=r"the adapter does not belong to this model: .*nothing"):
         merge(make_random_llama(), tmp_path / "adapter")
     (tmp_path / "adapter" / "base.json").unlink()
-    with pytest.raises(IntegrityError, match="does not say what the adapter sits on"):
+    with pytest.raises(IntegrityError, match="does not name the adapter's base model"):
         read_base(tmp_path / "adapter")

@@ -22,7 +22,7 @@ def test_all_weights_are_trained_unless_a_rank_is_given() -> None:
     assert lora.scoring_inputs() == {}
 
 
-def test_what_is_finished_depends_on_every_setting_of_the_adapter() -> None:
+def test_inputs_of_a_step_include_every_setting_of_the_adapter() -> None:
     lora = LoraSettings(r=4, quantize="nf4", export="adapter", target_modules=["q_proj"])
     assert lora.training_inputs() == {
         "lora.r": 4,
@@ -37,7 +37,7 @@ def test_what_is_finished_depends_on_every_setting_of_the_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"r": 4, "dropout": 0.1}, r"lora\.dropout = 0\.1 is refused: .* before the first step"),
         ({"quantize": "nf4", "export": "adapter"}, r"lora\.r = 0 trains none; set lora\.r"),
@@ -47,20 +47,20 @@ def test_what_is_finished_depends_on_every_setting_of_the_adapter() -> None:
         ({"r": -1}, r"lora\.r"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(table: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_settings_that_cannot_be_trained_are_refused(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         settings_with(lora=table)
 
 
 @pytest.mark.parametrize(("backend", "ranks"), [("deepspeed", 1), ("auto", 2)])
-def test_four_bit_weights_are_not_divided_among_ranks(backend: str, ranks: int) -> None:
+def test_four_bit_weights_are_refused_with_zero_3(backend: str, ranks: int) -> None:
     lora = {"r": 4, "quantize": "nf4", "export": "adapter"}
     with pytest.raises(ConfigError, match=r"zero_stage = 3, .* cannot be divided; use 0, 1 or 2"):
         settings_with(lora=lora, training={"backend": backend, "zero_stage": 3}, hardware={"ranks": ranks})
     settings_with(lora=lora, training={"backend": backend, "zero_stage": 2}, hardware={"ranks": ranks})
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_packages(LoraSettings())
     with pytest.raises(ConfigError, match=r"lora\.r is set, but the package peft is not installed .* extra `lora`"):

@@ -1,4 +1,4 @@
-"""`spin-pipeline estimate`, on the shipped configurations and a model that is a config.json alone."""
+"""`spin-pipeline estimate`, on the shipped configurations and on a model's config.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GIB = 2**30
 
 @pytest.fixture
 def estimate(capsys: pytest.CaptureFixture[str]) -> Estimate:
-    """Types the command with `--json`."""
+    """Runs the command with `--json`; returns its exit code and parsed output."""
 
     def run(*arguments: str) -> tuple[int, dict[str, Any]]:
         code = main(["estimate", "--json", *arguments])
@@ -33,7 +33,7 @@ def steps(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["step"]: each for each in value["steps"]}
 
 
-def test_the_papers_run_fits_its_gpus_and_is_bound_by_compute(estimate: Estimate) -> None:
+def test_the_papers_run_fits_its_gpus_and_is_compute_bound(estimate: Estimate) -> None:
     code, value = estimate("--config", "zephyr-7b", "--gpu", "a100-80g")
     assert (code, value["shortages"]) == (0, [])
     # float32 weights of 7.24e9 parameters, and bf16 copies of those that are multiplied: all but the embedding
@@ -48,7 +48,7 @@ def test_the_papers_run_fits_its_gpus_and_is_bound_by_compute(estimate: Estimate
     }
 
 
-def test_of_70_billion_parameters_training_and_generation_fit_and_scoring_does_not_yet(estimate: Estimate) -> None:
+def test_70b_fits_in_training_and_generation_but_not_in_scoring(estimate: Estimate) -> None:
     code, value = estimate("--config", "70b", "--gpu", "h100-80g")
     assert code == 1
     assert {each["message"].split()[0] for each in value["shortages"]} == {"ref-logprob", "validate"}
@@ -66,7 +66,7 @@ def test_a_model_is_estimated_from_its_config_alone(estimate: Estimate, tmp_path
     assert by_file == estimate("--config", "70b", "--gpu", "h100-80g")
 
 
-def test_what_has_no_shape_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_a_readable_shape_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--config", "70b", "--set", "model.base=absent/model"]) == 2
     assert "model.base = 'absent/model': its shape cannot be read from here" in capsys.readouterr().err
     (tmp_path / "config.json").write_text("[]")
@@ -74,11 +74,13 @@ def test_what_has_no_shape_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "expected a table, found list" in capsys.readouterr().err
 
 
-def test_the_table_names_steps_sizes_and_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_steps_sizes_and_shortages(capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--set", "training.micro_batch_size=8", "--set", "hardware.gpu_memory_gib=24"]
     assert main(["estimate", "--config", "zephyr-7b", "--gpu", "a100-80g", *more]) == 1
     printed = capsys.readouterr().out
-    assert printed.startswith("7.24 billion parameters, by what is known of zephyr-7b-sft-full; on pods with A100")
+    assert printed.startswith(
+        "7.24 billion parameters, by the built-in configuration of zephyr-7b-sft-full; on pods with A100"
+    )
     assert "train-epoch is bound by compute: 8 pairs of 3072 tokens a rank take compute" in printed
     assert "train-epoch needs about" in printed
     assert "there are 24.0 GiB (activations" in printed

@@ -7,11 +7,11 @@ import pytest
 from spin_components.errors import ConfigError
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import shortages
-from spin_components.memory.judging import judge
+from spin_components.memory.judging import check_memory
 from spin_components.memory.shape import KNOWN, ModelShape, shape_of_config
-from spin_components.memory.staging import staged
+from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Lengths, Machine, Work, longest_allowed, longest_of
+from spin_components.memory.work import Lengths, Machine, Workload, longest_allowed, longest_of
 from spin_components.settings import Settings
 
 GIB = 2**30
@@ -25,16 +25,16 @@ def settings_of(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(values)
 
 
-def gpu_work(gib: int = 80, **sections: dict[str, Any]) -> Work:
+def gpu_work(gib: int = 80, **sections: dict[str, Any]) -> Workload:
     settings = settings_of(**sections)
-    return Work(settings, Machine("cuda", is_bf16=True, device_bytes=gib * GIB), longest_allowed(settings))
+    return Workload(settings, Machine("cuda", is_bf16=True, device_bytes=gib * GIB), longest_allowed(settings))
 
 
 def of_step(estimates: list[Estimate], step: str) -> Estimate:
     return next(each for each in estimates if each.step == step)
 
 
-def train(work: Work, shape: ModelShape = SEVEN) -> Estimate:
+def train(work: Workload, shape: ModelShape = SEVEN) -> Estimate:
     return of_step(estimate_steps(shape, work), "train-epoch")
 
 
@@ -48,11 +48,11 @@ def test_zero_divides_state_then_gradients_then_weights(stage: int, weights: int
     training = {"zero_stage": stage, "gradient_checkpointing": True}
     parts = train(gpu_work(training=training, hardware={"ranks": 8})).device
     eighth = 4 * SEVEN.num_parameters / 8
-    found = [parts[name] / eighth for name in ("weights", "gradients", "optimizer state")]
-    assert found == pytest.approx([weights, gradients, state], rel=1e-6)
+    eighths = [parts[name] / eighth for name in ("weights", "gradients", "optimizer state")]
+    assert eighths == pytest.approx([weights, gradients, state], rel=1e-6)
 
 
-def test_an_offloaded_optimizer_leaves_the_gpu_for_the_machine() -> None:
+def test_an_offloaded_optimizer_moves_from_gpu_to_host_memory() -> None:
     base = {"zero_stage": 3, "gradient_checkpointing": True}
     on_gpu = train(gpu_work(training=base, hardware={"ranks": 8}))
     offloaded = train(gpu_work(training={**base, "offload_optimizer": True}, hardware={"ranks": 8}))
@@ -63,7 +63,7 @@ def test_an_offloaded_optimizer_leaves_the_gpu_for_the_machine() -> None:
     assert moved == pytest.approx(4 * 4 * SEVEN.num_parameters / 8, rel=1e-6)
 
 
-def test_checkpointing_keeps_one_block_and_the_inputs_of_all() -> None:
+def test_checkpointing_saves_one_block_and_the_inputs_of_all() -> None:
     # 1 pair of 1 + 2047 and 1 + 256 tokens, padded: 2305 tokens of 4096 float32 for each of 32 blocks
     sections: dict[str, Any] = {"hardware": {"ranks": 64}, "training": {"zero_stage": 3}}  # backward is the peak
     whole = train(gpu_work(**sections)).device["activations"]
@@ -76,7 +76,7 @@ def test_memory_grows_with_pairs_and_tokens_and_shrinks_with_chunks() -> None:
     settings = settings_of(training={"micro_batch_size": 4, "global_batch_size": 64})
     machine = Machine("cpu", is_bf16=False)
     sizes = [
-        train(Work(settings, machine, lengths, logit_bytes=size)).host_bytes
+        train(Workload(settings, machine, lengths, logit_bytes=size)).host_bytes
         for lengths, size in (
             (Lengths(10, 100, 50), 2**20),
             (Lengths(10, 100, 50), 2**28),
@@ -86,72 +86,75 @@ def test_memory_grows_with_pairs_and_tokens_and_shrinks_with_chunks() -> None:
     assert sizes == sorted(set(sizes))
 
 
-def test_the_longest_pair_is_found_in_the_data() -> None:
+def test_the_longest_pair_of_the_data() -> None:
     settings = settings_of(data={"max_length": 100, "max_prompt_length": 60}, generation={"max_new_tokens": 30})
     # 10 + 50 + 30 = 90; 60 + 20 + 30 = 110; 90 + 5 + what is left of 100 = 105
     assert longest_of(settings, [(10, 50), (60, 20), (90, 5)]) == Lengths(60, 20, 30)
     assert longest_allowed(settings) == Lengths(1, 99, 30)
 
 
-def test_what_fits_says_nothing_and_what_does_not_names_parts_and_knobs() -> None:
+def test_a_shortage_names_the_largest_parts_and_settings_to_change() -> None:
     fits = gpu_work(training={"zero_stage": 3, "gradient_checkpointing": True}, hardware={"ranks": 8})
     assert shortages(estimate_steps(SEVEN, fits), fits) == []
     alone = gpu_work(24)
-    found = {each.message.split()[0]: each for each in shortages(estimate_steps(SEVEN, alone), alone)}
-    assert found["train-epoch"].is_certain
-    assert "of one GPU, there are 24.0 GiB (optimizer state 54.0 GiB" in found["train-epoch"].message
-    assert "training.offload_optimizer = true" in found["train-epoch"].remedy
-    assert "training.gradient_checkpointing = true" in found["train-epoch"].remedy
+    by_step = {each.message.split()[0]: each for each in shortages(estimate_steps(SEVEN, alone), alone)}
+    assert by_step["train-epoch"].is_certain
+    assert "of one GPU, there are 24.0 GiB (optimizer state 54.0 GiB" in by_step["train-epoch"].message
+    assert "training.offload_optimizer = true" in by_step["train-epoch"].remedy
+    assert "training.gradient_checkpointing = true" in by_step["train-epoch"].remedy
     assert "train-epoch" not in {each.message.split()[0] for each in shortages(estimate_steps(SEVEN, fits), fits)}
 
 
-def test_pods_are_held_against_the_memory_all_their_processes_share() -> None:
+def test_a_pods_memory_is_compared_with_the_sum_over_its_processes() -> None:
     settings = settings_of(hardware={"ranks": 8})
     machine = Machine("cuda", is_bf16=True, host_bytes={"train-epoch": 64 * GIB})
-    work = Work(settings, machine, longest_allowed(settings))
-    (found,) = shortages(estimate_steps(SEVEN, work), work)
-    assert "of memory for 8 processes, there are 64.0 GiB" in found.message
-    assert found.remedy.endswith("or more memory")
+    work = Workload(settings, machine, longest_allowed(settings))
+    (shortage,) = shortages(estimate_steps(SEVEN, work), work)
+    assert "of memory for 8 processes, there are 64.0 GiB" in shortage.message
+    assert shortage.remedy.endswith("or more memory")
 
 
 @pytest.mark.parametrize(("share", "is_certain"), [(0.94, None), (0.96, False), (1.14, False), (1.16, True)])
-def test_only_what_clearly_exceeds_is_certain(share: float, is_certain: bool | None) -> None:
+def test_a_shortage_is_certain_only_beyond_the_estimates_accuracy(share: float, is_certain: bool | None) -> None:
     work = gpu_work()
     (estimate,) = (each for each in estimate_steps(SEVEN, work) if each.step == "ref-logprob")
-    tight = Work(work.settings, Machine("cuda", True, int(estimate.device_bytes / share)), work.lengths)
+    tight = Workload(work.settings, Machine("cuda", True, int(estimate.device_bytes / share)), work.lengths)
     assert [each.is_certain for each in shortages([estimate], tight)] == [is_certain][: is_certain is not None]
 
 
-def test_memory_that_others_take_now_is_a_doubt_and_no_refusal() -> None:
+def test_memory_used_by_other_processes_gives_a_warning_only() -> None:
     settings = settings_of(hardware={"device": "cpu"})
-    estimate = of_step(estimate_steps(SEVEN, Work(settings, Machine("cpu", False), Lengths(9, 9, 9))), "validate")
+    estimate = of_step(estimate_steps(SEVEN, Workload(settings, Machine("cpu", False), Lengths(9, 9, 9))), "validate")
     machine = Machine(
         "cpu", False, host_bytes={"validate": 2 * estimate.host_bytes}, free_bytes=estimate.host_bytes - 1
     )
-    (found,) = shortages([estimate], Work(settings, machine, Lengths(9, 9, 9)))
-    assert not found.is_certain
-    assert "of them free now" in found.message
+    (shortage,) = shortages([estimate], Workload(settings, machine, Lengths(9, 9, 9)))
+    assert not shortage.is_certain
+    assert "of them free now" in shortage.message
 
 
-def test_a_step_that_cannot_fit_is_refused_doubted_or_let_be() -> None:
+def test_memory_check_refuses_warns_or_is_off() -> None:
     warnings: list[str] = []
     with pytest.raises(ConfigError, match=r"^generate needs about .*hardware\.memory_check = 'warn'$"):
-        judge(SEVEN, gpu_work(8, generation={"engine": "transformers", "batch_size": 1}), warnings.append)
-    judge(SEVEN, gpu_work(8, hardware={"memory_check": "warn"}), warnings.append)
+        check_memory(SEVEN, gpu_work(8, generation={"engine": "transformers", "batch_size": 1}), warnings.append)
+    check_memory(SEVEN, gpu_work(8, hardware={"memory_check": "warn"}), warnings.append)
     assert {text.split()[0] for text in warnings} >= {"ref-logprob", "train-epoch", "validate"}
     warnings.clear()
-    judge(SEVEN, gpu_work(8, hardware={"memory_check": "off"}), warnings.append)
+    check_memory(SEVEN, gpu_work(8, hardware={"memory_check": "off"}), warnings.append)
     assert warnings == []
 
 
 @pytest.mark.parametrize(("gib", "stage"), [(400, 0), (95, 1), (65, 2), (40, 3), (1, 3), (0, 2)])
-def test_auto_takes_the_lowest_stage_that_fits(gib: int, stage: int) -> None:
+def test_auto_resolves_to_the_lowest_stage_that_fits(gib: int, stage: int) -> None:
     training = {"zero_stage": "auto", "gradient_checkpointing": True}
-    work = staged(SEVEN, gpu_work(gib, training=training, hardware={"ranks": 8}))
+    work = resolve_zero_stage(SEVEN, gpu_work(gib, training=training, hardware={"ranks": 8}))
     assert work.settings.training.zero_stage == stage
 
 
-def test_auto_leaves_a_stage_that_was_given_and_offloads_from_1_on() -> None:
-    assert staged(SEVEN, gpu_work(1, training={"zero_stage": 1})).settings.training.zero_stage == 1
+def test_a_given_stage_is_kept_and_offloading_needs_stage_1() -> None:
+    assert resolve_zero_stage(SEVEN, gpu_work(1, training={"zero_stage": 1})).settings.training.zero_stage == 1
     training = {"zero_stage": "auto", "offload_optimizer": True, "gradient_checkpointing": True}
-    assert staged(SEVEN, gpu_work(400, training=training, hardware={"ranks": 8})).settings.training.zero_stage == 1
+    assert (
+        resolve_zero_stage(SEVEN, gpu_work(400, training=training, hardware={"ranks": 8})).settings.training.zero_stage
+        == 1
+    )

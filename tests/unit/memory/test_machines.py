@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spin_components.attempt_settings import StepResources
-from spin_components.memory.machines import gpu_sizes, multiplies_bf16, placed_machine, this_machine
+from spin_components.memory.machines import gpu_sizes, has_bf16_products, pod_machine, this_machine
 from spin_components.settings import Settings
 from spin_components.store.limits import memory_bytes
 
@@ -26,11 +26,11 @@ def lay_out(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_without_a_group_it_is_the_machines_memory(tmp_path: Path) -> None:
+def test_without_a_cgroup_the_limit_is_the_machines_memory(tmp_path: Path) -> None:
     assert memory_bytes(lay_out(tmp_path, {})) == (16 * GIB, 8 * GIB)
 
 
-def test_a_group_of_version_2_limits_and_its_parent_too(tmp_path: Path) -> None:
+def test_cgroup_v2_limits_of_parents_apply(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/pods/pod"
     files = {
         "proc/self/cgroup": "0::/pods/pod\n",
@@ -42,7 +42,7 @@ def test_a_group_of_version_2_limits_and_its_parent_too(tmp_path: Path) -> None:
     assert memory_bytes(lay_out(tmp_path, files)) == (4 * GIB, 2 * GIB)  # 4 - 3, and 1 that may be dropped
 
 
-def test_a_group_of_version_1_limits(tmp_path: Path) -> None:
+def test_cgroup_v1_limits_apply(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/memory/job"
     files = {
         "proc/self/cgroup": "5:cpu:/\n4:memory:/job\n",
@@ -54,20 +54,20 @@ def test_a_group_of_version_1_limits(tmp_path: Path) -> None:
     assert memory_bytes(lay_out(tmp_path, files)) == (2 * GIB, GIB)
 
 
-def test_where_nothing_is_told_nothing_is_known(tmp_path: Path) -> None:
+def test_memory_is_0_where_it_is_not_known(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("text", "number"), [("16Gi", 16 * GIB), ("64G", 64 * 10**9), ("500Mi", 500 * 2**20), ("7", 7), ("2Ti", 2 * 2**40)]
 )
-def test_quantities_of_memory_are_numbers(text: str, number: int) -> None:
+def test_memory_quantities_are_parsed(text: str, number: int) -> None:
     assert StepResources(memory=text).memory_bytes == number
 
 
-def test_pods_have_what_they_ask_for_and_what_their_gpus_have() -> None:
+def test_a_pods_machine_has_its_requested_memory_and_gpu() -> None:
     place = {"accelerator": "nvidia.com/gpu", "train": {"memory": "64Gi"}, "score": {"memory": "8Gi"}}
-    machine = placed_machine(settings_of(placement=place), 80 * GIB)
+    machine = pod_machine(settings_of(placement=place), 80 * GIB)
     assert (machine.device, machine.is_bf16, machine.device_bytes) == ("cuda", True, 80 * GIB)
     assert machine.host_bytes == {
         "generate": 16 * GIB,
@@ -75,9 +75,9 @@ def test_pods_have_what_they_ask_for_and_what_their_gpus_have() -> None:
         "train-epoch": 64 * GIB,
         "validate": 8 * GIB,
     }
-    told = placed_machine(settings_of(placement=place, hardware={"gpu_memory_gib": 40}), 80 * GIB)
-    assert told.device_bytes == 40 * GIB
-    assert placed_machine(settings_of(), 80 * GIB).device == "cpu"
+    overridden = pod_machine(settings_of(placement=place, hardware={"gpu_memory_gib": 40}), 80 * GIB)
+    assert overridden.device_bytes == 40 * GIB
+    assert pod_machine(settings_of(), 80 * GIB).device == "cpu"
 
 
 def write_tool(folder: Path, script: str) -> None:
@@ -86,7 +86,7 @@ def write_tool(folder: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_gpus_are_asked_of_their_drivers_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_sizes_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     write_tool(tmp_path, 'test "$1" = --query-gpu=memory.total && echo 81559 && echo 40960')
     assert gpu_sizes() == [81559 * 2**20, 40960 * 2**20]
@@ -97,10 +97,10 @@ def test_gpus_are_asked_of_their_drivers_tool(tmp_path: Path, monkeypatch: pytes
     assert gpu_sizes() == []
 
 
-def test_bf16_is_told_by_the_processors_features(tmp_path: Path) -> None:
+def test_bf16_support_is_read_from_the_cpu_flags(tmp_path: Path) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text("processor : 0\nflags : fpu avx512f amx_tile\n")
-    assert multiplies_bf16(path)
+    assert has_bf16_products(path)
     path.write_text("processor : 0\nflags : fpu avx512f\n")
-    assert not multiplies_bf16(path)
-    assert not multiplies_bf16(tmp_path / "absent")
+    assert not has_bf16_products(path)
+    assert not has_bf16_products(tmp_path / "absent")

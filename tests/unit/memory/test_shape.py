@@ -34,21 +34,21 @@ def test_parameters_follow_from_the_widths(name: str, number: int) -> None:
     assert (shape.num_parameters, shape.is_counted) == (number, False)
 
 
-def test_a_model_without_gates_has_two_matrices_and_one_key_head_a_query_head() -> None:
+def test_a_model_without_gates_has_two_mlp_matrices_and_as_many_key_heads_as_query_heads() -> None:
     # a block: 4 x 8 x 8 of attention, 2 x 8 x 32 of MLP, two norms of 8; two embeddings of 10 x 8, a norm
     shape = shape_of_config(NEOX, what="x")
     assert shape.num_parameters == 2 * (256 + 512 + 16) + 160 + 8
     assert (shape.keys, shape.is_gated) == (8, False)
 
 
-def test_an_untied_embedding_is_not_multiplied_and_a_tied_one_is() -> None:
+def test_autocast_casts_a_tied_embedding_but_not_an_untied_one() -> None:
     untied = shape_of_config(NEOX, what="x")
     assert untied.num_cast == untied.num_parameters - 80
     tied = shape_of_config({**NEOX, "tie_word_embeddings": True}, what="x")
     assert tied.num_cast == tied.num_parameters == untied.num_parameters - 80
 
 
-def test_other_names_of_the_widths_and_the_text_part_are_understood() -> None:
+def test_aliases_of_widths_and_text_config_are_read() -> None:
     gpt2 = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 10}
     shape = shape_of_config({"text_config": gpt2}, what="x")
     assert (shape.num_layers, shape.hidden, shape.inner, shape.queries) == (1, 8, 32, 8)
@@ -76,17 +76,17 @@ def test_parameters_are_counted_in_all_headers(tmp_path: Path) -> None:
     assert (shape.num_parameters, shape.is_counted) == (80 + 8 + 1, True)
 
 
-def test_what_has_no_header_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_safetensors_file_without_a_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     for content in (b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"):
         path.write_bytes(content)
-        with pytest.raises(ModelError, match=r"model\.safetensors is no safetensors file"):
+        with pytest.raises(ModelError, match=r"model\.safetensors is not a safetensors file"):
             count_parameters(path)
 
 
-def test_a_model_out_of_reach_is_known_by_name_or_refused() -> None:
+def test_a_model_that_cannot_be_read_is_known_by_name_or_refused() -> None:
     shape, origin = find_shape("/absent/zephyr-7b-sft-full", what="model.base")
-    assert (shape.hidden, origin) == (4096, "what is known of zephyr-7b-sft-full")
+    assert (shape.hidden, origin) == (4096, "the built-in configuration of zephyr-7b-sft-full")
     with pytest.raises(ModelError, match=r"model\.base = '/absent/x': its shape cannot be read from here"):
         find_shape("/absent/x", what="model.base")
     with pytest.raises(ConfigError, match="no such builtin"):

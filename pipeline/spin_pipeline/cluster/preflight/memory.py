@@ -8,11 +8,11 @@ from spin_components.errors import SpinError
 from spin_components.kubernetes_api import KubernetesApi
 from spin_components.memory.finding import find_shape
 from spin_components.memory.fit import shortages
-from spin_components.memory.judging import told
-from spin_components.memory.machines import placed_machine
-from spin_components.memory.staging import staged
+from spin_components.memory.judging import format_peaks
+from spin_components.memory.machines import pod_machine
+from spin_components.memory.staging import resolve_zero_stage
 from spin_components.memory.steps import estimate_steps
-from spin_components.memory.work import Work, longest_allowed
+from spin_components.memory.work import Workload, longest_allowed
 from spin_components.settings import Settings
 from spin_pipeline.cluster.preflight.demands import Demand
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
@@ -40,8 +40,8 @@ def check_memory(kubernetes: KubernetesApi, settings: Settings, demands: Sequenc
     except SpinError as error:
         yield warned(_SUBJECT, f"not estimated: {error}", "prepare estimates it before any other step")
         return
-    machine = placed_machine(settings, _smallest_gpu(kubernetes, demands))
-    work = staged(shape, Work(settings, machine, longest_allowed(settings)))
+    machine = pod_machine(settings, _smallest_gpu(kubernetes, demands))
+    work = resolve_zero_stage(shape, Workload(settings, machine, longest_allowed(settings)))
     estimates = estimate_steps(shape, work)
     found = shortages(estimates, work)
     for shortage in found:
@@ -51,9 +51,9 @@ def check_memory(kubernetes: KubernetesApi, settings: Settings, demands: Sequenc
             yield warned(_SUBJECT, shortage.message, shortage.remedy)
     if machine.device == "cuda" and not machine.device_bytes:
         remedy = f"set hardware.gpu_memory_gib, or label nodes with {GPU_MEMORY_LABEL}"
-        yield warned(_SUBJECT, f"{told(estimates)}; how much a GPU has is not known", remedy)
+        yield warned(_SUBJECT, f"{format_peaks(estimates)}; how much a GPU has is not known", remedy)
     elif not found:
-        yield passed(_SUBJECT, f"{told(estimates)} (the model by {origin})")
+        yield passed(_SUBJECT, f"{format_peaks(estimates)} (the model by {origin})")
 
 
 def _smallest_gpu(kubernetes: KubernetesApi, demands: Sequence[Demand]) -> int:
