@@ -86,7 +86,7 @@ def test_an_error_of_another_kind_is_exit_code_1_with_its_traceback(capfd: pytes
     assert caught.value.code == 1
     error = capfd.readouterr().err
     assert "Traceback" in error
-    assert "ValueError: 'an hour' is not a time" in error
+    assert "ValueError: 'an hour' is not a duration" in error
 
 
 @pytest.mark.usefixtures("warm")
