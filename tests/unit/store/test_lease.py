@@ -123,7 +123,7 @@ def test_an_attempt_that_lost_the_lease_is_refused(
             deadline = time.monotonic() + 10.0
             while not caplog.records and time.monotonic() < deadline:
                 time.sleep(0.05)
-        assert "this attempt has lost the run" in caplog.text
+        assert "this attempt has lost its lease" in caplog.text
         holder.release()
     lease = read_lease(run)
     assert lease is not None
