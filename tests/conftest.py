@@ -102,7 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
 @pytest.fixture
 def patient_trackers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for trackers as long as they need: their libraries take a while to import on a busy machine."""
-    monkeypatch.setattr("spin_components.tracking.trackers._PATIENCE_S", 300.0)
+    monkeypatch.setattr("spin_components.tracking.trackers._TIMEOUT_S", 300.0)
 
 
 @pytest.fixture

@@ -1,34 +1,35 @@
-"""Progress and metrics as they happen: one JSON line an event, below the run's `events/`.
+"""Event log of a run: progress and metrics as JSON lines below the run's `events/`.
 
-Every event has `time` (seconds since 1970), `kind`, and the labels of the step that wrote it: `step`, its name in the
-DAG, and `iteration` (-1: the base model), `epoch` and `shard` where it has them. Beside these:
+Every event has `time` (seconds since 1970), `kind`, and the labels of its step: `step`, the step's name in the DAG, and
+`iteration` (-1: the base model), `epoch` and `shard` where the step has them. Other fields by kind:
 
-    kind        when                                 fields
-    start       a step begins                        pid
-    plan        prepare knows the attempt's shape    name, max_iterations, max_epochs (a number, or one an
-                                                     iteration), shards, deadline (time or null)
-    progress    work goes on                         done, total, unit, rate (units a second), eta_s; generate also
+    kind        written when                         fields
+    start       a step starts                        pid
+    plan        prepare has read the settings        name, max_iterations, max_epochs (a number, or a list with one
+                                                     per iteration), shards, deadline (time or null)
+    progress    work is in progress                  done, total, unit, rate (units per second), eta_s; generate also
                                                      num_tokens, tokens_per_s
-    transfer    a long transfer goes on              what, and the fields of progress, in MiB
+    transfer    a long transfer is in progress       what, and the fields of progress, in MiB
     metrics     an optimizer step is done            global_step, consumed_samples, step_time, loss, acc, rewards_*,
-                                                     avg_generated_lengths, grad_norm, lr; sft_loss where it is
-                                                     part of the objective
-    validation  val_loss inside an epoch is known    global_step, val_loss
-    samples     a shard is generated                 samples: index, prompt, actual, generated, finish_reason each
-    resume      an epoch goes on from a save         done (steps of the epoch)
-    save        a save inside an epoch stands        done
-    warning     a person should know something       message
-    reuse       a finished step was found            finished_at
-    done        a step's manifest is written         facts (its manifest's, without samples), duration_s
-    published   checkpoint has moved the pointers    decision, outcome, reason, val_loss (null: not finite), next (the
+                                                     avg_generated_lengths, grad_norm, lr; sft_loss if it is part
+                                                     of the objective
+    validation  validation within an epoch is done   global_step, val_loss
+    samples     a shard is generated                 samples, each with index, prompt, actual, generated, finish_reason
+    resume      an epoch is resumed from a save      done (steps of the epoch)
+    save        a save within an epoch is complete   done
+    warning     a problem needs attention            message
+    reuse       the step had finished before         finished_at
+    done        a step's manifest is written         facts (the manifest's, without samples), duration_s
+    published   checkpoint has updated the pointers  decision, outcome, reason, val_loss (null: not finite), next (the
                                                      iteration whose policy is the next reference; -1: the base model;
-                                                     null: none), iteration_best (likewise), freed_bytes
-    stop        the attempt's time is up             reason
-    fail        a step ends with an error            error, message, exit_code, traceback (of what is not a SpinError)
+                                                     null: none), iteration_best (as next), freed_bytes
+    stop        the attempt's time limit is reached  reason
+    fail        a step ends with an error            error, message, exit_code, traceback (unless it is a SpinError)
 
-Metrics, progress and transfers are limited to a few a second: of those that come faster the newest is kept, and is
-written before whatever comes next. So the last of them is always there, but not each of them; an epoch's `metrics.json`
-has every step. A process writes one file (a few in a bucket); order is by time, and files of one attempt overlap.
+Events of kind metrics, progress and transfer are rate-limited: of those within an interval only the newest is kept, and
+it is written before the next event of another kind. The last one is therefore always written, but not every one; an
+epoch's `metrics.json` has all steps. Each process writes its own file (in a bucket, a series of files); events are
+ordered by time across files.
 """
 
 from __future__ import annotations
@@ -47,18 +48,16 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 INTERVALS_S = {"metrics": 0.2, "progress": 0.5, "transfer": 2.0}
-"""Seconds between two events of a kind that may come often."""
+"""Minimum interval, seconds, between two events of a rate-limited kind."""
 
 
 class EventLog:
-    """Appends events; what cannot be written is a warning, never a reason for a step to fail.
-
-    Threads may share one.
+    """Writer of events; a failing write is logged as a warning and does not raise. Thread-safe.
 
     Args:
-        run: where they go.
-        labels: fields that every event of this process carries: step, iteration, epoch, shard.
-        enabled: off for all ranks but one.
+        run: the run.
+        labels: fields of every event: step, iteration, epoch, shard; those that are None are left out.
+        enabled: whether events are written; only one rank writes.
     """
 
     def __init__(self, run: RunStore, labels: dict[str, Any], *, enabled: bool = True) -> None:
@@ -73,7 +72,7 @@ class EventLog:
         self._broken = False
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one event, or hold it back where one of its kind was appended just now."""
+        """Write one event, or hold it back if its kind is rate-limited; `fields` are the event's own fields."""
         if self._lines is None:
             return
         event = {"time": round(time.time(), 3), "kind": kind, **self.labels, **fields}
@@ -90,7 +89,7 @@ class EventLog:
                 self._held[kind] = event
 
     def close(self) -> None:
-        """Have all events stored."""
+        """Write held-back events and store everything."""
         if self._lines is not None:
             with self._lock:
                 self._write_held()
@@ -107,43 +106,43 @@ class EventLog:
             self._lines.write(json.dumps(event, default=str))
         except (TypeError, ValueError, RecursionError) as error:
             if not self._broken:
-                logger.warning("an event of kind %s is left out: %s", event["kind"], error)
+                logger.warning("an event of kind %s could not be written: %s", event["kind"], error)
             self._broken = True
 
 
 class Progress:
-    """Tells how far a piece of work is, how fast it goes, and when it will be done.
+    """Writes progress events with rate and remaining time.
 
     Args:
-        events: of the step.
-        total: how many there are to do.
-        unit: what is counted, in the plural.
-        done: how many an earlier attempt did; they do not count for the rate.
+        events: event log of the step.
+        total: number of units in total.
+        unit: name of the unit, in the plural.
+        done: number of units done by an earlier attempt, which do not count for the rate.
     """
 
     def __init__(self, events: EventLog, total: int, unit: str, *, done: int = 0) -> None:
-        self._events, self._total, self._unit, self._before = events, total, unit, done
+        self._events, self._total, self._unit, self._done_before = events, total, unit, done
         self._started = time.monotonic()
         events.write("progress", done=done, total=total, unit=unit)
 
     def update(self, done: int, *, num_tokens: int | None = None) -> None:
-        """So many are done, and so many tokens were made for it."""
-        passed_s = max(time.monotonic() - self._started, 1e-6)
-        rate = (done - self._before) / passed_s
+        """Report the number of units done and, optionally, of tokens generated for them."""
+        elapsed_s = max(time.monotonic() - self._started, 1e-6)
+        rate = (done - self._done_before) / elapsed_s
         fields: dict[str, Any] = {"done": done, "total": self._total, "unit": self._unit, "rate": round(rate, 3)}
         if rate > 0:
             fields["eta_s"] = round((self._total - done) / rate, 1)
         if num_tokens is not None:
-            fields |= {"num_tokens": num_tokens, "tokens_per_s": round(num_tokens / passed_s, 1)}
+            fields |= {"num_tokens": num_tokens, "tokens_per_s": round(num_tokens / elapsed_s, 1)}
         self._events.write("progress", **fields)
 
 
 class EventTail:
-    """Reads events as they are appended.
+    """Reader of new events.
 
     Args:
-        run: whose events.
-        skip: pass over what is there already.
+        run: the run.
+        skip: whether to skip the events that exist already.
     """
 
     def __init__(self, run: RunStore, *, skip: bool = False) -> None:
@@ -151,7 +150,7 @@ class EventTail:
         self._offsets: dict[str, int] = run.sizes(layout.EVENTS) if skip else {}
 
     def new(self) -> list[dict[str, Any]]:
-        """Whole events since the last call, oldest first."""
+        """Return the complete events since the last call, oldest first."""
         events = []
         for key, size in sorted(self._run.sizes(layout.EVENTS).items()):
             offset = self._offsets.get(key, 0)
@@ -159,7 +158,7 @@ class EventTail:
                 continue
             for line in (self._run.read(key, offset) or b"").splitlines(keepends=True):
                 if not line.endswith(b"\n"):
-                    break  # still being written, or cut when its writer died
+                    break  # still being written, or truncated because the writer died
                 self._offsets[key] = self._offsets.get(key, 0) + len(line)
                 with suppress(ValueError):
                     event = json.loads(line)
@@ -169,5 +168,5 @@ class EventTail:
 
 
 def read_events(run: RunStore) -> list[dict[str, Any]]:
-    """Every whole event of a run, oldest first."""
+    """Return all complete events of a run, oldest first."""
     return EventTail(run).new()

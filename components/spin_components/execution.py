@@ -43,7 +43,7 @@ from spin_components.store.digests import FileDigest
 from spin_components.store.lease import LeaseHolder, this_host
 from spin_components.store.manifests import Manifest, finished, read_manifest
 from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import Outcome, Series, Trackers, open_trackers
+from spin_components.tracking.trackers import AttemptState, Series, Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Step:
             step = cls(name, run, machine, EventLog(run, {"step": name, **labels}), lease, is_last=not attempt)
             run.guard = lease.claim
             run.on_progress = TransferEvents(step.events)
-            outcome: Outcome = "failed"
+            outcome: AttemptState = "failed"
             try:
                 with step._termination.handled(), failures_recorded(step.events), full_disk_explained(run):
                     yield step
@@ -182,7 +182,7 @@ class Step:
             lease = LeaseHolder(run, attempt, take_over=False) if rank == 0 else None
             run.guard = lease.claim if lease else None
             step = cls(name, run, hardware, events, lease, _key=key, inputs=inputs)
-            outcome: Outcome = "failed"
+            outcome: AttemptState = "failed"
             try:
                 yield step
                 outcome = "running"
@@ -397,7 +397,7 @@ class Step:
             return self.settings.generation.tensor_parallel
         return self.hardware.world_size if self.name == "train-epoch" else 1
 
-    def _close(self, outcome: Outcome) -> None:
+    def _close(self, outcome: AttemptState) -> None:
         """Close the trackers, telling them how the attempt stands, then have all events stored."""
         if trackers := self.__dict__.get("_trackers"):
             trackers.close(outcome)

@@ -1,4 +1,4 @@
-"""What every section of the settings is made of: frozen tables, and numbers whose kind matters."""
+"""Base class and shared field types of the settings' sections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 
 def _count_or_fraction(value: object) -> object:
-    """`"3"` is the count 3 and `"1.0"` the fraction 1.0: text keeps the difference that JSON numbers lose."""
+    """Parse text: `"3"` is the count 3, `"1.0"` the fraction 1.0; JSON numbers do not keep that difference."""
     if isinstance(value, str):
         try:
             return int(value)
@@ -18,6 +18,11 @@ def _count_or_fraction(value: object) -> object:
 
 
 def check_fraction(value: int | float) -> int | float:
+    """Validate a `CountOrFraction`: a float is within [0, 1], an integer at least 0.
+
+    Raises:
+        ValueError: it is not.
+    """
     if isinstance(value, float) and not 0.0 <= value <= 1.0:
         raise ValueError("a float is a fraction, from 0.0 to 1.0; write an integer for a count")
     if isinstance(value, int) and value < 0:
@@ -26,8 +31,13 @@ def check_fraction(value: int | float) -> int | float:
 
 
 def check_some(value: int | float) -> int | float:
+    """Validate that a count or fraction is not 0.
+
+    Raises:
+        ValueError: it is.
+    """
     if value == 0:
-        raise ValueError("0 leaves nothing; give a count of 1 or more, or a fraction above 0.0")
+        raise ValueError("0 selects nothing; give a count of 1 or more, or a fraction above 0.0")
     return value
 
 
@@ -36,7 +46,7 @@ CountOrFraction = Annotated[
     BeforeValidator(_count_or_fraction),
     PlainSerializer(repr, return_type=str, when_used="json"),
 ]
-"""An integer counts, a float is a fraction, as in NeMo and Lightning; as JSON it is text, so `1` stays a count."""
+"""An integer is a count, a float a fraction, as in NeMo and Lightning; serialized to JSON as text, to keep the type."""
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -44,23 +54,23 @@ Number = TypeVar("Number", int, float)
 
 
 def per_iteration(value: Number | list[Number], iteration: int) -> Number:
-    """The value that holds in an iteration: the number itself, or the list's entry."""
+    """Return the value of an iteration: the number itself, or the list's entry."""
     return value[iteration] if isinstance(value, list) else value
 
 
 def check_per_iteration(name: str, value: Number | list[Number], max_iterations: int) -> None:
-    """Refuse a list that has no entry for some iteration.
+    """Check that a list has an entry for every iteration.
 
     Raises:
-        ValueError: naming both lengths.
+        ValueError: it is too short.
     """
     if isinstance(value, list) and len(value) < max_iterations:
         raise ValueError(
-            f"{name} has {len(value)} entries for {max_iterations} iterations; give one number, or one an iteration"
+            f"{name} has {len(value)} entries for {max_iterations} iterations; give one number, or one per iteration"
         )
 
 
 class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Base class of a section: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())

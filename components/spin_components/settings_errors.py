@@ -1,4 +1,4 @@
-"""Settings from plain values, with every mistake explained at once."""
+"""Parsing of settings, with one error message that lists every mistake."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _Settings = TypeVar("_Settings", bound=Settings)
 
 
 def parse_settings(values: dict[str, Any], *, source: str) -> Settings:
-    """Check a run's settings; see `parse`."""
+    """Parse the settings of a run; see `parse`."""
     return parse(Settings, values, source=source)
 
 
 def parse(model: type[_Settings], values: dict[str, Any], *, source: str) -> _Settings:
-    """Check plain values, section by section.
+    """Validate plain values.
 
     Args:
-        model: the settings, or more than them.
+        model: `Settings` or a subclass.
         values: section name to its table.
-        source: named in the error, e.g. the file.
+        source: name of the values in the error, e.g. the file.
 
     Raises:
-        ConfigError: lists each wrong key, type and range, with the value found and what is allowed.
+        ConfigError: values are invalid; the message lists each with its key, the value and what is allowed.
     """
     try:
         return model.model_validate(values)
@@ -39,18 +39,18 @@ def parse(model: type[_Settings], values: dict[str, Any], *, source: str) -> _Se
 
 
 def _lines(model: type[Settings], details: list[ErrorDetails]) -> list[str]:
-    """One line a field: a union reports each of its members' failures, a person changes the field."""
-    places: dict[str, list[ErrorDetails]] = {}
+    """One line per field; for a union type, pydantic reports the failures of each member."""
+    by_field: dict[str, list[ErrorDetails]] = {}
     for detail in details:
-        places.setdefault(".".join(str(part) for part in detail["loc"][:2]) or "configuration", []).append(detail)
+        by_field.setdefault(".".join(str(part) for part in detail["loc"][:2]) or "configuration", []).append(detail)
     return [
-        f"{place}{'; or '.join(dict.fromkeys(_explain(model, detail) for detail in _telling(found)))}"
-        for place, found in sorted(places.items())
+        f"{name}{'; or '.join(dict.fromkeys(_explain(model, detail) for detail in _relevant(field_details)))}"
+        for name, field_details in sorted(by_field.items())
     ]
 
 
-def _telling(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a setting that may be a number or a list: what is wrong with the one that was given."""
+def _relevant(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """For a setting that is a number or a list: the errors of the type that was given."""
     kept = [
         detail
         for detail in details
@@ -61,12 +61,12 @@ def _telling(details: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _explain(model: type[Settings], detail: ErrorDetails) -> str:
-    """What follows the name of the field."""
+    """The text after the name of the field: the value and what is wrong with it."""
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         return f": unknown key; {_suggest(model, detail)}"
     if detail["type"] == "missing":
-        return ": missing; it has no default"
+        return ": missing; it is required and has no default"
     if not detail["loc"] or isinstance(detail["input"], (dict, BaseModel)):
         return f": {message}"
     return f" = {detail['input']!r}: {message[0].lower()}{message[1:]}"

@@ -75,7 +75,7 @@ def test_a_second_attempt_takes_over_from_another_machine_when_the_lease_is_over
     at_once = second(ground).wait()
     assert at_once.error == "BusyError"
     assert "on elsewhere" in at_once.message
-    assert "if it has died, the run is free in" in at_once.message
+    assert "if it has died, its lease expires in" in at_once.message
     assert play_until_free(ground).kind == "done"
     ground.check_end("a second attempt took over from another machine")
     tally("two attempts", "killed, clear error, then the same end")

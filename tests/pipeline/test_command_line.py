@@ -167,7 +167,7 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
-        (["data.train=docker"], "holds no data file"),
+        (["data.train=docker"], "contains no data file"),
         (["data.train=ftp://host/data.jsonl"], "scheme 'ftp' is not supported"),
         (["model.base=nowhere"], "does not exist"),
         (["model.base=builtin:gpt-5"], "no such builtin"),

@@ -109,7 +109,7 @@ def test_an_altered_policy_is_not_exported(
     assert main(["export", run.uri, str(tmp_path / "model")]) == 1
     text = said(capsys)
     assert f"IntegrityError: {weights} has SHA-256" in text
-    assert "epochs/0/manifest.json to have its step done again" in text
+    assert "epochs/0/manifest.json to have its step run again" in text
 
 
 def test_a_fork_begins_where_an_iteration_ended_with_its_settings(

@@ -75,7 +75,7 @@ def test_who_loses_the_race_for_a_run_is_told_who_won(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId: the access key is unknown there"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "InvalidAccessKeyId: the access key is unknown to the server"),
         ({"AWS_SECRET_ACCESS_KEY": "guessed-wrong"}, "SignatureDoesNotMatch: the secret key is wrong"),
         ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID is set but AWS_SECRET_ACCESS_KEY is not"),
         ({"S3_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, "check that the storage runs and S3_ENDPOINT is right"),
@@ -99,7 +99,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x")
     assert result.returncode == 2
     assert "s3://no-such-bucket/x/" in result.stderr
-    assert "NoSuchBucket: there is no such bucket; create it, or correct its name" in result.stderr
+    assert "NoSuchBucket: the bucket does not exist; create it, or correct its name" in result.stderr
 
 
 def test_data_and_model_come_from_object_storage(

@@ -149,7 +149,7 @@ def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: lis
         (["--run-uri", "runs/here"], "run.uri = 'runs/here' lies on this machine"),
         (["--run-uri", "/data/runs"], "object storage: s3://bucket/prefix"),
         (["--continue-from", "/data/runs"], "--continue-from = '/data/runs' lies on this machine"),
-        (["--run-uri", "s3://a/b"], "cannot be a bucket's name"),
+        (["--run-uri", "s3://a/b"], "is not a valid bucket name"),
         (["--set", "data.train=answers.jsonl"], "data.train = 'answers.jsonl' is a path below this folder"),
         (["--set", "model.base=ftp://host/x"], "scheme 'ftp' is not supported"),
         (["--set", "spin.max_epoch=1"], "did you mean 'max_epochs'?"),

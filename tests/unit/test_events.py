@@ -14,7 +14,7 @@ from spin_components.store.local import LocalRun
 LABELS = {"step": "train-epoch", "iteration": 0, "epoch": 1, "shard": None}
 
 
-def test_events_carry_their_kind_time_and_the_labels_that_are_set(tmp_path: Path) -> None:
+def test_events_have_kind_time_and_the_labels_that_are_set(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("metrics", loss=0.5, name="ü")
     (event,) = read_events(LocalRun(tmp_path))
@@ -22,14 +22,14 @@ def test_events_carry_their_kind_time_and_the_labels_that_are_set(tmp_path: Path
     assert event == {"kind": "metrics", "step": "train-epoch", "iteration": 0, "epoch": 1, "loss": 0.5, "name": "ü"}
 
 
-def test_events_of_many_processes_come_in_the_order_of_their_time(tmp_path: Path) -> None:
+def test_events_of_many_processes_are_ordered_by_time(tmp_path: Path) -> None:
     for name, times in (("a", (3.0, 5.0)), ("b", (1.0, 4.0)), ("c", (2.0,))):
         lines = [json.dumps({"time": time, "kind": "progress"}) for time in times]
         LocalRun(tmp_path).write(f"events/{name}.jsonl", ("\n".join(lines) + "\n").encode())
     assert [event["time"] for event in read_events(LocalRun(tmp_path))] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def test_each_process_has_a_file_of_its_own_that_says_whose_it_is(tmp_path: Path) -> None:
+def test_each_process_has_its_own_file_named_after_its_labels(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     for log in (EventLog(run, LABELS), EventLog(run, LABELS)):
         log.write("start")
@@ -40,16 +40,16 @@ def test_each_process_has_a_file_of_its_own_that_says_whose_it_is(tmp_path: Path
     assert len(read_events(run)) == 4
 
 
-def test_a_log_that_is_off_writes_nothing(tmp_path: Path) -> None:
+def test_a_disabled_log_writes_nothing(tmp_path: Path) -> None:
     EventLog(LocalRun(tmp_path), LABELS, enabled=False).write("start")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_folder_has_no_events(tmp_path: Path) -> None:
+def test_a_missing_folder_has_no_events(tmp_path: Path) -> None:
     assert read_events(LocalRun(tmp_path / "absent")) == []
 
 
-def test_a_line_whose_writer_died_is_passed_over(tmp_path: Path) -> None:
+def test_a_truncated_line_is_skipped(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("start")
     (path,) = (tmp_path / "events").iterdir()
@@ -58,9 +58,7 @@ def test_a_line_whose_writer_died_is_passed_over(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_events(LocalRun(tmp_path))] == ["start"]
 
 
-def test_a_place_that_cannot_be_written_is_one_warning_and_no_failure(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_write_is_one_warning_and_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "events").write_text("a file where the folder should be")
     log = EventLog(LocalRun(tmp_path), LABELS)
     with caplog.at_level(logging.WARNING):
@@ -76,18 +74,18 @@ def test_values_that_are_not_json_are_written_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "a\u2028b", "a\u0085b", "a\x0bb\x1cc", '"}{'])
-def test_any_text_survives(tmp_path: Path, text: str) -> None:
+def test_any_text_round_trips(tmp_path: Path, text: str) -> None:
     EventLog(LocalRun(tmp_path), LABELS).write("warning", message=text)
     assert [event["message"] for event in read_events(LocalRun(tmp_path))] == [text]
 
 
-def test_text_that_utf8_cannot_hold_does_not_fail_the_step(tmp_path: Path) -> None:
-    # half a surrogate pair: a name of a file that is not UTF-8 becomes this in Python
+def test_text_that_utf8_cannot_encode_does_not_raise(tmp_path: Path) -> None:
+    # a lone surrogate, as Python decodes a file name that is not UTF-8
     EventLog(LocalRun(tmp_path), LABELS).write("warning", message="caf\udce9")
     assert len(read_events(LocalRun(tmp_path))) == 1
 
 
-def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+def test_a_tail_returns_each_event_once_and_only_complete_lines(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("start")
     before, tail = EventTail(LocalRun(tmp_path), skip=True), EventTail(LocalRun(tmp_path))
@@ -103,8 +101,8 @@ def test_a_tail_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path: 
     assert tail.new() == before.new() == []
 
 
-def test_a_tail_passes_over_a_damaged_line(tmp_path: Path) -> None:
-    # a disk that was full for a moment leaves half a line, and the next event goes on behind it
+def test_a_tail_skips_a_damaged_line(tmp_path: Path) -> None:
+    # after a write to a full disk the next event is appended to half a line
     run = LocalRun(tmp_path)
     run.write("events/a.jsonl", b'{"time": 1.0, "ki{"time": 2.0, "kind": "a"}\n{"time": 3.0, "kind": "done"}\n')
     assert [event["kind"] for event in EventTail(run).new()] == ["done"]
@@ -114,20 +112,20 @@ def kinds(run_folder: Path) -> list[str]:
     return [event["kind"] for event in read_events(LocalRun(run_folder))]
 
 
-def test_what_comes_often_is_limited_and_its_last_one_is_kept(tmp_path: Path) -> None:
+def test_frequent_events_are_limited_and_the_last_one_is_kept(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     for step in range(1000):
         log.write("metrics", global_step=step)
         log.write("progress", done=step, total=1000, unit="steps")
     log.write("done", facts={})
-    found = read_events(LocalRun(tmp_path))
-    assert len(found) < 500  # as many as were asked for, if writing each took a millisecond
-    assert [event["global_step"] for event in found if event["kind"] == "metrics"][-1] == 999
-    assert [event["done"] for event in found if event["kind"] == "progress"][-1] == 999
-    assert found[-1]["kind"] == "done"
+    events = read_events(LocalRun(tmp_path))
+    assert len(events) < 500  # 2000 events without the limit
+    assert [event["global_step"] for event in events if event["kind"] == "metrics"][-1] == 999
+    assert [event["done"] for event in events if event["kind"] == "progress"][-1] == 999
+    assert events[-1]["kind"] == "done"
 
 
-def test_closing_writes_what_was_held_back(tmp_path: Path) -> None:
+def test_closing_writes_held_back_events(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("metrics", global_step=1)
     log.write("metrics", global_step=2)
@@ -136,23 +134,19 @@ def test_closing_writes_what_was_held_back(tmp_path: Path) -> None:
     assert [event["global_step"] for event in read_events(LocalRun(tmp_path))] == [1, 2]
 
 
-def test_progress_has_rate_and_time_left_of_what_this_attempt_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_has_rate_and_remaining_time_of_this_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("spin_components.events.time.monotonic", lambda: clock[0])
     log = EventLog(LocalRun(tmp_path), LABELS)
     progress = Progress(log, 20, "steps", done=10)
     clock[0] = 104.0
-    progress.update(12, num_tokens=80)  # two steps in four seconds; eight are left
+    progress.update(12, num_tokens=80)  # two steps in four seconds; eight remain
     first, second = read_events(LocalRun(tmp_path))
     assert (first["done"], first["total"], first["unit"]) == (10, 20, "steps")
     assert (second["rate"], second["eta_s"], second["tokens_per_s"]) == (0.5, 16.0, 20.0)
 
 
-def test_what_cannot_be_written_as_json_does_not_fail_the_step(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_fields_that_are_not_json_do_not_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log, circle = EventLog(LocalRun(tmp_path), LABELS), list[object]()
     circle.append(circle)
     with caplog.at_level(logging.WARNING):
@@ -163,7 +157,7 @@ def test_what_cannot_be_written_as_json_does_not_fail_the_step(
     assert len(caplog.records) == 1
 
 
-def test_a_tail_passes_over_what_is_no_event(tmp_path: Path) -> None:
+def test_a_tail_skips_lines_that_are_not_events(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write("events/a.jsonl", b'5\n"text"\n{"kind": "start"}\n{"time": null}\n{"time": 3.0, "kind": "done"}\n')
     assert [event["kind"] for event in EventTail(run).new()] == ["done"]

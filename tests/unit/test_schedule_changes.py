@@ -90,7 +90,7 @@ def test_a_list_too_short_for_the_iterations_asked_for_at_run_time_is_refused(tm
     for section, name in (("spin", "max_epochs"), ("generation", "temperature"), ("training", "lr")):
         changed = {**values, "spin": {**values["spin"], "max_iterations": 3, "ref_policy_kl_penalty": 0.1}}
         changed[section] = {**changed[section], name: [1, 1]}
-        with pytest.raises(ConfigError, match=rf"{name} has 2 entries for 3 iterations; give one number, or one an"):
+        with pytest.raises(ConfigError, match=rf"{name} has 2 entries for 3 iterations; give one number, or one per"):
             prepare(str(tmp_path), changed, {"max_iterations": 4, "max_epochs": [1] * 4, "shards": 1, "nodes": 1})
     assert not list(tmp_path.iterdir())
 

@@ -27,17 +27,17 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}, **sections})
 
 
-def through_struct(values: Settings) -> Settings:
-    """By way of JSON whose numbers have all become floats, as in the protobuf Struct of a pipeline's parameters."""
+def through_protobuf(values: Settings) -> Settings:
+    """Serialize and parse, with every JSON number a float, as in the protobuf Struct of a pipeline's parameters."""
     text = json.dumps(values.model_dump(mode="json"))
     return Settings.model_validate(json.loads(text, parse_int=float))
 
 
-def test_defaults_are_valid_and_nemos() -> None:
-    found = settings()
-    assert (found.spin.ref_policy_kl_penalty, found.training.global_batch_size) == (0.2, 64)
-    assert (found.generation.temperature, found.generation.top_p, found.generation.top_k) == (1.0, 1.0, 0)
-    assert (found.training.optimizer, found.selection.save_top_k, found.spin.max_steps) == ("adamw", 3, -1)
+def test_defaults_are_valid_and_equal_nemos() -> None:
+    parsed = settings()
+    assert (parsed.spin.ref_policy_kl_penalty, parsed.training.global_batch_size) == (0.2, 64)
+    assert (parsed.generation.temperature, parsed.generation.top_p, parsed.generation.top_k) == (1.0, 1.0, 0)
+    assert (parsed.training.optimizer, parsed.selection.save_top_k, parsed.spin.max_steps) == ("adamw", 3, -1)
 
 
 def test_only_the_model_and_the_data_have_no_default() -> None:
@@ -139,13 +139,13 @@ NEEDED: dict[type[Section], dict[str, Any]] = {ModelSettings: {"base": "m"}, Dat
     [(section, name, value) for section, name, values in OUT_OF_RANGE for value in values],
     ids=lambda part: part.__name__ if isinstance(part, type) else repr(part)[:20],
 )
-def test_what_lies_outside_the_limits_is_refused(section: type[Section], name: str, value: object) -> None:
+def test_values_outside_the_limits_are_refused(section: type[Section], name: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         section.model_validate({**NEEDED.get(section, {}), name: value})
     assert {error["loc"][0] for error in caught.value.errors()} == {name}
 
 
-def test_every_setting_but_switches_has_limits_that_are_tried_here() -> None:
+def test_the_limits_of_every_setting_are_tested() -> None:
     free = {
         (RunSettings, "uri"),
         (ModelSettings, "trust_remote_code"),
@@ -167,6 +167,17 @@ def test_unknown_keys_are_refused(section: type[Section]) -> None:
         section.model_validate({**NEEDED.get(section, {}), "surprise": 1})
 
 
+def test_every_setting_has_a_description() -> None:
+    sections = [
+        annotation
+        for field in Settings.model_fields.values()
+        if isinstance(annotation := field.annotation, type) and issubclass(annotation, Section)
+    ]
+    fields = [(section, name, field) for section in sections for name, field in section.model_fields.items()]
+    assert len(sections) == len(Settings.model_fields)
+    assert [name for _, name, field in fields if not (field.description or "").endswith(".")] == []
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         settings().spin.max_epochs = 3  # type: ignore[misc]
@@ -180,14 +191,14 @@ def test_settings_are_frozen() -> None:
         ({"training": {"global_batch_size": 6, "micro_batch_size": 4}}, r"global_batch_size \(6\) must be a multiple"),
         ({"training": {"global_batch_size": 6, "micro_batch_size": 2}, "hardware": {"ranks": 2}}, r"\(2 x 2 x 1\)"),
         ({"training": {"global_batch_size": 8}, "hardware": {"ranks": 2, "nodes": 3}}, r"\(1 x 2 x 3\)"),
-        ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, "hardware asks for 2; use .deepspeed."),
+        ({"training": {"backend": "torch"}, "hardware": {"ranks": 2}}, r"hardware.nodes = 2; use .deepspeed."),
         ({"spin": {"max_iterations": 3, "ref_policy_kl_penalty": [0.1, 0.2]}}, "has 2 entries for 3 iterations"),
         ({"training": {"lr": [1e-6]}, "spin": {"max_iterations": 2}}, "training.lr has 1 entries for 2 iterations"),
         ({"spin": {"max_iterations": 3, "max_epochs": [2, 1]}}, "max_epochs has 2 entries for 3 iterations"),
         ({"generation": {"temperature": [1.0, 0.9]}}, "generation.temperature has 2 entries for 3 iterations"),
         (
             {"objective": {"loss": "hinge", "label_smoothing": 0.1}},
-            "label_smoothing = 0.1 has a meaning for loss = 'logistic' only, not for 'hinge'",
+            "label_smoothing = 0.1 is defined for loss = 'logistic' only, not for 'hinge'",
         ),
     ],
 )
@@ -196,25 +207,25 @@ def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any
         settings(**sections)
 
 
-def test_one_number_holds_for_every_iteration() -> None:
-    found = settings(spin={"ref_policy_kl_penalty": 0.1, "max_epochs": 2}, training={"lr": 1e-6})
-    assert [found.spin.epochs(t) for t in range(3)] == [2] * 3
-    assert [found.generation.at(t) for t in range(3)] == [found.generation] * 3
-    assert [found.spin.beta(t) for t in range(3)] == [0.1] * 3
-    assert [found.training.peak_lr(t) for t in range(3)] == [1e-6] * 3
+def test_one_number_applies_to_every_iteration() -> None:
+    parsed = settings(spin={"ref_policy_kl_penalty": 0.1, "max_epochs": 2}, training={"lr": 1e-6})
+    assert [parsed.spin.epochs(t) for t in range(3)] == [2] * 3
+    assert [parsed.generation.at(t) for t in range(3)] == [parsed.generation] * 3
+    assert [parsed.spin.beta(t) for t in range(3)] == [0.1] * 3
+    assert [parsed.training.peak_lr(t) for t in range(3)] == [1e-6] * 3
 
 
-def test_a_list_has_one_number_an_iteration() -> None:
+def test_a_list_has_one_number_per_iteration() -> None:
     # the paper's schedule
-    found = settings(
+    parsed = settings(
         spin={"max_iterations": 4, "ref_policy_kl_penalty": [0.1, 0.1, 0.1, 5.0], "max_epochs": [2, 2, 1, 1]},
         training={"lr": [5e-7, 5e-7, 1e-7, 1e-7]},
         generation={"temperature": [1.0, 1.0, 0.9, 0.0]},
     )
-    assert [found.spin.epochs(t) for t in range(4)] == [2, 2, 1, 1]
-    assert [found.generation.at(t).temperature for t in range(4)] == [1.0, 1.0, 0.9, 0.0]
-    assert [found.spin.beta(t) for t in range(4)] == [0.1, 0.1, 0.1, 5.0]
-    assert [found.training.peak_lr(t) for t in range(4)] == [5e-7, 5e-7, 1e-7, 1e-7]
+    assert [parsed.spin.epochs(t) for t in range(4)] == [2, 2, 1, 1]
+    assert [parsed.generation.at(t).temperature for t in range(4)] == [1.0, 1.0, 0.9, 0.0]
+    assert [parsed.spin.beta(t) for t in range(4)] == [0.1, 0.1, 0.1, 5.0]
+    assert [parsed.training.peak_lr(t) for t in range(4)] == [5e-7, 5e-7, 1e-7, 1e-7]
 
 
 def test_a_list_may_be_longer_than_the_run() -> None:
@@ -222,7 +233,7 @@ def test_a_list_may_be_longer_than_the_run() -> None:
 
 
 def test_nemos_generation_tables_are_accepted() -> None:
-    found = GenerationSettings.model_validate(
+    parsed = GenerationSettings.model_validate(
         {
             "sampling_params": {
                 "use_greedy": False,
@@ -238,7 +249,7 @@ def test_nemos_generation_tables_are_accepted() -> None:
             "length_params": {"max_length": 128, "min_length": 1},
         }
     )
-    assert found == GenerationSettings(
+    assert parsed == GenerationSettings(
         temperature=0.7,
         top_k=50,
         top_p=0.9,
@@ -250,13 +261,13 @@ def test_nemos_generation_tables_are_accepted() -> None:
 
 
 def test_nemos_greedy_is_temperature_0() -> None:
-    found = GenerationSettings.model_validate({"sampling_params": {"use_greedy": True, "temperature": 0.7}})
-    assert found.temperature == 0.0
+    parsed = GenerationSettings.model_validate({"sampling_params": {"use_greedy": True, "temperature": 0.7}})
+    assert parsed.temperature == 0.0
 
 
-def test_our_own_name_goes_before_nemos() -> None:
-    found = GenerationSettings.model_validate({"max_new_tokens": 5, "length_params": {"max_length": 7}})
-    assert found.max_new_tokens == 5
+def test_our_name_takes_precedence_over_nemos() -> None:
+    parsed = GenerationSettings.model_validate({"max_new_tokens": 5, "length_params": {"max_length": 7}})
+    assert parsed.max_new_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -264,12 +275,12 @@ def test_our_own_name_goes_before_nemos() -> None:
     [
         ({"sampling_params": {"add_BOS": True}}, "add_BOS = True is not supported"),
         ({"sampling_params": {"temprature": 1.0}}, "temprature"),
-        ({"length_params": 5}, "are tables"),
-        ({"sampling_params": ["top_k"]}, "are tables"),
+        ({"length_params": 5}, "must be tables"),
+        ({"sampling_params": ["top_k"]}, "must be tables"),
         ({"length_params": {"max_length": 0}}, "max_new_tokens"),
     ],
 )
-def test_what_nemos_tables_may_not_hold_is_refused(tables: dict[str, Any], says: str) -> None:
+def test_unsupported_values_in_nemos_tables_are_refused(tables: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         GenerationSettings.model_validate(tables)
 
@@ -289,32 +300,32 @@ def test_a_count_stays_a_count_and_a_fraction_a_fraction(section: str, name: str
     before = settings(**{section: {"train": "d", name: value} if section == "data" else {name: value}})
     as_json = Settings.model_validate(before.model_dump(mode="json"))
     as_text = Settings.model_validate_json(before.model_dump_json())
-    for after in (before, as_json, as_text, through_struct(before)):
-        found = getattr(getattr(after, section), name)
-        assert (found, type(found)) == (value, type(value))
+    for after in (before, as_json, as_text, through_protobuf(before)):
+        value_after = getattr(getattr(after, section), name)
+        assert (value_after, type(value_after)) == (value, type(value))
 
 
 @pytest.mark.parametrize("value", [0, 0.0])
-def test_no_warm_up_is_told_apart_too(value: float) -> None:
-    found = through_struct(settings(training={"warmup": value})).training.warmup
-    assert (found, type(found)) == (value, type(value))
+def test_the_type_of_a_zero_warmup_is_kept(value: float) -> None:
+    warmup = through_protobuf(settings(training={"warmup": value})).training.warmup
+    assert (warmup, type(warmup)) == (value, type(value))
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("1.0", 1.0), ("0.5", 0.5), ("1e-1", 0.1)])
 def test_a_count_or_fraction_may_be_text(text: str, value: float) -> None:
-    found = TrainingSettings.model_validate({"warmup": text}).warmup
-    assert (found, type(found)) == (value, type(value))
+    warmup = TrainingSettings.model_validate({"warmup": text}).warmup
+    assert (warmup, type(warmup)) == (value, type(value))
 
 
-def test_limits_on_sampled_answers_need_some() -> None:
+def test_limits_on_sampled_answers_need_sampled_answers() -> None:
     limits = {"max_repetition": 0.3, "max_length_ratio": 2.0}
     settings(selection=limits)
-    message = r"max_repetition and selection\.max_length_ratio are held against .* validation\.num_samples is 0"
+    message = r"max_repetition and selection\.max_length_ratio limit sampled answers, .* validation\.num_samples is 0"
     with pytest.raises(ValueError, match=message):
         settings(selection=limits, validation={"num_samples": 0})
 
 
-def test_all_settings_survive_numbers_that_became_floats() -> None:
+def test_settings_are_unchanged_when_numbers_become_floats() -> None:
     before = settings(
         run={"seed": 7, "max_time": "00:03:50:00"},
         spin={"max_iterations": 2, "ref_policy_kl_penalty": [1, 5.0], "max_epochs": [2, 1], "reset_optimizer": False},
@@ -324,9 +335,9 @@ def test_all_settings_survive_numbers_that_became_floats() -> None:
         selection={"save_top_k": -1, "patience": 2},
         hardware={"ranks": 2, "threads": 1},
     )
-    after = through_struct(before)
+    after = through_protobuf(before)
     assert after == before
-    assert repr(after) == repr(before)  # 1 == 1.0, but they do not look the same
+    assert repr(after) == repr(before)  # 1 == 1.0, but their representations differ
 
 
 @pytest.mark.parametrize(
@@ -351,8 +362,8 @@ def test_a_duration_may_be_a_number() -> None:
 
 
 @pytest.mark.parametrize("text", ["1:00", "00:01:00", "1:2:3:4:5", "x", "-1", "1.2.3", " ", ":::", "1h"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a time; write seconds, or days:hours:minutes:seconds"):
+def test_malformed_durations_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration; write seconds, or days:hours:minutes:seconds"):
         parse_duration(text)
 
 
@@ -364,7 +375,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         ({"zero_stage": 0}, {"ranks": 2}, "needs training.zero_stage = 1, 2 or 3; found 0"),
     ],
 )
-def test_an_offload_that_cannot_be_is_refused(
+def test_an_offload_without_deepspeed_or_zero_is_refused(
     training: dict[str, Any], hardware: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(ValidationError, match=expected):
@@ -372,5 +383,5 @@ def test_an_offload_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3, "auto"])
-def test_zero_stages_are_numbers_or_left_open(stage: int | str) -> None:
-    assert through_struct(settings(training={"zero_stage": stage})).training.zero_stage == stage
+def test_zero_stages_are_integers_or_auto(stage: int | str) -> None:
+    assert through_protobuf(settings(training={"zero_stage": stage})).training.zero_stage == stage

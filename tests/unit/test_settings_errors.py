@@ -15,22 +15,22 @@ def mistakes(**sections: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_what_is_right_is_returned() -> None:
-    found = parse_settings({"model": {"base": "m"}, "data": {"train": "d"}}, source="run.toml")
-    assert (found.model.base, found.data.train) == ("m", "d")
+def test_valid_settings_are_returned() -> None:
+    parsed = parse_settings({"model": {"base": "m"}, "data": {"train": "d"}}, source="run.toml")
+    assert (parsed.model.base, parsed.data.train) == ("m", "d")
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
-    found = mistakes(
+    lines = mistakes(
         data={"max_length": 4},
         spin={"max_iteration": 3, "max_epochs": 0},
         training={"optimizer": "sgd"},
         selektion={},
     )
-    assert found[0] == "6 mistakes in run.toml:"
-    assert found[1:] == [
+    assert lines[0] == "6 mistakes in run.toml:"
+    assert lines[1:] == [
         "  data.max_length = 4: input should be greater than or equal to 8",
-        "  data.train: missing; it has no default",
+        "  data.train: missing; it is required and has no default",
         "  selektion: unknown key; did you mean 'selection'?",
         "  spin.max_epochs = 0: input should be greater than or equal to 1",
         "  spin.max_iteration: unknown key; did you mean 'max_iterations'?",
@@ -45,7 +45,7 @@ def test_one_mistake_is_counted_as_one() -> None:
     ]
 
 
-def test_a_key_like_no_other_gets_the_list_of_those_there_are() -> None:
+def test_an_unknown_key_without_a_similar_one_gets_the_list_of_keys() -> None:
     (_, line) = mistakes(hardware={"qqq": 1})
     assert line == (
         "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, gpu_memory_gib, memory_check, "
@@ -58,8 +58,8 @@ def test_missing_sections_are_named() -> None:
         parse_settings({}, source="run.toml")
     assert str(caught.value).splitlines() == [
         "2 mistakes in run.toml:",
-        "  data: missing; it has no default",
-        "  model: missing; it has no default",
+        "  data: missing; it is required and has no default",
+        "  model: missing; it is required and has no default",
     ]
 
 
@@ -67,7 +67,7 @@ def test_missing_sections_are_named() -> None:
     ("sections", "line"),
     [
         ({"spin": {"max_epochs": "many"}}, "spin.max_epochs = 'many': input should be a valid integer"),
-        ({"run": {"max_time": "1:00"}}, "run.max_time = '1:00': '1:00' is not a time; write seconds"),
+        ({"run": {"max_time": "1:00"}}, "run.max_time = '1:00': '1:00' is not a duration; write seconds"),
         ({"spin": {"max_epochs": [2, 0, 1]}}, "spin.max_epochs = 0: input should be greater than or equal to 1"),
         (
             {"generation": {"temperature": [1, 11, 1]}},
@@ -89,10 +89,10 @@ def test_missing_sections_are_named() -> None:
         ({"spin": 3}, "spin = 3: input should be a valid dictionary"),
     ],
 )
-def test_a_mistake_has_its_place_the_value_found_and_what_is_allowed(sections: dict[str, Any], line: str) -> None:
-    (count, found) = mistakes(**sections)
+def test_a_mistake_names_the_key_the_value_and_what_is_allowed(sections: dict[str, Any], line: str) -> None:
+    (count, first) = mistakes(**sections)
     assert count == "1 mistake in run.toml:"
-    assert found.startswith(f"  {line}")
+    assert first.startswith(f"  {line}")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,6 @@ def test_a_mistake_has_its_place_the_value_found_and_what_is_allowed(sections: d
     ],
 )
 def test_a_mistake_in_a_setting_of_two_types_names_the_setting_only(sections: dict[str, Any], name: str) -> None:
-    found = mistakes(**sections)[1:]
-    assert found
-    assert all(line.startswith(f"  {name} = ") for line in found)
+    lines = mistakes(**sections)[1:]
+    assert lines
+    assert all(line.startswith(f"  {name} = ") for line in lines)

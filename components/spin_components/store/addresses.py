@@ -1,4 +1,4 @@
-"""Addresses of data, models and runs: plain paths, `file://`, `s3://` and `hf://`."""
+"""Parsing of the addresses of data, models and runs: plain paths, `file://`, `s3://` and `hf://`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class S3Address:
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
-    """A repository of a model hub, `hf://[datasets/]org/name[@revision][/path]`.
+    """A repository on the Hugging Face Hub, or a part of one: `hf://[datasets/]org/name[@revision][/path]`.
 
     Attributes:
         kind: `model` or `dataset`.
         repository: `org/name`.
         revision: branch, tag or commit.
-        path: a file or folder within it; empty for all of it.
+        path: file or folder within the repository; empty for the whole repository.
     """
 
     kind: str
@@ -49,16 +49,20 @@ class HubAddress:
 
 
 def scheme_of(uri: str) -> str:
-    """`file`, `s3`, `hf`, or whatever else stands before `://`; a plain path is `file`."""
+    """Return the scheme of an address in lower case, the text before `://`; `file` for a plain path."""
     scheme, separator, _ = uri.partition("://")
     return scheme.lower() if separator else "file"
 
 
 def check_address(uri: str, *, what: str) -> None:
-    """Refuse an address of no known form; nothing is contacted.
+    """Check the form of an address, without contacting anything.
+
+    Args:
+        uri: a path, `file://`, `s3://` or `hf://`.
+        what: name of the setting, for the error.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the address is malformed or of an unknown scheme.
     """
     if scheme_of(uri) == "hf":
         parse_hub(uri, what=what)
@@ -67,23 +71,23 @@ def check_address(uri: str, *, what: str) -> None:
 
 
 def parse_address(uri: str, *, what: str) -> Path | S3Address:
-    """Where an address points.
+    """Parse the address of a file or folder, local or in object storage.
 
     Args:
         uri: a path, `file://` or `s3://`.
-        what: the setting it came from, for the error.
+        what: name of the setting, for the error.
 
     Raises:
-        ConfigError: empty, malformed, or of another scheme.
+        ConfigError: the address is empty, malformed, or of another scheme.
     """
     return parse_s3(uri, what=what) if scheme_of(uri) == "s3" else local_path(uri, what=what)
 
 
 def local_path(uri: str, *, what: str) -> Path:
-    """The absolute path, without `..`, that a plain path or a `file://` URI names.
+    """Return the absolute, normalized path of a plain path or a `file://` URI.
 
     Raises:
-        ConfigError: empty, or of another scheme.
+        ConfigError: the address is empty, names a host, or is of another scheme.
     """
     if not uri:
         raise ConfigError(f"{what} is empty; {_EXPECTED}")
@@ -97,36 +101,37 @@ def local_path(uri: str, *, what: str) -> Path:
 
 
 def parse_s3(uri: str, *, what: str) -> S3Address:
-    """Bucket and key of `s3://bucket/key`.
+    """Parse `s3://bucket/key`.
 
     Raises:
-        ConfigError: no bucket, a name that cannot be one, or parts that an S3 address does not have.
+        ConfigError: the bucket's name is missing or invalid, the address has credentials or a port, or the key has
+            `.` or `..`.
     """
     bucket, _, key = uri.partition("://")[2].partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
-            f"{what} names more than a bucket before the first '/'; expected s3://bucket/prefix. "
-            "The endpoint is taken from S3_ENDPOINT and keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{what} has credentials or a port before the first '/'; expected s3://bucket/prefix. "
+            "Set the endpoint in S3_ENDPOINT and keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError(f"{what} = {uri!r}: {bucket!r} cannot be a bucket's name; expected s3://bucket/prefix")
+        raise ConfigError(f"{what} = {uri!r}: {bucket!r} is not a valid bucket name; expected s3://bucket/prefix")
     parts = [part for part in key.split("/") if part]
     if "." in parts or ".." in parts:
-        raise ConfigError(f"{what} = {uri!r}: '.' and '..' have no meaning in object storage; name the prefix itself")
+        raise ConfigError(f"{what} = {uri!r}: object storage has no '.' and '..'; write the resolved prefix")
     return S3Address(bucket, "/".join(parts))
 
 
 def parse_hub(uri: str, *, what: str) -> HubAddress:
-    """Repository, revision and path of `hf://[datasets/]org/name[@revision][/path]`.
+    """Parse `hf://[datasets/]org/name[@revision][/path]`; the revision defaults to `main`.
 
     Raises:
-        ConfigError: no such form.
+        ConfigError: the address has another form.
     """
     rest = uri.partition("://")[2].strip("/")
     kind = "model"
-    for prefix, found in (("datasets/", "dataset"), ("models/", "model")):
+    for prefix, prefix_kind in (("datasets/", "dataset"), ("models/", "model")):
         if rest.startswith(prefix):
-            kind, rest = found, rest.removeprefix(prefix)
+            kind, rest = prefix_kind, rest.removeprefix(prefix)
     parts = rest.split("/")
     repository, path = "/".join(parts[:2]), "/".join(parts[2:])
     name, _, revision = repository.partition("@")

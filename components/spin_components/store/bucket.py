@@ -1,4 +1,4 @@
-"""Requests to a bucket: each retried in this one place, each refusal said in words."""
+"""S3 requests with retries, and errors that explain S3's error codes. No other module retries storage requests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from spin_components.store.s3_client import connect
 logger = logging.getLogger(__name__)
 
 DEADLINE = "SPIN_STORAGE_DEADLINE_S"
-"""Names the seconds for which a request is tried again before the step gives up; 300 by default."""
+"""Environment variable with the seconds for which a failing request is retried; default 300."""
 
 _PROBE_DEADLINE_S, _PROBE_TIMEOUT_S = 8.0, 4.0
 _BLOCK_BYTES = 1 << 20
-_UNREADABLE_TRIES = 4
+_UNREADABLE_ATTEMPTS = 4
 _TRANSIENT = {
     "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException",
     "TooManyRequests", "RequestLimitExceeded", "OperationAborted", "IncompleteBody", "BadDigest",
@@ -34,19 +34,19 @@ _TRANSIENT = {
 }  # fmt: skip
 _MISSING = {"NoSuchKey", "NoSuchUpload"}
 _ADVICE = {
-    "InvalidAccessKeyId": "the access key is unknown there; check AWS_ACCESS_KEY_ID",
+    "InvalidAccessKeyId": "the access key is unknown to the server; check AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY (and that no proxy alters requests)",
-    "AccessDenied": "these keys may not do that; check the bucket's policy, and the keys in AWS_ACCESS_KEY_ID",
-    "AllAccessDisabled": "the account may not be used; ask whoever runs the storage",
-    "NoSuchBucket": "there is no such bucket; create it, or correct its name",
+    "AccessDenied": "these keys have no permission; check the bucket's policy, and the keys in AWS_ACCESS_KEY_ID",
+    "AllAccessDisabled": "the account is disabled; contact the storage's administrator",
+    "NoSuchBucket": "the bucket does not exist; create it, or correct its name",
     "ExpiredToken": "the session token has expired; fetch a new one into AWS_SESSION_TOKEN",
     "InvalidToken": "the session token is not valid; fetch a new one, or unset AWS_SESSION_TOKEN",
     "RequestTimeTooSkewed": "this machine's clock and the server's differ too much; set the clock",
-    "AuthorizationHeaderMalformed": "the region is probably another; check AWS_REGION",
+    "AuthorizationHeaderMalformed": "the region is probably wrong; check AWS_REGION",
     "PermanentRedirect": "the bucket is in another region; check AWS_REGION and S3_ENDPOINT",
-    "InvalidBucketName": "the bucket's name is not valid there; correct it",
-    "QuotaExceeded": "the bucket's quota is used up; free space or raise it",
-    "XMinioStorageFull": "the storage is full; free space there",
+    "InvalidBucketName": "the bucket's name is invalid; correct it",
+    "QuotaExceeded": "the bucket's quota is exhausted; free space or raise it",
+    "XMinioStorageFull": "the storage is full; free space on it",
 }
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A key below the bucket, its size, and the tag that changes with its content."""
+    """An object's key in its bucket, its size in bytes, and its ETag, which changes with the content."""
 
     key: str
     num_bytes: int
@@ -62,19 +62,19 @@ class ObjectInfo:
 
 
 class Bucket:
-    """One bucket.
+    """Client of one bucket that retries requests.
 
-    Every request is tried again after time-outs, resets, 5xx answers and throttling, with exponential back-off and
-    jitter, until a deadline; what trying again cannot mend fails at once.
+    After time-outs, connection resets, 5xx responses and throttling a request is retried with exponential back-off and
+    jitter until a deadline; other errors are raised at once.
 
     Args:
-        name: of the bucket.
-        deadline_s: for one request with all its repetitions.
-        timeout_s: for one answer.
+        name: name of the bucket.
+        deadline_s: seconds for one request with all its retries; by default from `SPIN_STORAGE_DEADLINE_S`.
+        timeout_s: seconds for one response.
 
     Raises (all methods):
         StorageAccessError: keys, bucket, permission, clock or region are wrong.
-        StorageError: no answer within the deadline.
+        StorageError: no response within the deadline.
     """
 
     def __init__(self, name: str, *, deadline_s: float | None = None, timeout_s: float = 30.0) -> None:
@@ -83,8 +83,8 @@ class Bucket:
         self._client, self.endpoint = connect(timeout_s=timeout_s)
         self._level = logging.WARNING
 
-    def for_probing(self) -> Bucket:
-        """The same bucket with little patience."""
+    def with_short_deadline(self) -> Bucket:
+        """Return a client of the same bucket with a short deadline."""
         bucket = Bucket(self.name, deadline_s=_PROBE_DEADLINE_S, timeout_s=_PROBE_TIMEOUT_S)
         bucket._level = logging.DEBUG
         return bucket
@@ -94,7 +94,7 @@ class Bucket:
         self._call("PUT", key, lambda: self._client._put_object(self.name, key, content, {}))
 
     def get(self, key: str, offset: int = 0) -> bytes | None:
-        """A small object from an offset on; None where it is missing."""
+        """Read a small object from an offset in bytes; None if it does not exist."""
 
         def read() -> bytes:
             try:
@@ -108,49 +108,56 @@ class Bucket:
             finally:
                 response.close()
 
-        return self._found("GET", key, read)
+        return self._call_or_none("GET", key, read)
 
     def get_part(self, key: str, offset: int, num_bytes: int, sink: Callable[[int, bytes], None]) -> None:
-        """Stream a range of an object into a sink, which is told the place of each block; more than once if need be."""
+        """Stream a range of an object into a sink.
+
+        Args:
+            key: key of the object.
+            offset: start of the range, bytes.
+            num_bytes: length of the range.
+            sink: called with the offset in the object and the bytes of each block; blocks are repeated after a retry.
+        """
 
         def read() -> None:
             response = self._client.get_object(self.name, key, offset=offset, length=num_bytes)
             try:
-                place = offset
+                position = offset
                 for block in response.stream(_BLOCK_BYTES):
-                    sink(place, block)
-                    place += len(block)
+                    sink(position, block)
+                    position += len(block)
             finally:
                 response.close()
-            if place != offset + num_bytes:
-                raise urllib3.exceptions.IncompleteRead(place - offset, offset + num_bytes - place)
+            if position != offset + num_bytes:
+                raise urllib3.exceptions.IncompleteRead(position - offset, offset + num_bytes - position)
 
         self._call("GET", key, read)
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size and tag of an object; None where it is missing."""
-        found = self._found("HEAD", key, lambda: self._client.stat_object(self.name, key))
-        return ObjectInfo(key, found.size or 0, found.etag or "") if found else None
+        """Return size and ETag of an object; None if it does not exist."""
+        item = self._call_or_none("HEAD", key, lambda: self._client.stat_object(self.name, key))
+        return ObjectInfo(key, item.size or 0, item.etag or "") if item else None
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key begins with a prefix."""
+        """Iterate over the objects whose key begins with a prefix."""
 
         def read() -> list[ObjectInfo]:
-            found = self._client.list_objects(self.name, prefix=prefix, recursive=True)
+            items = self._client.list_objects(self.name, prefix=prefix, recursive=True)
             return [
-                ObjectInfo(item.object_name or "", item.size or 0, item.etag or "") for item in found if not item.is_dir
+                ObjectInfo(item.object_name or "", item.size or 0, item.etag or "") for item in items if not item.is_dir
             ]
 
         yield from self._call("LIST", prefix, read)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; those that are not there do not matter."""
-        doomed = [DeleteObject(key) for key in keys]
-        if not doomed:
+        """Delete objects; missing ones are ignored."""
+        objects = [DeleteObject(key) for key in keys]
+        if not objects:
             return
 
         def remove() -> list[DeleteError]:
-            errors = [error for error in self._client.remove_objects(self.name, doomed) if error.code not in _MISSING]
+            errors = [error for error in self._client.remove_objects(self.name, objects) if error.code not in _MISSING]
             if any(error.code in _TRANSIENT for error in errors):
                 raise ServerError(f"{len(errors)} objects were not deleted", 503)
             return errors
@@ -159,53 +166,53 @@ class Bucket:
             raise self._refusal("DELETE", error.name or "", error.code, error.message)
 
     def begin_upload(self, key: str) -> str:
-        """Begin an upload in parts; returns its id."""
+        """Start a multipart upload; returns its id."""
         return self._call("PUT", key, lambda: self._client._create_multipart_upload(self.name, key, {}))
 
     def put_part(self, key: str, upload: str, number: int, content: bytes) -> Part:
-        """Upload part `number`, from 1."""
+        """Upload part `number`, counted from 1, of a multipart upload."""
         tag = self._call("PUT", key, lambda: self._client._upload_part(self.name, key, content, None, upload, number))
         return Part(number, tag)
 
     def complete_upload(self, key: str, upload: str, parts: list[Part], num_bytes: int) -> None:
-        """Make the parts one object, visible from now on."""
+        """Complete a multipart upload, which makes the object visible."""
 
         def complete() -> None:
             try:
                 self._client._complete_multipart_upload(self.name, key, upload, parts)
             except S3Error as error:
-                if error.code != "NoSuchUpload":  # an earlier try may have done it without its answer arriving
+                if error.code != "NoSuchUpload":  # an earlier attempt may have succeeded with its response lost
                     raise
-            found = self.stat(key)
-            if found is None or found.num_bytes != num_bytes:  # S3 may answer 200 and then an error
-                raise ServerError("the upload was completed, but its object is not there", 500)
+            info = self.stat(key)
+            if info is None or info.num_bytes != num_bytes:  # S3 may send status 200 and then an error
+                raise ServerError("the upload was completed, but its object does not exist", 500)
 
         self._call("PUT", key, complete)
 
     def abort_upload(self, key: str, upload: str) -> None:
-        """Drop an upload and its parts."""
-        self._found("DELETE", key, lambda: self._client._abort_multipart_upload(self.name, key, upload))
+        """Abort a multipart upload and delete its parts."""
+        self._call_or_none("DELETE", key, lambda: self._client._abort_multipart_upload(self.name, key, upload))
 
     def uploads(self, prefix: str) -> list[tuple[str, str]]:
-        """Key and id of every upload that was begun below a prefix and not ended."""
+        """List key and id of the unfinished multipart uploads below a prefix."""
 
         def read() -> list[tuple[str, str]]:
-            found: list[tuple[str, str]] = []
+            uploads: list[tuple[str, str]] = []
             marker: tuple[str | None, str | None] = (None, None)
             while True:
                 page = self._client._list_multipart_uploads(
                     self.name, prefix=prefix, key_marker=marker[0], upload_id_marker=marker[1]
                 )
-                found += [(upload.object_name or "", upload.upload_id or "") for upload in page.uploads]
-                following = (page.next_key_marker, page.next_upload_id_marker)
-                if not page.is_truncated or following == marker:
-                    return found
-                marker = following
+                uploads += [(upload.object_name or "", upload.upload_id or "") for upload in page.uploads]
+                next_marker = (page.next_key_marker, page.next_upload_id_marker)
+                if not page.is_truncated or next_marker == marker:
+                    return uploads
+                marker = next_marker
 
-        found = self._call("LIST", prefix, read)
-        return [(key, upload) for key, upload in found if key.startswith(prefix)]  # some servers ignore the prefix
+        uploads = self._call("LIST", prefix, read)
+        return [(key, upload) for key, upload in uploads if key.startswith(prefix)]  # some servers ignore the prefix
 
-    def _found(self, verb: str, key: str, operation: Callable[[], Result]) -> Result | None:
+    def _call_or_none(self, verb: str, key: str, operation: Callable[[], Result]) -> Result | None:
         try:
             return self._call(verb, key, operation)
         except StorageAccessError as error:
@@ -217,8 +224,8 @@ class Bucket:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_before_delay(self._deadline_s),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=15),
-            retry=_may_mend,
-            before_sleep=lambda state: self._note(verb, key, state),
+            retry=_should_retry,
+            before_sleep=lambda state: self._log_retry(verb, key, state),
             reraise=True,
         )
         try:
@@ -227,60 +234,60 @@ class Bucket:
             raise
         except S3Error as error:
             if is_transient(error):
-                raise self._gave_up(verb, key, error) from error
+                raise self._no_response(verb, key, error) from error
             raise self._refusal(verb, key, error.code, error.message) from error
         except InvalidResponseError as error:
             if is_transient(error):
-                raise self._gave_up(verb, key, error) from error
+                raise self._no_response(verb, key, error) from error
             raise StorageAccessError(
-                f"{verb} {self._where(key)}: what answers at {self.endpoint} does not speak S3 "
+                f"{verb} {self._address(key)}: the response of {self.endpoint} is not S3 "
                 f"(HTTP {status_of(error)}); check S3_ENDPOINT"
             ) from error
         except (ParseError, UnicodeDecodeError) as error:
             raise StorageAccessError(
-                f"{verb} {self._where(key)}: what answers at {self.endpoint} does not speak S3; check S3_ENDPOINT, and "
-                "what stands between here and there"
+                f"{verb} {self._address(key)}: the response of {self.endpoint} is not S3; check S3_ENDPOINT, and "
+                "proxies on the way"
             ) from error
         except urllib3.exceptions.SSLError as error:
             raise StorageAccessError(
-                f"{verb} {self._where(key)}: no secure connection to {self.endpoint} ({error}); name the server's "
-                "certificates in AWS_CA_BUNDLE, or write http:// in S3_ENDPOINT if it has none"
+                f"{verb} {self._address(key)}: no secure connection to {self.endpoint} ({error}); set AWS_CA_BUNDLE to "
+                "the server's certificates, or write http:// in S3_ENDPOINT if it has none"
             ) from error
         except (ServerError, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # this machine's disk
-            raise self._gave_up(verb, key, error) from error
+                raise  # the local disk is full
+            raise self._no_response(verb, key, error) from error
         except ValueError as error:
-            raise StorageAccessError(f"{verb} {self._where(key)}: {error}; check the keys and the address") from error
+            raise StorageAccessError(f"{verb} {self._address(key)}: {error}; check the keys and the address") from error
 
-    def _where(self, key: str) -> str:
+    def _address(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
 
-    def _note(self, verb: str, key: str, state: tenacity.RetryCallState) -> None:
+    def _log_retry(self, verb: str, key: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number in (1, 4, 8) or state.attempt_number % 16 == 0:
-            logger.log(self._level, "%s %s: %s; trying again", verb, self._where(key), _in_short(error))
+            logger.log(self._level, "%s %s: %s; retrying", verb, self._address(key), _describe(error))
 
     def _refusal(self, verb: str, key: str, code: str | None, message: str | None) -> StorageAccessError:
         advice = _ADVICE.get(code or "", message or "")
-        return StorageAccessError(f"{verb} {self._where(key)} at {self.endpoint}: {code}: {advice}")
+        return StorageAccessError(f"{verb} {self._address(key)} at {self.endpoint}: {code}: {advice}")
 
-    def _gave_up(self, verb: str, key: str, error: BaseException) -> StorageError:
+    def _no_response(self, verb: str, key: str, error: BaseException) -> StorageError:
         return StorageError(
-            f"{verb} {self._where(key)}: no useful answer from {self.endpoint} within {self._deadline_s:.0f} s "
-            f"({_in_short(error)}); check that the storage runs and S3_ENDPOINT is right, then run the same command"
+            f"{verb} {self._address(key)}: no valid response from {self.endpoint} within {self._deadline_s:.0f} s "
+            f"({_describe(error)}); check that the storage runs and S3_ENDPOINT is right, then run the same command"
         )
 
 
-def _may_mend(state: tenacity.RetryCallState) -> bool:
+def _should_retry(state: tenacity.RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, (ParseError, UnicodeDecodeError)):  # a proxy's error page, or no S3 at all
-        return state.attempt_number < _UNREADABLE_TRIES
+    if isinstance(error, (ParseError, UnicodeDecodeError)):  # a proxy's error page, or a server that is not S3
+        return state.attempt_number < _UNREADABLE_ATTEMPTS
     return error is not None and is_transient(error)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a request may succeed when it is sent again."""
+    """Whether a request that failed with this error may succeed when it is retried."""
     if isinstance(error, S3Error):
         return error.code in _TRANSIENT or (error.code not in _ADVICE and _is_busy(error.response.status))
     if isinstance(error, (ServerError, InvalidResponseError)):
@@ -291,16 +298,16 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _is_busy(status: int) -> bool:
-    """Whether an HTTP status speaks of a passing trouble; 501 is for good."""
+    """Whether an HTTP status means a temporary failure; 501, not implemented, does not."""
     return (status >= 500 and status != 501) or status in (408, 429)
 
 
 def status_of(error: ServerError | InvalidResponseError) -> int:
-    """The HTTP status that an answer without an S3 error had."""
+    """Return the HTTP status of a response without an S3 error."""
     return error.status_code if isinstance(error, ServerError) else int(error._code)
 
 
-def _in_short(error: BaseException | None) -> str:
-    """An error without the address of a connection object in it."""
+def _describe(error: BaseException | None) -> str:
+    """Error type and message, without the memory address of urllib3's connection object; at most 200 characters."""
     text = str(error).rpartition("object at 0x")[2].partition(">: ")[2] or str(error)
     return f"{type(error).__name__}: {text}"[:200]

@@ -1,4 +1,4 @@
-"""Files of object storage kept here by their content: nothing is fetched twice, nothing used unchecked."""
+"""Local cache of files from object storage, addressed by SHA-256; every file is verified before it is used."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from spin_components.store.limits import gibibytes
 logger = logging.getLogger(__name__)
 
 FOLDER = "SPIN_CACHE_DIR"
+"""Environment variable with the cache's folder."""
 LIMIT = "SPIN_CACHE_GIB"
+"""Environment variable with the cache's size limit, GiB; default 50."""
 _LOCK = ".lock"
 _ABANDONED_S = 24 * 3600.0
 
 
 def cache_folder() -> Path:
-    """`SPIN_CACHE_DIR`, or `spin-pipelines` in the user's cache folder."""
+    """Return the cache's folder: `SPIN_CACHE_DIR`, or `spin-pipelines` in the user's cache folder."""
     if folder := os.environ.get(FOLDER):
         return Path(folder).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spin-pipelines"
 
 
 def cache_limit() -> int:
-    """`SPIN_CACHE_GIB` in bytes; 50 GiB by default.
+    """Return the cache's size limit in bytes, from `SPIN_CACHE_GIB`.
 
     Raises:
-        ConfigError: it is no number, or below 0.
+        ConfigError: the variable is not a number of 0 or more.
     """
     return gibibytes(LIMIT, 50.0)
 
 
 class FileCache:
-    """Files named by their SHA-256, the least recently used ones removed when there are too many.
+    """Files named by their SHA-256, with least-recently-used eviction.
 
-    A `View` gives files their names by hard links, so that what one process uses another may remove from the cache.
+    A process uses cached files through hard links in its `View`, so other processes may evict a file that is in use.
 
     Args:
-        folder: of the cache.
-        limit_bytes: of all files together; what is in use may exceed it.
+        folder: folder of the cache.
+        limit_bytes: size limit of all files together; `trim` evicts files above it.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -58,7 +60,7 @@ class FileCache:
             path.mkdir(parents=True, exist_ok=True)
 
     def has(self, digest: FileDigest) -> bool:
-        """Whether a file of this content is there and still is what it should be; one that is not, is removed."""
+        """Whether a file with this content is cached; a file whose content has changed is removed."""
         path = self._path(digest)
         try:
             if digest_file(path) == digest:
@@ -66,60 +68,60 @@ class FileCache:
                 return True
         except FileNotFoundError:
             return False
-        logger.warning("%s in the cache was altered; it is fetched again", path)
+        logger.warning("%s in the cache was altered; it is downloaded again", path)
         path.unlink(missing_ok=True)
         return False
 
     def free_path(self) -> Path:
-        """A name beside the cached files to write one at."""
+        """Return an unused path on the cache's file system for a file to add."""
         return self._blobs / f".{uuid.uuid4().hex}.part"
 
     def add(self, path: Path, digest: FileDigest) -> None:
-        """Take over a file whose digest is known; it leaves its place."""
+        """Move a file with a known digest into the cache."""
         target = self._path(digest)
         target.parent.mkdir(exist_ok=True)
         path.chmod(0o444)
         path.replace(target)
 
     def remember(self, tag: str, digest: FileDigest) -> None:
-        """Note what was found behind a storage's own tag."""
+        """Record the digest of the object with an ETag of the storage."""
         path = self.free_path()
         path.write_text(digest.model_dump_json(), "utf-8")
         path.replace(self._tags / tag)
 
     def recall(self, tag: str) -> FileDigest | None:
-        """What `remember` noted."""
+        """Return the digest that `remember` recorded for a tag; None if there is none."""
         with suppress(FileNotFoundError, ValidationError):
             return FileDigest.model_validate_json((self._tags / tag).read_text("utf-8"))
         return None
 
     def trim(self) -> None:
-        """Remove the least recently used files beyond the limit, and what processes that died left."""
+        """Remove the least recently used files above the limit, and leftovers of processes that died."""
         _remove_abandoned(self._views)
         for path in self._blobs.glob(".*.part"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
-        found = []
+        files = []
         for path in self._blobs.glob("??/*"):
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue
-            found.append((stat.st_mtime, stat.st_size, path))
-        excess = sum(size for _, size, _ in found) - self._limit_bytes
-        for _, size, path in sorted(found):
+            files.append((stat.st_mtime, stat.st_size, path))
+        excess = sum(size for _, size, _ in files) - self._limit_bytes
+        for _, size, path in sorted(files):
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
             excess -= size
 
     def view(self) -> View:
-        """An empty view."""
+        """Create an empty view."""
         return View(self._views / uuid.uuid4().hex)
 
     def link(self, digest: FileDigest, path: Path) -> bool:
-        """Give a cached file a name in a view; False where it has just been removed."""
+        """Hard-link a cached file to a path in a view; False if another process has just removed it from the cache."""
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.hardlink_to(self._path(digest))
@@ -134,53 +136,58 @@ class FileCache:
 
 
 class View:
-    """A folder of this process in which cached files have names; gone when it is closed or the process has died."""
+    """A folder with hard links to cached files, named by their keys; removed by `close`, or once its process died.
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self.folder = place / "files"
-        self._given: dict[str, FileDigest] = {}
-        hidden = place.with_name(f".{place.name}")
+    Attributes:
+        folder: folder of the links.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.folder = root / "files"
+        self._linked: dict[str, FileDigest] = {}
+        hidden = root.with_name(f".{root.name}")
         (hidden / self.folder.name).mkdir(parents=True)
         self._lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        hidden.rename(place)  # from here on others see it, and that it is locked
+        hidden.rename(root)  # other processes see the view only once it is locked
 
-    def lacking(self, files: Mapping[str, FileDigest]) -> dict[str, FileDigest]:
-        """Those of some files that the view does not hold."""
-        return {key: digest for key, digest in files.items() if self._given.get(key) != digest}
+    def missing(self, files: Mapping[str, FileDigest]) -> dict[str, FileDigest]:
+        """Return those of the files that the view does not hold."""
+        return {key: digest for key, digest in files.items() if self._linked.get(key) != digest}
 
     def free_path(self) -> Path:
-        """A name to download a file to; removed with the view if it is not taken into the cache."""
-        return self._place / uuid.uuid4().hex
+        """Return an unused path to download a file to; removed with the view."""
+        return self._root / uuid.uuid4().hex
 
-    def place(self, key: str, digest: FileDigest) -> Path:
-        """Where a file is to be linked."""
+    def link_path(self, key: str, digest: FileDigest) -> Path:
+        """Register a file under its key and return the path to link it to; an earlier link is removed."""
         path = self.folder / key
-        if key in self._given:
+        if key in self._linked:
             path.unlink(missing_ok=True)
-        self._given[key] = digest
+        self._linked[key] = digest
         return path
 
     def forget(self, key: str) -> None:
-        """A file could not be linked after all."""
-        del self._given[key]
+        """Undo `link_path`, for a file that could not be linked."""
+        del self._linked[key]
 
     def close(self) -> None:
-        """Remove the names."""
-        shutil.rmtree(self._place, ignore_errors=True)
+        """Remove the folder."""
+        shutil.rmtree(self._root, ignore_errors=True)
         os.close(self._lock)
 
 
 def _remove_abandoned(views: Path) -> None:
-    for hidden in views.glob(".*"):  # of a process that died while it made one
+    """Remove the views of processes that died."""
+    for hidden in views.glob(".*"):  # the process died while it created the view
         with suppress(FileNotFoundError):
             if time.time() - hidden.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(hidden, ignore_errors=True)
     for folder in views.glob("[!.]*"):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
-        except OSError:  # just made, or just removed
+        except OSError:  # another process has just created or removed it
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Models and data sets of a model hub, at one commit, through the hub client's own cache."""
+"""Download of models and data sets from the Hugging Face Hub, through the hub client's own cache."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"
 
 
 def open_snapshot(address: HubAddress, *, kind: str, what: str) -> tuple[str, Path]:
-    """Download what is not there yet.
+    """Download a repository, or a part of one, unless it is cached.
 
     Args:
-        address: of a repository, or of a part of one.
-        kind: `model` or `dataset`, whichever is expected.
-        what: the setting it came from, for the error.
+        address: repository and path in it.
+        kind: expected kind, `model` or `dataset`.
+        what: name of the setting, for the error.
 
-    Returns: the address with the commit for revision, and the local folder.
+    Returns: the address with the commit as its revision, and the local file or folder.
 
     Raises:
-        ConfigError: a model where data is expected, or the reverse; or no hub client is installed.
-        StorageAccessError: there is no such repository or revision, or it is not open to this account.
-        StorageError: the hub cannot be reached and the cache does not have it.
+        ConfigError: the address is of the other kind or invalid, or huggingface_hub is not installed.
+        StorageAccessError: the repository or revision does not exist, or this account has no access to it.
+        StorageError: the hub cannot be reached and the files are not cached.
     """
     if address.kind != kind:
-        wanted = "hf://datasets/org/name" if kind == "dataset" else "hf://org/name"
-        raise ConfigError(f"{what} = '{address}' is a {address.kind}; expected {wanted}")
+        expected = "hf://datasets/org/name" if kind == "dataset" else "hf://org/name"
+        raise ConfigError(f"{what} = '{address}' is a {address.kind}; expected {expected}")
     try:
         import httpx
         from huggingface_hub import snapshot_download
@@ -59,18 +59,18 @@ def open_snapshot(address: HubAddress, *, kind: str, what: str) -> tuple[str, Pa
         except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
             if isinstance(error, HfHubHTTPError):
                 raise
-            folder = snapshot(local_files_only=True)  # the cache may have it, whatever ails the network
+            folder = snapshot(local_files_only=True)  # without a network, a cached snapshot will do
     except HFValidationError as error:
-        raise ConfigError(f"{what} = '{address}': the hub has no such names; expected hf://org/name") from error
+        raise ConfigError(f"{what} = '{address}': not a valid repository name; expected hf://org/name") from error
     except GatedRepoError as error:
         raise StorageAccessError(
             f"{what} = '{address}' is gated; accept its terms on the hub and set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise StorageAccessError(f"{what} = '{address}': there is no revision {address.revision!r}") from error
+        raise StorageAccessError(f"{what} = '{address}': the revision {address.revision!r} does not exist") from error
     except RepositoryNotFoundError as error:
         raise StorageAccessError(
-            f"{what} = '{address}': there is no such {kind}, or it is private; check the name, or set HF_TOKEN"
+            f"{what} = '{address}': the {kind} does not exist or is private; check the name, or set HF_TOKEN"
         ) from error
     except HfHubHTTPError as error:
         if error.response is not None and error.response.status_code in (401, 403):
@@ -85,5 +85,6 @@ def open_snapshot(address: HubAddress, *, kind: str, what: str) -> tuple[str, Pa
 def _unreachable(what: str, address: HubAddress, error: Exception) -> StorageError:
     return StorageError(
         f"{what} = '{address}' is not in the hub's cache and the hub cannot be reached ({type(error).__name__}). "
-        "Fetch it where there is a network (`hf download`), and bring the cache (HF_HOME) or name the folder"
+        "Download it on a machine with network access (`hf download`), then copy the cache (HF_HOME) here, or set "
+        f"{what} to the folder"
     )

@@ -1,4 +1,4 @@
-"""Where everything lies below a run's address: relative keys with `/`."""
+"""Keys of a run's files, relative to the run's address and with `/`."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ DATA = "data"
 DATA_MANIFEST = "data/manifest.json"
 VALIDATION = "data/validation-00000.parquet"
 BASE = -1
-"""The iteration number that stands for the base model."""
+"""Iteration number of the base model."""
 BASE_VALIDATION = "base/validation.json"
 BASE_EVALUATION = "base/evaluation.json"
 BUILTIN_MODEL = "inputs/model"
 TASKS = "inputs/tasks"
-"""The user's own task files, as `prepare` found them."""
+"""Folder of the user's own evaluation task files, copied by `prepare`."""
 EVENTS = "events"
 REPORT = "report/index.html"
 ADAPTER = "adapter"
-"""Folder of an epoch's adapter, beside the policy that it was merged into."""
+"""Name of the folder with an epoch's adapter, next to the merged policy."""
 TRACKING = "tracking"
-"""What trackers need to go on where the attempt before ended, and what they keep in the run's storage."""
+"""Folder of the trackers' state across attempts, and of files that they write to the run's storage."""
 TENSORBOARD = "tensorboard"
 
 
 def inputs_manifest(name: str) -> str:
-    """Written when what `prepare` made or copied, `inputs/NAME`, is complete."""
+    """Manifest of `inputs/NAME`, which `prepare` created or copied."""
     return f"inputs/{name}.json"
 
 
 def builtin_data(name: str) -> str:
-    """A builtin data set as a file, by the setting that names it."""
+    """File of a builtin data set, by the setting that selects it."""
     return f"inputs/{name}.jsonl"
 
 
 def train_shard(shard: int) -> str:
-    """Prompts and human answers of one shard."""
+    """Parquet file with the prompts and human answers of one shard."""
     return f"{DATA}/train-{shard:05d}.parquet"
 
 
@@ -47,17 +47,17 @@ def iteration(t: int) -> str:
 
 
 def generations(t: int, shard: int) -> str:
-    """Pairs of one shard: the human's answer and the reference's."""
+    """Parquet file with the pairs of one shard: a human answer and a generated one each."""
     return f"{iteration(t)}/generations/{shard:05d}.parquet"
 
 
 def ref_logprobs(t: int, shard: int) -> str:
-    """Two float32 sums a pair, under the reference."""
+    """Parquet file with the reference's log-probabilities of one shard: two float32 sums per pair."""
     return f"{iteration(t)}/ref_logprobs/{shard:05d}.parquet"
 
 
 def manifest_of(parquet: str) -> str:
-    """The manifest beside a shard."""
+    """Manifest of a shard's Parquet file."""
     return parquet.removesuffix(".parquet") + ".json"
 
 
@@ -67,7 +67,7 @@ def epoch(t: int, e: int) -> str:
 
 
 def epoch_of(policy: str | None) -> tuple[int, int] | None:
-    """Iteration and epoch that a policy's key names; None for what no epoch made."""
+    """Iteration and epoch in the key of a policy; None for any other key."""
     match (policy or "").split("/"):
         case ["iterations", t, "epochs", e, "policy"]:
             return int(t), int(e)
@@ -75,22 +75,22 @@ def epoch_of(policy: str | None) -> tuple[int, int] | None:
 
 
 def epoch_manifest(t: int, e: int) -> str:
-    """Written when the epoch is complete."""
+    """Manifest of an epoch."""
     return f"{epoch(t, e)}/manifest.json"
 
 
 def watched(t: int, e: int) -> str:
-    """Signs of life of the step that follows a TrainJob."""
+    """Heartbeat of the step that runs a TrainJob."""
     return f"{epoch(t, e)}/watched.json"
 
 
 def rewards(t: int, e: int) -> str:
-    """Rewards of both answers of every pair, as training saw them in an epoch."""
+    """Parquet file with the rewards of both answers of every pair, computed while training an epoch."""
     return f"{epoch(t, e)}/rewards.parquet"
 
 
 def partial(t: int, e: int) -> str:
-    """Pointer to the newest save inside an unfinished epoch."""
+    """Pointer to the newest save within an unfinished epoch."""
     return f"{epoch(t, e)}/partial.json"
 
 
@@ -100,12 +100,12 @@ def validation(t: int, e: int) -> str:
 
 
 def validation_losses(t: int, e: int) -> str:
-    """Losses of single answers, beside that manifest."""
+    """Parquet file with the loss of each held-out answer, next to the manifest of the validation."""
     return validation(t, e).removesuffix(".json") + ".parquet"
 
 
 def validation_samples(t: int, e: int) -> str:
-    """What the policy answered to held-out prompts, likewise."""
+    """Parquet file with the policy's answers to held-out prompts, next to the manifest of the validation."""
     return validation(t, e).removesuffix(".json") + "-samples.parquet"
 
 
@@ -115,10 +115,10 @@ def evaluation(t: int) -> str:
 
 
 def verdicts(t: int) -> str:
-    """What a judge said of single answers, beside that manifest."""
+    """Parquet file with the judge's score of each answer, next to the manifest of the evaluation."""
     return evaluation(t).removesuffix(".json") + "-verdicts.parquet"
 
 
 def checkpoint(t: int) -> str:
-    """Manifest that publishes an iteration."""
+    """Manifest of an iteration's checkpoint step, which ends the iteration."""
     return f"{iteration(t)}/checkpoint.json"

@@ -1,7 +1,7 @@
-"""Who may work on a run: a lease in its storage, renewed while work goes on, free again when its time is over.
+"""Lease on a run: an object in its storage that gives one attempt at a time the right to write.
 
-The steps of one attempt share one lease, whatever pods or processes they are. Another attempt is refused while the
-lease is alive. One that lost its lease finds out before it commits anything, because every commit reads it.
+All steps of an attempt share the lease, in any pod or process, and renew it while they work. Another attempt is refused
+until the lease expires or is released. Every commit reads the lease first, so an attempt that lost it writes nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 DURATION = "SPIN_LEASE_S"
-"""Names the seconds after which a lease that nobody renews is over; 300 by default."""
+"""Environment variable with the seconds after which a lease that is not renewed expires; default 300."""
 
 
 class Lease(BaseModel):
-    """What `lease.json` says.
+    """Content of `lease.json`.
 
     Attributes:
         owner: id of the attempt.
-        host: of the process that renewed it last.
-        process: pid and start time of that process, or of the one that will start the attempt's next step here.
-        renewed_at: seconds since 1970.
-        duration_s: how long it holds from then on; 0 when it was given back.
+        host: machine of the process that renewed the lease last.
+        process: pid and start time of that process, or of the local runner that starts the attempt's steps.
+        renewed_at: time of the renewal, seconds since 1970.
+        duration_s: seconds from then until it expires; 0 once it is released.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -49,53 +49,59 @@ class Lease(BaseModel):
 
     @property
     def remaining_s(self) -> float:
-        """Seconds for which it still holds; a process of this machine that has ended holds nothing."""
+        """Seconds until the lease expires; 0 if it belongs to a process of this machine that has ended."""
         if self.host == this_host() and not _is_alive(self.process):
             return 0.0
         return max(0.0, self.renewed_at + self.duration_s - time.time())
 
 
 def read_lease(run: RunStore) -> Lease | None:
-    """The lease on a run, whether it still holds or not.
+    """Read the lease of a run, valid or expired; None if there is none.
 
     Raises:
-        IntegrityError: something else lies in its place.
+        IntegrityError: the object is not a lease.
     """
     if run.read(layout.LEASE) is None:
         return None
     try:
         return Lease.model_validate(run.read_json(layout.LEASE))
     except ValidationError as error:
-        raise IntegrityError(f"{run.uri_of(layout.LEASE)} is no lease; delete it if nobody works on the run") from error
+        raise IntegrityError(
+            f"{run.uri_of(layout.LEASE)} is not a lease; delete it if no other attempt is running"
+        ) from error
 
 
 def check_free(run: RunStore, owner: str = "") -> None:
-    """Refuse to work on a run that another attempt works on.
+    """Check that no other attempt holds the lease.
+
+    Args:
+        run: the run.
+        owner: id of the own attempt; empty for none.
 
     Raises:
-        BusyError: naming where it runs, and for how long it holds the run if it has died.
+        BusyError: another attempt holds it; the message says on which machine and until when.
     """
     lease = read_lease(run)
     if lease is None or lease.owner == owner or not (remaining := lease.remaining_s):
         return
     raise BusyError(
         f"another runner is at work on {run.uri}: attempt {lease.owner} on {lease.host.partition('/')[0]}, which last "
-        f"gave a sign {time.time() - lease.renewed_at:.0f} s ago. Wait for it, end it, or choose another run.uri; "
-        f"if it has died, the run is free in {remaining:.0f} s"
+        f"renewed its lease {time.time() - lease.renewed_at:.0f} s ago. Wait for it, end it, or choose another "
+        f"run.uri; if it has died, its lease expires in {remaining:.0f} s"
     )
 
 
 class LeaseHolder:
-    """Holds a run for one attempt, renewing the lease from a thread until `close`.
+    """Holds the lease for one attempt and renews it in a thread until `close`.
 
     Args:
         run: the run.
-        owner: the attempt's id, the same for all its steps.
-        take_over: whether a lease that another attempt let go of, or let run out, may be taken; an attempt does that
-            once, when it begins.
+        owner: id of the attempt, shared by all its steps.
+        take_over: whether to take over another attempt's released or expired lease, which only the first step of an
+            attempt may do.
 
     Raises:
-        BusyError: another attempt holds the run, or has held it since this one began.
+        BusyError: another attempt holds the lease, or has taken it since this one began.
     """
 
     def __init__(self, run: RunStore, owner: str, *, take_over: bool) -> None:
@@ -109,7 +115,7 @@ class LeaseHolder:
         self._thread.start()
 
     def claim(self) -> None:
-        """Make sure of the lease, and renew it; to be called before anything is committed.
+        """Check that the lease is this attempt's and renew it; called before every commit.
 
         Raises:
             BusyError: another attempt has taken it.
@@ -119,18 +125,18 @@ class LeaseHolder:
             check_free(self._run, self.owner)
             if not self._take_over:
                 raise BusyError(
-                    f"attempt {lease.owner} has taken {self._run.uri} over from this one, which was silent for too "
-                    "long; nothing more is written here. Run the same command to go on from where that one is"
+                    f"attempt {lease.owner} has taken {self._run.uri} over from this one, whose lease had expired; "
+                    "nothing more is written here. Once the other attempt has ended, the same command resumes the run"
                 )
         self._write(self._duration_s)
 
     def release(self) -> None:
-        """Give the run back; the attempt has ended."""
+        """Release the lease at the end of the attempt."""
         if (lease := read_lease(self._run)) and lease.owner == self.owner:
             self._write(0.0)
 
     def close(self) -> None:
-        """Stop renewing; what is left of the lease covers the time until the attempt's next step."""
+        """Stop renewing; the lease stays valid until it expires, for the attempt's next step."""
         self._ended.set()
         self._thread.join()
 
@@ -139,10 +145,10 @@ class LeaseHolder:
             try:
                 self.claim()
             except BusyError as error:
-                logger.error("this attempt has lost the run: %s", error)
+                logger.error("this attempt has lost its lease: %s", error)
                 return
             except (SpinError, OSError) as error:
-                logger.warning("the lease is not renewed: %s", error)
+                logger.warning("the lease could not be renewed: %s", error)
 
     def _write(self, duration_s: float) -> None:
         lease = Lease(
@@ -157,18 +163,18 @@ class LeaseHolder:
 
 @cache
 def this_host() -> str:
-    """Name of this machine, or pod, since it was booted."""
+    """Return the name of this machine or pod with the id of its boot."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()}/{boot.read_text('ascii').strip() if boot.exists() else ''}"
 
 
 def _process(pid: int) -> str:
-    """A process by its pid and, because pids are used again, by when it started; empty where there is none."""
+    """Return a process's identity, pid and start time (pids are reused); empty if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
-    if fields[0] in "ZX":  # it has ended, and nobody has asked how
+    if fields[0] in "ZX":  # zombie or dead
         return ""
     return f"{pid}:{fields[19]}"  # field 22 of proc(5): start time in clock ticks since boot
 

@@ -1,4 +1,4 @@
-"""Limits of this machine: cores, memory, and limits that environment variables set."""
+"""Cores and memory of this machine, and limits from environment variables."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spin_components.errors import ConfigError
 
 
 def num_cores() -> int:
-    """The number of cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
-    """Total and available memory in bytes, of this machine or of this process's control group.
+    """Return total and available memory in bytes, of the machine or of this process's control group if that has less.
 
-    Pages of files that the kernel may drop count as available. (0, 0) on systems other than Linux.
+    File pages that can be dropped count as available. (0, 0) where neither is known, as on systems other than Linux.
 
     Args:
-        root: of the file system, for tests.
+        root: root of the file system; tests use another.
     """
     try:
         lines = (root / "proc/meminfo").read_text("ascii").splitlines()
@@ -36,12 +36,12 @@ def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _control_groups(root: Path) -> list[tuple[int, int, int]]:
-    """Limit, use and inactive file pages, in bytes, of each control group of this process; of version 2 or 1."""
+    """Return limit, usage and inactive file pages, in bytes, of this process's control groups (version 1 or 2)."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except OSError:
         return []
-    found = []
+    groups = []
     for line in lines:
         _, kinds, path = line.split(":", 2)
         if kinds not in ("", "memory"):
@@ -56,8 +56,8 @@ def _control_groups(root: Path) -> list[tuple[int, int, int]]:
                 limit, used = (int((folder / name).read_text("ascii")) for name in names)
             except (OSError, ValueError):  # no such file, or "max": no limit
                 continue
-            found.append((limit, used, _inactive_file_bytes(folder)))
-    return found
+            groups.append((limit, used, _inactive_file_bytes(folder)))
+    return groups
 
 
 def _inactive_file_bytes(folder: Path) -> int:
@@ -69,19 +69,19 @@ def _inactive_file_bytes(folder: Path) -> int:
 
 
 def seconds(name: str, default: float) -> float:
-    """A number of seconds above 0 from an environment variable.
+    """Read a duration above 0, in seconds, from an environment variable.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the variable has another value.
     """
     return _number(name, default, "a number of seconds above 0", least=math.ulp(0.0))
 
 
 def gibibytes(name: str, default: float) -> int:
-    """A size in bytes from an environment variable in GiB, 0 or more.
+    """Read a size of 0 or more from an environment variable in GiB; returns bytes.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the variable has another value.
     """
     return int(_number(name, default, "a number of GiB, 0 or more", least=0.0) * 2**30)
 

@@ -1,4 +1,4 @@
-"""A run in a local folder: files are written beside their place and renamed into it."""
+"""Storage of a run in a local folder; writes are atomic renames."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 class LocalRun(RunStore):
-    """Files of a run below one folder.
+    """Storage of a run in one folder.
 
-    A write goes to a hidden name beside its place and is renamed into it, so that a reader, or a process that
-    comes after a crash, finds the whole object or none.
+    A file is written under a hidden name in the target's folder, synced and renamed, so that a reader, also after a
+    crash, sees the complete file or none.
+
+    Raises:
+        ConfigError: the path is a file.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,10 +32,10 @@ class LocalRun(RunStore):
         self.uri = str(root)
         self.scratch = root
         if root.exists() and not root.is_dir():
-            raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or a name that is free")
+            raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or an unused path")
 
     def path(self, key: str) -> Path:
-        """Local path of an object, whether it exists or not."""
+        """Return the local path of a key, which need not exist."""
         return self.root / key
 
     def exists(self, key: str) -> bool:
@@ -57,7 +60,7 @@ class LocalRun(RunStore):
             self._move(path, key)
 
     def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
-        remedy = f"delete {self.uri_of(made_by)} to have its step done again" if made_by else ""
+        remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         for key, digest in files.items():
             verify_file(self.path(key), digest, what=what, remedy=remedy)
         return self.root
@@ -78,7 +81,7 @@ class LocalRun(RunStore):
             self.root.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"probe")
             if path.read_bytes() != b"probe":
-                raise OSError("what is read is not what was written")
+                raise OSError("the content read differs from the content written")
             path.unlink()
         except OSError as error:
             raise StorageAccessError(
@@ -116,7 +119,7 @@ class LocalRun(RunStore):
 
 
 class FileAppender:
-    """Appends to a file; a full disk is a warning."""
+    """Appends lines to a file; failing writes are logged as a warning."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,7 +136,7 @@ class FileAppender:
             self._broken = True
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every line is written at once."""
 
 
 def _is_staging(key: str) -> bool:
@@ -141,16 +144,16 @@ def _is_staging(key: str) -> bool:
 
 
 def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
-    """Remove, or only name, files and folders that were being written."""
-    found = sorted(folder.rglob(".*.part"))
-    for path in found:
+    """Remove partially written files and folders, or only list them; returns their paths relative to the folder."""
+    partial = sorted(folder.rglob(".*.part"))
+    for path in partial:
         if not dry_run:
             remove(path)
-    return [path.relative_to(folder).as_posix() for path in found]
+    return [path.relative_to(folder).as_posix() for path in partial]
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -158,7 +161,7 @@ def remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the bytes on disk before a name points to them."""
+    """Sync a file, or all files of a folder, to disk; done before a rename."""
     for file in [path] if path.is_file() else path.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)

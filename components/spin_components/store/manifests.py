@@ -1,4 +1,4 @@
-"""Manifests: what a finished step was made from and what it wrote. Written last, so a manifest means complete."""
+"""Manifests: the inputs and outputs of a finished step. A step writes its manifest last, so it marks completion."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from spin_components.store.run import RunStore
 
 
 def now() -> str:
-    """The time as ISO 8601 in UTC."""
+    """Return the current time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Manifest(BaseModel):
-    """One finished step."""
+    """Record of one finished step: its inputs, outputs, results and cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: str
     inputs: dict[str, Any] = Field(description="settings and digests that the outputs depend on, flat")
-    outputs: dict[str, FileDigest] = Field(default_factory=dict, description="key below the run to digest")
-    facts: dict[str, Any] = Field(default_factory=dict, description="what is worth knowing: metrics, counts, addresses")
+    outputs: dict[str, FileDigest] = Field(default_factory=dict, description="digests of the outputs by key")
+    facts: dict[str, Any] = Field(default_factory=dict, description="results: metrics, counts, addresses")
     duration_s: float = 0.0
-    machine: dict[str, Any] = Field(default_factory=dict, description="what the step had; see `machine.describe`")
+    machine: dict[str, Any] = Field(default_factory=dict, description="hardware of the step; see `machine.describe`")
     finished_at: str = Field(default_factory=now)
     version: str = __version__
 
     def outputs_below(self, folder: str) -> dict[str, FileDigest]:
-        """Digests of the files below a folder, relative to it."""
+        """Return digests of the outputs below a folder, by path relative to it."""
         prefix = folder.rstrip("/") + "/"
         return {key.removeprefix(prefix): file for key, file in self.outputs.items() if key.startswith(prefix)}
 
 
 def read_manifest(run: RunStore, key: str) -> Manifest:
-    """Read a manifest that must be there.
+    """Read a manifest.
 
     Raises:
-        IntegrityError: it is missing or unreadable.
+        IntegrityError: it is missing or invalid.
     """
     try:
         return Manifest.model_validate(run.read_json(key))
     except ValidationError as error:
         problems = "; ".join(f"{detail['loc']}: {detail['msg']}" for detail in error.errors()[:3])
         raise IntegrityError(
-            f"{run.uri_of(key)} is no manifest ({problems}); delete it to have its step run again"
+            f"{run.uri_of(key)} is not a manifest ({problems}); delete it to have its step run again"
         ) from error
 
 
 def finished(run: RunStore, key: str, inputs: dict[str, Any]) -> Manifest | None:
-    """The manifest of a step that needs no redoing, or None where there is none.
+    """Return the manifest of a step that has finished with these inputs; None if it has not finished.
 
     Raises:
-        InputsChangedError: the step finished with other inputs; lists each difference.
+        InputsChangedError: the step finished with other inputs; the message lists the differences.
     """
     if not run.exists(key):
         return None
@@ -65,14 +65,14 @@ def finished(run: RunStore, key: str, inputs: dict[str, Any]) -> Manifest | None
     if differences := differing(manifest.inputs, inputs):
         raise InputsChangedError(
             f"{run.uri_of(key)} was made from other inputs: {'; '.join(differences)}. "
-            "What is finished is neither reused nor overwritten: go back to those, choose another run.uri, or start a "
-            "new run from a finished iteration with --fork-from RUN_URI --iteration N."
+            "Finished outputs are neither reused nor overwritten: restore the previous inputs, choose another run.uri, "
+            "or start a new run from a finished iteration with --fork-from RUN_URI --iteration N."
         )
     return manifest
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for each name whose value differs."""
+    """Describe the differences between two sets of inputs, one line per name."""
     names = sorted(before.keys() | now.keys())
     return [
         f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"

@@ -1,4 +1,4 @@
-"""Models by their immutable address: found, checked, and only then used."""
+"""Access to the models of a run by address; every file is verified before it is used."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from spin_components.store.run import RunStore
 
 
 def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
-    """What the files of a model must be: the base model's as `prepare` saw them, a policy's as its epoch wrote them.
+    """Return digests of a model's files by name: from `run.json` for the base model, else from its epoch's manifest.
 
     Raises:
-        IntegrityError: no manifest of this run names the address.
+        IntegrityError: the address is not a model of this run.
     """
     base = run.read_json(layout.RUN)["base_model"]
     if uri == base["uri"]:
         return {name: FileDigest.model_validate(file) for name, file in base["files"].items()}
-    if place := layout.epoch_of(run.key_of(uri)):
-        key = layout.epoch_manifest(*place)
-        if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(*place)}/policy")):
+    if epoch := layout.epoch_of(run.key_of(uri)):
+        key = layout.epoch_manifest(*epoch)
+        if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(*epoch)}/policy")):
             return files
-    raise IntegrityError(f"{uri} is not a model of the run {run.uri}: no manifest there names it")
+    raise IntegrityError(f"{uri} is not a model of the run {run.uri}: none of its manifests lists it")
 
 
 def validated_place(run: RunStore, uri: str) -> tuple[int, int]:
-    """Iteration and epoch that a model of this run is validated as; see `layout.validation`.
+    """Return the iteration and epoch under which a model's validation is stored; see `layout.validation`.
 
     Raises:
-        IntegrityError: it is neither the base model nor a policy of this run.
+        IntegrityError: the address is neither the base model nor a policy of this run.
     """
     if uri == run.read_json(layout.RUN)["base_model"]["uri"]:
         return layout.BASE, 0
@@ -45,16 +45,17 @@ def validated_place(run: RunStore, uri: str) -> tuple[int, int]:
 
 
 def model_digest(run: RunStore, uri: str) -> str:
-    """One SHA-256 for a model; see `model_files` for errors."""
+    """Return one SHA-256 over a model's files; raises as `model_files`."""
     return digest_of(model_files(run, uri))
 
 
 def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
-    """The local folder of a model as it is stored, every file checked against its digest; it stays until the run is
-    closed. A policy may be stored as an adapter alone; see `open_model`.
+    """Return a local folder with the stored files of a model, verified; it exists until the run is closed.
+
+    A policy may be stored as an adapter only; see `open_model`.
 
     Raises:
-        IntegrityError: a file is missing or altered, or no manifest names the model.
+        IntegrityError: a file is missing or altered, or the address is not a model of this run.
     """
     files, folder = model_files(run, uri), run.key_of(uri)
     what = f"{what} at {uri}"
@@ -67,12 +68,12 @@ def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
 
 
 def open_model(run: RunStore, uri: str, *, what: str) -> Path:
-    """The local folder of a plain model, float32 weights and all, made here where only adapters are stored.
+    """Return a local folder with the full float32 weights of a model, merging adapters if only those are stored.
 
-    Under `lora.quantize` its weights are what the 4-bit ones compute, of the base model too.
+    With `lora.quantize` the weights are the dequantized 4-bit ones, for the base model too.
 
     Raises:
-        IntegrityError: a file is missing or altered, or no manifest names the model.
+        IntegrityError: a file is missing or altered, or the address is not a model of this run.
     """
     base, adapters = _layers(run, uri, what=what)
     if not adapters and not _lora(run).is_quantized:
@@ -85,10 +86,10 @@ def open_model(run: RunStore, uri: str, *, what: str) -> Path:
 
 
 def open_scored(run: RunStore, uri: str, *, what: str) -> Path:
-    """The local folder of a model for `scoring.load_scored`: a plain one, or 4-bit weights with adapters upon them.
+    """Return a local folder for `scoring.load_scored`: full weights, or 4-bit weights with adapters on top.
 
     Raises:
-        IntegrityError: a file is missing or altered, or no manifest names the model.
+        IntegrityError: a file is missing or altered, or the address is not a model of this run.
     """
     if not _lora(run).is_quantized:
         return open_model(run, uri, what=what)
@@ -100,12 +101,12 @@ def open_scored(run: RunStore, uri: str, *, what: str) -> Path:
 
 
 def adapter_chain(run: RunStore, uri: str) -> list[Path]:
-    """The adapters that lead from the run's base model to a policy, the first one first; fetched and checked.
+    """Return local folders of the adapters between the base model and a policy, in order of training, verified.
 
-    They are kept beside merged policies too, so this holds for either form of storage.
+    Adapters are stored for merged policies too.
 
     Raises:
-        IntegrityError: a file is missing or altered, or no manifest names the model.
+        IntegrityError: a file is missing or altered, a policy has no adapter, or the address is no model of this run.
     """
     chain: list[Path] = []
     root = run.read_json(layout.RUN)["base_model"]["uri"]
@@ -115,27 +116,28 @@ def adapter_chain(run: RunStore, uri: str) -> list[Path]:
         model_files(run, uri)
         manifest = read_manifest(run, f"{epoch}/manifest.json")
         key = folder if CONFIG in manifest.outputs_below(folder) else f"{epoch}/{layout.ADAPTER}"
-        found = {f"{key}/{name}": file for name, file in manifest.outputs_below(key).items()}
-        if not found:
-            raise IntegrityError(f"{uri} was trained without an adapter, so none leads there from the base model")
+        files = {f"{key}/{name}": file for name, file in manifest.outputs_below(key).items()}
+        if not files:
+            raise IntegrityError(f"{uri} was trained without an adapter, so it is not the base model plus adapters")
         made_by = f"{epoch}/manifest.json"
-        chain.append(run.fetch(found, what=f"the adapter of {uri}", made_by=made_by) / key)
+        chain.append(run.fetch(files, what=f"the adapter of {uri}", made_by=made_by) / key)
         uri = read_base(chain[-1]).uri
     return chain[::-1]
 
 
 def _layers(run: RunStore, uri: str, *, what: str) -> tuple[Path, list[Path]]:
-    """The plain model that a model sits on, and the adapters that are stored alone above it, the first one first."""
+    """Fetch a model and the models below it: a folder with full weights, and the adapters in order of training."""
     adapters: list[Path] = []
     folder = fetch_model(run, uri, what=what)
     while (folder / CONFIG).is_file() and (folder / BASE).is_file():
         adapters.append(folder)
         base = read_base(folder)
-        if (found := model_digest(run, base.uri)) != base.sha256:
+        if (sha256 := model_digest(run, base.uri)) != base.sha256:
             raise IntegrityError(
-                f"{uri} sits on {base.uri} with the digest {base.sha256:.12}…, but what is there has {found:.12}…"
+                f"{uri} was trained on {base.uri} with SHA-256 {base.sha256:.12}…, but that model now has "
+                f"{sha256:.12}…; restore its files"
             )
-        folder = fetch_model(run, base.uri, what=f"what {what} sits on")
+        folder = fetch_model(run, base.uri, what=f"the model below {what}")
     return folder, adapters[::-1]
 
 

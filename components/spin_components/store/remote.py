@@ -1,4 +1,4 @@
-"""A run in object storage: files are uploaded when they are whole, and fetched through the cache of this machine."""
+"""Storage of a run in a bucket; files are uploaded once complete, and downloaded through the local cache."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _QUIET_BYTES = 32 << 20
 
 
 class S3Run(RunStore):
-    """Objects of a run below one prefix of a bucket.
+    """Storage of a run below one prefix of a bucket.
 
-    A file is one object, which S3 makes visible whole. A folder is several, so it means something only once a manifest
-    names it. What is uploaded stays in the cache: the next step on this machine finds it there.
+    A file is one object, which S3 makes visible atomically. A folder is several objects, which are valid only once a
+    manifest lists them. Uploaded files stay in the local cache for the next step on this machine.
     """
 
     poll_s = 2.0
@@ -71,63 +71,65 @@ class S3Run(RunStore):
         if self._view is None:
             self._view = self._cache.view()
         for _ in range(3):  # another process may trim the cache between a download and its link
-            lacking = self._view.lacking(files)
-            if not lacking:
+            missing = self._view.missing(files)
+            if not missing:
                 return self._view.folder
-            absent = {key: digest for key, digest in lacking.items() if not self._cache.has(digest)}
-            self._download(self._view, absent, what, made_by)
-            for key, digest in lacking.items():
-                if not self._cache.link(digest, self._view.place(key, digest)):
+            uncached = {key: digest for key, digest in missing.items() if not self._cache.has(digest)}
+            self._download(self._view, uncached, what, made_by)
+            for key, digest in missing.items():
+                if not self._cache.link(digest, self._view.link_path(key, digest)):
                     self._view.forget(key)
             self._cache.trim()
-        raise StorageError(f"files of {self.uri} leave the cache {cache_folder()} as they come; raise SPIN_CACHE_GIB")
+        raise StorageError(
+            f"files of {self.uri} are evicted from the cache {cache_folder()} before use; raise SPIN_CACHE_GIB"
+        )
 
     def _download(self, view: View, files: Mapping[str, FileDigest], what: str, made_by: str) -> None:
-        """Fetch files into the cache; what arrives damaged is fetched once more, in case it happened on the way."""
-        remedy = f"delete {self.uri_of(made_by)} to have its step done again" if made_by else ""
-        wanted = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
-        for key, digest in wanted.items():
+        """Download files into the cache; files that arrive with a wrong digest are downloaded once more."""
+        remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
+        pending = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
+        for key, digest in pending.items():
             info = self._bucket.stat(self._prefix + key)
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:
-                found = f"has {info.num_bytes} bytes"
-                raise damaged(self.uri_of(key), found, str(digest.num_bytes), what=what, remedy=remedy)
-        altered: dict[str, FileDigest] = {}
+                actual = f"has {info.num_bytes} bytes"
+                raise damaged(self.uri_of(key), actual, str(digest.num_bytes), what=what, remedy=remedy)
+        mismatched: dict[str, FileDigest] = {}
         for _ in range(2):
-            altered = self._download_once(view, wanted, what)
-            wanted = {key: wanted[key] for key in altered}
-        for key, received in altered.items():
-            found, expected = f"has SHA-256 {received.sha256[:12]}…", f"{wanted[key].sha256[:12]}…"
-            raise damaged(self.uri_of(key), found, expected, what=what, remedy=remedy)
+            mismatched = self._download_once(view, pending, what)
+            pending = {key: pending[key] for key in mismatched}
+        for key, received in mismatched.items():
+            actual, expected = f"has SHA-256 {received.sha256[:12]}…", f"{pending[key].sha256[:12]}…"
+            raise damaged(self.uri_of(key), actual, expected, what=what, remedy=remedy)
 
-    def _download_once(self, view: View, wanted: Mapping[str, FileDigest], what: str) -> dict[str, FileDigest]:
-        """Returns what was received in place of the files that are not as they should be."""
-        targets = {key: view.free_path() for key in wanted}
-        with self._watched(f"fetching {what}", sum(digest.num_bytes for digest in wanted.values())) as report:
-            sizes = {self._prefix + key: (path, wanted[key].num_bytes) for key, path in targets.items()}
+    def _download_once(self, view: View, files: Mapping[str, FileDigest], what: str) -> dict[str, FileDigest]:
+        """Download files into the cache; returns the received digests of those that differ from the expected ones."""
+        targets = {key: view.free_path() for key in files}
+        with self._reporting(f"fetching {what}", sum(digest.num_bytes for digest in files.values())) as report:
+            sizes = {self._prefix + key: (path, files[key].num_bytes) for key, path in targets.items()}
             received = self._transfers.download_all(sizes, report)
-        altered = {}
-        for key, digest in wanted.items():
-            found = received[self._prefix + key]
-            if found.sha256 == digest.sha256:
+        mismatched = {}
+        for key, digest in files.items():
+            actual = received[self._prefix + key]
+            if actual.sha256 == digest.sha256:
                 self._cache.add(targets[key], digest)
             else:
                 targets[key].unlink()
-                altered[key] = found
-        return altered
+                mismatched[key] = actual
+        return mismatched
 
     def delete(self, key: str) -> int:
         path = self._prefix + key
-        found = [info for info in self._bucket.objects(path) if info.key == path or info.key.startswith(f"{path}/")]
-        self._bucket.delete(info.key for info in found)
-        return sum(info.num_bytes for info in found)
+        objects = [info for info in self._bucket.objects(path) if info.key == path or info.key.startswith(f"{path}/")]
+        self._bucket.delete(info.key for info in objects)
+        return sum(info.num_bytes for info in objects)
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
         uploads = self._bucket.uploads(self._prefix)
         for key, upload in uploads:
             if not dry_run:
-                logger.info("the upload of s3://%s/%s was begun and not ended; it is dropped", self._bucket.name, key)
+                logger.info("aborting the unfinished upload of s3://%s/%s", self._bucket.name, key)
                 self._bucket.abort_upload(key, upload)
         probes = [info.key for info in self._bucket.objects(f"{self._prefix}{_PROBE}")]
         if not dry_run:
@@ -136,18 +138,17 @@ class S3Run(RunStore):
         return names + sweep_folder(self.scratch, dry_run=dry_run)
 
     def probe(self) -> None:
-        bucket = self._bucket.for_probing()
+        bucket = self._bucket.with_short_deadline()
         key, content = f"{self._prefix}{_PROBE}{uuid.uuid4().hex}", socket.gethostname().encode()
         try:
             bucket.put(key, content)
-            found = bucket.get(key)
+            received = bucket.get(key)
             bucket.delete([key])
         except StorageError as error:
             raise StorageAccessError(str(error)) from error
-        if found != content:
+        if received != content:
             raise StorageAccessError(
-                f"{self.uri} gives back other bytes than were written; check what stands between here and "
-                f"{bucket.endpoint}"
+                f"{self.uri} returns other bytes than were written; check proxies between here and {bucket.endpoint}"
             )
 
     def appender(self, key: str) -> ChunkAppender:
@@ -169,7 +170,7 @@ class S3Run(RunStore):
         else:
             files = {path: key}
         total = sum(file.stat().st_size for file in files)
-        with self._watched(f"storing {key}", total) as report:
+        with self._reporting(f"storing {key}", total) as report:
             uploaded = self._transfers.upload_all({file: self._prefix + name for file, name in files.items()}, report)
         outputs = {name: uploaded[self._prefix + name] for name in files.values()}
         if path.is_dir():
@@ -180,7 +181,7 @@ class S3Run(RunStore):
         return outputs
 
     @contextmanager
-    def _watched(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _reporting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         lock, done = threading.Lock(), 0
 
         def report(num_bytes: int) -> None:
@@ -203,10 +204,10 @@ class S3Run(RunStore):
 
 
 class ChunkAppender:
-    """Lines that become objects `NAME-00000`, `NAME-00001`, …: a chunk is rewritten as it grows, then left alone.
+    """Appends lines to a series of objects `NAME-00000`, `NAME-00001`, …, each rewritten until it is full.
 
-    A thread of its own writes every two seconds. Storage that does not answer is a warning; lines beyond 16 chunks
-    that wait are dropped.
+    A thread writes every two seconds. If storage does not respond, a warning is logged and the last 16 chunks are kept;
+    older ones are dropped.
     """
 
     def __init__(self, bucket: Bucket, key: str) -> None:
@@ -240,11 +241,11 @@ class ChunkAppender:
         with self._lock:
             full, self._full = self._full, []
             content = bytes(self._chunk)
-            number, grown = self._number, len(content) > self._stored
+            number, has_grown = self._number, len(content) > self._stored
         try:
-            for place, chunk in full:
-                self._bucket.put(self._key(place), chunk)
-            if grown:
+            for full_number, chunk in full:
+                self._bucket.put(self._key(full_number), chunk)
+            if has_grown:
                 self._bucket.put(self._key(number), content)
                 with self._lock:
                     if self._number == number:
@@ -252,7 +253,7 @@ class ChunkAppender:
             self._broken = False
         except SpinError as error:
             if not self._broken:
-                logger.warning("events are not stored: %s", error)
+                logger.warning("events could not be stored: %s", error)
             self._broken = True
             with self._lock:
                 self._full = [*full, *self._full][-16:]

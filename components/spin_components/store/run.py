@@ -1,4 +1,4 @@
-"""The storage of one run: keys in, verified local files out, every write whole or not at all."""
+"""Interface of a run's storage: atomic writes by key, and verified local copies of files."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 _CHECKSUM = "checksum"
 
-Progress = Callable[[str, int, int], None]
-"""Told of a long transfer: its direction and object in words, bytes done, bytes in all."""
+TransferProgress = Callable[[str, int, int], None]
+"""Callback during a long transfer; takes a description, the bytes done and the total bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What is being written.
+    """A file or folder being written; see `RunStore.staged`.
 
     Attributes:
-        path: a file to write or a folder to fill.
-        outputs: filled when the write is over: key below the run to digest.
+        path: path to write the file to, or to create the folder at.
+        outputs: digests by key, set once the block has ended.
     """
 
     path: Path
@@ -42,55 +42,55 @@ class Staged:
 
 
 class Appender(Protocol):
-    """Takes lines for one object; losing some is a warning, never an error."""
+    """Writer of lines that logs a warning instead of raising when storage fails."""
 
     def write(self, line: str) -> None:
         """Append one line."""
 
     def close(self) -> None:
-        """Have everything stored."""
+        """Store all pending lines."""
 
 
 class RunStore(ABC):
-    """Objects of a run below one address.
+    """Storage of a run; keys are relative to its address.
 
     Attributes:
-        uri: the run's address.
-        scratch: a folder of this machine for what is on its way; what lies there may be lost.
-        poll_s: how often it may be asked what is new.
-        on_progress: told of transfers that take a while.
-        guard: called before a staged file or folder is published; raises where this process may not write any more.
+        uri: address of the run.
+        scratch: local folder for temporary files.
+        poll_s: recommended interval between polls for new objects, seconds.
+        on_progress: called during long transfers.
+        guard: called before a staged file or folder is published; raises if this process has lost the run's lease.
     """
 
     uri: str
     scratch: Path
     poll_s: float = 0.3
-    on_progress: Progress | None = None
+    on_progress: TransferProgress | None = None
     guard: Callable[[], None] | None = None
 
     def uri_of(self, key: str) -> str:
-        """Address of an object, as it travels between steps."""
+        """Return the address of a key."""
         return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str | None:
-        """The key of an address within this run; None for an address elsewhere."""
+        """Return the key of an address; None if it is not within this run."""
         if scheme_of(uri) not in ("file", "s3"):
             return None
         text, root = str(parse_address(uri, what="address")), f"{self.uri}/"
         return text.removeprefix(root) if text.startswith(root) else None
 
     def list(self, prefix: str, pattern: str) -> list[str]:
-        """Keys of files below a prefix, relative to which they match a pattern with as many `/`; sorted."""
+        """List keys below a prefix, sorted, whose part after the prefix matches a glob pattern with as many `/`."""
         start = f"{prefix}/" if prefix else ""
         depth = pattern.count("/")
         names = ((key, key.removeprefix(start)) for key in self.sizes(prefix))
         return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """Parse what `write_json` wrote.
+        """Read a JSON object that `write_json` wrote.
 
         Raises:
-            IntegrityError: it is missing, not JSON, or not what was written.
+            IntegrityError: it is missing, not JSON, or its checksum differs.
         """
         content = self.read(key)
         if content is None:
@@ -105,54 +105,58 @@ class RunStore(ABC):
         if checksum != digest_json(value):
             raise IntegrityError(
                 f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
-                f"{digest_json(value):.12}…. Put back what was there, or delete it to have its step run again"
+                f"{digest_json(value):.12}…. Restore the original, or delete it to have its step run again"
             )
         return dict(value)
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON object with a checksum of itself, replacing any that is there, in one move."""
+        """Write a JSON object with a checksum, atomically, replacing an existing one."""
         plain = json.loads(json.dumps(value, allow_nan=False))
         text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
         self.write(key, text.encode())
 
     @contextmanager
     def staged(self, key: str) -> Iterator[Staged]:
-        """Write a file or folder; it takes the place of `key`, whole, when the block ends well."""
+        """Context manager to write a file or folder, which replaces `key` atomically unless the block raises.
+
+        Raises:
+            IntegrityError: the block wrote nothing.
+        """
         with self._staging(key) as path:
             staged = Staged(path)
             yield staged
             if not path.exists():
-                raise IntegrityError(f"nothing was written for {self.uri_of(key)}; what was there is kept")
+                raise IntegrityError(f"nothing was written for {self.uri_of(key)}; its previous content is kept")
             if self.guard is not None:
                 self.guard()
             staged.outputs.update(self._publish(path, key))
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether there is such a file."""
+        """Whether a file exists."""
 
     @abstractmethod
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Every file below a prefix (all of them: `""`): key to bytes."""
+        """Return sizes in bytes, by key, of the files below a prefix; all files for `""`."""
 
     @abstractmethod
     def read(self, key: str, offset: int = 0) -> bytes | None:
-        """A small file's content from an offset on; None where it is missing."""
+        """Read a small file from an offset in bytes; None if it does not exist."""
 
     @abstractmethod
     def write(self, key: str, content: bytes) -> None:
-        """Write a small file, replacing any that is there, in one move."""
+        """Write a small file atomically, replacing an existing one."""
 
     @abstractmethod
     def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
-        """Have files on this machine, each checked against its digest.
+        """Make files available on this machine and verify them.
 
         Args:
-            files: key below the run to digest.
-            what: they are, for the error.
-            made_by: key of the manifest to delete to have them made again.
+            files: digests by key.
+            what: name of the files, for the error.
+            made_by: key of the manifest that the error advises to delete, so that its step runs again.
 
-        Returns: a folder that has every file under its key, to be read only, until `close`.
+        Returns: a folder with every file under its key, read-only and valid until `close`.
 
         Raises:
             IntegrityError: a file is missing or altered.
@@ -160,52 +164,52 @@ class RunStore(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> int:
-        """Remove a file, or everything below a prefix, if it is there; returns the bytes freed."""
+        """Delete a file, or all files below a prefix, if they exist; returns the bytes freed."""
 
     @abstractmethod
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Remove what writers that died left behind, or only name it; nobody may be writing."""
+        """Remove leftovers of writers that died, or only list them; must not run during writes."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Write, read and delete a small object.
+        """Check access by writing, reading and deleting a small object.
 
         Raises:
-            StorageAccessError: that does not work here; says why and what to check.
+            StorageAccessError: one of these fails; the message says what to check.
         """
 
     @abstractmethod
     def appender(self, key: str) -> Appender:
-        """Lines for one object, or for several that begin with its name."""
+        """Create a writer of lines to one object, or to a series of objects named after it."""
 
     @abstractmethod
     def _staging(self, key: str) -> AbstractContextManager[Path]:
-        """A free path to write at, removed at the end if it is still there."""
+        """Context manager with an unused local path, removed at the end if it still exists."""
 
     @abstractmethod
     def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
-        """Move what lies at a staging path to its key, in place of what was there; returns digests by key."""
+        """Move a staged file or folder to its key, replacing existing content; returns digests by key."""
 
     @cached_property
     def sources(self) -> Sources:
-        """What the run takes from elsewhere; open until `close`."""
+        """Data and models from outside the run; open until `close`."""
         from spin_components.store.sources import Sources
 
         return Sources()
 
     def scratch_folder(self) -> Path:
-        """A new path on this machine for a folder that is made of what was fetched; it is removed by `close`."""
+        """Return a new local path for a temporary folder, which `close` removes."""
         path = self.scratch / f".made-{uuid.uuid4().hex[:8]}.part"
-        self._made.callback(shutil.rmtree, path, ignore_errors=True)
+        self._scratch_folders.callback(shutil.rmtree, path, ignore_errors=True)
         return path
 
     @cached_property
-    def _made(self) -> ExitStack:
+    def _scratch_folders(self) -> ExitStack:
         return ExitStack()
 
     def close(self) -> None:
-        """Let go of what `fetch`, `sources` and `scratch_folder` have given."""
-        self._made.close()
+        """Release files and folders from `fetch`, `sources` and `scratch_folder`."""
+        self._scratch_folders.close()
         if "sources" in self.__dict__:
             self.sources.close()
 
@@ -219,10 +223,10 @@ class RunStore(ABC):
 
 
 def open_run(run_uri: str) -> RunStore:
-    """The storage at an address; nothing is created or contacted.
+    """Return the storage at an address, without creating or contacting anything.
 
     Raises:
-        ConfigError: the address cannot be one, or object storage is not configured.
+        ConfigError: the address is invalid, or object storage is not configured.
     """
     address = parse_address(run_uri, what="run.uri")
     if isinstance(address, S3Address):

@@ -1,15 +1,13 @@
-"""A client for S3-compatible storage, made from the environment alone.
+"""S3 client configured by environment variables only, so that no parameter, manifest or log line holds credentials.
 
-Nothing about endpoint or keys travels in a parameter, a manifest or a log line.
-
-| variable | what it is |
+| variable | meaning |
 | --- | --- |
-| S3_ENDPOINT (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) | http(s)://host[:port]; AWS itself where it is not set |
+| S3_ENDPOINT (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) | http(s)://host[:port]; AWS if not set |
 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN | keys |
-| MINIO_ACCESS_KEY, MINIO_SECRET_KEY; accesskey, secretkey | the same by MinIO's names, and by KFP's Secret's |
+| MINIO_ACCESS_KEY, MINIO_SECRET_KEY; accesskey, secretkey | keys by MinIO's names, and by those of KFP's Secret |
 | S3_SECRET_DIR | a mounted Secret: a folder with the files accesskey and secretkey |
 | AWS_SHARED_CREDENTIALS_FILE, AWS_PROFILE | AWS's credentials file |
-| AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_* | the identity of a pod; on AWS, an instance's as well |
+| AWS_WEB_IDENTITY_TOKEN_FILE, AWS_CONTAINER_CREDENTIALS_* | identity of a pod; on AWS, also of an instance |
 | AWS_REGION (AWS_DEFAULT_REGION) | region |
 | AWS_CA_BUNDLE (SSL_CERT_FILE) | certificates to trust |
 | S3_ADDRESSING_STYLE | path or virtual; virtual on AWS, path elsewhere |
@@ -52,13 +50,14 @@ _SET_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go."""
+    """Host, with its port, and scheme of the S3 server."""
 
     host: str
     secure: bool
 
     @property
     def is_aws(self) -> bool:
+        """Whether the server is AWS."""
         return self.host.endswith("amazonaws.com") or self.host.endswith("amazonaws.com.cn")
 
     def __str__(self) -> str:
@@ -66,42 +65,44 @@ class Endpoint:
 
 
 def find_endpoint(environment: Mapping[str, str]) -> Endpoint:
-    """The endpoint that the environment names.
+    """Return the endpoint from environment variables; AWS if none is set.
 
     Raises:
-        ConfigError: it is no URL of a server.
+        ConfigError: the variable is not the URL of a server, or has credentials.
     """
     for name in ("S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if text := environment.get(name, "").strip():
             if "@" in text:
-                raise ConfigError(f"{name} holds keys; give them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+                raise ConfigError(f"{name} contains keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
             try:
                 parts = urlsplit(text if "://" in text else f"https://{text}")
-                usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+                is_valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
             except ValueError:
-                usable = False
-            if not usable or parts.path.strip("/") or parts.query:
+                is_valid = False
+            if not is_valid or parts.path.strip("/") or parts.query:
                 raise ConfigError(f"{name} = {text!r}: expected http://host:port or https://host, and no path")
             return Endpoint(parts.netloc, parts.scheme == "https")
     return Endpoint(_AWS, True)
 
 
 def connect(environment: Mapping[str, str] | None = None, *, timeout_s: float = 30.0) -> tuple[Minio, Endpoint]:
-    """A client that retries nothing by itself; see `bucket.Bucket` for that.
+    """Create a client without retries; `bucket.Bucket` adds them.
 
     Args:
-        environment: `os.environ` by default.
-        timeout_s: for a connection to answer; a connection is made within 5 s or not at all.
+        environment: variables; `os.environ` by default.
+        timeout_s: read timeout, seconds; the connect timeout is at most 5 s.
+
+    Returns: the client and its endpoint.
 
     Raises:
         ConfigError: the endpoint or another variable is malformed.
-        StorageAccessError: no keys are found.
+        StorageAccessError: no keys are configured.
     """
     environment = os.environ if environment is None else environment
     endpoint = find_endpoint(environment)
     bundle = environment.get("AWS_CA_BUNDLE") or environment.get("SSL_CERT_FILE")
     if bundle and not Path(bundle).is_file():
-        raise ConfigError(f"AWS_CA_BUNDLE or SSL_CERT_FILE names {bundle}, which is no file")
+        raise ConfigError(f"AWS_CA_BUNDLE or SSL_CERT_FILE = {bundle!r}: there is no such file")
     pool = urllib3.PoolManager(
         timeout=Timeout(connect=min(5.0, timeout_s), read=timeout_s),
         maxsize=_CONNECTIONS,
@@ -137,34 +138,37 @@ def _credentials(environment: Mapping[str, str], endpoint: Endpoint) -> Provider
             token = environment.get("AWS_SESSION_TOKEN") if access.startswith("AWS") else None
             return StaticProvider(environment[access], environment[secret], token or None)
         if environment.get(access) or environment.get(secret):
-            found, missing = (access, secret) if environment.get(access) else (secret, access)
-            raise StorageAccessError(f"{found} is set but {missing} is not; storage needs both")
+            present, missing = (access, secret) if environment.get(access) else (secret, access)
+            raise StorageAccessError(f"{present} is set but {missing} is not; storage needs both")
     if folder := environment.get("S3_SECRET_DIR"):
-        return _mounted(Path(folder))
+        return _mounted_keys(Path(folder))
     shared = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     if shared.is_file():
-        return _shared(shared, environment.get("AWS_PROFILE") or "default")
+        return _shared_keys(shared, environment.get("AWS_PROFILE") or "default")
     if endpoint.is_aws or any(environment.get(name) for name in _IDENTITY):
         timeout = Timeout(connect=2.0, read=5.0)
         inner = IamAwsProvider(http_client=urllib3.PoolManager(timeout=timeout, retries=False))
-        return _Explained(inner, f"the identity of this machine or pod, tried because no keys are set for {endpoint}")
+        return _ExplainedProvider(
+            inner, f"the identity of this machine or pod, tried because no keys are set for {endpoint}"
+        )
     raise StorageAccessError(f"no keys for {endpoint}: {_SET_KEYS}")
 
 
-class _Explained(Provider):
-    """Another provider, whose failures say where keys were looked for."""
+class _ExplainedProvider(Provider):
+    """Wraps a credentials provider to name it in its errors."""
 
-    def __init__(self, inner: Provider, where: str) -> None:
-        self._inner, self._where = inner, where
+    def __init__(self, inner: Provider, name: str) -> None:
+        self._inner, self._name = inner, name
 
     def retrieve(self) -> Credentials:
         try:
             return self._inner.retrieve()
         except (ValueError, KeyError, OSError, urllib3.exceptions.HTTPError) as error:
-            raise StorageAccessError(f"no keys from {self._where} ({error}); {_SET_KEYS}") from error
+            raise StorageAccessError(f"no keys from {self._name} ({error}); {_SET_KEYS}") from error
 
 
-def _mounted(folder: Path) -> Provider:
+def _mounted_keys(folder: Path) -> Provider:
+    """Read keys from a mounted Kubernetes Secret."""
     try:
         access, secret = ((folder / name).read_text("utf-8").strip() for name in ("accesskey", "secretkey"))
     except OSError as error:
@@ -175,13 +179,13 @@ def _mounted(folder: Path) -> Provider:
         access = secret = ""
     if not (access and secret):
         raise StorageAccessError(
-            f"S3_SECRET_DIR = {str(folder)!r}: one of accesskey and secretkey is empty or no text; check the Secret"
+            f"S3_SECRET_DIR = {str(folder)!r}: one of accesskey and secretkey is empty or not text; check the Secret"
         )
     return StaticProvider(access, secret)
 
 
-def _shared(file: Path, profile: str) -> Provider:
-    """Keys of AWS's credentials file; nothing of its text is repeated in an error."""
+def _shared_keys(file: Path, profile: str) -> Provider:
+    """Read keys from AWS's credentials file; errors do not repeat its content."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(file.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Data and models that a run takes from elsewhere: paths, `s3://` and `hf://`, brought here and described."""
+"""Access to data and models outside a run, from local paths, `s3://` and `hf://`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LIST_OF_SUFFIXES = ", ".join(DATA_SUFFIXES)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Files from one address.
+    """Local copies of the files at one address.
 
     Attributes:
-        uri: the address, exact: a hub's revision is a commit.
-        folder: where the files are on this machine, to be read only.
-        names: of the files, relative to it, in order.
+        uri: the address; for `hf://` with the commit as its revision.
+        folder: local folder of the files, read-only.
+        names: paths of the files relative to the folder, sorted.
         is_file: whether the address names a single file.
     """
 
@@ -39,53 +39,54 @@ class Source:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Each file's address and its path here."""
+        """Local path of each file, by address."""
         return {self.uri if self.is_file else f"{self.uri}/{name}": self.folder / name for name in self.names}
 
     @property
     def digests(self) -> dict[str, FileDigest]:
-        """What each file is, by name; reads them all."""
+        """Digest of each file, by name; reads all files."""
         return {name: digest_file(self.folder / name) for name in self.names}
 
 
 @dataclass
 class Sources:
-    """Opens addresses; what it has fetched stays until `close`."""
+    """Opens addresses of data and models; downloaded files exist until `close`."""
 
     _views: list[View] = field(default_factory=list)
 
     def open_data(self, uri: str, *, what: str) -> Source:
-        """A data file, or every data file in a folder or below a prefix.
+        """Open a data file, or all data files in a folder or below a prefix.
 
         Args:
             uri: path, `file://`, `s3://` or `hf://datasets/…`.
-            what: the setting it came from, for the error.
+            what: name of the setting, for the error.
 
         Raises:
-            ConfigError: the address cannot be one.
-            DataError: nothing is there that holds records.
-            StorageAccessError, StorageError: storage refuses, or does not answer.
+            ConfigError: the address is invalid.
+            DataError: there is no data file.
+            StorageAccessError: storage denies access.
+            StorageError: storage does not respond.
         """
-        source = self._open(uri, what=what, kind="dataset", wanted=_is_data)
+        source = self._open(uri, what=what, kind="dataset", is_wanted=_is_data)
         if not source.names:
-            raise DataError(f"{what} = {uri!r} holds no data file; expected one of {_LIST_OF_SUFFIXES} in it")
+            raise DataError(f"{what} = {uri!r} contains no data file; expected one of {_LIST_OF_SUFFIXES} in it")
         return source
 
     def open_model(self, uri: str, *, what: str) -> Source:
-        """Every file of a model folder; none where nothing is. Raises as `open_data` otherwise."""
-        return self._open(uri, what=what, kind="model", wanted=_is_visible)
+        """Open all files of a model folder, which may be none; otherwise raises as `open_data`."""
+        return self._open(uri, what=what, kind="model", is_wanted=_is_visible)
 
     def fetch_model(self, uri: str, files: Mapping[str, FileDigest], *, what: str) -> Path:
-        """A model folder whose files are known, every one of them checked.
+        """Return the local folder of a model whose digests are known, verified.
 
         Raises:
             IntegrityError: a file is missing or altered.
         """
-        remedy = "put back the model that the run began with, or begin another run"
+        remedy = "restore the model that the run started with, or start another run"
         source = self.open_model(uri, what=what)
-        if lacking := [name for name in files if name not in source.names]:
-            size = f"{files[lacking[0]].num_bytes} bytes"
-            raise damaged(f"{uri}/{lacking[0]}", "is missing", size, what=what, remedy=remedy)
+        if missing := [name for name in files if name not in source.names]:
+            size = f"{files[missing[0]].num_bytes} bytes"
+            raise damaged(f"{uri}/{missing[0]}", "is missing", size, what=what, remedy=remedy)
         try:
             verify_tree(source.folder, files, what=what, remedy=remedy)
         except IntegrityError as error:
@@ -93,7 +94,7 @@ class Sources:
         return source.folder
 
     def close(self) -> None:
-        """Let go of what was fetched."""
+        """Remove the downloaded files from this process's views; they stay in the cache."""
         while self._views:
             self._views.pop().close()
 
@@ -105,41 +106,43 @@ class Sources:
     ) -> None:
         self.close()
 
-    def _open(self, uri: str, *, what: str, kind: str, wanted: Callable[[str], bool]) -> Source:
+    def _open(self, uri: str, *, what: str, kind: str, is_wanted: Callable[[str], bool]) -> Source:
         match scheme_of(uri):
             case "s3":
-                return self._from_s3(parse_s3(uri, what=what), wanted)
+                return self._open_s3(parse_s3(uri, what=what), is_wanted)
             case "hf":
                 from spin_components.store.hub import open_snapshot
 
                 address, path = open_snapshot(parse_hub(uri, what=what), kind=kind, what=what)
                 if path.is_file():
-                    return Source(address, path.parent, (path.name,) if wanted(path.name) else (), is_file=True)
-                return _in_folder(address, path, wanted)
+                    return Source(address, path.parent, (path.name,) if is_wanted(path.name) else (), is_file=True)
+                return _open_folder(address, path, is_wanted)
             case _:
-                return _here(local_path(uri, what=what), kind, what, wanted)
+                return _open_local(local_path(uri, what=what), kind, what, is_wanted)
 
     @cached_property
     def _cache(self) -> FileCache:
         return FileCache(cache_folder(), cache_limit())
 
-    def _from_s3(self, address: S3Address, wanted: Callable[[str], bool]) -> Source:
+    def _open_s3(self, address: S3Address, is_wanted: Callable[[str], bool]) -> Source:
         bucket = Bucket(address.bucket)
-        one = bucket.stat(address.key) if wanted(address.key.rpartition("/")[2]) and address.key else None
-        prefix = address.key.rpartition("/")[0] if one else address.key
+        file = bucket.stat(address.key) if is_wanted(address.key.rpartition("/")[2]) and address.key else None
+        prefix = address.key.rpartition("/")[0] if file else address.key
         start = f"{prefix}/" if prefix else ""
-        found = [one] if one else [info for info in bucket.objects(start) if wanted(info.key.removeprefix(start))]
+        objects = (
+            [file] if file else [info for info in bucket.objects(start) if is_wanted(info.key.removeprefix(start))]
+        )
         view = self._cache.view()
         self._views.append(view)
         names = []
-        for info in sorted(found, key=lambda info: info.key):
+        for info in sorted(objects, key=lambda info: info.key):
             name = info.key.removeprefix(start)
             self._link(bucket, info, view, name)
             names.append(name)
-        return Source(str(address), view.folder, tuple(names), is_file=one is not None)
+        return Source(str(address), view.folder, tuple(names), is_file=file is not None)
 
     def _link(self, bucket: Bucket, info: ObjectInfo, view: View, name: str) -> None:
-        """Have one object in the view: from the cache where the storage's tag for it was seen before."""
+        """Link one object into the view, downloading it unless an object with its ETag is cached."""
         from spin_components.store.transfer import Transfers
 
         tag = hashlib.sha256(f"{bucket.endpoint} {bucket.name} {info}".encode()).hexdigest()
@@ -155,16 +158,16 @@ class Sources:
                     transfers.close()
                     path.unlink(missing_ok=True)
                 self._cache.remember(tag, digest)
-            if self._cache.link(digest, view.place(name, digest)):
+            if self._cache.link(digest, view.link_path(name, digest)):
                 self._cache.trim()
                 return
             view.forget(name)
-        raise StorageError(f"s3://{bucket.name}/{info.key} leaves the cache as it comes; raise SPIN_CACHE_GIB")
+        raise StorageError(f"s3://{bucket.name}/{info.key} is evicted from the cache before use; raise SPIN_CACHE_GIB")
 
 
-def _here(path: Path, kind: str, what: str, wanted: Callable[[str], bool]) -> Source:
+def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], bool]) -> Source:
     if path.is_dir():
-        return _in_folder(str(path), path, wanted)
+        return _open_folder(str(path), path, is_wanted)
     if kind == "model":
         return Source(str(path), path, ())
     if not path.exists():
@@ -172,7 +175,7 @@ def _here(path: Path, kind: str, what: str, wanted: Callable[[str], bool]) -> So
             f"{what} = {str(path)!r} does not exist, expected a JSONL or Parquet file or a folder of them; "
             "check the path and the mounts"
         )
-    if not wanted(path.name):
+    if not is_wanted(path.name):
         raise DataError(
             f"{what} = {str(path)!r} has the suffix {path.suffix!r}, expected one of {_LIST_OF_SUFFIXES}; "
             "convert or rename the file"
@@ -180,9 +183,9 @@ def _here(path: Path, kind: str, what: str, wanted: Callable[[str], bool]) -> So
     return Source(str(path), path.parent, (path.name,), is_file=True)
 
 
-def _in_folder(uri: str, folder: Path, wanted: Callable[[str], bool]) -> Source:
+def _open_folder(uri: str, folder: Path, is_wanted: Callable[[str], bool]) -> Source:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return Source(uri, folder, tuple(sorted(name for name in names if wanted(name))))
+    return Source(uri, folder, tuple(sorted(name for name in names if is_wanted(name))))
 
 
 def _is_visible(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files to and from a bucket: in parts, in parallel, in bounded memory, with their SHA-256 computed on the way."""
+"""Parallel upload and download of files in parts, in bounded memory, with SHA-256 computed during the transfer."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from spin_components.store.digests import FileDigest
 from spin_components.store.limits import num_cores
 
 PART_BYTES = 16 << 20
-"""Of a part of an upload; larger where a file would have more than S3's 10 000 parts."""
+"""Size of an upload's parts; larger for files that would have more than S3's limit of 10 000 parts."""
 
 RANGE_BYTES = 64 << 20
-"""Of one request of a download."""
+"""Size of the range of one download request."""
 
 _MAX_PARTS = 10_000
 _CONNECTIONS = min(max(num_cores(), 2), 8)
-"""More than there are cores wait for each other: each one hashes, or copies, as fast as a core can."""
+"""Concurrent requests; each is limited by one core's speed of hashing or copying."""
 _FILES = 3
 
-Report = Callable[[int], None]
-"""Told of bytes as they are done."""
+ByteCounter = Callable[[int], None]
+"""Callback that takes the number of bytes transferred since its last call."""
 
 
 def _ignore(num_bytes: int) -> None:
-    """For a transfer that nobody watches."""
+    """Do nothing."""
 
 
 class Transfers:
-    """Moves files between this machine and one bucket.
+    """Uploads and downloads files of one bucket in parallel.
 
-    Three files and as many requests as there are cores, two to eight, are on their way at a time. An upload holds a
-    part a request and one a file in memory, a download a megabyte a request: blocks go to their places in the file and
-    are hashed there, in order.
+    Up to three files are transferred at a time, with as many requests as there are cores (at least 2, at most 8).
+    An upload holds one part per request and one per file in memory, a download 1 MiB per request: blocks are written
+    to the file at their offsets and hashed from there in order.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -57,24 +57,28 @@ class Transfers:
         self._files.shutdown(cancel_futures=True)
         self._parts.shutdown(cancel_futures=True)
 
-    def upload_all(self, files: Mapping[Path, str], report: Report = _ignore) -> dict[str, FileDigest]:
+    def upload_all(self, files: Mapping[Path, str], report: ByteCounter = _ignore) -> dict[str, FileDigest]:
         """Upload files, each to its key; returns their digests by key."""
-        found = self._each({key: partial(self.upload, path, key, report) for path, key in files.items()})
-        return {key: found[key] for key in files.values()}
+        digests = self._run_all({key: partial(self.upload, path, key, report) for path, key in files.items()})
+        return {key: digests[key] for key in files.values()}
 
-    def download_all(self, files: Mapping[str, tuple[Path, int]], report: Report = _ignore) -> dict[str, FileDigest]:
-        """Download objects, each key to its path; the size in bytes of each is known. Returns what was received."""
-        return self._each({key: partial(self.download, key, path, size, report) for key, (path, size) in files.items()})
+    def download_all(
+        self, files: Mapping[str, tuple[Path, int]], report: ByteCounter = _ignore
+    ) -> dict[str, FileDigest]:
+        """Download objects, by key to a path of known size in bytes; returns the digests of the received content."""
+        return self._run_all(
+            {key: partial(self.download, key, path, size, report) for key, (path, size) in files.items()}
+        )
 
-    def _each(self, jobs: Mapping[str, Callable[[], FileDigest]]) -> dict[str, FileDigest]:
+    def _run_all(self, jobs: Mapping[str, Callable[[], FileDigest]]) -> dict[str, FileDigest]:
         futures = {key: self._files.submit(job) for key, job in jobs.items()}
         try:
             return {key: future.result() for key, future in futures.items()}
         finally:
             _settle(futures.values())
 
-    def upload(self, path: Path, key: str, report: Report = _ignore) -> FileDigest:
-        """Upload one file; the object is there whole, or not at all."""
+    def upload(self, path: Path, key: str, report: ByteCounter = _ignore) -> FileDigest:
+        """Upload one file atomically; returns its digest."""
         num_bytes = path.stat().st_size
         if num_bytes <= PART_BYTES:
             content = path.read_bytes()
@@ -93,7 +97,7 @@ class Transfers:
         return digest
 
     def _upload_parts(
-        self, path: Path, key: str, upload: str, size: int, report: Report
+        self, path: Path, key: str, upload: str, size: int, report: ByteCounter
     ) -> tuple[list[Part], FileDigest]:
         sha256, num_bytes = hashlib.sha256(), 0
         futures: list[Future[Part]] = []
@@ -122,16 +126,16 @@ class Transfers:
             for future in futures:
                 if future.cancel():
                     self._slots.release()
-            _settle(futures)  # what is under way when an upload is aborted would outlive it
+            _settle(futures)  # a part that is still being sent when the upload is aborted would be left behind
         return parts, FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
 
     def _abort(self, key: str, upload: str) -> None:
         try:
             self._bucket.abort_upload(key, upload)
-        except Exception:  # the reason for giving up matters more; `sweep` aborts it later
+        except Exception:  # the error that led here is raised instead; `sweep` aborts the upload later
             return
 
-    def download(self, key: str, path: Path, num_bytes: int, report: Report = _ignore) -> FileDigest:
+    def download(self, key: str, path: Path, num_bytes: int, report: ByteCounter = _ignore) -> FileDigest:
         """Download one object to a path; returns the digest of what was received."""
         size, sha256 = RANGE_BYTES, hashlib.sha256()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -139,7 +143,7 @@ class Transfers:
 
         def receive(offset: int) -> None:
             length = min(size, num_bytes - offset)
-            self._bucket.get_part(key, offset, length, lambda place, block: _write(descriptor, block, place))
+            self._bucket.get_part(key, offset, length, lambda position, block: _write(descriptor, block, position))
             report(length)
 
         try:
@@ -149,7 +153,7 @@ class Transfers:
                 future.result()
                 _hash_range(sha256, descriptor, number * size, min(size, num_bytes - number * size))
         finally:
-            _settle(futures)  # nobody writes to a descriptor that is closed
+            _settle(futures)  # no thread may write to the closed descriptor
             os.close(descriptor)
         return FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
 
@@ -159,23 +163,24 @@ def _part_size(num_bytes: int) -> int:
 
 
 def _settle(futures: Iterable[Future[Any]]) -> None:
-    """Cancel what has not begun, and wait for what has."""
+    """Cancel pending futures and wait for the running ones."""
     running = [future for future in futures if not future.cancel()]
     wait(running)
 
 
 def _hash_range(sha256: hashlib._Hash, descriptor: int, offset: int, num_bytes: int) -> None:
-    """Hash what was just written, where it lies in memory already."""
+    """Update a hash with a range of a file, through a memory map of its cached pages."""
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
     with (
         mmap.mmap(descriptor, offset + num_bytes - start, prot=mmap.PROT_READ, offset=start) as pages,
         memoryview(pages) as view,
-        view[offset - start :] as wanted,
+        view[offset - start :] as content,
     ):
-        sha256.update(wanted)
+        sha256.update(content)
 
 
-def _write(descriptor: int, block: bytes, place: int) -> None:
+def _write(descriptor: int, block: bytes, position: int) -> None:
+    """Write a whole block at an offset of a file."""
     while block:
-        written = os.pwrite(descriptor, block, place)
-        block, place = block[written:], place + written
+        written = os.pwrite(descriptor, block, position)
+        block, position = block[written:], position + written

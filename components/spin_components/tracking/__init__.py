@@ -1,1 +1,1 @@
-"""Metrics sent to TensorBoard, MLflow and Weights & Biases, beside the run's own storage."""
+"""Experiment trackers: metrics sent to TensorBoard, MLflow and Weights & Biases, in addition to the run's storage."""

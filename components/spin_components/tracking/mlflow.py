@@ -1,4 +1,4 @@
-"""MLflow: one MLflow run for the whole run, gone on with by every step."""
+"""MLflow tracker: one MLflow run per run, continued by every step."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any
 
 from spin_components.settings import Settings
 from spin_components.store.run import RunStore
-from spin_components.tracking.record import Record
-from spin_components.tracking.trackers import Outcome, Point
+from spin_components.tracking.record import TrackerState
+from spin_components.tracking.trackers import AttemptState, Point
 
 _BATCH = 900
-"""Metrics a request; the server takes 1000."""
+"""Metrics per request; the server accepts at most 1000."""
 _VALUE_CHARACTERS = 500
 _STATUS = {"ended": "FINISHED", "failed": "FAILED"}
 
 
 class MlflowTracker:
-    """Logs to a server or a folder; what the server already has of a metric is not sent again.
+    """Logs to an MLflow server or folder, and skips steps that it already has.
 
-    Who may write is told by MLflow's own variables (MLFLOW_TRACKING_USERNAME, …).
+    Credentials come from MLflow's own variables (MLFLOW_TRACKING_USERNAME, …).
     """
 
     def __init__(self, run: RunStore, settings: Settings) -> None:
-        # its own limits are minutes; a server that is back later is found by trying again
+        # MLflow's own timeouts are minutes; `Trackers` retries instead
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         if settings.tracking.mlflow_uri.startswith("file:"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it would rather have a database
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions refuse a file store without this
         from mlflow.tracking import MlflowClient
 
-        wanted = settings.tracking
-        target = {"uri": wanted.mlflow_uri, "experiment": wanted.mlflow_experiment}
-        record = Record(run, "mlflow", target)
-        self._client: Any = MlflowClient(wanted.mlflow_uri)
+        tracking = settings.tracking
+        target = {"uri": tracking.mlflow_uri, "experiment": tracking.mlflow_experiment}
+        tracker_state = TrackerState(run, "mlflow", target)
+        self._client: Any = MlflowClient(tracking.mlflow_uri)
         self._last: dict[str, int] = {}
-        if known := record.read().get("run_id"):
-            self._run_id, self._is_new = str(known), False
+        if stored := tracker_state.read().get("run_id"):
+            self._run_id, self._is_new = str(stored), False
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._run_id, self._is_new = self._create(run, settings), True
-            record.write({"run_id": self._run_id})
+            tracker_state.write({"run_id": self._run_id})
 
     def _create(self, run: RunStore, settings: Settings) -> str:
         from mlflow.entities import Param
@@ -69,21 +69,21 @@ class MlflowTracker:
             self._last |= {metric.key: metric.step for metric in batch}
 
     def _last_step(self, name: str) -> int:
-        """The last step for which the server has a metric; -1 before the first."""
+        """The last step for which the server has a metric; -1 if it has none."""
         if name not in self._last:
-            known = [] if self._is_new else self._client.get_metric_history(self._run_id, name)
-            self._last[name] = max((metric.step for metric in known), default=-1)
+            stored = [] if self._is_new else self._client.get_metric_history(self._run_id, name)
+            self._last[name] = max((metric.step for metric in stored), default=-1)
         return self._last[name]
 
     def flush(self) -> None:
-        """Every request is answered when `log` returns."""
+        """Do nothing: `log` waits for the server's response."""
 
-    def close(self, outcome: Outcome) -> None:
-        if status := _STATUS.get(outcome):
+    def close(self, state: AttemptState) -> None:
+        if status := _STATUS.get(state):
             self._client.set_terminated(self._run_id, status=status)
 
 
 def flat(settings: Settings) -> dict[str, Any]:
-    """Each setting by its name, `section.key`, but for `[tracking]`."""
+    """Return all settings but `[tracking]`, by `section.key`."""
     sections = settings.model_dump(mode="json", exclude={"tracking"})
     return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}

@@ -1,4 +1,4 @@
-"""What a tracker keeps in the run's storage to go on where an earlier process ended."""
+"""State of a tracker in the run's storage, so that a later process continues the same tracker run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from spin_components.store import layout
 from spin_components.store.run import RunStore
 
 
-class Record:
-    """One small JSON object below `tracking/`, good for one target only.
+class TrackerState:
+    """A JSON object `tracking/NAME.json`, valid for one target only.
 
     Args:
-        run: where it lies.
-        name: of the tracker.
-        target: which server and project it is about; a record of another target counts for nothing.
+        run: the run that stores it.
+        name: name of the tracker.
+        target: server and project; the stored state of another target is ignored.
     """
 
     def __init__(self, run: RunStore, name: str, target: dict[str, str]) -> None:
         self._run, self._key, self._target = run, f"{layout.TRACKING}/{name}.json", target
 
     def read(self) -> dict[str, Any]:
-        """What was written last; empty before that, and where it is damaged."""
+        """Read the stored values; empty if there are none, or if they are damaged or of another target."""
         if not self._run.exists(self._key):
             return {}
         try:
-            found = self._run.read_json(self._key)
+            values = self._run.read_json(self._key)
         except IntegrityError:
             return {}
-        return found if found.pop("target", None) == self._target else {}
+        return values if values.pop("target", None) == self._target else {}
 
     def write(self, values: dict[str, Any]) -> None:
-        """Replace it."""
+        """Replace the stored values."""
         self._run.write_json(self._key, {"target": self._target, **values})

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's storage, a folder a series."""
+"""TensorBoard tracker: event files in the run's storage, one folder per series."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore
-from spin_components.tracking.trackers import Outcome, Point, Series
+from spin_components.tracking.trackers import AttemptState, Point, Series
 
 
 class TensorBoardTracker:
-    """Writes one event file a series and process.
+    """Writes one event file per series and process.
 
-    Each file begins by declaring all later steps of the files before it void, so a step that is trained again takes
-    the place of what it was. In a local run the files grow in place; in a bucket they are put whole, again and again.
+    Each file starts with a restart marker, with which TensorBoard discards that step and later ones of earlier files,
+    so a step that is trained again replaces its old values. In a local run the files are written in place; to a bucket
+    they are uploaded as a whole at each flush.
     """
 
     def __init__(self, run: RunStore) -> None:
@@ -47,7 +48,7 @@ class TensorBoardTracker:
                     self._run.write(path.relative_to(self._root).as_posix(), path.read_bytes())
                     self._stored[path] = size
 
-    def close(self, outcome: Outcome) -> None:
+    def close(self, state: AttemptState) -> None:
         self.flush()
         for writer in self._writers.values():
             writer.close()
@@ -56,7 +57,7 @@ class TensorBoardTracker:
 
 
 class _Writer:
-    """One event file; names sort by when the files were begun, which is the order they are read in."""
+    """Writer of one event file; its name starts with the time, since TensorBoard reads files in order of name."""
 
     def __init__(self, folder: Path, first: Point) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog

@@ -1,4 +1,4 @@
-"""All trackers of a step behind one call that never waits, and never fails."""
+"""Trackers of a step, each in a thread of its own, so that a slow or failing tracker does not stop training."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 Series = Literal["train", "validation", "iteration", "evaluation"]
-Outcome = Literal["running", "ended", "failed"]
-"""How the attempt stands when a step lets go: other steps follow, this was the last, or this one failed."""
+AttemptState = Literal["running", "ended", "failed"]
+"""State of the attempt when a step closes its trackers: more steps follow, it was the last one, or it failed."""
 
-_MOST_POINTS = 20_000
+_MAX_POINTS = 20_000
 _FLUSH_EVERY_S = 15.0
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _RETRY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Values of one optimizer step.
+    """Metrics of one optimizer step.
 
     Attributes:
-        series: `train` for every step, `validation` where val_loss is known, `iteration` and
-            `evaluation` once an iteration.
-        step: optimizer steps done in the whole run.
-        values: by name; finite.
+        series: `train` for every step, `validation` for steps with a val_loss, `iteration` and `evaluation` for the
+            last step of an iteration.
+        step: number of optimizer steps since the start of the run.
+        values: metrics by name, finite.
         time: seconds since 1970.
     """
 
@@ -45,39 +45,39 @@ class Point:
 
 
 class Tracker(Protocol):
-    """A place that metrics go to; any call may raise what it likes.
+    """Interface of a tracker; its methods may raise any exception.
 
-    Steps may be told again after an attempt was cut off: a tracker replaces what it has of them, or passes them over.
+    A resumed attempt may log steps that were logged before: a tracker replaces or skips them.
     """
 
     def log(self, points: Collection[Point]) -> None:
-        """Take points; those of one series come in the order of their steps."""
+        """Log points; those of one series are ordered by step."""
 
     def flush(self) -> None:
-        """Have them where others can see them."""
+        """Send or write all logged points."""
 
-    def close(self, outcome: Outcome) -> None:
-        """Flush, and let go."""
+    def close(self, state: AttemptState) -> None:
+        """Flush, set the state of the tracker's run, and release resources."""
 
 
 def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]) -> Trackers | None:
-    """What `[tracking]` asks for; None where it asks for nothing.
+    """Create the trackers that `[tracking]` enables; None if there are none.
 
     Args:
-        run: whose metrics; keeps what trackers need to go on.
-        settings: the run's, with this attempt's `[tracking]`.
-        warn: told once when a tracker cannot be used.
+        run: the run; stores the trackers' state.
+        settings: settings of the run, with this attempt's `[tracking]`.
+        warn: called with a message when a tracker fails.
     """
-    wanted, openers = settings.tracking, dict[str, Callable[[], Tracker]]()
-    if wanted.tensorboard:
+    tracking, openers = settings.tracking, dict[str, Callable[[], Tracker]]()
+    if tracking.tensorboard:
         from spin_components.tracking.tensorboard import TensorBoardTracker
 
         openers["TensorBoard"] = lambda: TensorBoardTracker(run)
-    if wanted.mlflow_uri:
+    if tracking.mlflow_uri:
         from spin_components.tracking.mlflow import MlflowTracker
 
         openers["MLflow"] = lambda: MlflowTracker(run, settings)
-    if wanted.wandb_project:
+    if tracking.wandb_project:
         from spin_components.tracking.wandb import WandbTracker
 
         openers["Weights & Biases"] = lambda: WandbTracker(run, settings)
@@ -85,47 +85,52 @@ def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]
 
 
 class Trackers:
-    """Hands points to each tracker in a thread of its own."""
+    """Sends points to several trackers.
+
+    Args:
+        openers: functions that create the trackers, by the trackers' names.
+        warn: called with a message when a tracker fails.
+    """
 
     def __init__(self, openers: Mapping[str, Callable[[], Tracker]], warn: Callable[[str], None]) -> None:
-        self._feeds = [_Feed(name, opener, warn) for name, opener in openers.items()]
-        self._patience_s = _PATIENCE_S
+        self._workers = [_Worker(name, opener, warn) for name, opener in openers.items()]
+        self._timeout_s = _TIMEOUT_S
 
     def log(self, series: Series, step: int, values: Mapping[str, float]) -> None:
-        """Send values on; returns at once."""
+        """Queue values for every tracker; returns immediately."""
         point = Point(series, step, dict(values))
-        for feed in self._feeds:
-            feed.put(point)
+        for worker in self._workers:
+            worker.put(point)
 
     def flush(self) -> None:
-        """Wait a little until trackers that answer have everything."""
-        self._wait([feed.ask(None) for feed in self._feeds])
+        """Wait, for a limited time, until all trackers have flushed."""
+        self._wait([worker.request(None) for worker in self._workers])
 
-    def close(self, outcome: Outcome) -> None:
-        """Flush and let go; trackers that do not answer are left behind."""
-        self._wait([feed.ask(outcome) for feed in self._feeds])
-        for feed in self._feeds:
-            feed.tell_what_is_lost()
+    def close(self, state: AttemptState) -> None:
+        """Wait, for a limited time, until all trackers are closed, and warn of points that were not delivered."""
+        self._wait([worker.request(state) for worker in self._workers])
+        for worker in self._workers:
+            worker.warn_of_lost_points()
 
-    def _wait(self, answers: Sequence[threading.Event]) -> None:
-        deadline = time.monotonic() + self._patience_s
-        for answer in answers:
-            if not answer.wait(max(0.0, deadline - time.monotonic())):
-                self._patience_s = 1.0  # it was waited for once; a step shall not be held up again
+    def _wait(self, requests: Sequence[threading.Event]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        for handled in requests:
+            if not handled.wait(max(0.0, deadline - time.monotonic())):
+                self._timeout_s = 1.0  # do not wait the full time for a hanging tracker again
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """To flush, or with an outcome to close; answered when that is done or has failed."""
+    """Request to flush, or to close if a state is given; `handled` is set when that is done or has failed."""
 
-    outcome: Outcome | None
-    answered: threading.Event = field(default_factory=threading.Event)
+    state: AttemptState | None
+    handled: threading.Event = field(default_factory=threading.Event)
 
 
-class _Feed:
-    """One tracker, its thread, and the points it has not taken yet.
+class _Worker:
+    """A tracker with its thread and a queue of points.
 
-    The thread is a daemon: a library that hangs does not keep the step from ending.
+    The thread is a daemon, so that a hanging library does not keep the process alive.
     """
 
     def __init__(self, name: str, opener: Callable[[], Tracker], warn: Callable[[str], None]) -> None:
@@ -133,41 +138,41 @@ class _Feed:
         self._tracker: Tracker | None = None
         self._incoming: queue.SimpleQueue[Point | _Request] = queue.SimpleQueue()
         self._points: deque[Point] = deque()
-        self._num_put = self._num_taken = 0
+        self._num_put = self._num_delivered = 0
         self._failing = False
         threading.Thread(target=self._work, name=f"tracker {name}", daemon=True).start()
 
     def put(self, point: Point) -> None:
-        """Take a point; of those that wait too long, the oldest is lost."""
+        """Queue a point; above the limit the oldest one is dropped."""
         self._num_put += 1
         self._incoming.put(point)
 
-    def ask(self, outcome: Outcome | None) -> threading.Event:
-        """Have everything stored, and with an outcome let go; the event is set when that is over."""
-        request = _Request(outcome)
+    def request(self, state: AttemptState | None) -> threading.Event:
+        """Request a flush, or a close if a state is given; the returned event is set once it was handled."""
+        request = _Request(state)
         self._incoming.put(request)
-        return request.answered
+        return request.handled
 
-    def tell_what_is_lost(self) -> None:
-        """Warn of points that were not taken; to be called when nothing more comes."""
-        if lost := self._num_put - self._num_taken:
-            self._warn(f"{self._name} did not get {lost} points; the run's own metrics have them")
+    def warn_of_lost_points(self) -> None:
+        """Warn of points that were not delivered; called after closing."""
+        if lost := self._num_put - self._num_delivered:
+            self._warn(f"{lost} points were not delivered to {self._name}; the run's own metrics contain them")
 
     def _work(self) -> None:
         next_s = time.monotonic()
         while True:
             requests = self._receive(max(0.0, next_s - time.monotonic()))
-            outcome = next((request.outcome for request in requests if request.outcome), None)
+            state = next((request.state for request in requests if request.state), None)
             if requests or time.monotonic() >= next_s:
-                self._attend(outcome)
+                self._deliver(state)
                 next_s = time.monotonic() + (_RETRY_S if self._failing else _FLUSH_EVERY_S)
             for request in requests:
-                request.answered.set()
-            if outcome:
+                request.handled.set()
+            if state:
                 return
 
     def _receive(self, timeout_s: float) -> list[_Request]:
-        """Take in what comes within a time, or until there is a request."""
+        """Move incoming points to the queue until the timeout or the first request; returns the requests."""
         deadline = time.monotonic() + timeout_s
         requests: list[_Request] = []
         while not requests or not self._incoming.empty():
@@ -179,29 +184,29 @@ class _Feed:
                 requests.append(item)
                 continue
             self._points.append(item)
-            if len(self._points) > _MOST_POINTS:
+            if len(self._points) > _MAX_POINTS:
                 self._points.popleft()
         return requests
 
-    def _attend(self, outcome: Outcome | None) -> None:
-        """Hand over what has come; a tracker that fails is opened anew the next time."""
+    def _deliver(self, state: AttemptState | None) -> None:
+        """Send queued points to the tracker; a tracker that fails is opened again the next time."""
         try:
             self._tracker = self._tracker or self._opener()
             self._tracker.log(self._points)
-            self._num_taken += len(self._points)
+            self._num_delivered += len(self._points)
             self._points.clear()
-            if outcome:
-                self._tracker.close(outcome)
+            if state:
+                self._tracker.close(state)
             else:
                 self._tracker.flush()
             self._failing = False
-        except Exception as error:  # whatever a tracker's library raises, training goes on
+        except Exception as error:  # a tracker's library may raise anything; training continues
             self._tracker = None
             if not self._failing:
                 self._failing = True
-                self._warn(f"{self._name} takes no metrics: {_in_a_line(error)}. Training goes on without it")
+                self._warn(f"{self._name} failed: {_one_line(error)}. Training continues without it")
 
 
-def _in_a_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(":. ")

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run there for the whole run, gone on with by every step."""
+"""Weights & Biases tracker: one W&B run per run, continued by every step."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore
 from spin_components.tracking.mlflow import flat
-from spin_components.tracking.record import Record
-from spin_components.tracking.trackers import Outcome, Point
+from spin_components.tracking.record import TrackerState
+from spin_components.tracking.trackers import AttemptState, Point
 
 _INIT_S = 20.0
 _STEP = "global_step"
 
 
 class WandbTracker:
-    """Logs online, or into files for `wandb sync` below the run's `tracking/`.
+    """Logs to the W&B server, or to files for `wandb sync` in the run's `tracking/` folder.
 
-    W&B counts steps by itself and takes none twice, so the optimizer's step is a value beside the others, which charts
-    are drawn over; what was sent already, as the run's record says, is not sent again. The key comes from
-    WANDB_API_KEY or W&B's own login.
+    W&B numbers steps itself and does not replace them, so the optimizer step is logged as a metric that serves as the
+    charts' x axis. Steps that the stored state lists as sent are skipped. The API key comes from WANDB_API_KEY or W&B's
+    own login.
     """
 
     def __init__(self, run: RunStore, settings: Settings) -> None:
         import wandb
 
-        wanted = settings.tracking
-        target = {"project": wanted.wandb_project, "entity": wanted.wandb_entity, "mode": wanted.wandb_mode}
-        self._run, self._record = run, Record(run, "wandb", target)
-        known = self._record.read()
-        self._id = str(known.get("id") or secrets.token_hex(4))
-        self._last: dict[str, int] = dict(known.get("last", {}))
-        self._record.write(
-            {"id": self._id, "last": self._last}
-        )  # before W&B hears of it: steps after this go on with it
-        self._is_offline = wanted.wandb_mode == "offline"
-        self._keeps = self._is_offline and isinstance(run, LocalRun)
-        self._folder = run.scratch / layout.TRACKING if self._keeps else Path(tempfile.mkdtemp(prefix="spin-wandb-"))
+        tracking = settings.tracking
+        target = {"project": tracking.wandb_project, "entity": tracking.wandb_entity, "mode": tracking.wandb_mode}
+        self._run, self._state = run, TrackerState(run, "wandb", target)
+        stored = self._state.read()
+        self._id = str(stored.get("id") or secrets.token_hex(4))
+        self._last: dict[str, int] = dict(stored.get("last", {}))
+        self._state.write({"id": self._id, "last": self._last})  # before the W&B run exists, so later steps continue it
+        self._is_offline = tracking.wandb_mode == "offline"
+        self._writes_in_place = self._is_offline and isinstance(run, LocalRun)
+        self._folder = (
+            run.scratch / layout.TRACKING if self._writes_in_place else Path(tempfile.mkdtemp(prefix="spin-wandb-"))
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         self._wandb: Any = wandb.init(
-            project=wanted.wandb_project,
-            entity=wanted.wandb_entity or None,
+            project=tracking.wandb_project,
+            entity=tracking.wandb_entity or None,
             id=self._id,
             name=settings.run.name,
             config=flat(settings) | {"run_uri": run.uri},
             resume="allow",
-            mode=wanted.wandb_mode,
+            mode=tracking.wandb_mode,
             dir=str(self._folder),
             settings=wandb.Settings(
                 console="off",
@@ -75,19 +75,19 @@ class WandbTracker:
                 self._last |= dict.fromkeys(new, point.step)
 
     def flush(self) -> None:
-        """W&B sends by itself; the record says up to where."""
-        self._record.write({"id": self._id, "last": self._last})
+        """Store up to which step metrics were logged; W&B sends them by itself."""
+        self._state.write({"id": self._id, "last": self._last})
 
-    def close(self, outcome: Outcome) -> None:
-        self._wandb.finish(exit_code=1 if outcome == "failed" else 0)
+    def close(self, state: AttemptState) -> None:
+        self._wandb.finish(exit_code=1 if state == "failed" else 0)
         self.flush()
         if self._is_offline:
             import wandb
 
-            wandb.teardown()  # its service has written everything once it has ended
-        if self._is_offline and not self._keeps:
+            wandb.teardown()  # its service has written all files once it has stopped
+        if self._is_offline and not self._writes_in_place:
             self._store_files()
-        if not self._keeps:
+        if not self._writes_in_place:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _store_files(self) -> None:

@@ -154,7 +154,7 @@ def test_folders_of_this_machine_are_refused(check: Check) -> None:
 
 def test_an_address_without_a_bucket_and_an_unknown_builtin_are_refused(check: Check) -> None:
     code, checks = check("--set", "data.validation=s3://", "--set", "model.base=s3://b/m")
-    assert code == 1 and "cannot be a bucket's name" in found(checks, "addresses")[0][1]
+    assert code == 1 and "is not a valid bucket name" in found(checks, "addresses")[0][1]
     code, checks = check("--set", "model.base=builtin:gpt")
     assert code == 1 and "no such builtin" in found(checks, "addresses")[0][1]
 

@@ -1,4 +1,4 @@
-"""A server on loopback that answers what a test says, and passes on to a real S3 server what the test leaves alone."""
+"""A loopback HTTP server with scripted responses that forwards all other requests to a real S3 server."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from http.server import BaseHTTPRequestHandler
 from socket import SO_LINGER, SOL_SOCKET
 
 Script = Callable[[str], bytes | None]
-"""The whole answer, as bytes of HTTP, to `METHOD /bucket/key?query`; `b""` to reset; None to pass the request on."""
+"""Returns the HTTP response to `METHOD /bucket/key?query` as bytes; `b""` to reset the connection, None to forward."""
 
 XML = "application/xml"
 
 
 def reply(status: int, body: bytes = b"", content_type: str = XML, length: int | None = None) -> bytes:
-    """An HTTP answer; `length` is what it claims to be, where that is not what it is."""
+    """Build an HTTP response; `length` is a false Content-Length."""
     head = f"HTTP/1.1 {status} Said so\r\nConnection: close\r\nContent-Type: {content_type}\r\n"
     return f"{head}Content-Length: {length or len(body)}\r\n\r\n".encode() + body
 
 
 def refusal(status: int, code: str) -> bytes:
-    """An error in S3's form."""
+    """Build an S3 error response."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the server</Message></Error>"
     return reply(status, body.encode())
 
@@ -49,13 +49,13 @@ class Loopback(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def count(self, start: str) -> int:
-        """How many requests so far begin so."""
+        """Count the requests so far that start with a text."""
         return sum(request.startswith(start) for request in self.requests)
 
 
 @contextmanager
 def listening(script: Script, upstream_port: int = 0) -> Iterator[Loopback]:
-    """A server that answers as long as the block lasts."""
+    """Context manager that runs a server."""
     with Loopback(script, upstream_port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="loopback")
         thread.start()
@@ -67,7 +67,7 @@ def listening(script: Script, upstream_port: int = 0) -> Iterator[Loopback]:
 
 
 def times(number: int, start: str, answer: bytes) -> Script:
-    """Give an answer to the first few requests that begin so, and pass on the others."""
+    """Script that answers the first requests that start with a text, and forwards the others."""
     left = iter(range(number))
     return lambda request: answer if request.startswith(start) and next(left, None) is not None else None
 
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             if answer:
                 self.wfile.write(answer)
-            else:  # RST in place of FIN
+            else:  # RST instead of FIN
                 self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
 

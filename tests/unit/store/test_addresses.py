@@ -39,7 +39,7 @@ def test_a_path_has_the_scheme_of_files(uri: str, scheme: str) -> None:
         ("FILE:///a/../b", "/b"),
     ],
 )
-def test_a_path_and_a_file_uri_name_a_place_here(uri: str, path: str) -> None:
+def test_a_path_and_a_file_uri_are_local(uri: str, path: str) -> None:
     assert local_path(uri, what="run.uri") == parse_address(uri, what="run.uri") == Path(path)
 
 
@@ -67,7 +67,7 @@ def test_other_addresses_are_refused(uri: str, says: str) -> None:
             parse(uri, what="run.uri")
 
 
-def test_a_place_in_a_bucket_is_no_place_here() -> None:
+def test_a_bucket_address_has_no_local_path() -> None:
     with pytest.raises(ConfigError, match="scheme 's3' is not supported here"):
         local_path("s3://bucket/a", what="run.uri")
 
@@ -83,26 +83,26 @@ def test_a_place_in_a_bucket_is_no_place_here() -> None:
         ("s3://bucket/a...b/.c", "bucket", "a...b/.c"),
     ],
 )
-def test_a_bucket_and_a_key_are_found(uri: str, bucket: str, key: str) -> None:
+def test_bucket_and_key_are_parsed(uri: str, bucket: str, key: str) -> None:
     assert parse_address(uri, what="run.uri") == S3Address(bucket, key)
     assert parse_s3(str(S3Address(bucket, key)), what="run.uri") == S3Address(bucket, key)
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///a", "s3://b/a", "s3://-bucket", "s3://my bucket/a", "s3://bücket"])
-def test_what_cannot_be_a_bucket_is_refused(uri: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"run.uri = {uri!r}: ") + ".* cannot be a bucket's name"):
+def test_invalid_bucket_names_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"run.uri = {uri!r}: ") + ".* is not a valid bucket name"):
         parse_s3(uri, what="run.uri")
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/a/../b", "s3://bucket/./a", "s3://bucket/.."])
-def test_dots_are_no_keys(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"'\.' and '\.\.' have no meaning in object storage"):
+def test_dots_in_keys_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"object storage has no '\.' and '\.\.'"):
         parse_s3(uri, what="run.uri")
 
 
 @pytest.mark.parametrize("uri", ["s3://access:hidden@bucket/a", "s3://hidden@bucket", "s3://host:9000/hidden"])
-def test_keys_and_endpoints_have_no_place_in_an_address_and_are_not_repeated(uri: str) -> None:
-    with pytest.raises(ConfigError, match="endpoint is taken from S3_ENDPOINT and keys from AWS_ACCESS") as caught:
+def test_credentials_in_an_address_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError, match="endpoint in S3_ENDPOINT and keys in AWS_ACCESS") as caught:
         check_address(uri, what="run.uri")
     assert "hidden" not in str(caught.value)
 
@@ -119,14 +119,14 @@ def test_keys_and_endpoints_have_no_place_in_an_address_and_are_not_repeated(uri
         ("hf://datasets/org/na.me_1@abc123", HubAddress("dataset", "org/na.me_1", "abc123", "")),
     ],
 )
-def test_a_repository_of_a_hub_is_found(uri: str, address: HubAddress) -> None:
+def test_hub_addresses_are_parsed(uri: str, address: HubAddress) -> None:
     check_address(uri, what="model.base")
     assert parse_hub(uri, what="model.base") == address
     assert parse_hub(str(address), what="model.base") == address
 
 
 @pytest.mark.parametrize("uri", ["hf://", "hf://org/name@", "hf://@v1", "hf://o rg/name", "hf://org/@v1"])
-def test_what_is_no_repository_is_refused(uri: str) -> None:
+def test_invalid_hub_addresses_are_refused(uri: str) -> None:
     with pytest.raises(
         ConfigError, match=re.escape(f"model.base = {uri!r}: expected hf://org/name, hf://org/name@rev")
     ):

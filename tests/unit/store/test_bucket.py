@@ -23,13 +23,13 @@ def bucket(s3: S3Server) -> Bucket:
 
 
 def through(server: Loopback, monkeypatch: pytest.MonkeyPatch, deadline_s: float = 20.0) -> Bucket:
-    """The bucket as it is seen through a server of the test."""
+    """The bucket behind a scripted server."""
     monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
     return Bucket(BUCKET, deadline_s=deadline_s)
 
 
 def refused(bucket: Bucket, kind: type[SpinError] = StorageAccessError) -> str:
-    """Why a write is refused; that never holds the secret."""
+    """Message of the error that a write raises; checked not to contain the secret."""
     with pytest.raises(kind) as caught:
         bucket.put(KEY, b"x")
     assert type(caught.value) is kind
@@ -38,20 +38,20 @@ def refused(bucket: Bucket, kind: type[SpinError] = StorageAccessError) -> str:
     return str(caught.value)
 
 
-def test_an_object_comes_back_whole_in_part_and_by_its_size(bucket: Bucket) -> None:
+def test_an_object_is_read_whole_in_part_and_by_its_size(bucket: Bucket) -> None:
     bucket.put(KEY, b"abcdef")
     assert [bucket.get(KEY), bucket.get(KEY, 4)] == [b"abcdef", b"ef"]
     blocks: list[tuple[int, bytes]] = []
-    bucket.get_part(KEY, 1, 4, lambda place, block: blocks.append((place, block)))
+    bucket.get_part(KEY, 1, 4, lambda offset, block: blocks.append((offset, block)))
     assert (blocks[0][0], b"".join(block for _, block in blocks)) == (1, b"bcde")
-    found = bucket.stat(KEY)
-    assert found is not None
-    assert (found.key, found.num_bytes) == (KEY, 6)
-    assert list(bucket.objects("folder/ü b")) == [found]
+    info = bucket.stat(KEY)
+    assert info is not None
+    assert (info.key, info.num_bytes) == (KEY, 6)
+    assert list(bucket.objects("folder/ü b")) == [info]
 
 
 @pytest.mark.usefixtures("s3")
-def test_nothing_is_read_from_the_end_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_from_the_end_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(lambda request: refusal(416, "InvalidRange")) as server:  # as AWS and MinIO answer
         assert through(server, monkeypatch).get(KEY, 6) == b""
 
@@ -60,13 +60,13 @@ def test_the_tag_of_an_object_changes_with_its_content(bucket: Bucket) -> None:
     tags = set()
     for content in (b"a", b"b", b"a"):
         bucket.put("tagged", content)
-        found = bucket.stat("tagged")
-        assert found is not None
-        tags.add(found.etag)
+        info = bucket.stat("tagged")
+        assert info is not None
+        tags.add(info.etag)
     assert len(tags) == 2
 
 
-def test_what_is_not_there_is_none_and_deleting_it_does_not_matter(bucket: Bucket) -> None:
+def test_a_missing_object_is_none_and_can_be_deleted(bucket: Bucket) -> None:
     bucket.put("doomed/1", b"")
     bucket.put("doomed/2", b"x")
     bucket.delete(["doomed/1", "doomed/2", "doomed/3"])
@@ -92,7 +92,9 @@ def test_more_objects_are_listed_and_deleted_than_one_request_takes(bucket: Buck
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_wrong_keys_are_refused_in_words(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+def test_the_error_for_wrong_keys_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
     monkeypatch.setenv(variable, value)
     message = refused(Bucket(BUCKET))
 
@@ -100,16 +102,16 @@ def test_wrong_keys_are_refused_in_words(monkeypatch: pytest.MonkeyPatch, variab
 
 
 def test_a_missing_bucket_is_named(s3: S3Server) -> None:
-    assert "NoSuchBucket: there is no such bucket; create it, or correct its name" in refused(Bucket("absent"))
+    assert "NoSuchBucket: the bucket does not exist; create it, or correct its name" in refused(Bucket("absent"))
     assert f"s3://absent/{KEY} at {s3.endpoint}" in refused(Bucket("absent"))
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_name_that_no_bucket_can_have_is_refused() -> None:
-    assert "InvalidBucketName: the bucket's name is not valid there" in refused(Bucket("No.Bucket"))
+def test_an_invalid_bucket_name_is_refused() -> None:
+    assert "InvalidBucketName: the bucket's name is invalid" in refused(Bucket("No.Bucket"))
 
 
-def test_a_clock_that_is_wrong_is_said_in_words(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_wrong_clock_says_so(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the server's clock is an hour ahead; S3 allows 15 minutes
     (tmp_path / "sitecustomize.py").write_text(
         "import datetime\n"
@@ -133,7 +135,7 @@ def test_a_clock_that_is_wrong_is_said_in_words(s3: S3Server, tmp_path: Path, mo
     [
         (400, "ExpiredToken", "fetch a new one into AWS_SESSION_TOKEN"),
         (403, "InvalidToken", "or unset AWS_SESSION_TOKEN"),
-        (403, "AccessDenied", "these keys may not do that; check the bucket's policy"),
+        (403, "AccessDenied", "these keys have no permission; check the bucket's policy"),
         (400, "AuthorizationHeaderMalformed", "check AWS_REGION"),
         (403, "QuotaExceeded", "free space or raise it"),
         (507, "XMinioStorageFull", "the storage is full"),
@@ -141,9 +143,7 @@ def test_a_clock_that_is_wrong_is_said_in_words(s3: S3Server, tmp_path: Path, mo
     ],
 )
 @pytest.mark.usefixtures("s3")
-def test_what_trying_again_cannot_mend_is_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch, status: int, code: str, says: str
-) -> None:
+def test_permanent_errors_are_not_retried(monkeypatch: pytest.MonkeyPatch, status: int, code: str, says: str) -> None:
     with listening(lambda request: refusal(status, code)) as server:
         assert says in refused(through(server, monkeypatch))
         assert len(server.requests) == 1
@@ -151,49 +151,49 @@ def test_what_trying_again_cannot_mend_is_refused_at_once(
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed"])
 @pytest.mark.usefixtures("s3")
-def test_a_refusal_of_head_that_s3_gives_no_reason_for_is_one(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    # the answer to HEAD has no body: 400 is all there is to see of an expired token, 403 of other refusals
+def test_a_head_request_refused_without_a_reason_is_an_access_error(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    # the response to HEAD has no body: an expired token shows as status 400, other refusals as 403
     status = 400 if code == "ExpiredToken" else 403
     with listening(lambda request: reply(status)) as server, pytest.raises(StorageAccessError, match=f"/{BUCKET}/key"):
         through(server, monkeypatch).stat("key")
 
 
-def test_keys_that_may_not_delete_are_told_which_object(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_deletion_names_the_object(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     body = b"<DeleteResult><Error><Key>a/b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
     with (
         listening(lambda request: reply(200, body)) as server,
-        pytest.raises(StorageAccessError, match=rf"DELETE s3://{BUCKET}/a/b at .*: AccessDenied: these keys may not"),
+        pytest.raises(StorageAccessError, match=rf"DELETE s3://{BUCKET}/a/b at .*: AccessDenied: these keys have no"),
     ):
         through(server, monkeypatch).delete(["a/b", "a/c"])
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_port_that_nobody_listens_on_is_named_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("S3_ENDPOINT", endpoint)
     monkeypatch.setenv("SPIN_STORAGE_DEADLINE_S", "1")
     message = refused(Bucket(BUCKET), StorageError)
-    assert f"no useful answer from {endpoint}" in message
+    assert f"no valid response from {endpoint}" in message
     assert "1 s" in message
     assert "check that the storage runs and S3_ENDPOINT is right" in message
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_host_that_does_not_exist_is_named_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", "http://storage.invalid:9000")
     assert "http://storage.invalid:9000" in refused(Bucket(BUCKET, deadline_s=0.5), StorageError)
 
 
-def test_https_to_a_server_without_certificates_is_said_in_words(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_https_without_certificates_says_so(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", s3.endpoint.replace("http:", "https:"))
     message = refused(Bucket(BUCKET))
     assert "no secure connection" in message
-    assert "AWS_CA_BUNDLE, or write http:// in S3_ENDPOINT if it has none" in message
+    assert "AWS_CA_BUNDLE to the server's certificates, or write http:// in S3_ENDPOINT if it has none" in message
 
 
 @pytest.fixture
 def website(tmp_path: Path) -> Iterator[str]:
-    """A server of files that has never heard of S3; answers 404 to GET and 501 to PUT, as HTML."""
+    """A web server without S3; it answers 404 to GET and 501 to PUT, as HTML."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *arguments: object) -> None:
@@ -208,20 +208,20 @@ def website(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_website_does_not_speak_s3(website: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_website_is_not_s3(website: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", website)
-    with pytest.raises(StorageAccessError, match=rf"what answers at {website} does not speak S3 \(HTTP 404\)"):
+    with pytest.raises(StorageAccessError, match=rf"the response of {website} is not S3 \(HTTP 404\)"):
         Bucket(BUCKET).get(KEY)
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_website_that_cannot_be_written_does_not_speak_s3(website: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_website_that_refuses_writes_is_not_s3(website: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", website)
-    assert "does not speak S3 (HTTP 501); check S3_ENDPOINT" in refused(Bucket(BUCKET, deadline_s=3.0))
+    assert "is not S3 (HTTP 501); check S3_ENDPOINT" in refused(Bucket(BUCKET, deadline_s=3.0))
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_website_that_answers_everything_does_not_speak_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_website_that_answers_every_request_is_not_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     page = reply(200, b"<!doctype html><p>Please log in", "text/html")
     with listening(lambda request: page) as server:
         bucket = through(server, monkeypatch, deadline_s=3.0)
@@ -263,7 +263,7 @@ def test_a_website_that_answers_everything_does_not_speak_s3(monkeypatch: pytest
     ],
 )
 @pytest.mark.parametrize("verb", ["GET", "PUT"])
-def test_trouble_that_passes_is_tried_again(
+def test_temporary_errors_are_retried(
     bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch, answer: bytes, verb: str
 ) -> None:
     bucket.put("troubled", b"before")
@@ -276,7 +276,7 @@ def test_trouble_that_passes_is_tried_again(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_trouble_of_head_that_passes_is_tried_again(
+def test_temporary_errors_of_head_are_retried(
     bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     bucket.put("troubled", b"x")
@@ -284,7 +284,7 @@ def test_trouble_of_head_that_passes_is_tried_again(
         assert through(server, monkeypatch).stat("troubled") == bucket.stat("troubled")
 
 
-def test_a_part_that_breaks_off_is_streamed_again_from_its_beginning(
+def test_an_interrupted_part_is_streamed_again_from_its_start(
     bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("troubled", bytes(range(256)))
@@ -292,8 +292,8 @@ def test_a_part_that_breaks_off_is_streamed_again_from_its_beginning(
     cut = reply(206, b"\xff" * 7, "binary/octet-stream", length=100)
     with listening(times(1, "GET", cut), s3.port) as server:
 
-        def sink(place: int, block: bytes) -> None:
-            received[place : place + len(block)] = block
+        def sink(offset: int, block: bytes) -> None:
+            received[offset : offset + len(block)] = block
 
         through(server, monkeypatch).get_part("troubled", 10, 100, sink)
         assert server.count("GET") == 2
@@ -301,7 +301,7 @@ def test_a_part_that_breaks_off_is_streamed_again_from_its_beginning(
 
 
 @pytest.mark.usefixtures("s3")
-def test_trouble_that_lasts_is_an_error_that_names_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_after_the_deadline_names_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(lambda request: refusal(503, "SlowDown")) as server:
         message = refused(through(server, monkeypatch, deadline_s=1.0), StorageError)
         assert len(server.requests) > 1
@@ -310,13 +310,13 @@ def test_trouble_that_lasts_is_an_error_that_names_the_object(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_server_that_takes_a_request_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_an_error_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
         refused(Bucket(BUCKET, deadline_s=0.5, timeout_s=0.3), StorageError)
 
 
-def test_a_server_that_comes_back_in_time_is_not_missed(
+def test_a_server_that_returns_before_the_deadline_is_used(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = S3Server(tmp_path / "s3")

@@ -30,7 +30,7 @@ def view(cache: FileCache) -> Iterator[View]:
 
 
 def added(cache: FileCache, content: bytes, used_at: float = 0.0) -> FileDigest:
-    """Cache a file, last used at some time."""
+    """Add a file to the cache with a time of last use."""
     path, digest = cache.free_path(), FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     path.write_bytes(content)
     os.utime(path, (used_at, used_at))
@@ -43,7 +43,7 @@ def blobs(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "cache" / "files").rglob("*") if path.is_file())
 
 
-def test_the_folder_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SPIN_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", "/somewhere")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -61,13 +61,13 @@ def test_the_limit_is_a_number_of_gib(monkeypatch: pytest.MonkeyPatch, text: str
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "nan", "5GiB", "inf"])
-def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_malformed_limit_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("SPIN_CACHE_GIB", text)
     with pytest.raises(ConfigError, match=f"SPIN_CACHE_GIB = '{text}': expected a number of GiB, 0 or more"):
         cache_limit()
 
 
-def test_a_file_is_known_by_its_content(cache: FileCache, tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_content(cache: FileCache, tmp_path: Path) -> None:
     digest = added(cache, b"abc")
     assert cache.has(digest)
     assert not cache.has(FileDigest(num_bytes=3, sha256="0" * 64))
@@ -77,7 +77,7 @@ def test_a_file_is_known_by_its_content(cache: FileCache, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", [b"abd", b"ab", b""])
-def test_a_file_that_was_altered_is_not_given_and_is_gone(
+def test_an_altered_file_is_not_used_and_is_removed(
     cache: FileCache, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
 ) -> None:
     digest = added(cache, b"abc")
@@ -85,11 +85,11 @@ def test_a_file_that_was_altered_is_not_given_and_is_gone(
     blob.chmod(0o644)
     blob.write_bytes(damage)
     assert not cache.has(digest)
-    assert "was altered; it is fetched again" in caplog.text
+    assert "was altered; it is downloaded again" in caplog.text
     assert blobs(tmp_path) == []
 
 
-def test_the_least_recently_used_files_beyond_the_limit_go(cache: FileCache) -> None:
+def test_the_least_recently_used_files_above_the_limit_are_evicted(cache: FileCache) -> None:
     first, second, third = (added(cache, bytes([number]) * 40, used_at=number) for number in (1, 2, 3))
     assert cache.has(first)  # used now
     cache.trim()  # 120 bytes, of which 100 may stay
@@ -98,30 +98,30 @@ def test_the_least_recently_used_files_beyond_the_limit_go(cache: FileCache) -> 
     assert [cache.has(digest) for digest in (first, third)] == [True, True]
 
 
-def test_a_file_larger_than_the_limit_lives_as_long_as_its_view(cache: FileCache, view: View) -> None:
+def test_a_file_larger_than_the_limit_is_kept_while_its_view_is_open(cache: FileCache, view: View) -> None:
     digest = added(cache, b"x" * 101)
-    assert cache.link(digest, view.place("policy/weights", digest))
+    assert cache.link(digest, view.link_path("policy/weights", digest))
     cache.trim()
     assert not cache.has(digest)
     assert (view.folder / "policy" / "weights").read_bytes() == b"x" * 101
-    assert not cache.link(digest, view.place("again", digest))
+    assert not cache.link(digest, view.link_path("again", digest))
 
 
-def test_a_view_knows_what_it_lacks(cache: FileCache, view: View) -> None:
+def test_a_view_lists_missing_files(cache: FileCache, view: View) -> None:
     old, new = added(cache, b"old"), added(cache, b"new")
-    assert view.lacking({"a": old}) == {"a": old}
-    assert cache.link(old, view.place("a", old))
-    assert view.lacking({"a": old}) == {}
-    assert view.lacking({"a": new, "b": old}) == {"a": new, "b": old}
-    assert cache.link(new, view.place("a", new))
+    assert view.missing({"a": old}) == {"a": old}
+    assert cache.link(old, view.link_path("a", old))
+    assert view.missing({"a": old}) == {}
+    assert view.missing({"a": new, "b": old}) == {"a": new, "b": old}
+    assert cache.link(new, view.link_path("a", new))
     assert (view.folder / "a").read_bytes() == b"new"
     view.forget("a")
-    assert view.lacking({"a": new}) == {"a": new}
+    assert view.missing({"a": new}) == {"a": new}
 
 
-def test_a_view_is_gone_when_it_is_closed(cache: FileCache) -> None:
+def test_a_closed_view_is_removed(cache: FileCache) -> None:
     digest, view = added(cache, b"abc"), cache.view()
-    cache.link(digest, view.place("a/b", digest))
+    cache.link(digest, view.link_path("a/b", digest))
     view.close()
     assert not view.folder.exists()
     assert cache.has(digest)
@@ -135,7 +135,7 @@ sys.stdin.read()
 """
 
 
-def test_a_view_is_removed_when_its_process_has_died_and_not_before(cache: FileCache, tmp_path: Path) -> None:
+def test_a_view_is_removed_only_once_its_process_has_died(cache: FileCache, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD_A_VIEW, str(tmp_path / "cache")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -150,7 +150,7 @@ def test_a_view_is_removed_when_its_process_has_died_and_not_before(cache: FileC
     mine.close()
 
 
-def test_what_a_download_left_whose_process_has_died_is_removed(cache: FileCache, tmp_path: Path) -> None:
+def test_partial_downloads_of_dead_processes_are_removed(cache: FileCache, tmp_path: Path) -> None:
     path = cache.free_path()
     path.write_bytes(b"half of the weights")
     long_ago = 1e9  # 2001
@@ -159,7 +159,7 @@ def test_what_a_download_left_whose_process_has_died_is_removed(cache: FileCache
     assert blobs(tmp_path) == []
 
 
-def test_what_a_tag_stands_for_is_remembered(cache: FileCache, tmp_path: Path) -> None:
+def test_digests_of_tags_are_remembered(cache: FileCache, tmp_path: Path) -> None:
     digest = FileDigest(num_bytes=3, sha256="0" * 64)
     assert cache.recall("tag") is None
     cache.remember("tag", digest)
@@ -183,7 +183,7 @@ with open_run(sys.argv[1]) as run:
 
 
 def stored(s3: S3Server, prefix: str, contents: dict[str, bytes]) -> dict[str, FileDigest]:
-    """Objects of a run, put there by another machine."""
+    """Objects of a run, written by another machine."""
     s3.path(prefix).mkdir(exist_ok=True)
     digests = {}
     for key, content in contents.items():
@@ -192,7 +192,7 @@ def stored(s3: S3Server, prefix: str, contents: dict[str, bytes]) -> dict[str, F
     return digests
 
 
-def test_what_was_fetched_is_not_fetched_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_files_are_not_downloaded_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     files = stored(s3, "cached", {"a": b"abc", "b": b"x"})
     with listening(lambda request: None, s3.port) as server:
         monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
@@ -201,11 +201,11 @@ def test_what_was_fetched_is_not_fetched_again(s3: S3Server, monkeypatch: pytest
                 assert (run.fetch(files, what="them") / "a").read_bytes() == b"abc"
                 assert (run.fetch(files, what="them") / "b").read_bytes() == b"x"
         assert server.count("GET") == 2
-    with open_run(f"s3://{BUCKET}/cached") as run:  # with nobody to ask
+    with open_run(f"s3://{BUCKET}/cached") as run:  # the storage is down
         assert (run.fetch(files, what="them") / "a").read_bytes() == b"abc"
 
 
-def test_what_was_altered_in_the_cache_is_fetched_again(s3: S3Server, tmp_path: Path) -> None:
+def test_altered_files_in_the_cache_are_downloaded_again(s3: S3Server, tmp_path: Path) -> None:
     files = stored(s3, "damaged-cache", {"a": b"abc"})
     with open_run(f"s3://{BUCKET}/damaged-cache") as run:
         run.fetch(files, what="it")
@@ -216,7 +216,7 @@ def test_what_was_altered_in_the_cache_is_fetched_again(s3: S3Server, tmp_path: 
         assert (run.fetch(files, what="it") / "a").read_bytes() == b"abc"
 
 
-def test_what_does_not_fit_the_cache_is_fetched_all_the_same(
+def test_files_larger_than_the_cache_are_downloaded(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPIN_CACHE_GIB", "0")
@@ -228,7 +228,7 @@ def test_what_does_not_fit_the_cache_is_fetched_all_the_same(
     assert not folder.exists()
 
 
-def test_processes_share_a_cache_that_is_too_small_for_them(s3: S3Server, tmp_path: Path) -> None:
+def test_processes_share_a_cache_that_is_too_small(s3: S3Server, tmp_path: Path) -> None:
     contents = {f"{number}": bytes([number]) * 60_000 for number in range(4)}
     files = stored(s3, "shared", contents)
     lines = "\n".join(f"{key} {digest.num_bytes} {digest.sha256}" for key, digest in files.items())

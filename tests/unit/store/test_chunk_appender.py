@@ -22,7 +22,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_until_stored(run_uri: str, num_events: int) -> None:
-    """Return once so many events can be read; the test's own time limit ends what never happens."""
+    """Return once a number of events can be read; pytest's timeout ends a failing wait."""
     with open_run(run_uri) as run:
         tail, seen = EventTail(run), 0
         while seen < num_events:
@@ -34,7 +34,7 @@ def numbers(events: list[dict[str, int]]) -> list[int]:
 
 
 @pytest.mark.timeout(60)
-def test_lines_arrive_while_the_writer_goes_on(s3: S3Server) -> None:
+def test_lines_are_stored_while_the_writer_continues(s3: S3Server) -> None:
     with open_run(f"s3://{BUCKET}/appended") as run:
         lines = run.appender("events/a.jsonl")
         tail = EventTail(run)
@@ -65,7 +65,7 @@ def test_lines_come_in_order_across_chunks(s3: S3Server, monkeypatch: pytest.Mon
         assert numbers(read_events(run)) == list(range(30))
 
 
-def test_a_short_life_is_stored_whole(s3: S3Server) -> None:
+def test_closing_stores_all_lines(s3: S3Server) -> None:
     with open_run(f"s3://{BUCKET}/short") as run:
         for kind in ("first", "second"):
             log = EventLog(run, {"step": "validate", "iteration": 0})
@@ -77,7 +77,7 @@ def test_a_short_life_is_stored_whole(s3: S3Server) -> None:
         ]
 
 
-def test_nothing_written_is_nothing_stored(s3: S3Server) -> None:
+def test_no_lines_create_no_object(s3: S3Server) -> None:
     with open_run(f"s3://{BUCKET}/silent") as run:
         run.appender("events/a.jsonl").close()
         EventLog(run, {"step": "x"}, enabled=False).close()
@@ -85,7 +85,7 @@ def test_nothing_written_is_nothing_stored(s3: S3Server) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_storage_that_is_down_is_one_warning_and_no_failure(
+def test_unreachable_storage_is_one_warning_and_no_error(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SPIN_STORAGE_DEADLINE_S", "0.2")
@@ -95,17 +95,17 @@ def test_storage_that_is_down_is_one_warning_and_no_failure(
     with open_run(f"s3://{BUCKET}/down") as run:
         lines = run.appender("events/a.jsonl")
         lines.write(EVENT % 0)
-        while "events are not stored" not in caplog.text:
+        while "events could not be stored" not in caplog.text:
             time.sleep(0.02)
         lines.write(EVENT % 1)
         lines.close()
     (record,) = (record for record in caplog.records if record.name == remote.__name__)
     assert record.levelname == "WARNING"
-    assert f"events are not stored: PUT s3://{BUCKET}/down/events/a-00000.jsonl" in record.getMessage()
+    assert f"events could not be stored: PUT s3://{BUCKET}/down/events/a-00000.jsonl" in record.getMessage()
 
 
 @pytest.mark.timeout(60)
-def test_lines_that_waited_are_stored_when_storage_is_back(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_lines_are_stored_when_storage_returns(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_CHUNK_BYTES", 100)
     with listening(times(3, "PUT", refusal(403, "AccessDenied")), s3.port) as server:
         monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
@@ -118,7 +118,7 @@ def test_lines_that_waited_are_stored_when_storage_is_back(s3: S3Server, monkeyp
             assert numbers(read_events(run)) == list(range(10))
 
 
-def test_what_waits_is_bounded(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_pending_chunks_is_limited(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_CHUNK_BYTES", 1)  # a chunk a line
     monkeypatch.setattr(remote, "_FLUSH_S", 1000.0)
     lines = remote.ChunkAppender(Bucket(BUCKET), "bounded/a.jsonl")
@@ -126,5 +126,5 @@ def test_what_waits_is_bounded(s3: S3Server, monkeypatch: pytest.MonkeyPatch) ->
         lines.write(json.dumps(number))
     lines.close()
     stored = list(Bucket(BUCKET).objects("bounded/"))
-    # the sixteen newest, under the numbers that they have
+    # the sixteen newest, under their own numbers
     assert [info.key for info in stored] == [f"bounded/a-{number:05d}.jsonl" for number in range(84, 100)]

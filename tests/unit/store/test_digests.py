@@ -28,17 +28,17 @@ def folder_of(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
-def test_a_file_is_its_size_and_its_sha256(tmp_path: Path) -> None:
+def test_a_digest_is_size_and_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert digest_file(tmp_path / "a") == FileDigest(num_bytes=3, sha256=ABC)
 
 
-def test_a_tree_is_named_relative_to_its_folder_in_order(tmp_path: Path) -> None:
+def test_a_tree_has_sorted_relative_paths(tmp_path: Path) -> None:
     folder_of(tmp_path, {"b/c/d": b"abc", "z": b"", "a": b"abc"})
     (tmp_path / "empty").mkdir()
-    found = digest_tree(tmp_path)
-    assert list(found) == ["a", "b/c/d", "z"]
-    assert found["b/c/d"].sha256 == ABC
+    digests = digest_tree(tmp_path)
+    assert list(digests) == ["a", "b/c/d", "z"]
+    assert digests["b/c/d"].sha256 == ABC
 
 
 def test_json_is_canonical() -> None:
@@ -48,12 +48,12 @@ def test_json_is_canonical() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [-math.inf]}])
-def test_json_with_a_number_that_is_none_is_refused(value: object) -> None:
+def test_json_with_nan_or_infinity_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):
         digest_json(value)
 
 
-def test_a_set_of_files_is_its_names_and_contents(tmp_path: Path) -> None:
+def test_the_digest_of_files_covers_names_and_contents(tmp_path: Path) -> None:
     first = digest_tree(folder_of(tmp_path / "1", {"a": b"abc", "b": b"x"}))
     again = digest_tree(folder_of(tmp_path / "2", {"b": b"x", "a": b"abc"}))
     renamed = digest_tree(folder_of(tmp_path / "3", {"a": b"abc", "c": b"x"}))
@@ -62,7 +62,7 @@ def test_a_set_of_files_is_its_names_and_contents(tmp_path: Path) -> None:
     assert len({digest_of(files) for files in (first, renamed, altered, {})}) == 4
 
 
-def test_what_is_as_it_was_passes(tmp_path: Path) -> None:
+def test_unchanged_files_pass(tmp_path: Path) -> None:
     expected = digest_tree(folder_of(tmp_path, {"a": b"abc", "b/c": b"x"}))
     (tmp_path / "more").write_bytes(b"files beside them are of no concern")
     verify_tree(tmp_path, expected, what="the reference policy")
@@ -76,7 +76,7 @@ def test_what_is_as_it_was_passes(tmp_path: Path) -> None:
         (b"abd", f"a has SHA-256 .*, expected {ABC[:12]}"),
     ],
 )
-def test_damage_is_found(tmp_path: Path, damage: bytes | None, says: str) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, damage: bytes | None, says: str) -> None:
     expected = digest_tree(folder_of(tmp_path, {"a": b"abc", "b": b"x"}))
     (tmp_path / "a").unlink()
     if damage is not None:
@@ -88,7 +88,7 @@ def test_damage_is_found(tmp_path: Path, damage: bytes | None, says: str) -> Non
 
 def test_an_error_ends_with_what_to_do(tmp_path: Path) -> None:
     expected = {"a": FileDigest(num_bytes=3, sha256=ABC)}
-    with pytest.raises(IntegrityError, match=r"x cannot be used; put back what was there$"):
+    with pytest.raises(IntegrityError, match=r"x cannot be used; restore the original file$"):
         verify_tree(tmp_path, expected, what="x")
     with pytest.raises(IntegrityError, match=r"x cannot be used; delete y$"):
         verify_tree(tmp_path, expected, what="x", remedy="delete y")

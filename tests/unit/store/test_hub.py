@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's client, which has no network."""
+    """An empty cache of the hub client, without network access."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
@@ -34,7 +34,7 @@ def sources() -> Iterator[Sources]:
 
 
 def cached(hub_cache: Path, repository: str, files: dict[str, bytes], *, revision: str = "main") -> Path:
-    """A snapshot as the hub's client leaves it: links to blobs, and the revision's commit. Returns its folder."""
+    """Create a snapshot in the hub client's layout, with links to blobs; returns its folder."""
     root = hub_cache / repository.replace("/", "--")
     (root / "refs").mkdir(parents=True, exist_ok=True)
     (root / "refs" / revision).write_text(COMMIT)
@@ -58,19 +58,19 @@ def test_a_model_in_the_cache_is_opened_without_network(hub_cache: Path, sources
 
 
 @pytest.mark.parametrize("revision", ["v1", COMMIT])
-def test_a_revision_is_a_tag_or_a_commit_and_becomes_the_commit(hub_cache: Path, revision: str) -> None:
+def test_a_revision_is_resolved_to_its_commit(hub_cache: Path, revision: str) -> None:
     folder = cached(hub_cache, "models/org/name", {"config.json": b"{}"}, revision="v1")
-    found = open_snapshot(parse_hub(f"hf://org/name@{revision}", what="x"), kind="model", what="x")
-    assert found == (f"hf://org/name@{COMMIT}", folder)
+    snapshot = open_snapshot(parse_hub(f"hf://org/name@{revision}", what="x"), kind="model", what="x")
+    assert snapshot == (f"hf://org/name@{COMMIT}", folder)
 
 
-def test_a_model_is_checked_by_its_exact_address(hub_cache: Path, sources: Sources) -> None:
+def test_a_model_is_verified_by_its_resolved_address(hub_cache: Path, sources: Sources) -> None:
     cached(hub_cache, "models/org/name", {"config.json": b"{}"})
     source = sources.open_model("hf://org/name", what="model.base")
     assert sources.fetch_model(source.uri, source.digests, what="the base model") == source.folder
 
 
-def test_a_data_set_is_every_data_file_of_it_or_of_a_folder_in_it(hub_cache: Path, sources: Sources) -> None:
+def test_a_data_set_is_all_data_files_of_a_repository_or_folder(hub_cache: Path, sources: Sources) -> None:
     files = {"README.md": b"", "data/b.parquet": b"b", "data/a.jsonl": b"a", "test/a.jsonl": b"t"}
     cached(hub_cache, "datasets/org/name", files)
     everything = sources.open_data("hf://datasets/org/name", what="data.train")
@@ -92,22 +92,24 @@ def test_a_data_set_may_be_one_file(hub_cache: Path, sources: Sources) -> None:
 
 def test_a_data_set_without_data_files_is_refused(hub_cache: Path, sources: Sources) -> None:
     cached(hub_cache, "datasets/org/name", {"README.md": b""})
-    with pytest.raises(DataError, match=r"data\.train = 'hf://datasets/org/name' holds no data file"):
+    with pytest.raises(DataError, match=r"data\.train = 'hf://datasets/org/name' contains no data file"):
         sources.open_data("hf://datasets/org/name", what="data.train")
 
 
-def test_what_is_not_in_the_cache_is_to_be_brought(hub_cache: Path, sources: Sources) -> None:
+def test_the_error_without_network_says_how_to_download(hub_cache: Path, sources: Sources) -> None:
     cached(hub_cache, "models/org/name", {"config.json": b"{}"})
     for uri in ("hf://org/other", "hf://org/name@v2"):
         with pytest.raises(StorageError, match=r"^model\.base = 'hf://org/") as caught:
             sources.open_model(uri, what="model.base")
         assert type(caught.value) is StorageError
         assert "is not in the hub's cache and the hub cannot be reached" in str(caught.value)
-        assert "`hf download`), and bring the cache (HF_HOME) or name the folder" in str(caught.value)
+        assert "`hf download`), then copy the cache (HF_HOME) here, or set model.base to the folder" in str(
+            caught.value
+        )
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_a_model_is_no_data_set_and_the_reverse(sources: Sources) -> None:
+def test_an_address_of_the_other_kind_is_refused(sources: Sources) -> None:
     with pytest.raises(ConfigError, match=r"data\.train = 'hf://org/name@main' is a model; expected hf://datasets/org"):
         sources.open_data("hf://org/name", what="data.train")
     with pytest.raises(ConfigError, match=r"'hf://datasets/org/name@main' is a dataset; expected hf://org/name"):
@@ -116,7 +118,7 @@ def test_a_model_is_no_data_set_and_the_reverse(sources: Sources) -> None:
 
 @pytest.mark.parametrize("name", ["org/na--me", "org/name.", "org/..", f"org/{'n' * 97}"])
 @pytest.mark.usefixtures("hub_cache")
-def test_a_name_that_the_hub_does_not_take_is_refused(sources: Sources, name: str) -> None:
+def test_an_invalid_repository_name_is_refused(sources: Sources, name: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.base"):
         sources.open_model(f"hf://{name}", what="model.base")
 
@@ -132,7 +134,7 @@ except SpinError as error:
 
 
 def opened(script: Script, tmp_path: Path) -> str:
-    """The error that another process gets from a hub that answers as the script says."""
+    """Return the error that another process gets from a hub with scripted responses."""
     with listening(script) as server:
         variables = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
         environment = {**os.environ, **variables, "NO_PROXY": "127.0.0.1"}
@@ -151,19 +153,19 @@ def hub_error(status: int, code: str, message: str = "no") -> bytes:
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (hub_error(404, "RepoNotFound"), StorageAccessError, "there is no such model, or it is private; .* HF_TOKEN"),
+        (hub_error(404, "RepoNotFound"), StorageAccessError, "the model does not exist or is private; .* HF_TOKEN"),
         (
             hub_error(401, ""),
             StorageAccessError,
             "the hub refuses HF_TOKEN; renew or unset it",
         ),
-        (hub_error(404, "RevisionNotFound"), StorageAccessError, "there is no revision 'v1'"),
+        (hub_error(404, "RevisionNotFound"), StorageAccessError, "the revision 'v1' does not exist"),
         (hub_error(403, "GatedRepo"), StorageAccessError, "is gated; accept its terms on the hub and set HF_TOKEN"),
         (hub_error(500, ""), StorageError, "is not in the hub's cache and the hub cannot be reached"),
         (b"", StorageError, "is not in the hub's cache and the hub cannot be reached"),
     ],
     ids=["absent", "token", "revision", "gated", "down", "reset"],
 )
-def test_what_the_hub_refuses_is_said_in_words(tmp_path: Path, answer: bytes, kind: type[Exception], says: str) -> None:
+def test_errors_of_the_hub_are_explained(tmp_path: Path, answer: bytes, kind: type[Exception], says: str) -> None:
     message = opened(lambda request: answer, tmp_path)
     assert re.match(rf"{kind.__name__} model\.base = 'hf://org/name@v1'.*{says}", message), message

@@ -22,7 +22,7 @@ from spin_components.store.run import RunStore, open_run
 
 @pytest.fixture(params=["local", "s3"])
 def run(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> Iterator[RunStore]:
-    """A run that nobody works on, in a folder and in a bucket."""
+    """A run without a lease, in a folder and in a bucket."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     with open_run(str(tmp_path / "run") if request.param == "local" else f"s3://{BUCKET}/leases/{name}") as run:
         yield run
@@ -38,22 +38,25 @@ def holding(run: RunStore, owner: str) -> Iterator[LeaseHolder]:
 
 
 def write_lease(run: RunStore, **fields: object) -> None:
-    """A lease as a process of another machine left it."""
+    """Write a lease of a process on another machine."""
     lease = {"owner": "a", "host": "pod-7/boot", "process": "7:7", "renewed_at": time.time(), "duration_s": 300.0}
     run.write_json(layout.LEASE, {**lease, **fields})
 
 
-def test_a_run_that_nobody_holds_is_free(run: RunStore) -> None:
+def test_a_run_without_a_lease_is_free(run: RunStore) -> None:
     assert read_lease(run) is None
     check_free(run)
     check_free(run, "a")
 
 
-def test_another_attempt_is_refused_while_the_first_lives(run: RunStore) -> None:
-    says = rf"another runner is at work on {re.escape(run.uri)}: attempt a on [^/]+, which last gave a sign \d s ago\."
+def test_another_attempt_is_refused_while_the_lease_is_valid(run: RunStore) -> None:
+    says = (
+        rf"another runner is at work on {re.escape(run.uri)}: attempt a on [^/]+, "
+        r"which last renewed its lease \d s ago\."
+    )
     with holding(run, "a"):
         for owner in ("b", ""):
-            with pytest.raises(BusyError, match=rf"{says} Wait for it, end it, or .* the run is free in \d+ s"):
+            with pytest.raises(BusyError, match=rf"{says} Wait for it, end it, or .* its lease expires in \d+ s"):
                 check_free(run, owner)
         with pytest.raises(BusyError, match=says):
             LeaseHolder(run, "b", take_over=True)
@@ -69,20 +72,22 @@ def test_the_steps_of_an_attempt_share_its_lease(run: RunStore) -> None:
         second.claim()
 
 
-def test_a_lease_given_back_is_free(run: RunStore) -> None:
+def test_a_released_lease_can_be_taken_over(run: RunStore) -> None:
     with holding(run, "a") as holder:
         holder.release()
         check_free(run, "b")
     with holding(run, "b"):
-        holder.release()  # what is another's is not given back
+        holder.release()  # releases only its own lease
         with pytest.raises(BusyError):
             check_free(run, "c")
 
 
-def test_a_lease_outlasts_its_holder_until_its_time_is_over(run: RunStore) -> None:
+def test_a_lease_stays_valid_until_it_expires(run: RunStore) -> None:
     now = time.time()
     write_lease(run, renewed_at=now - 100, duration_s=300.0)
-    with pytest.raises(BusyError, match=r"attempt a on pod-7, which last gave a sign 10\d s ago.*free in (199|200) s"):
+    with pytest.raises(
+        BusyError, match=r"attempt a on pod-7, which last renewed its lease 10\d s ago.*expires in (199|200) s"
+    ):
         check_free(run, "b")
     write_lease(run, renewed_at=now - 301, duration_s=300.0)
     check_free(run, "b")
@@ -93,12 +98,12 @@ def test_a_lease_outlasts_its_holder_until_its_time_is_over(run: RunStore) -> No
     assert lease.owner == "b"
 
 
-def test_work_that_goes_on_renews_the_lease(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_is_renewed_while_the_holder_is_open(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIN_LEASE_S", "0.8")
     with holding(run, "a"):
         first = read_lease(run)
         assert first is not None
-        time.sleep(1.6)  # twice its time
+        time.sleep(1.6)  # twice its duration
         later = read_lease(run)
         assert later is not None
         assert later.renewed_at > first.renewed_at
@@ -106,7 +111,7 @@ def test_work_that_goes_on_renews_the_lease(run: RunStore, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("run", ["s3"], indirect=True)
-def test_an_attempt_that_lost_the_run_finds_out(
+def test_an_attempt_that_lost_the_lease_is_refused(
     run: RunStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SPIN_LEASE_S", "0.4")
@@ -118,15 +123,15 @@ def test_an_attempt_that_lost_the_run_finds_out(
             deadline = time.monotonic() + 10.0
             while not caplog.records and time.monotonic() < deadline:
                 time.sleep(0.05)
-        assert "this attempt has lost the run" in caplog.text
+        assert "this attempt has lost its lease" in caplog.text
         holder.release()
     lease = read_lease(run)
     assert lease is not None
-    assert (lease.owner, lease.duration_s) == ("b", 300.0)  # neither renewed nor given back by the one who lost it
+    assert (lease.owner, lease.duration_s) == ("b", 300.0)  # neither renewed nor released by the attempt that lost it
 
 
 @pytest.mark.timeout(60)
-def test_storage_that_is_down_for_a_while_does_not_lose_the_run(
+def test_the_lease_survives_a_short_outage_of_storage(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SPIN_LEASE_S", "1")
@@ -136,7 +141,7 @@ def test_storage_that_is_down_for_a_while_does_not_lose_the_run(
     try:
         with open_run(f"s3://{BUCKET}/run") as run, holding(run, "a") as holder:
             server.kill()
-            while "the lease is not renewed" not in caplog.text:
+            while "the lease could not be renewed" not in caplog.text:
                 time.sleep(0.05)
             server.start()
             deadline = time.monotonic() + 20.0
@@ -155,7 +160,7 @@ sys.stdin.read()
 """
 
 
-def test_a_process_of_this_machine_that_has_died_holds_nothing(run: RunStore) -> None:
+def test_the_lease_of_a_dead_local_process_is_free(run: RunStore) -> None:
     command = [sys.executable, "-c", HOLD, run.uri]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -167,9 +172,7 @@ def test_a_process_of_this_machine_that_has_died_holds_nothing(run: RunStore) ->
         check_free(run, "b")
 
 
-def test_between_two_steps_the_process_that_runs_them_holds_the_run(
-    run: RunStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_between_two_steps_the_runner_holds_the_lease(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as runner:
         assert runner.stdout is not None
@@ -183,7 +186,7 @@ def test_between_two_steps_the_process_that_runs_them_holds_the_run(
     check_free(run)
 
 
-def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
     with open_run(str(tmp_path)) as run, holding(run, "a"):
         lease = read_lease(run)
         assert lease is not None
@@ -194,7 +197,7 @@ def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path) -> None:
         write_lease(run, host=this_host(), process=f"{pid}:{int(started) - 1}")
         check_free(run, "b")
         write_lease(run, host="pod-7/boot", process=f"{pid}:{int(started) - 1}")
-        with pytest.raises(BusyError):  # whether it lives there, nobody here can know
+        with pytest.raises(BusyError):  # whether it runs there is unknown here
             check_free(run, "b")
 
 
@@ -211,7 +214,7 @@ def test_a_damaged_lease_is_an_error_that_names_it(tmp_path: Path, content: byte
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "0", "nan"])
-def test_a_duration_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_malformed_duration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("SPIN_LEASE_S", text)
     with open_run(str(tmp_path)) as run, pytest.raises(ConfigError, match=f"SPIN_LEASE_S = '{text}'"):
         LeaseHolder(run, "a", take_over=True).close()

@@ -12,7 +12,7 @@ from spin_components.store.run import open_run
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file with its content, hidden ones too."""
+    """Contents of all files below a folder by relative path, hidden ones included."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -38,13 +38,13 @@ def test_other_addresses_are_refused(uri: str, says: str) -> None:
         open_run(uri)
 
 
-def test_a_file_is_no_run(tmp_path: Path) -> None:
+def test_a_file_as_run_uri_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(ConfigError, match="is a file; expected a folder"):
         LocalRun(tmp_path / "run")
 
 
-def test_looking_at_a_run_does_not_create_it(tmp_path: Path) -> None:
+def test_reading_a_run_does_not_create_it(tmp_path: Path) -> None:
     run = LocalRun(tmp_path / "run")
     assert not run.exists("run.json")
     assert run.list("iterations", "*/checkpoint.json") == []
@@ -52,7 +52,7 @@ def test_looking_at_a_run_does_not_create_it(tmp_path: Path) -> None:
     assert not run.root.exists()
 
 
-def test_keys_and_addresses_are_each_others_inverse(tmp_path: Path) -> None:
+def test_keys_and_addresses_are_inverse(tmp_path: Path) -> None:
     run = LocalRun(tmp_path / "run")
     for key in ("run.json", "iterations/0/epochs/1/policy"):
         assert run.key_of(run.uri_of(key)) == key
@@ -61,11 +61,11 @@ def test_keys_and_addresses_are_each_others_inverse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", ["other/run.json", "run2/run.json", "run/../other/run.json"])
-def test_an_address_elsewhere_has_no_key(tmp_path: Path, elsewhere: str) -> None:
+def test_an_address_outside_the_run_has_no_key(tmp_path: Path, elsewhere: str) -> None:
     assert LocalRun(tmp_path / "run").key_of(f"{tmp_path}/{elsewhere}") is None
 
 
-def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_json_round_trips(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write_json("a/b.json", {"ü": [1, 1.5, None, True, "\u2028"]})
     assert run.read_json("a/b.json") == {"ü": [1, 1.5, None, True, "\u2028"]}
@@ -82,7 +82,7 @@ def test_json_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         run.read_json("a.json")
 
 
-def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_json_write_keeps_the_old_one(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write_json("a.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -94,7 +94,7 @@ def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     ("before", "after"),
     [(b'"lr": 0.1', b'"lr": 0.3'), (b'"a"', b'"b"'), (b'"checksum"', b'"checksun"'), (b"1,", b"2,")],
 )
-def test_json_that_was_changed_is_not_believed(tmp_path: Path, before: bytes, after: bytes) -> None:
+def test_changed_json_is_refused(tmp_path: Path, before: bytes, after: bytes) -> None:
     run = LocalRun(tmp_path)
     run.write_json("a.json", {"lr": 0.1, "a": [1, 1]})
     path = run.path("a.json")
@@ -105,7 +105,7 @@ def test_json_that_was_changed_is_not_believed(tmp_path: Path, before: bytes, af
         run.read_json("a.json")
 
 
-def test_nothing_is_there_until_a_write_ends(tmp_path: Path) -> None:
+def test_a_write_is_invisible_until_it_ends(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("a/b") as staged:
         staged.path.write_bytes(b"half")
@@ -115,7 +115,7 @@ def test_nothing_is_there_until_a_write_ends(tmp_path: Path) -> None:
     assert files_below(tmp_path) == {"a/b": b"whole"}
 
 
-def test_a_file_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_path: Path) -> None:
+def test_a_failed_file_write_keeps_only_the_old_file(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("a/b") as staged:
         staged.path.write_bytes(b"old")
@@ -125,7 +125,7 @@ def test_a_file_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_path
     assert files_below(tmp_path) == {"a/b": b"old"}
 
 
-def test_a_folder_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_path: Path) -> None:
+def test_a_failed_folder_write_keeps_only_the_old_folder(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("policy") as staged:
         staged.path.mkdir()
@@ -137,7 +137,7 @@ def test_a_folder_that_fails_to_be_written_leaves_the_old_one_and_no_more(tmp_pa
     assert files_below(tmp_path) == {"policy/weights": b"old"}
 
 
-def test_a_folder_replaces_the_one_before_whole(tmp_path: Path) -> None:
+def test_a_folder_replaces_the_previous_one_completely(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     for name in ("first", "second"):
         with run.staged("policy") as staged:
@@ -146,7 +146,7 @@ def test_a_folder_replaces_the_one_before_whole(tmp_path: Path) -> None:
     assert files_below(tmp_path) == {"policy/second": b"x"}
 
 
-def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_block_that_writes_nothing_keeps_the_old_content(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("policy") as staged:
         staged.path.mkdir()
@@ -156,7 +156,7 @@ def test_a_block_that_writes_nothing_leaves_what_was_there(tmp_path: Path) -> No
     assert files_below(tmp_path) == {"policy/weights": b"old"}
 
 
-def test_sweeping_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
+def test_sweeping_removes_only_partial_writes(tmp_path: Path) -> None:
     for name in ("a/b.json", "a/.c.json.12345678.part", "a/.policy.12345678.part/x/.y.12345678.part", "a/x.part"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def test_sweeping_removes_what_dead_writers_left_and_nothing_else(tmp_path: Path
     assert list(files_below(tmp_path)) == ["a/b.json", "a/x.part"]
 
 
-def test_deleting_counts_bytes(tmp_path: Path) -> None:
+def test_deleting_returns_the_freed_bytes(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("policy") as staged:
         (staged.path / "deep").mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_deleting_counts_bytes(tmp_path: Path) -> None:
     assert files_below(tmp_path) == {}
 
 
-def test_listing_gives_keys_in_order(tmp_path: Path) -> None:
+def test_listing_returns_sorted_keys(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     for key in ("iterations/1/checkpoint.json", "iterations/0/checkpoint.json", "iterations/0/other.json"):
         run.write_json(key, {})
@@ -188,7 +188,7 @@ def test_listing_gives_keys_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_listing_gives_files_as_deep_as_the_pattern_and_no_folders(tmp_path: Path) -> None:
+def test_listing_returns_files_at_the_depth_of_the_pattern(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     for key in ("a/x.json", "a/b/x.json", "a/b/c/x.json", "ab/x.json"):
         run.write_json(key, {})
@@ -198,7 +198,7 @@ def test_listing_gives_files_as_deep_as_the_pattern_and_no_folders(tmp_path: Pat
     assert run.list("", "*/x.json") == ["a/x.json", "ab/x.json"]
 
 
-def test_what_is_written_is_described_when_it_is_over(tmp_path: Path) -> None:
+def test_a_write_returns_digests(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("a/b") as file:
         file.path.write_bytes(b"abc")
@@ -210,7 +210,7 @@ def test_what_is_written_is_described_when_it_is_over(tmp_path: Path) -> None:
     assert folder.outputs == {"policy/deep/x": file.outputs["a/b"]}
 
 
-def test_sizes_are_of_every_file_but_those_being_written(tmp_path: Path) -> None:
+def test_sizes_exclude_partial_writes(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write("a/b", b"abc")
     run.write("a/.hidden", b"")
@@ -220,13 +220,13 @@ def test_sizes_are_of_every_file_but_those_being_written(tmp_path: Path) -> None
     assert run.sizes("absent") == {}
 
 
-def test_content_is_read_from_an_offset_on(tmp_path: Path) -> None:
+def test_content_is_read_from_an_offset(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     run.write("a", b"abcdef")
     assert [run.read("a"), run.read("a", 4), run.read("a", 6), run.read("b")] == [b"abcdef", b"ef", b"", None]
 
 
-def test_fetching_checks_every_file_and_says_what_to_delete(tmp_path: Path) -> None:
+def test_fetching_verifies_files_and_says_what_to_delete(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
     with run.staged("policy") as staged:
         staged.path.mkdir()
@@ -243,13 +243,13 @@ def test_fetching_checks_every_file_and_says_what_to_delete(tmp_path: Path) -> N
         run.fetch(absent, what="the policy")
 
 
-def test_probing_leaves_nothing_and_creates_the_folder(tmp_path: Path) -> None:
+def test_a_probe_creates_the_folder_and_leaves_no_file(tmp_path: Path) -> None:
     LocalRun(tmp_path / "runs" / "run").probe()
     assert (tmp_path / "runs" / "run").is_dir()
     assert files_below(tmp_path) == {}
 
 
-def test_probing_a_place_that_cannot_be_a_folder_says_so(tmp_path: Path) -> None:
+def test_a_probe_of_an_unusable_path_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(
         StorageAccessError, match=r"run\.uri = '.*/file/run' cannot be written and read back: Not a dir"

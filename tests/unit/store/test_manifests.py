@@ -49,17 +49,17 @@ def test_every_difference_of_inputs_is_listed(tmp_path: Path) -> None:
     assert finished(run, KEY, INPUTS) is not None  # neither reused nor overwritten
 
 
-def test_a_count_is_not_the_same_as_its_text() -> None:
+def test_a_count_differs_from_its_text() -> None:
     assert differing({"warmup": "1"}, {"warmup": 1}) == ["warmup was '1', now 1"]
 
 
-def test_long_values_are_cut_in_the_message() -> None:
+def test_long_values_are_shortened_in_the_message() -> None:
     (line,) = differing({"a": "x" * 500}, {"a": "y"})
     assert len(line) < 120
     assert line.endswith("…, now 'y'")
 
 
-def test_a_manifest_knows_what_it_wrote_below_a_folder() -> None:
+def test_outputs_below_a_folder_have_relative_paths() -> None:
     names = ("epochs/0/policy/a", "epochs/0/policy/b/c", "epochs/0/policy2/a", "epochs/0/metrics.json")
     outputs = {name: FileDigest(num_bytes=1, sha256=name) for name in names}
     manifest = Manifest(step="train-epoch", inputs={}, outputs=outputs)
@@ -67,13 +67,13 @@ def test_a_manifest_knows_what_it_wrote_below_a_folder() -> None:
     assert list(manifest.outputs_below("epochs/0/policy/")) == ["a", "b/c"]
 
 
-def test_a_missing_manifest_that_must_be_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"manifest\.json is missing"):
         read_manifest(LocalRun(tmp_path), KEY)
 
 
 @pytest.mark.parametrize("content", [{}, {"step": "x", "inputs": {}, "surprise": 1}])
-def test_json_that_is_no_manifest_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_json_that_is_not_a_manifest_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     run = LocalRun(tmp_path)
     run.write_json(KEY, content)
     with pytest.raises(IntegrityError, match=r"manifest\.json"):

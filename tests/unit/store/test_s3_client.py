@@ -23,16 +23,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def keys_of(environment: dict[str, str]) -> tuple[str, str, str | None]:
-    """What a client would sign with."""
+    """Access key, secret key and session token of a client."""
     client, _ = connect({**HERE, **environment})
     provider = client._provider
     assert provider is not None
-    found = provider.retrieve()
-    return found.access_key, found.secret_key, found.session_token
+    credentials = provider.retrieve()
+    return credentials.access_key, credentials.secret_key, credentials.session_token
 
 
 def address_of(client: Minio) -> str:
-    """Where a client would look for an object."""
+    """URL of an object, as a client builds it."""
     return str(client.get_presigned_url("GET", "bucket", "key")).partition("?")[0]
 
 
@@ -50,11 +50,11 @@ def test_an_endpoint_is_a_url_or_a_host(text: str, host: str, secure: bool) -> N
     assert find_endpoint({"S3_ENDPOINT": text}) == Endpoint(host, secure)
 
 
-def test_the_first_endpoint_that_is_set_holds_and_aws_without_one() -> None:
+def test_the_first_endpoint_variable_is_used_and_aws_without_one() -> None:
     names = ("S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    environment = {name: f"http://{place}.example.com" for place, name in enumerate(names)}
-    for place, name in enumerate(names):
-        assert find_endpoint(environment).host == f"{place}.example.com"
+    environment = {name: f"http://{number}.example.com" for number, name in enumerate(names)}
+    for number, name in enumerate(names):
+        assert find_endpoint(environment).host == f"{number}.example.com"
         environment[name] = ""
     assert find_endpoint(environment) == Endpoint("s3.amazonaws.com", True)
     assert find_endpoint({}).is_aws
@@ -73,7 +73,7 @@ def test_the_first_endpoint_that_is_set_holds_and_aws_without_one() -> None:
         "http://host:port",
     ],
 )
-def test_an_endpoint_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_endpoint_is_refused(text: str) -> None:
     with pytest.raises(
         ConfigError, match=re.escape(f"S3_ENDPOINT = {text!r}: expected http://host:port or https://ho")
     ):
@@ -82,12 +82,12 @@ def test_an_endpoint_that_is_none_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["http://access:hidden@host", "https://hidden@host/path", "access:hidden@host"])
 def test_keys_in_an_endpoint_are_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(ConfigError, match="S3_ENDPOINT holds keys; give them in AWS_ACCESS_KEY_ID and") as caught:
+    with pytest.raises(ConfigError, match="S3_ENDPOINT contains keys; set AWS_ACCESS_KEY_ID and") as caught:
         find_endpoint({"S3_ENDPOINT": text})
     assert "hidden" not in str(caught.value)
 
 
-def test_keys_have_three_pairs_of_names_in_this_order(tmp_path: Path) -> None:
+def test_keys_are_read_from_three_pairs_of_variables_in_order(tmp_path: Path) -> None:
     (tmp_path / "credentials").write_text("[default]\naws_access_key_id = a4\naws_secret_access_key = s4\n")
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "accesskey").write_text("a3\n")
@@ -114,7 +114,7 @@ def test_keys_have_three_pairs_of_names_in_this_order(tmp_path: Path) -> None:
     assert keys_of(environment) == ("a4", "s4", None)
 
 
-def test_a_profile_of_awss_file_may_be_named(home: Path) -> None:
+def test_a_profile_of_the_credentials_file_is_used(home: Path) -> None:
     (home / ".aws").mkdir()
     (home / ".aws" / "credentials").write_text(
         "[default]\naws_access_key_id = a\naws_secret_access_key = s\n"
@@ -125,7 +125,7 @@ def test_a_profile_of_awss_file_may_be_named(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "missing"),
+    ("present", "missing"),
     [
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
@@ -133,13 +133,15 @@ def test_a_profile_of_awss_file_may_be_named(home: Path) -> None:
         ("accesskey", "secretkey"),
     ],
 )
-def test_one_key_of_two_is_refused(found: str, missing: str) -> None:
-    with pytest.raises(StorageAccessError, match=f"{found} is set but {missing} is not; storage needs both") as caught:
-        connect({**HERE, found: "hidden", missing: ""})
+def test_one_key_without_the_other_is_refused(present: str, missing: str) -> None:
+    with pytest.raises(
+        StorageAccessError, match=f"{present} is set but {missing} is not; storage needs both"
+    ) as caught:
+        connect({**HERE, present: "hidden", missing: ""})
     assert "hidden" not in str(caught.value)
 
 
-def test_no_keys_at_all_are_refused_with_the_names_to_set() -> None:
+def test_the_error_without_keys_names_the_variables() -> None:
     says = r"no keys for http://127\.0\.0\.1:9000: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.* S3_SECRET_DIR"
     with pytest.raises(StorageAccessError, match=says):
         connect(HERE)
@@ -162,7 +164,7 @@ def test_a_mounted_secret_without_both_keys_is_refused(tmp_path: Path, contents:
     ],
     ids=["no-section", "percent"],
 )
-def test_a_credentials_file_that_cannot_be_read_is_refused_without_its_content(tmp_path: Path, text: str) -> None:
+def test_the_error_for_a_malformed_credentials_file_does_not_repeat_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "credentials").write_text(text)
     environment = {**HERE, "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials")}
     try:
@@ -172,7 +174,7 @@ def test_a_credentials_file_that_cannot_be_read_is_refused_without_its_content(t
         assert "credentials" in str(error)
 
 
-def test_the_style_of_addresses_is_by_path_but_on_aws_and_can_be_named() -> None:
+def test_the_addressing_style_is_path_except_on_aws_and_can_be_set() -> None:
     aws = {"S3_ENDPOINT": "https://s3.eu-west-1.amazonaws.com", "AWS_REGION": "eu-west-1", **KEYS}
     assert address_of(connect({**HERE, **KEYS})[0]) == "http://127.0.0.1:9000/bucket/key"
     assert address_of(connect(aws)[0]).startswith("https://bucket.s3.")
@@ -191,12 +193,12 @@ def test_the_style_of_addresses_is_by_path_but_on_aws_and_can_be_named() -> None
         ({"AWS_REGION": "c-d-1", "AWS_DEFAULT_REGION": "x"}, "c-d-1"),
     ],
 )
-def test_the_region_is_the_environments(variables: dict[str, str], region: str) -> None:
+def test_the_region_comes_from_the_environment(variables: dict[str, str], region: str) -> None:
     client, _ = connect({**HERE, **KEYS, **variables})
     assert client._base_url.region == region
 
 
 @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_certificates_that_are_not_there_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"names .*/absent\.pem, which is no file"):
+def test_missing_certificates_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.pem': there is no such file"):
         connect({**HERE, **KEYS, name: str(tmp_path / "absent.pem")})

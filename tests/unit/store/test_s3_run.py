@@ -21,13 +21,13 @@ OpenRun = Callable[[], S3Run]
 
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
-    """Of this test alone, on the server that all share."""
+    """A prefix for this test on the shared server."""
     return f"runs/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
 
 
 @pytest.fixture
 def open_it(s3: S3Server, prefix: str) -> Iterator[OpenRun]:
-    """Opens the test's run, each time anew; all are closed at the end."""
+    """Function that opens the test's run again; all are closed at the end."""
     opened: list[S3Run] = []
 
     def opening() -> S3Run:
@@ -53,7 +53,7 @@ def stored(s3: S3Server, prefix: str) -> Path:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file with its content."""
+    """Contents of all files below a folder, by relative path."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -70,12 +70,12 @@ def stage(run: S3Run, key: str, **files: bytes) -> Staged:
 
 @pytest.mark.parametrize("form", ["s3://{run}", "s3://{run}/", "S3://{run}//"])
 @pytest.mark.usefixtures("s3")
-def test_a_run_has_one_address_however_it_is_written(form: str) -> None:
+def test_the_address_of_a_run_is_normalized(form: str) -> None:
     with open_run(form.format(run="bucket/a/b")) as run:
         assert run.uri == "s3://bucket/a/b"
 
 
-def test_nothing_is_asked_of_the_storage_before_it_is_needed(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_run_sends_no_request(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with open_run("s3://bucket/run") as run:
         assert run.uri_of("a/b") == "s3://bucket/run/a/b"
@@ -87,22 +87,22 @@ def test_without_keys_a_run_cannot_be_opened(s3: S3Server, monkeypatch: pytest.M
         open_run("s3://bucket/run")
 
 
-def test_keys_and_addresses_are_each_others_inverse(run: S3Run) -> None:
+def test_keys_and_addresses_are_inverse(run: S3Run) -> None:
     for key in ("run.json", "iterations/0/epochs/1/policy", "ü b+%#?.json"):
         assert run.key_of(run.uri_of(key)) == key
 
 
 @pytest.mark.parametrize("elsewhere", ["{run}2/run.json", "{run}", "s3://other/a", "hf://org/name", "/a/b"])
-def test_an_address_elsewhere_has_no_key(run: S3Run, elsewhere: str) -> None:
+def test_an_address_outside_the_run_has_no_key(run: S3Run, elsewhere: str) -> None:
     assert run.key_of(elsewhere.format(run=run.uri)) is None
 
 
 def test_an_address_with_dots_is_refused(run: S3Run) -> None:
-    with pytest.raises(ConfigError, match=r"'\.' and '\.\.' have no meaning"):
+    with pytest.raises(ConfigError, match=r"object storage has no '\.' and '\.\.'"):
         run.key_of(f"{run.uri}/../other/run.json")
 
 
-def test_json_comes_back_as_it_was(run: S3Run, stored: Path) -> None:
+def test_json_round_trips(run: S3Run, stored: Path) -> None:
     run.write_json("a/b.json", {"ü": [1, 1.5, None, True, "\u2028"]})
     assert run.read_json("a/b.json") == {"ü": [1, 1.5, None, True, "\u2028"]}
     run.write_json("a/b.json", {"again": 1})
@@ -117,7 +117,7 @@ def test_json_that_is_missing_or_damaged_is_named(run: S3Run) -> None:
         run.read_json("a.json")
 
 
-def test_listing_gives_files_as_deep_as_the_pattern_in_order(run: S3Run) -> None:
+def test_listing_returns_sorted_files_at_the_depth_of_the_pattern(run: S3Run) -> None:
     for key in ("a/2/x.json", "a/10/x.json", "a/x.json", "a/1/y.json", "ab/1/x.json", "a/1/deep/x.json"):
         run.write_json(key, {})
     assert run.list("a", "*/x.json") == ["a/10/x.json", "a/2/x.json"]
@@ -127,7 +127,7 @@ def test_listing_gives_files_as_deep_as_the_pattern_in_order(run: S3Run) -> None
     assert (run.exists("a/x.json"), run.exists("a"), run.exists("a/x")) == (True, False, False)
 
 
-def test_nothing_is_there_until_a_write_ends(run: S3Run, stored: Path) -> None:
+def test_a_write_is_invisible_until_it_ends(run: S3Run, stored: Path) -> None:
     with run.staged("a/b") as staged:
         staged.path.write_bytes(b"half")
         assert not run.exists("a/b")
@@ -136,7 +136,7 @@ def test_nothing_is_there_until_a_write_ends(run: S3Run, stored: Path) -> None:
     assert staged.outputs == {"a/b": FileDigest(num_bytes=5, sha256=hashlib.sha256(b"whole").hexdigest())}
 
 
-def test_a_write_that_fails_leaves_the_old_one_and_no_more(run: S3Run, stored: Path) -> None:
+def test_a_failed_write_keeps_only_the_old_content(run: S3Run, stored: Path) -> None:
     stage(run, "policy", weights=b"old")
     with pytest.raises(RuntimeError, match="on the way"), run.staged("policy") as staged:
         staged.path.mkdir()
@@ -148,7 +148,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_more(run: S3Run, stored: P
     assert list(run.scratch.iterdir()) == []
 
 
-def test_a_folder_takes_the_place_of_the_one_before(run: S3Run, stored: Path) -> None:
+def test_a_folder_replaces_the_previous_one_completely(run: S3Run, stored: Path) -> None:
     stage(run, "policy", a=b"1", old=b"2", deep__old=b"3")
     run.write("policy2/x", b"of another folder")
     staged = stage(run, "policy", a=b"4", deep__new=b"")
@@ -156,27 +156,27 @@ def test_a_folder_takes_the_place_of_the_one_before(run: S3Run, stored: Path) ->
     assert {key: digest.num_bytes for key, digest in staged.outputs.items()} == {"policy/a": 1, "policy/deep/new": 0}
 
 
-def test_what_was_written_here_is_not_fetched(open_it: OpenRun, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_here_are_not_downloaded(open_it: OpenRun, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     staged = stage(open_it(), "policy", a=b"abc", deep__b=b"x")
-    monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{free_port()}")  # whoever asks now, asks nobody
+    monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{free_port()}")  # the storage is unreachable from now on
     folder = open_it().fetch(staged.outputs, what="the policy")
     assert ((folder / "policy/a").read_bytes(), (folder / "policy/deep/b").read_bytes()) == (b"abc", b"x")
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], None]:
-    """Makes this another machine: one with an empty cache."""
+    """Function that empties the cache, as on another machine."""
     return lambda: monkeypatch.setenv("SPIN_CACHE_DIR", str(tmp_path / "another cache"))
 
 
-def test_files_with_the_same_content_are_each_given(open_it: OpenRun, elsewhere: Callable[[], None]) -> None:
+def test_files_with_the_same_content_are_all_fetched(open_it: OpenRun, elsewhere: Callable[[], None]) -> None:
     staged = stage(open_it(), "policy", a=b"same", b=b"same", c=b"")
     elsewhere()
     folder = open_it().fetch(staged.outputs, what="the policy")
     assert [(folder / "policy" / name).read_bytes() for name in "abc"] == [b"same", b"same", b""]
 
 
-def test_a_run_gives_the_new_content_of_a_key(open_it: OpenRun, elsewhere: Callable[[], None]) -> None:
+def test_the_new_content_of_a_key_is_fetched(open_it: OpenRun, elsewhere: Callable[[], None]) -> None:
     first = stage(open_it(), "save", x=b"first")
     run = open_it()
     assert (run.fetch(first.outputs, what="x") / "save/x").read_bytes() == b"first"
@@ -192,7 +192,7 @@ def test_a_run_gives_the_new_content_of_a_key(open_it: OpenRun, elsewhere: Calla
     ],
     ids=["missing", "altered"],
 )
-def test_damage_is_found_and_said_with_what_to_do(
+def test_the_error_for_damage_says_what_to_do(
     open_it: OpenRun, stored: Path, elsewhere: Callable[[], None], damage: Callable[[Path], object], says: str
 ) -> None:
     run = open_it()
@@ -203,7 +203,7 @@ def test_damage_is_found_and_said_with_what_to_do(
         IntegrityError, match=rf"^{run.uri}/policy/a {says}\. the policy cannot be used; delete "
     ) as error:
         open_it().fetch(staged.outputs, what="the policy", made_by="m.json")
-    assert str(error.value).endswith(f"delete {run.uri}/m.json to have its step done again")
+    assert str(error.value).endswith(f"delete {run.uri}/m.json to have its step run again")
     assert not list(cache_folder().rglob("*.part"))
 
 
@@ -213,12 +213,12 @@ def test_an_object_of_another_size_is_damage(open_it: OpenRun, elsewhere: Callab
     run.write("policy/a", b"ab")
     elsewhere()
     with pytest.raises(
-        IntegrityError, match=rf"{run.uri}/policy/a has 2 bytes, expected 3\. x cannot be used; put back"
+        IntegrityError, match=rf"{run.uri}/policy/a has 2 bytes, expected 3\. x cannot be used; restore"
     ):
         open_it().fetch(staged.outputs, what="x")
 
 
-def test_deleting_counts_bytes_and_spares_neighbours(run: S3Run, stored: Path) -> None:
+def test_deleting_returns_the_freed_bytes_and_keeps_similar_keys(run: S3Run, stored: Path) -> None:
     stage(run, "policy", a=b"12345", deep__b=b"678")
     run.write("policy2", b"12")
     run.write("one", b"12")
@@ -226,7 +226,7 @@ def test_deleting_counts_bytes_and_spares_neighbours(run: S3Run, stored: Path) -
     assert files_below(stored) == {"policy2": b"12"}
 
 
-def test_sweeping_drops_what_dead_writers_left_and_nothing_else(run: S3Run, stored: Path, prefix: str) -> None:
+def test_sweeping_removes_only_leftovers_of_dead_writers(run: S3Run, stored: Path, prefix: str) -> None:
     run.write("kept", b"x")
     bucket = Bucket(BUCKET)
     upload = bucket.begin_upload(f"{prefix}/policy/weights")
@@ -243,13 +243,13 @@ def test_sweeping_drops_what_dead_writers_left_and_nothing_else(run: S3Run, stor
     assert files_below(run.scratch) == {"kept": b"x"}
 
 
-def test_probing_leaves_nothing(run: S3Run, stored: Path) -> None:
+def test_a_probe_leaves_no_object(run: S3Run, stored: Path) -> None:
     run.probe()
     assert not stored.exists() or files_below(stored) == {}
 
 
 @pytest.mark.parametrize("harm", ["nobody", "refused", "altered"])
-def test_probing_says_soon_what_does_not_work(
+def test_a_failing_probe_is_an_early_error(
     open_it: OpenRun, s3: S3Server, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     says = {"nobody": "check that the storage runs", "refused": "AccessDenied", "altered": "other bytes than were writ"}
@@ -261,15 +261,15 @@ def test_probing_says_soon_what_does_not_work(
             open_it().probe()
 
 
-def test_long_transfers_tell_how_far_they_are(run: S3Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_transfers_report_their_progress(run: S3Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_QUIET_BYTES", 100)
     monkeypatch.setattr(transfer, "PART_BYTES", 100)
-    told: list[tuple[str, int, int]] = []
-    run.on_progress = lambda what, done, total: told.append((what, done, total))
+    reports: list[tuple[str, int, int]] = []
+    run.on_progress = lambda what, done, total: reports.append((what, done, total))
     stage(run, "policy", a=b"x" * 250, b=b"y" * 50)
-    assert {(what, total) for what, _, total in told} == {("storing policy", 300)}
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert (told[-1][1], len(told)) == (300, 4)  # three parts and a small file
-    told.clear()
+    assert {(what, total) for what, _, total in reports} == {("storing policy", 300)}
+    assert [done for _, done, _ in reports] == sorted(done for _, done, _ in reports)
+    assert (reports[-1][1], len(reports)) == (300, 4)  # three parts and a small file
+    reports.clear()
     stage(run, "small", a=b"x" * 100)
-    assert told == []
+    assert reports == []

@@ -25,7 +25,7 @@ def sources() -> Iterator[Sources]:
 
 @pytest.fixture(params=["local", "s3"])
 def put(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> Put:
-    """Puts files into a folder or below a prefix; returns its address."""
+    """Function that writes files to a folder or below a prefix and returns its address."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
     folder = tmp_path / "data" if request.param == "local" else s3.path(f"sources/{name}")
     address = str(folder) if request.param == "local" else f"s3://{BUCKET}/sources/{name}"
@@ -40,7 +40,7 @@ def put(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> Put:
     return putting
 
 
-def test_one_file_is_known_by_its_own_address(put: Put, sources: Sources) -> None:
+def test_a_single_file_has_its_own_address(put: Put, sources: Sources) -> None:
     address = put(**{"a.jsonl": b"abc", "b.jsonl": b"x"}) + "/a.jsonl"
     source = sources.open_data(address, what="data.train")
     assert (source.uri, source.names, source.is_file) == (address, ("a.jsonl",), True)
@@ -48,7 +48,7 @@ def test_one_file_is_known_by_its_own_address(put: Put, sources: Sources) -> Non
     assert source.digests == {"a.jsonl": FileDigest(num_bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())}
 
 
-def test_every_data_file_of_a_folder_is_taken_in_the_order_of_names(put: Put, sources: Sources) -> None:
+def test_all_data_files_of_a_folder_are_opened_sorted(put: Put, sources: Sources) -> None:
     names = ["b/x.jsonl.gz", "10.jsonl", "9.json", "a.parquet", "b/c/y.json.gz"]
     left = ["README.md", ".hidden.jsonl", ".folder/x.jsonl", "b/.z.json", "x.csv", "jsonl", "x.jsonl.bak", "y.gz"]
     address = put(**{name: name.encode() for name in names + left})
@@ -60,35 +60,35 @@ def test_every_data_file_of_a_folder_is_taken_in_the_order_of_names(put: Put, so
     ]
 
 
-def test_a_prefix_is_no_part_of_a_name(put: Put, sources: Sources) -> None:
+def test_names_are_relative_to_the_prefix(put: Put, sources: Sources) -> None:
     address = put(**{"data/a.jsonl": b"1", "data2/a.jsonl": b"2", "data.jsonl": b"3"})
     assert sources.open_data(f"{address}/data", what="data.train").names == ("a.jsonl",)
 
 
-def test_a_folder_that_is_named_is_taken_though_it_is_hidden(put: Put, sources: Sources) -> None:
+def test_a_hidden_folder_can_be_named(put: Put, sources: Sources) -> None:
     address = put(**{".private/a.jsonl": b"1"})
     assert sources.open_data(f"{address}/.private", what="data.train").names == ("a.jsonl",)
 
 
-def test_a_file_that_is_named_is_taken_though_its_folder_is_hidden(put: Put, sources: Sources) -> None:
+def test_a_file_in_a_hidden_folder_can_be_named(put: Put, sources: Sources) -> None:
     address = put(**{".private/a.jsonl": b"1"})
     assert sources.open_data(f"{address}/.private/a.jsonl", what="data.train").names == ("a.jsonl",)
 
 
 @pytest.mark.parametrize("below", ["", "/absent", "/absent.jsonl", "/notes.txt"])
-def test_where_no_data_is_the_setting_is_named(put: Put, sources: Sources, below: str) -> None:
+def test_the_error_without_data_names_the_setting(put: Put, sources: Sources, below: str) -> None:
     address = put(**{"notes.txt": b"x"}) + below
     with pytest.raises(
-        DataError, match=r"data\.train = .*(does not exist, expected|holds no data|has the suffix '\.txt')"
+        DataError, match=r"data\.train = .*(does not exist, expected|contains no data|has the suffix '\.txt')"
     ):
         sources.open_data(address, what="data.train")
 
 
-def test_a_local_file_of_another_suffix_is_told_which_are_known(tmp_path: Path, sources: Sources) -> None:
+def test_the_error_for_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, sources: Sources) -> None:
     (tmp_path / "a.csv").touch()
     with pytest.raises(DataError, match=rf"has the suffix '\.csv', {SUFFIXES}; convert or rename the file"):
         sources.open_data(str(tmp_path / "a.csv"), what="data.train")
-    with pytest.raises(DataError, match=rf"holds no data file; {SUFFIXES} in it"):
+    with pytest.raises(DataError, match=rf"contains no data file; {SUFFIXES} in it"):
         sources.open_data(str(tmp_path), what="data.train")
     with pytest.raises(DataError, match=r"does not exist, .*; check the path and the mounts"):
         sources.open_data(str(tmp_path / "absent.jsonl"), what="data.train")
@@ -102,11 +102,11 @@ def test_other_addresses_are_refused(sources: Sources, uri: str) -> None:
 
 @pytest.mark.usefixtures("s3")
 def test_a_missing_bucket_is_named(sources: Sources) -> None:
-    with pytest.raises(StorageAccessError, match=r"s3://absent/.*there is no such bucket"):
+    with pytest.raises(StorageAccessError, match=r"s3://absent/.*the bucket does not exist"):
         sources.open_data("s3://absent/data", what="data.train")
 
 
-def test_a_model_is_every_visible_file(put: Put, sources: Sources) -> None:
+def test_a_model_is_all_visible_files(put: Put, sources: Sources) -> None:
     files = {"config.json": b"{}", "model.safetensors": b"weights", "deep/x.txt": b"", ".git/config": b"", ".x": b""}
     address = put(**files)
     source = sources.open_model(address, what="model.base")
@@ -115,11 +115,11 @@ def test_a_model_is_every_visible_file(put: Put, sources: Sources) -> None:
     assert source.uri == address
 
 
-def test_a_model_that_is_not_there_has_no_files(put: Put, sources: Sources) -> None:
+def test_a_missing_model_has_no_files(put: Put, sources: Sources) -> None:
     assert sources.open_model(put() + "/absent", what="model.base").names == ()
 
 
-def test_a_model_that_is_known_is_checked(put: Put, sources: Sources) -> None:
+def test_a_model_with_known_digests_is_verified(put: Put, sources: Sources) -> None:
     address = put(**{"config.json": b"{}", "model.safetensors": b"abc", "new.txt": b"does not matter"})
     files = {
         name: digest for name, digest in sources.open_model(address, what="x").digests.items() if name != "new.txt"
@@ -127,7 +127,7 @@ def test_a_model_that_is_known_is_checked(put: Put, sources: Sources) -> None:
     folder = sources.fetch_model(address, files, what="the base model")
     assert (folder / "config.json").read_bytes() == b"{}"
     put(**{"model.safetensors": b"abcd"})
-    remedy = r"the base model cannot be used; put back the model that the run began with, or begin another run"
+    remedy = r"the base model cannot be used; restore the model that the run started with, or start another run"
     with pytest.raises(IntegrityError, match=rf"^{address}/model\.safetensors has 4 bytes, expected 3\. {remedy}"):
         sources.fetch_model(address, files, what="the base model")
     files["absent.json"] = FileDigest(num_bytes=7, sha256="0" * 64)
@@ -135,7 +135,7 @@ def test_a_model_that_is_known_is_checked(put: Put, sources: Sources) -> None:
         sources.fetch_model(address, files, what="the base model")
 
 
-def test_what_was_fetched_once_is_not_fetched_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_files_are_not_downloaded_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     path = s3.path("sources/cached/a.jsonl")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"first")
@@ -155,7 +155,7 @@ def test_what_was_fetched_once_is_not_fetched_again(s3: S3Server, monkeypatch: p
     assert first_gets == [1, 1, 2, 2]
 
 
-def test_what_was_fetched_is_gone_from_sight_at_the_end(s3: S3Server) -> None:
+def test_closing_removes_downloaded_files(s3: S3Server) -> None:
     s3.path("sources/gone").mkdir(parents=True)
     s3.path("sources/gone/a.jsonl").write_bytes(b"x")
     with Sources() as sources:

@@ -19,7 +19,7 @@ from spin_components.store.transfer import Transfers
 from unit.store.loopback import Loopback, Script, listening, refusal, reply, times
 
 PART = 64 << 10
-"""Bytes of a part, and of a request of a download, in these tests; the server here takes parts of any size."""
+"""Size in bytes of an upload part and of a download range in these tests; the test server accepts parts of any size."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ def transfers(bucket: Bucket) -> Iterator[Transfers]:
 
 
 def written(path: Path, num_bytes: int) -> Path:
-    """A file in which no two parts are alike."""
-    blocks = (hashlib.sha256(str(place).encode()).digest() for place in range(num_bytes // 32 + 1))
+    """Write a file whose parts all differ."""
+    blocks = (hashlib.sha256(str(number).encode()).digest() for number in range(num_bytes // 32 + 1))
     path.write_bytes(b"".join(blocks)[:num_bytes])
     return path
 
@@ -51,7 +51,7 @@ def written(path: Path, num_bytes: int) -> Path:
     ("num_bytes", "num_parts"),
     [(0, 0), (1, 0), (PART - 1, 0), (PART, 0), (PART + 1, 2), (2 * PART, 2), (20 * PART + 7, 21)],
 )
-def test_a_file_of_any_size_comes_back_with_its_digest(
+def test_files_of_all_sizes_round_trip_with_their_digest(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int, num_parts: int
 ) -> None:
     path = written(tmp_path / "up", num_bytes)
@@ -68,16 +68,16 @@ def test_a_file_of_any_size_comes_back_with_its_digest(
     assert (tmp_path / "down").read_bytes() == path.read_bytes() == s3.path(key).read_bytes()
 
 
-def test_many_files_are_moved_each_to_its_key(transfers: Transfers, tmp_path: Path, s3: S3Server) -> None:
+def test_many_files_are_transferred_each_to_its_key(transfers: Transfers, tmp_path: Path, s3: S3Server) -> None:
     paths = {written(tmp_path / f"{number}", number * PART // 2): f"many/{number}" for number in range(12)}
-    found = transfers.upload_all(paths)
-    assert found == {key: digest_file(path) for path, key in paths.items()}
-    targets = {key: (tmp_path / f"down-{path.name}", found[key].num_bytes) for path, key in paths.items()}
-    assert transfers.download_all(targets) == found
-    assert all(digest_file(targets[key][0]) == found[key] for key in found)
+    digests = transfers.upload_all(paths)
+    assert digests == {key: digest_file(path) for path, key in paths.items()}
+    targets = {key: (tmp_path / f"down-{path.name}", digests[key].num_bytes) for path, key in paths.items()}
+    assert transfers.download_all(targets) == digests
+    assert all(digest_file(targets[key][0]) == digests[key] for key in digests)
 
 
-def test_what_is_done_is_reported_byte_by_byte(transfers: Transfers, tmp_path: Path) -> None:
+def test_transferred_bytes_are_reported(transfers: Transfers, tmp_path: Path) -> None:
     path = written(tmp_path / "up", 5 * PART + 3)
     done: list[int] = []
     transfers.upload_all({path: "reported"}, done.append)
@@ -87,14 +87,14 @@ def test_what_is_done_is_reported_byte_by_byte(transfers: Transfers, tmp_path: P
     assert sum(done) == 5 * PART + 3
 
 
-def test_a_file_already_there_is_overwritten(transfers: Transfers, tmp_path: Path) -> None:
+def test_an_existing_file_is_overwritten(transfers: Transfers, tmp_path: Path) -> None:
     path = written(tmp_path / "up", PART + 1)
     transfers.upload(path, "overwritten")
     (tmp_path / "down").write_bytes(b"longer" * PART)
     assert transfers.download("overwritten", tmp_path / "down", PART + 1) == digest_file(tmp_path / "down")
 
 
-def test_a_file_has_no_more_parts_than_s3_takes() -> None:
+def test_the_number_of_parts_is_within_s3s_limit() -> None:
     # 10 000 parts of 64 KiB, and one byte: each part is a byte larger
     assert transfer._part_size(10_000 * PART) == PART
     assert transfer._part_size(10_000 * PART + 1) == PART + 1
@@ -102,7 +102,7 @@ def test_a_file_has_no_more_parts_than_s3_takes() -> None:
 
 
 def uploading(s3: S3Server, monkeypatch: pytest.MonkeyPatch, path: Path, key: str, script: Script) -> Loopback:
-    """Upload a file through a server of the test; returns the server, which has ended."""
+    """Upload a file through a scripted server; returns the server, which has stopped."""
     with listening(script, s3.port) as server:
         monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
         transfers = Transfers(Bucket(BUCKET, deadline_s=5.0))
@@ -113,7 +113,7 @@ def uploading(s3: S3Server, monkeypatch: pytest.MonkeyPatch, path: Path, key: st
     return server
 
 
-def test_nothing_is_there_before_the_upload_is_complete(
+def test_an_object_is_invisible_until_the_upload_is_complete(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bytes | None] = []
@@ -128,7 +128,7 @@ def test_nothing_is_there_before_the_upload_is_complete(
 
 
 @pytest.mark.parametrize("answer", [refusal(503, "SlowDown"), b""], ids=["slow", "reset"])
-def test_a_part_that_fails_is_sent_again(
+def test_a_failed_part_is_sent_again(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
     path = written(tmp_path / "up", 3 * PART)
@@ -139,7 +139,7 @@ def test_a_part_that_fails_is_sent_again(
     assert bucket.uploads("resent") == []
 
 
-def test_an_upload_whose_last_answer_is_lost_is_complete(
+def test_an_upload_whose_last_response_is_lost_is_complete(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, lost = written(tmp_path / "up", 3 * PART), list[str]()
@@ -147,7 +147,7 @@ def test_an_upload_whose_last_answer_is_lost_is_complete(
     def lose(request: str) -> bytes | None:
         if not request.startswith("POST") or "?uploadId" not in request or lost:
             return None
-        # the server has done it, but its answer does not arrive
+        # the server has completed the upload, but its response is lost
         lost.append(request)
         (upload,) = bucket.uploads("lost")
         parts = [Part(number + 1, hashlib.md5(part).hexdigest()) for number, part in enumerate(split(path))]
@@ -161,13 +161,13 @@ def test_an_upload_whose_last_answer_is_lost_is_complete(
 
 def split(path: Path) -> list[bytes]:
     content = path.read_bytes()
-    return [content[place : place + PART] for place in range(0, len(content), PART)]
+    return [content[start : start + PART] for start in range(0, len(content), PART)]
 
 
-def test_an_upload_that_ends_in_an_error_under_200_is_ended_again(
+def test_a_completion_with_an_error_in_a_200_response_is_retried(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # S3 answers CompleteMultipartUpload with 200 before it knows, and puts the error in the body
+    # S3 sends status 200 for CompleteMultipartUpload early, and a later error in the body
     body = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>Try again</Message></Error>"
     path, left = written(tmp_path / "up", 3 * PART), [reply(200, body)]
 
@@ -180,7 +180,7 @@ def test_an_upload_that_ends_in_an_error_under_200_is_ended_again(
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "SlowDown"])
-def test_an_upload_that_fails_leaves_no_object_and_no_parts(
+def test_a_failed_upload_leaves_no_object_and_no_parts(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     path = written(tmp_path / "up", 20 * PART)
@@ -192,7 +192,7 @@ def test_an_upload_that_fails_leaves_no_object_and_no_parts(
     assert bucket.uploads("failed") == []
 
 
-def test_a_file_that_changes_while_it_is_uploaded_is_no_object(
+def test_a_file_that_changes_during_its_upload_is_not_stored(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "up", 20 * PART)
@@ -206,7 +206,7 @@ def test_a_file_that_changes_while_it_is_uploaded_is_no_object(
     assert (bucket.get("changing"), bucket.uploads("changing")) == (None, [])
 
 
-def test_one_file_that_fails_fails_all_and_the_next_transfer_works(
+def test_one_failed_file_fails_the_transfer_and_the_next_one_works(
     transfers: Transfers, tmp_path: Path, bucket: Bucket
 ) -> None:
     for name in ("a", "b"):
@@ -219,7 +219,7 @@ def test_one_file_that_fails_fails_all_and_the_next_transfer_works(
     assert transfers.download_all(wanted) == {"some/a": abc, "some/b": abc}
 
 
-def test_parts_that_arrive_cut_are_fetched_again(
+def test_truncated_parts_are_downloaded_again(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "up", 10 * PART)
@@ -257,7 +257,7 @@ print((peak() - before) / (PART_BYTES if sys.argv[3] == "up" else RANGE_BYTES))
 """
 
 
-def test_memory_is_bounded_by_parts_and_not_by_files(s3: S3Server, tmp_path: Path) -> None:
+def test_memory_depends_on_parts_not_on_files(s3: S3Server, tmp_path: Path) -> None:
     # three files of 96 MiB: 18 parts that are sent, 6 ranges that are received, the files' pages counted
     command = [sys.executable, "-c", MEASURE, BUCKET, str(tmp_path)]
     peaks = {}
@@ -266,5 +266,5 @@ def test_memory_is_bounded_by_parts_and_not_by_files(s3: S3Server, tmp_path: Pat
         peaks[way] = float(done.stdout)
     for name in "abc":
         s3.path(f"large/{name}").unlink()
-    assert peaks["up"] < 7 + 1  # parts: what `Transfers` promises, and some room for the interpreter
+    assert peaks["up"] < 7 + 1  # parts: the documented bound, and one for the interpreter
     assert peaks["down"] < 3 + 0.5

@@ -12,7 +12,7 @@ from spin_components.settings import Settings
 
 @pytest.fixture
 def make_tracked() -> Callable[..., Settings]:
-    """Settings whose `[tracking]` is what is given."""
+    """Function that creates settings with a `[tracking]` section."""
 
     def make(**tracking: Any) -> Settings:
         values = {"model": {"base": "m"}, "data": {"train": "d"}, "run": {"name": "tiny"}, "tracking": tracking}

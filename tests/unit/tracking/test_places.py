@@ -1,4 +1,4 @@
-"""Each tracker with its real library, offline: what is logged in pieces reads back as one curve."""
+"""Each tracker with its real library, offline: metrics logged by several processes read back as one curve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from s3_server import BUCKET, S3Server
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import Outcome, open_trackers
+from spin_components.tracking.trackers import AttemptState, open_trackers
 from unit.tracking import wandb_files
 
 pytestmark = pytest.mark.usefixtures("patient_trackers")
@@ -20,32 +20,32 @@ MakeTracked = Callable[..., Settings]
 LOSSES = [0.7, 0.6, 0.5, 0.4, 0.3]
 
 
-def log(run: RunStore, settings: Settings, steps: range, outcome: Outcome = "running") -> None:
-    """What one process does: losses of some steps, and val_loss after the last of them."""
+def log(run: RunStore, settings: Settings, steps: range, state: AttemptState = "running") -> None:
+    """Log as one process: the losses of some steps, and val_loss after the last one."""
     warnings: list[str] = []
     trackers = open_trackers(run, settings, warnings.append)
     assert trackers is not None
     for step in steps:
         trackers.log("train", step, {"loss": LOSSES[step - 1], "lr": 1e-3})
     trackers.log("validation", steps[-1], {"val_loss": 2 * LOSSES[steps[-1] - 1]})
-    trackers.close(outcome)
+    trackers.close(state)
     assert warnings == []
 
 
 def log_in_pieces(run: RunStore, settings: Settings) -> None:
-    """Three steps; the last two of them again, and one more, as after a save that lay before them; then the last."""
+    """Log three steps, then as if resumed from a save steps 2 to 4, then the last one."""
     log(run, settings, range(1, 4))
     log(run, settings, range(2, 5))
     log(run, settings, range(5, 6), "ended")
 
 
 def tensorboard_curve(folder: Path, series: str, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard shows."""
+    """Read a curve as TensorBoard shows it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder / "tensorboard" / series))
-    found.Reload()
-    return [(scalar.step, round(scalar.value, 6)) for scalar in found.Scalars(tag)]
+    events = EventAccumulator(str(folder / "tensorboard" / series))
+    events.Reload()
+    return [(scalar.step, round(scalar.value, 6)) for scalar in events.Scalars(tag)]
 
 
 def test_tensorboard_shows_each_step_once(tmp_path: Path, make_tracked: MakeTracked) -> None:
@@ -54,7 +54,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path, make_tracked: MakeTrac
     assert tensorboard_curve(tmp_path, "validation", "val_loss") == [(3, 1.0), (4, 0.8), (5, 0.6)]
 
 
-def test_tensorboards_files_lie_in_the_bucket_of_the_run(
+def test_tensorboard_files_are_in_the_bucket_of_the_run(
     s3: S3Server, tmp_path: Path, make_tracked: MakeTracked
 ) -> None:
     with open_run(f"s3://{BUCKET}/tracked") as run:
@@ -73,26 +73,26 @@ def test_mlflow_has_one_run_and_each_step_once(tmp_path: Path, make_tracked: Mak
     run = LocalRun(tmp_path / "run")
     log_in_pieces(run, settings)
     client = mlflow_client(settings)
-    (found,) = client.search_runs([client.get_experiment_by_name("games").experiment_id])
-    assert (found.info.run_name, found.info.status) == ("tiny", "FINISHED")
-    assert found.data.params["training.global_batch_size"] == "64"
-    assert found.data.tags["spin.run_uri"] == run.uri
-    history = client.get_metric_history(found.info.run_id, "loss")
+    (logged,) = client.search_runs([client.get_experiment_by_name("games").experiment_id])
+    assert (logged.info.run_name, logged.info.status) == ("tiny", "FINISHED")
+    assert logged.data.params["training.global_batch_size"] == "64"
+    assert logged.data.tags["spin.run_uri"] == run.uri
+    history = client.get_metric_history(logged.info.run_id, "loss")
     assert sorted((metric.step, metric.value) for metric in history) == list(enumerate(LOSSES, start=1))
-    assert run.read_json("tracking/mlflow.json")["run_id"] == found.info.run_id
+    assert run.read_json("tracking/mlflow.json")["run_id"] == logged.info.run_id
 
 
-def test_another_server_gets_a_run_of_its_own(tmp_path: Path, make_tracked: MakeTracked) -> None:
+def test_another_server_gets_its_own_run(tmp_path: Path, make_tracked: MakeTracked) -> None:
     run = LocalRun(tmp_path / "run")
     for name in ("one", "two"):
         settings = make_tracked(mlflow_uri=f"file://{tmp_path}/{name}")
         log(run, settings, range(1, 3), "failed")
         client = mlflow_client(settings)
-        (found,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
-        assert (found.info.status, found.data.metrics["loss"]) == ("FAILED", 0.6)
+        (logged,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
+        assert (logged.info.status, logged.data.metrics["loss"]) == ("FAILED", 0.6)
 
 
-def test_wandb_offline_goes_on_with_one_run_and_each_step_once(tmp_path: Path, make_tracked: MakeTracked) -> None:
+def test_wandb_offline_continues_one_run_with_each_step_once(tmp_path: Path, make_tracked: MakeTracked) -> None:
     run = LocalRun(tmp_path)
     log_in_pieces(run, make_tracked(wandb_project="games", wandb_mode="offline"))
     assert set(wandb_files.run_ids(tmp_path)) == {run.read_json("tracking/wandb.json")["id"]}
@@ -102,7 +102,7 @@ def test_wandb_offline_goes_on_with_one_run_and_each_step_once(tmp_path: Path, m
     assert [(row["global_step"], row["val_loss"]) for row in checks] == [(3, 1.0), (4, 0.8), (5, 0.6)]
 
 
-def test_wandbs_offline_files_lie_in_the_bucket_of_the_run(
+def test_wandb_offline_files_are_in_the_bucket_of_the_run(
     s3: S3Server, tmp_path: Path, make_tracked: MakeTracked
 ) -> None:
     with open_run(f"s3://{BUCKET}/offline") as run:
@@ -111,6 +111,6 @@ def test_wandbs_offline_files_lie_in_the_bucket_of_the_run(
 
 
 @pytest.mark.parametrize("uri", ["http://user:word@host", "https://host?token=abc", "host:5000", "ftp://host"])
-def test_an_address_with_keys_or_none_at_all_is_refused(uri: str, make_tracked: MakeTracked) -> None:
+def test_an_address_with_credentials_or_without_scheme_is_refused(uri: str, make_tracked: MakeTracked) -> None:
     with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_USERNAME|write http://"):
         make_tracked(mlflow_uri=uri)

@@ -13,15 +13,15 @@ from spin_components.lora.packages import check_packages
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.tracking import trackers as module
-from spin_components.tracking.trackers import Outcome, Point, Trackers, open_trackers
+from spin_components.tracking.trackers import AttemptState, Point, Trackers, open_trackers
 
 
-class Kept:
-    """A tracker that keeps what it gets, and fails as often as it is told to."""
+class RecordingTracker:
+    """A tracker that records points and fails a number of times."""
 
     def __init__(self, fails: int = 0) -> None:
         self.points: list[Point] = []
-        self.outcome: Outcome | None = None
+        self.state: AttemptState | None = None
         self._fails = fails
 
     def log(self, points: Collection[Point]) -> None:
@@ -33,25 +33,25 @@ class Kept:
     def flush(self) -> None:
         pass
 
-    def close(self, outcome: Outcome) -> None:
-        self.outcome = outcome
+    def close(self, state: AttemptState) -> None:
+        self.state = state
 
 
-def test_points_arrive_in_their_order_and_the_outcome_last() -> None:
-    kept, warnings = Kept(), list[str]()
+def test_points_arrive_in_order_and_the_state_last() -> None:
+    kept, warnings = RecordingTracker(), list[str]()
     trackers = Trackers({"kept": lambda: kept}, warnings.append)
     for step in range(100):
         trackers.log("train", step, {"loss": step / 2})
     trackers.flush()
     assert [(point.step, point.values["loss"]) for point in kept.points] == [(step, step / 2) for step in range(100)]
     trackers.close("ended")
-    assert kept.outcome == "ended"
+    assert kept.state == "ended"
     assert warnings == []
 
 
-def test_a_tracker_that_fails_warns_once_and_gets_all_when_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_tracker_warns_once_and_gets_all_points_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RETRY_S", 0.01)
-    kept, other, warnings = Kept(fails=2), Kept(), list[str]()
+    kept, other, warnings = RecordingTracker(fails=2), RecordingTracker(), list[str]()
     trackers = Trackers({"kept": lambda: kept, "other": lambda: other}, warnings.append)
     for step in range(3):
         trackers.log("train", step, {"loss": 0.5})
@@ -59,11 +59,11 @@ def test_a_tracker_that_fails_warns_once_and_gets_all_when_it_is_back(monkeypatc
     trackers.close("running")
     assert [point.step for point in kept.points] == [0, 1, 2]
     assert [point.step for point in other.points] == [0, 1, 2]
-    assert warnings == ["kept takes no metrics: ConnectionError: nobody listens. Training goes on without it"]
+    assert warnings == ["kept failed: ConnectionError: nobody listens. Training continues without it"]
 
 
-def test_a_tracker_that_cannot_be_opened_loses_points_and_says_how_many() -> None:
-    def refuse() -> Kept:
+def test_points_lost_by_a_tracker_that_cannot_be_opened_are_counted() -> None:
+    def refuse() -> RecordingTracker:
         raise OSError("no such server")
 
     warnings: list[str] = []
@@ -72,25 +72,25 @@ def test_a_tracker_that_cannot_be_opened_loses_points_and_says_how_many() -> Non
         trackers.log("train", step, {"loss": 0.5})
     trackers.close("ended")
     assert warnings == [
-        "refusing takes no metrics: OSError: no such server. Training goes on without it",
-        "refusing did not get 5 points; the run's own metrics have them",
+        "refusing failed: OSError: no such server. Training continues without it",
+        "5 points were not delivered to refusing; the run's own metrics contain them",
     ]
 
 
-def test_a_tracker_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.2)
+def test_a_hanging_tracker_does_not_block_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     release = threading.Event()
 
-    def hang() -> Kept:
+    def hang() -> RecordingTracker:
         release.wait()
-        return Kept()
+        return RecordingTracker()
 
     warnings: list[str] = []
     trackers = Trackers({"hanging": hang}, warnings.append)
     trackers.log("train", 1, {"loss": 0.5})
-    trackers.close("ended")  # would wait for ever, and the test for its time limit
+    trackers.close("ended")  # without its timeout this would hang
     release.set()
-    assert warnings == ["hanging did not get 1 points; the run's own metrics have them"]
+    assert warnings == ["1 points were not delivered to hanging; the run's own metrics contain them"]
 
 
 @pytest.mark.usefixtures("patient_trackers")
@@ -101,15 +101,15 @@ def test_a_server_that_is_down_is_a_warning(tmp_path: Path, make_tracked: Callab
     assert trackers is not None
     trackers.log("train", 1, {"loss": 0.5})
     trackers.close("ended")
-    assert warnings[0].startswith("MLflow takes no metrics: ")
-    assert warnings[-1] == "MLflow did not get 1 points; the run's own metrics have them"
+    assert warnings[0].startswith("MLflow failed: ")
+    assert warnings[-1] == "1 points were not delivered to MLflow; the run's own metrics contain them"
 
 
-def test_nothing_is_opened_where_nothing_is_wanted(tmp_path: Path, make_tracked: Callable[..., Settings]) -> None:
+def test_no_trackers_are_opened_by_default(tmp_path: Path, make_tracked: Callable[..., Settings]) -> None:
     assert open_trackers(LocalRun(tmp_path), make_tracked(), lambda message: None) is None
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_packages(TrackingSettings())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tracking\.wandb_project is set, but the package wandb is not installed"):

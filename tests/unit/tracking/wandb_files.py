@@ -1,4 +1,4 @@
-"""What W&B's offline files hold: records in LevelDB's log format, each a protobuf message."""
+"""Reader of W&B's offline files: records in LevelDB's log format, each a protobuf message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """Rows that were logged, over all offline runs below a folder, oldest run first."""
+    """Return the logged rows of all offline runs below a folder, oldest run first."""
     rows = []
     for record in _records(folder):
         if record.HasField("history"):
@@ -38,17 +38,17 @@ def _records(folder: Path) -> Iterator[Any]:
 
 
 def _contents(data: bytes) -> Iterator[bytes]:
-    place, parts = _FILE_HEADER, b""
-    while place + _HEADER <= len(data):
-        left = _BLOCK - place % _BLOCK
+    position, parts = _FILE_HEADER, b""
+    while position + _HEADER <= len(data):
+        left = _BLOCK - position % _BLOCK
         if left < _HEADER:
-            place += left
+            position += left
             continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + _HEADER])
+        _, length, kind = struct.unpack("<IHB", data[position : position + _HEADER])
         if kind not in (_FULL, _FIRST, _MIDDLE, _LAST):
             return
-        parts += data[place + _HEADER : place + _HEADER + length]
-        place += _HEADER + length
+        parts += data[position + _HEADER : position + _HEADER + length]
+        position += _HEADER + length
         if kind in (_FULL, _LAST):
             yield parts
             parts = b""
