@@ -93,10 +93,10 @@ def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, displa
         told = 0.0
         while driver.poll() is None:
             if time.monotonic() - told >= run.poll_s:
-                display.tell(tail.new())
+                display.show(tail.new())
                 told = time.monotonic()
             time.sleep(_WAIT_S)
-        display.tell(tail.new())
+        display.show(tail.new())
         return driver.returncode
     except _InterruptedError:
         display.interrupted()

@@ -15,7 +15,7 @@ from spin_components import __version__, images
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = {path.stem: path for path in (ROOT / "docker").glob("*.Dockerfile")}
-SHARED = "# The same in every image from here on"
+SHARED = "# Identical in all images from here on"
 
 
 def lines(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from spin_components.placement import placed
 from spin_components.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
-from spin_pipeline.placement import PLACES
+from spin_pipeline.placement import POD_FIELDS
 
 GPU = [
     "placement.accelerator=nvidia.com/gpu",
@@ -34,7 +34,7 @@ def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def values(*overrides: str) -> dict[str, Any]:
     settings = load_settings("tiny", overrides).model_dump(mode="json", include=set(Settings.model_fields))
-    return dict(zip(PLACES, placed(settings), strict=True))
+    return dict(zip(POD_FIELDS, placed(settings), strict=True))
 
 
 def test_gpus_follow_from_the_work_of_a_step() -> None:

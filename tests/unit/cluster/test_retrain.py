@@ -14,7 +14,7 @@ from spin_components.errors import AlreadyTrainedError, ConfigError
 from spin_components.store import layout
 from spin_components.store.digests import digest_file
 from spin_components.store.run import open_run
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest, earlier_runs, recorded_digest
 from spin_pipeline.config import check_settings
 
@@ -116,7 +116,7 @@ def test_runs_are_looked_for_where_they_are_put() -> None:
         settings = check_settings(
             {"run": {"uri": uri}, "model": {"base": "x"}, "data": {"train": "x"}}, source="the test"
         )
-        return Order(settings, continue_from=continue_from).runs_folder
+        return Submission(settings, continue_from=continue_from).runs_folder
 
     assert folder("s3://bucket/retrain/{time}") == "s3://bucket/retrain"
     assert folder("s3://bucket/retrain/run-{time}") == "s3://bucket/retrain"

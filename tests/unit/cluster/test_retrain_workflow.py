@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from spin_pipeline.cli import _parser
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.config import load_settings
 
 ROOT = Path(__file__).parents[3]
@@ -35,8 +35,8 @@ def test_its_command_is_one_and_its_configuration_can_be_submitted() -> None:
     options = _parser().parse_args(words[1:])
     assert (options.wait, options.once_for_data, options.config) == (True, True, "$CONFIG")
     settings = load_settings(str(ROOT / CONFIG))
-    Order(settings, continue_from=options.continue_from).check()
-    assert Order(settings).runs_folder == options.continue_from, "runs are looked for where they are put"
+    Submission(settings, continue_from=options.continue_from).check()
+    assert Submission(settings).runs_folder == options.continue_from, "runs are looked for where they are put"
 
 
 def test_no_secret_is_on_its_command_line() -> None:

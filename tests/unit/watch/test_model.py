@@ -14,7 +14,7 @@ from unit.watch.made_events import event, generated, metrics, prepared, publishe
 def model_of(*groups: list[dict[str, Any]]) -> RunModel:
     model = RunModel()
     for group in groups:
-        model.take(group)
+        model.apply(group)
     return model
 
 
@@ -22,12 +22,12 @@ def test_a_step_goes_from_waiting_by_running_to_done() -> None:
     model = model_of(prepared())
     assert model.step("generate", 0, 0).state == "waiting"
     start, progress, _, done = generated(10.0, 0)
-    model.take([start, progress])
+    model.apply([start, progress])
     step = model.step("generate", 0, 0)
     assert (step.state, step.started, step.ended) == ("running", 10.0, None)
     assert step.work is not None
     assert (step.work.done, step.work.total, step.work.unit, step.work.eta_s) == (2, 4, "answers", 1.0)
-    model.take([done])
+    model.apply([done])
     assert (step.state, step.ended, step.facts["engine"]) == ("done", 12.0, "transformers")
     assert model.running == []
 
@@ -37,7 +37,7 @@ def test_metrics_and_losses_are_kept_by_step_and_place() -> None:
     assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.5}
     assert model.base_val_loss == 6.5
     assert model.validated == {(0, 0): 6.0}
-    model.take([event(7.5, "validation", "train-epoch", 0, 0, global_step=2, val_loss=6.2)])
+    model.apply([event(7.5, "validation", "train-epoch", 0, 0, global_step=2, val_loss=6.2)])
     assert model.val_losses == {2: 6.2}
 
 
@@ -50,7 +50,7 @@ def test_a_new_attempt_ends_what_the_one_before_left_running() -> None:
     fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
     model = model_of(prepared(), trained(5.0, 0, {1: 0.69}), [fail])
     assert model.outcome == "failed"
-    model.take(prepared(60.0))
+    model.apply(prepared(60.0))
     assert model.attempts == 2
     assert model.started == 60.0
     assert model.outcome == ""
@@ -63,7 +63,7 @@ def test_a_failed_step_that_begins_again_has_not_failed() -> None:
     fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
     model = model_of(prepared(), generated(5.0, 0)[:1], [fail])
     assert model.step("generate", 0, 0).state == "failed"
-    model.take(generated(15.0, 0))
+    model.apply(generated(15.0, 0))
     assert model.failure is None
     assert model.step("generate", 0, 0).state == "done"
 
@@ -75,20 +75,20 @@ def test_an_evaluation_that_fails_ends_the_run_only_once_training_has() -> None:
     assert (model.outcome, model.step("evaluate", 0).state) == ("", "failed")
     lines = [line.plain for line in draw(model, Frame("u", 11.0, "running", ""), 100, 60)]
     assert any("evaluate" in line and "failed" in line for line in lines)
-    model.take(published(19.0, 1, 5.5, "done"))
+    model.apply(published(19.0, 1, 5.5, "done"))
     assert model.outcome == "failed"
     again = [
         event(20.0, "start", "evaluate", 0),
         event(21.0, "done", "evaluate", 0, facts={"judge": {"mean": 7.0, "stderr": None}}),
     ]
-    model.take(again)
+    model.apply(again)
     assert model.outcome == "done"
 
 
 def test_the_end_is_what_the_last_checkpoint_decided() -> None:
     model = model_of(prepared(), published(9.0, 0, 6.0, "continue"))
     before = model.is_over
-    model.take(published(19.0, 1, 5.5, "done"))
+    model.apply(published(19.0, 1, 5.5, "done"))
     assert (before, model.is_over) == (False, True)
     assert (model.best, model.decisions, model.outcome) == (1, {0: "continue", 1: "done"}, "done")
 
@@ -103,7 +103,7 @@ def test_after_a_roll_back_the_run_is_not_over_and_its_reference_is_known() -> N
     }
     model = model_of(prepared(), [event(9.0, "published", "checkpoint", 0, val_loss=None, **rolled)])
     assert (model.best, model.references[1], model.outcomes, model.is_over) == (-1, -1, {0: "regressed"}, False)
-    model.take([event(10.0, "done", "validate", 1, 0, facts={"val_loss": None}, duration_s=1.0)])
+    model.apply([event(10.0, "done", "validate", 1, 0, facts={"val_loss": None}, duration_s=1.0)])
     assert (model.step("validate", 1, 0).state, model.validated) == ("done", {})
 
 

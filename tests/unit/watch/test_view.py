@@ -15,7 +15,7 @@ def drawn(
 ) -> list[str]:
     """The lines as they would be on a terminal."""
     model = RunModel()
-    model.take(events)
+    model.apply(events)
     lines = draw(model, Frame("runs/tiny", now, "running", **frame), width, height)
     assert len(lines) <= height
     assert all(line.cell_len <= width for line in lines), [line.plain for line in lines]
@@ -128,7 +128,7 @@ def test_trouble_of_the_viewer_is_shown() -> None:
 def test_iterations_have_the_epochs_that_are_planned_for_each() -> None:
     def trained_in(t: int, max_epochs: int | list[int]) -> list[str]:
         model = RunModel()
-        model.take([*prepared(max_iterations=2, max_epochs=max_epochs), *generated(5.0, t)])
+        model.apply([*prepared(max_iterations=2, max_epochs=max_epochs), *generated(5.0, t)])
         return [row.label for row in rows(model, 99) if row.label.startswith("train")]
 
     assert [trained_in(t, [2, 1]) for t in (0, 1)] == [["train-epoch 0", "train-epoch 1"], ["train-epoch"]]
