@@ -16,7 +16,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("drawn", range(number_of_faults()) or FIXED, ids=str)
 
 
-def test_a_fault_does_not_change_the_end(drawn: Fault | int, request: pytest.FixtureRequest, tally: Tally) -> None:
+def test_a_fault_does_not_change_the_result(drawn: Fault | int, request: pytest.FixtureRequest, tally: Tally) -> None:
     ground: Ground | FileGround = request.getfixturevalue("ground")
     if isinstance(drawn, int):
         assert isinstance(ground, Ground)

@@ -20,7 +20,7 @@ RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally) -> None:
+def test_killed_ranks_resume_from_their_save(ground: Ground, tally: Tally) -> None:
     ground.restore("prepare", warm=True)
 
     def play(number: int) -> Outcome:

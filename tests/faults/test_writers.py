@@ -67,7 +67,7 @@ def test_a_second_attempt_on_this_machine_takes_over_at_once_from_one_that_was_k
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a process another host name needs root")
-def test_a_second_attempt_takes_over_from_another_machine_when_the_lease_is_over(ground: Ground, tally: Tally) -> None:
+def test_a_second_attempt_takes_over_from_another_machine_after_the_lease_expires(ground: Ground, tally: Tally) -> None:
     restore_released(ground)
     first = second(ground, FAULTS_HOST="elsewhere", SPIN_LEASE_S=str(LEASE_S))
     ground.proxy.reset(Rule(r"PUT .*/epochs/0/partial\.json", "strike after", strike=first.kill))
@@ -114,7 +114,7 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
     tally("two attempts", "slept, then the same end")
 
 
-def test_a_process_that_has_ended_holds_nothing_though_nobody_reaped_it(tmp_path: Path) -> None:
+def test_a_zombie_process_holds_no_lease(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from spin_components.store.lease import LeaseHolder\n"

@@ -111,7 +111,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("stage", "packing", "is_whole"), [("3", "off", False), ("3", "on", True)])
-def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
+def test_weights_are_partitioned_while_loading_unless_packed(
     tiny_llama: Path, stage: str, packing: str, is_whole: bool
 ) -> None:
     environment = {**os.environ, "MASTER_PORT": str(free_port())}
@@ -122,7 +122,7 @@ def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
     assert (held, divided) == ((number, 0) if is_whole else (0, number))
 
 
-def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_deepspeed_resumes_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
     spin = {"max_epochs": 2}
     settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
     reference = begin(settings)
@@ -140,7 +140,7 @@ def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSetting
     assert losses(LocalRun(Path(uri))) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: MakeSettings) -> None:
+def test_a_failing_rank_reports_its_error_and_no_weights_change(make_settings: MakeSettings) -> None:
     training = {"lr": 1e30, "gradient_clip_val": 0.0, "backend": "deepspeed", "zero_stage": 2}
     settings = make_settings(training=training, hardware=TWO_RANKS)
     reference = begin(settings)
@@ -150,7 +150,7 @@ def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: Ma
     assert not LocalRun(Path(settings.run.uri)).exists(layout.epoch_manifest(0, 0))
 
 
-def test_ranks_with_unlike_numbers_of_chunks_stay_in_step_under_zero_3(tmp_path: Path) -> None:
+def test_ranks_with_different_numbers_of_chunks_do_not_deadlock_under_zero_3(tmp_path: Path) -> None:
     script = Path(__file__).with_name("uneven_ranks.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, capture_output=True)

@@ -84,7 +84,7 @@ def events(run: RunStore, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event["kind"] == kind and event["step"] == "evaluate"]
 
 
-def test_a_run_is_evaluated_and_everything_shows_it(
+def test_evaluations_are_in_the_status_the_table_and_the_report(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path, judge: JudgeServer
 ) -> None:
     scores = iter([3, 8, 4, 9])
@@ -139,7 +139,7 @@ def test_a_run_is_evaluated_and_everything_shows_it(
     assert len(events(run, "reuse")) == 2
 
 
-def test_what_is_asked_later_is_evaluated_and_what_changed_again(
+def test_later_and_changed_evaluations_are_run(
     trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path, judge: JudgeServer
 ) -> None:
     settings = settings_of(trained.root, tiny_llama, question_file, tasks)
@@ -177,7 +177,7 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     assert read_status(str(trained.root)).state == "done"
 
 
-def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
+def test_an_unreachable_judge_loses_no_results_and_is_used_later(
     trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path
 ) -> None:
     server = JudgeServer(every=Answer(503, b'{"error": {"message": "no GPU left"}}', {"retry-after-ms": "5"}))
@@ -205,7 +205,7 @@ def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
     assert manifest(trained, 0).facts["tasks"] == tasks_done.facts["tasks"]
 
 
-def test_weights_wait_for_their_evaluation_and_go_after_it(
+def test_weights_are_deleted_only_after_their_evaluation(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
 ) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks)
@@ -222,14 +222,14 @@ def test_weights_wait_for_their_evaluation_and_go_after_it(
     assert kept == {1, run.read_json(layout.BEST)["iteration"]} - {layout.BASE}
 
 
-def test_prepare_refuses_task_files_that_are_not_there(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
+def test_prepare_refuses_missing_task_files(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
     with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):
         begin(settings)
     assert not LocalRun(tmp_path / "run").exists(layout.RUN)
 
 
-def test_a_pipeline_without_the_step_is_not_asked_for_it(
+def test_evaluation_with_a_pipeline_without_the_step_is_refused(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
 ) -> None:
     from spin_components.prepare.step import prepare

@@ -90,7 +90,7 @@ def test_a_destructive_iteration_ends_the_run_with_the_best_before_it(
     assert read_status(rolled.uri).iterations[1].decision == "roll_back"
 
 
-def test_the_base_is_the_best_where_no_iteration_is(
+def test_the_base_model_is_the_best_if_no_iteration_is_better(
     make_settings: MakeSettings, finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # 1e30 leaves weights that are finite and a loss that is not
@@ -136,7 +136,7 @@ def test_the_base_is_the_best_where_no_iteration_is(
     assert "base of 1" in comparison_page(comparison)
 
 
-def test_held_out_answers_are_sampled_scored_and_told(make_settings: MakeSettings) -> None:
+def test_held_out_answers_are_sampled_scored_and_reported(make_settings: MakeSettings) -> None:
     settings = make_settings(validation={"num_samples": 5}, generation={"max_new_tokens": 8})
     run = play(settings)
     prompts = read_rows(run.path(layout.VALIDATION), Prompt)[:5]
@@ -169,7 +169,7 @@ def test_held_out_answers_are_sampled_scored_and_told(make_settings: MakeSetting
     assert "5 held-out prompts, answered as in training" in page
 
 
-def test_a_policy_like_its_reference_has_no_margin_and_answers_alike(make_settings: MakeSettings) -> None:
+def test_a_policy_equal_to_its_reference_has_margin_zero_and_the_same_answers(make_settings: MakeSettings) -> None:
     settings = make_settings(training={"lr": 1e-12}, validation={"num_samples": 5}, generation={"max_new_tokens": 8})
     run = play(settings)
     base, policy = (read_rows(run.path(layout.validation_samples(t, 0)), Sample) for t in (layout.BASE, 0))
@@ -180,7 +180,7 @@ def test_a_policy_like_its_reference_has_no_margin_and_answers_alike(make_settin
     assert read_manifest(run, layout.validation(0, 0)).facts["spin_margin"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_limit_on_answers_needs_samples_and_holds(make_settings: MakeSettings) -> None:
+def test_a_limit_on_answer_statistics_needs_samples_and_is_applied(make_settings: MakeSettings) -> None:
     settings = make_settings(
         spin={"max_iterations": 2},
         validation={"num_samples": 4},

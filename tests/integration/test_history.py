@@ -68,7 +68,7 @@ def begun(make_settings: MakeSettings) -> Begun:
     return Begun(settings, LocalRun(Path(settings.run.uri)), reference, scores)
 
 
-def test_scores_of_the_old_reference_for_history_pairs_stop_the_run_at_step_zero(begun: Begun) -> None:
+def test_history_pairs_scored_by_the_old_reference_stop_the_run_at_step_zero(begun: Begun) -> None:
     # the planted mistake: pairs of iteration 0 keep what iteration 0's reference gave them
     stale = {score.key: score for score in begun.rows(0)}
     rows = begun.rows(1)
@@ -85,7 +85,7 @@ def test_scores_of_the_old_reference_for_history_pairs_stop_the_run_at_step_zero
         begun.train()
 
 
-def test_with_scores_of_its_own_reference_an_iteration_with_history_begins_at_ln_2(begun: Begun) -> None:
+def test_history_pairs_scored_by_the_current_reference_start_at_ln_2(begun: Begun) -> None:
     first = len(losses(begun.run))
     play_iteration(begun.settings, 1, begun.reference)
     assert losses(begun.run)[first] == pytest.approx(math.log(2), abs=1e-5)
@@ -101,7 +101,7 @@ def test_with_scores_of_its_own_reference_an_iteration_with_history_begins_at_ln
     assert {name: row[name] for name in counts} == counts
 
 
-def test_a_shard_with_other_older_generations_is_not_taken_for_done(begun: Begun) -> None:
+def test_a_shard_with_changed_older_generations_is_refused(begun: Begun) -> None:
     assert begun.score() == begun.scores[0]  # found done
     pairs = read_rows(begun.run.path(OLD), Pair)
     begun.rewrite(OLD, [replace(pair, generated_ids=[*pair.generated_ids, 7]) for pair in pairs])
@@ -111,7 +111,7 @@ def test_a_shard_with_other_older_generations_is_not_taken_for_done(begun: Begun
         begun.train()
 
 
-def test_altered_older_generations_are_found_before_they_are_used(begun: Begun) -> None:
+def test_altered_older_generations_are_detected_before_they_are_used(begun: Begun) -> None:
     content = bytearray(begun.run.path(OLD).read_bytes())
     content[len(content) // 2] ^= 1
     begun.run.path(OLD).write_bytes(content)
@@ -122,14 +122,14 @@ def test_altered_older_generations_are_found_before_they_are_used(begun: Begun) 
         begun.score()
 
 
-def test_scores_of_a_pair_that_nobody_generated_are_refused(begun: Begun) -> None:
+def test_scores_without_a_generated_pair_are_refused(begun: Begun) -> None:
     rows = begun.rows(1)
     begun.rewrite(SCORES, [replace(rows[0], origin=3), *rows[1:]])
     with pytest.raises(IntegrityError, match="are of other pairs than"):
         begun.train()
 
 
-def test_when_every_answer_is_cut_and_cut_ones_are_dropped_the_error_says_so(make_settings: MakeSettings) -> None:
+def test_dropping_cut_answers_when_all_are_cut_is_an_error(make_settings: MakeSettings) -> None:
     settings = make_settings(generation={"max_new_tokens": 1, "on_truncated": "drop"}, spin={"max_similarity": 0.9})
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)

@@ -31,7 +31,7 @@ def state_after(run: LocalRun, t: int, e: int) -> dict[str, Any]:
     return found
 
 
-def test_schedules_hold_in_their_iterations_and_may_grow(make_settings: MakeSettings) -> None:
+def test_schedules_apply_to_their_iterations_and_can_be_extended(make_settings: MakeSettings) -> None:
     spin: dict[str, Any] = {"history": 0, "max_iterations": 1, "max_epochs": [2, 1]}
     spin |= {"ref_policy_kl_penalty": [0.1, 0.5]}
     short = make_settings(spin=spin, training={"lr": [1e-3, 5e-4]}, generation={"temperature": [1.0, 0.0]})
@@ -76,7 +76,7 @@ def test_optimizer_state_is_carried_from_one_iteration_to_the_next(make_settings
     assert not list(fresh.root.rglob("trainer"))
 
 
-def test_carried_state_is_taken_up_by_a_run_that_is_raised_and_interrupted(
+def test_carried_state_is_used_after_an_extension_and_interruptions(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     training = {"save_interval": 1, "micro_batch_size": 2}
@@ -113,7 +113,7 @@ def test_the_base_model_scores_every_pair_and_once_where_it_is_the_reference(mak
         begin(make_settings(spin={"max_iterations": 2}, objective=objective | {"loss": "logistic"}))
 
 
-def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(make_settings: MakeSettings) -> None:
+def test_two_ranks_use_carried_state_with_the_losses_of_plain_torch(make_settings: MakeSettings) -> None:
     objective = {"base_weight": 0.5, "sft_weight": 0.5, "length_normalized": True, "label_smoothing": 0.1}
     settings = make_settings(objective=objective, spin={"max_iterations": 2, "reset_optimizer": False, "history": 0})
     run, uri = LocalRun(Path(settings.run.uri)), settings.run.uri

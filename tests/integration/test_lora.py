@@ -87,16 +87,14 @@ def plain(folder: Path) -> Any:
     return load_model(folder, ModelSettings(base="x"))
 
 
-def test_each_iteration_begins_at_ln_2_and_learns(merged: LocalRun) -> None:
+def test_each_iteration_starts_at_ln_2_and_learns(merged: LocalRun) -> None:
     assert first_losses(merged) == pytest.approx([math.log(2)] * 2, abs=1e-7)
     assert len(losses(merged)) == 8
     assert all(loss < math.log(2) - 0.01 for loss in (losses(merged)[3], losses(merged)[7]))
     assert len(set(val_losses(merged))) == 3
 
 
-def test_a_merged_policy_is_a_plain_model_that_differs_in_adapted_layers_alone(
-    merged: LocalRun, tiny_llama: Path
-) -> None:
+def test_a_merged_policy_differs_from_the_base_in_adapted_layers_only(merged: LocalRun, tiny_llama: Path) -> None:
     before = load_file(tiny_llama / "model.safetensors")
     after = load_file(merged.path(f"{layout.epoch(1, 1)}/policy/model.safetensors"))
     assert before.keys() == after.keys()
@@ -105,7 +103,7 @@ def test_a_merged_policy_is_a_plain_model_that_differs_in_adapted_layers_alone(
     assert not list(merged.path(f"{layout.epoch(1, 1)}/policy").glob("adapter*"))
 
 
-def test_adapters_alone_give_the_same_run_and_the_same_models(merged: LocalRun, alone: LocalRun) -> None:
+def test_stored_adapters_give_the_same_run_as_merged_policies(merged: LocalRun, alone: LocalRun) -> None:
     assert losses(alone) == losses(merged)
     assert val_losses(alone) == val_losses(merged)
     folder = open_model(alone, policy(alone, 1), what="the policy")
@@ -117,7 +115,7 @@ def test_adapters_alone_give_the_same_run_and_the_same_models(merged: LocalRun, 
     assert not folder.exists()
 
 
-def test_storage_holds_adapters_and_what_they_sit_on(alone: LocalRun, tiny_llama: Path) -> None:
+def test_storage_has_the_adapters_and_their_base_models(alone: LocalRun, tiny_llama: Path) -> None:
     assert {path.stat().st_size for path in alone.root.rglob("model.safetensors")} == set()
     bases = [read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)]  # of both, though save_top_k = 1
     assert [base.uri for base in bases] == [str(tiny_llama), policy(alone, 0)]
@@ -128,7 +126,7 @@ def test_storage_holds_adapters_and_what_they_sit_on(alone: LocalRun, tiny_llama
 
 
 @pytest.mark.parametrize("storage", ["merged", "alone"])
-def test_peft_loads_the_exported_adapter_upon_the_base(
+def test_peft_loads_the_exported_adapter_on_the_base_model(
     storage: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -149,13 +147,13 @@ def test_peft_loads_the_exported_adapter_upon_the_base(
     }
 
 
-def test_a_fork_of_an_adapter_says_to_export_it_first(alone: LocalRun, merged: LocalRun) -> None:
+def test_a_fork_from_an_adapter_is_refused_with_advice_to_export_it(alone: LocalRun, merged: LocalRun) -> None:
     with pytest.raises(ConfigError, match=r"is stored as an adapter .* `spin-pipeline export .* --iteration 1`"):
         forked_values(alone, "1")
     assert forked_values(merged, "1")["model"]["base"] == find_published(merged, "1").uri
 
 
-def test_an_epoch_that_was_stopped_goes_on_to_the_same_end(
+def test_a_stopped_epoch_resumes_with_the_same_result(
     merged: LocalRun, tiny_llama: Path, question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, spin={"max_iterations": 1})
@@ -180,7 +178,7 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_same_end(
     assert not list(run.root.rglob("*.part"))
 
 
-def test_other_settings_of_an_adapter_are_refused_for_a_run_that_is_there(
+def test_changed_adapter_settings_are_refused_for_an_existing_run(
     tiny_llama: Path, question_file: Path, tmp_path: Path
 ) -> None:
     begin(settings_of(tmp_path / "run", tiny_llama, question_file))
@@ -188,7 +186,7 @@ def test_other_settings_of_an_adapter_are_refused_for_a_run_that_is_there(
         begin(settings_of(tmp_path / "run", tiny_llama, question_file, lora={"alpha": 4.0}))
 
 
-def test_an_altered_adapter_is_found_before_anything_is_built_on_it(
+def test_an_altered_adapter_is_detected_before_it_is_used(
     tiny_llama: Path, question_file: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(
@@ -203,14 +201,14 @@ def test_an_altered_adapter_is_found_before_anything_is_built_on_it(
         export_model(run.uri, "0", str(tmp_path / "out"), as_adapter=True)
 
 
-def test_on_4_bit_weights_reference_and_policy_agree_too(quantized: LocalRun, merged: LocalRun) -> None:
+def test_reference_and_policy_agree_on_4_bit_weights(quantized: LocalRun, merged: LocalRun) -> None:
     assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=1e-7)
     assert losses(quantized)[7] < math.log(2) - 0.01
     assert val_losses(quantized)[0] != val_losses(merged)[0]  # the base is validated as it is trained on
     assert val_losses(quantized)[0] == pytest.approx(val_losses(merged)[0], abs=0.2)
 
 
-def test_a_policy_on_4_bit_weights_is_exported_as_it_computes(quantized: LocalRun, tmp_path: Path) -> None:
+def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: LocalRun, tmp_path: Path) -> None:
     from peft import PeftModel
 
     settings = Settings.model_validate(quantized.read_json(layout.RUN)["settings"])
@@ -223,7 +221,7 @@ def test_a_policy_on_4_bit_weights_is_exported_as_it_computes(quantized: LocalRu
 
 
 @pytest.mark.parametrize(("stage", "quantize"), [(3, "none"), (2, "nf4")])
-def test_two_ranks_train_an_adapter_as_plain_torch_does(
+def test_two_ranks_train_an_adapter_like_plain_torch(
     merged: LocalRun,
     quantized: LocalRun,
     tiny_llama: Path,

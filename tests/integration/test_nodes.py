@@ -122,7 +122,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     assert len(trainer.created) == 1, "an epoch that is done starts no job"
 
 
-def test_a_retried_step_goes_on_with_the_job_that_it_left(epoch: Epoch, trainer: TrainerServer) -> None:
+def test_a_retried_step_continues_with_its_job(epoch: Epoch, trainer: TrainerServer) -> None:
     killed = epoch.start_step()
     wait_for(lambda: trainer.created)
     killed.kill()
@@ -172,7 +172,7 @@ def test_a_pod_that_is_killed_is_named_with_its_last_lines(epoch: Epoch, trainer
         epoch.train_on_nodes()
 
 
-def test_a_job_that_nobody_follows_ends_itself(
+def test_a_job_without_a_running_step_ends(
     epoch: Epoch, trainer: TrainerServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the step is killed while the second node sleeps, so that the first would wait for it
@@ -197,7 +197,7 @@ def test_a_job_that_nobody_follows_ends_itself(
         (422, "spec.trainer: Invalid value", r"refused in namespace team: .*: spec.trainer: Invalid value"),
     ],
 )
-def test_what_the_cluster_refuses_is_said_in_one_line(
+def test_a_refusal_by_the_cluster_is_a_one_line_error(
     epoch: Epoch, trainer: TrainerServer, status: int, message: str, says: str
 ) -> None:
     trainer.refuse = lambda method, path: (status, message) if method == "POST" else None

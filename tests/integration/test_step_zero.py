@@ -89,5 +89,5 @@ def test_the_first_loss_is_ln_2_to_rounding(scored_model: tuple[Any, list[Pair]]
     assert _distance(*scored_model, precision, like_reference=True) < 1e-6
 
 
-def test_in_float32_the_batches_do_not_matter(scored_model: tuple[Any, list[Pair]]) -> None:
+def test_in_float32_the_first_loss_does_not_depend_on_batches(scored_model: tuple[Any, list[Pair]]) -> None:
     assert _distance(*scored_model, "float32", like_reference=False) < STEP_ZERO_TOLERANCE["float32"]

@@ -29,7 +29,7 @@ def rows(run: LocalRun) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("patient_trackers")
-def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_again(
+def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     tracking = {
@@ -71,7 +71,7 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
     assert [event for event in read_events(run) if event["kind"] == "warning" and "metrics" in event["message"]] == []
 
 
-def test_trackers_are_no_input_of_any_step(make_settings: MakeSettings) -> None:
+def test_trackers_are_not_inputs_of_steps(make_settings: MakeSettings) -> None:
     settings = {"spin": {"max_iterations": 1}, "generation": {"max_new_tokens": 4}}
     run = play(make_settings(**settings))
     before = len(read_events(run))

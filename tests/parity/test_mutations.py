@@ -11,7 +11,7 @@ from parity.second_iteration import SecondIteration
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_planted_mistake_is_caught(mutation: Mutation, request: pytest.FixtureRequest) -> None:
+def test_a_planted_mistake_is_detected(mutation: Mutation, request: pytest.FixtureRequest) -> None:
     iterations: list[SecondIteration] = []
     if mutation.is_caught_at_run_time:
         iterations.append(request.getfixturevalue("second_iteration"))
@@ -22,13 +22,13 @@ def test_a_planted_mistake_is_caught(mutation: Mutation, request: pytest.Fixture
         mutation.caught_by(*iterations)
 
 
-def test_every_kind_of_mistake_is_planted_and_most_are_caught_in_every_run() -> None:
+def test_every_kind_of_mistake_is_planted_and_most_are_detected_at_run_time() -> None:
     assert {mutation.area for mutation in MUTATIONS} == set(get_args(Area))
     at_run_time = {mutation.area for mutation in MUTATIONS if mutation.is_caught_at_run_time}
     assert at_run_time == set(get_args(Area)), "each kind is to have one that a run finds by itself"
 
 
-def test_what_was_planted_is_gone_afterwards() -> None:
+def test_planted_mistakes_are_removed_afterwards() -> None:
     before = [mutation.function.__code__ for mutation in MUTATIONS]
     for mutation in MUTATIONS:
         with planted(mutation):

@@ -14,7 +14,7 @@ from spin_components.errors import IntegrityError
 from spin_components.store import layout
 
 
-def test_answers_of_the_reference_agree_with_its_scores(second_iteration: SecondIteration) -> None:
+def test_sampled_log_probabilities_agree_with_the_references_scores(second_iteration: SecondIteration) -> None:
     second_iteration.sample()
     facts = second_iteration.score()
     assert facts["sampler_tolerance"] == 1e-3
@@ -28,7 +28,7 @@ def test_answers_of_the_reference_agree_with_its_scores(second_iteration: Second
             assert pairs[score.key].sampled_logprob == pytest.approx(score.ref_generated, abs=1e-4)
 
 
-def test_answers_sampled_from_other_weights_than_the_reference_stop_the_run(second_iteration: SecondIteration) -> None:
+def test_answers_sampled_from_other_weights_stop_the_run(second_iteration: SecondIteration) -> None:
     second_iteration.sample(second_iteration.base)
     with pytest.raises(IntegrityError, match=r"generations/00000\.parquet: the generated answers were not sampled"):
         second_iteration.score()
@@ -38,7 +38,7 @@ def test_answers_sampled_from_other_weights_than_the_reference_stop_the_run(seco
     assert 1e-3 < facts["sampler_difference"] < facts["sampler_tolerance"] == 9.0
 
 
-def test_one_norm_that_is_a_hundredth_off_stops_the_run(
+def test_a_norm_weight_changed_by_one_percent_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # digests would find an altered file; here the loader itself is wrong, as one that loses a tensor would be

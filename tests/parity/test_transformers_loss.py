@@ -25,7 +25,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_mean_over_all_answers_is_the_loss_of_one_padded_batch_with_labels(family: str, attention: str) -> None:
+def test_the_mean_over_all_answers_equals_the_loss_of_one_padded_batch(family: str, attention: str) -> None:
     # the batch is NeMo's contract, padded with EOS; -100 stands where its mask is False, on prompts and padding
     items = [
         {

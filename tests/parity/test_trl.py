@@ -138,7 +138,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: f
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_loss_rewards_accuracy_and_gradients_are_trls(trainers: Trainers, family: str, attention: str) -> None:
+def test_loss_rewards_accuracy_and_gradients_equal_trls(trainers: Trainers, family: str, attention: str) -> None:
     expected = of_trl(trainers(family), PAIRS, BETA, "sigmoid")
     found = of_ours(family, attention, PAIRS, Objective(BETA))
     assert found.loss == pytest.approx(expected.loss, abs=1e-5)
@@ -146,20 +146,20 @@ def test_loss_rewards_accuracy_and_gradients_are_trls(trainers: Trainers, family
     assert_close(found.gradients, expected.gradients)
 
 
-def test_some_pairs_here_are_told_apart_and_some_are_not() -> None:
+def test_accuracy_is_strictly_between_0_and_1_for_some_model() -> None:
     # else an accuracy that is always 0 or 1 would pass above
     found = {family: of_ours(family, "eager", PAIRS, Objective(BETA)).metrics["acc"] for family in CONFIGS}
     assert any(0.0 < acc < 1.0 for acc in found.values()), found
 
 
-def test_hinge_and_its_gradients_are_trls(trainers: Trainers) -> None:
+def test_hinge_loss_and_gradients_equal_trls(trainers: Trainers) -> None:
     expected = of_trl(trainers("llama"), PAIRS, BETA, "hinge")
     found = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
     assert found.loss == pytest.approx(expected.loss, abs=1e-5)
     assert_close(found.gradients, expected.gradients)
 
 
-def test_least_squares_a_token_is_trls_ipo(trainers: Trainers) -> None:
+def test_length_normalised_least_squares_equals_trls_ipo(trainers: Trainers) -> None:
     # TRL's (h - 1 / (2 b))^2 with b = beta / 2 is (beta h - 1)^2 / beta^2; its h is of means over tokens
     expected = of_trl(trainers("llama"), PAIRS, BETA / 2, "ipo")
     found = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
@@ -168,7 +168,7 @@ def test_least_squares_a_token_is_trls_ipo(trainers: Trainers) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS[:2], ids=["longer", "shorter"])
-def test_the_sft_term_of_one_pair_is_trls(trainers: Trainers, pair: Any) -> None:
+def test_the_sft_term_of_one_pair_equals_trls(trainers: Trainers, pair: Any) -> None:
     # of several pairs TRL takes the mean over all tokens at once, this project over pairs, as in arXiv:2404.19733
     expected = of_trl(trainers("llama"), [pair], BETA, "sigmoid", "sft")
     found = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))

@@ -51,7 +51,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run: Path) -> None:
+def test_the_tiny_run_improves_in_each_iteration_and_status_reports_it(tiny_run: Path) -> None:
     status = status_of(tiny_run)
     assert status["run_uri"] == str(tiny_run)
     assert status["state"] == "done"
@@ -67,7 +67,7 @@ def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run:
     assert {"acc", "rewards_actual_mean", "rewards_generated_mean", "checkpoint_uri"} <= first.keys()
 
 
-def test_the_same_command_again_does_nothing_and_ends_well(tiny_run: Path) -> None:
+def test_repeating_the_command_does_nothing_and_succeeds(tiny_run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.glob("iterations/**/*") if path.is_file()}
     result = spin("run", "--config", "tiny", "--run-uri", str(tiny_run))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -103,7 +103,7 @@ def _processes_of(run: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_place(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_files(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     for place in ("iterations/0/generations/00000.json", "iterations/0/epochs/0/manifest.json", "iterations/1/epochs"):
         process = _start(run)
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_place(tiny_run: Path, tmp_pat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_all_its_children(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_run_and_all_child_processes(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "stopped"
     process = _start(run)
     _wait_for(run / "base/validation.json", process)
@@ -178,7 +178,7 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
         (["hardware.nodes=2", "training.micro_batch_size=1"], "hardware.nodes = 2, but this is one machine"),
     ],
 )
-def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_reported_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
     started = time.monotonic()
     overrides = [part for setting in settings for part in ("--set", setting)]
     result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides)
@@ -189,7 +189,7 @@ def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message:
     print(f"{time.monotonic() - started:.1f} s")  # noqa: T201 - shown with -s; a limit here would fail on a busy machine
 
 
-def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text('[model]\nbase = 3\n[data]\ntrain = ""\n[spin]\nmax_epochs = 0\n[generation]\ntop_q = 1\n')
     result = spin("run", "--config", str(config))
@@ -198,13 +198,13 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         assert place in result.stderr
 
 
-def test_status_of_nothing_says_so(tmp_path: Path) -> None:
+def test_status_without_a_run_is_an_error(tmp_path: Path) -> None:
     result = spin("status", str(tmp_path / "nowhere"))
     assert result.returncode == 2
     assert "no run at" in result.stderr
 
 
-def test_compile_writes_what_kfp_reads_and_needs_no_torch(tmp_path: Path) -> None:
+def test_compile_writes_ir_that_kfp_loads_without_torch(tmp_path: Path) -> None:
     output = tmp_path / "spin.yaml"
     code = (
         "import sys; from spin_pipeline.cli import main; "

@@ -31,7 +31,9 @@ def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
-def test_training_goes_on_without_the_judge_and_the_same_command_asks_again(tmp_path: Path, judge: JudgeServer) -> None:
+def test_training_completes_without_the_judge_and_the_same_command_evaluates_later(
+    tmp_path: Path, judge: JudgeServer
+) -> None:
     tasks = write_tasks(tmp_path / "tasks", ROWS, [])
     settings: dict[str, Any] = {
         "data.max_train_records": 16,

@@ -149,7 +149,7 @@ def figure(page: Page, title: str) -> Any:
     return page.locator("figure.chart", has=page.locator("figcaption", has_text=title))
 
 
-def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, report: Path) -> None:
+def test_the_report_opens_without_console_messages_or_requests(open_page: Any, report: Path) -> None:
     visit = open_page(report)
     assert visit.said == []
     assert visit.requested == [report.as_uri()]
@@ -169,7 +169,7 @@ def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, repo
     visit.keep_screenshot("report-desktop-light")
 
 
-def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
+def test_plots_have_a_point_for_every_step_and_keyboard_navigation(
     open_page: Any, report: Path, hostile: LocalRun
 ) -> None:
     page, rows = open_page(report).page, steps_of(hostile)
@@ -226,7 +226,7 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, ho
     expect(page.locator("tr.detail")).to_have_count(0)
 
 
-def test_markup_in_prompts_answers_and_addresses_is_only_text(open_page: Any, report: Path) -> None:
+def test_markup_in_prompts_answers_and_addresses_is_escaped(open_page: Any, report: Path) -> None:
     visit = open_page(report)
     page = visit.page
     page.get_by_label("Find").fill("question window.broken")
@@ -257,7 +257,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(open_page: Any, report
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_everything_in_its_width(open_page: Any, report: Path, scheme: str) -> None:
+def test_the_page_fits_the_width_of_a_phone(open_page: Any, report: Path, scheme: str) -> None:
     visit = open_page(report, viewport=PHONE, color_scheme=scheme)
     page = visit.page
     page.locator(".open-row").first.click()
@@ -271,7 +271,7 @@ def test_a_phone_shows_everything_in_its_width(open_page: Any, report: Path, sch
     visit.keep_screenshot(f"report-phone-{scheme}")
 
 
-def test_axe_finds_no_serious_fault(open_page: Any, report: Path) -> None:
+def test_axe_finds_no_serious_accessibility_issue(open_page: Any, report: Path) -> None:
     visit = open_page(report)
     visit.page.get_by_label("Find").fill("question broken")  # fewer rows: axe takes its time over each
     visit.page.locator(".open-row").first.click()

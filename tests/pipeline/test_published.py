@@ -52,7 +52,7 @@ def test_the_best_iteration_is_exported_as_a_folder_that_transformers_loads(
     assert exported.generate(**ids, max_new_tokens=2).shape[0] == 1
 
 
-def test_the_model_card_tells_the_lineage(finished: LocalRun, tmp_path: Path) -> None:
+def test_the_model_card_contains_the_lineage(finished: LocalRun, tmp_path: Path) -> None:
     assert main(["export", finished.uri, str(tmp_path / "model"), "--iteration", "1"]) == 0
     card = (tmp_path / "model/README.md").read_text("utf-8")
     record = finished.read_json(layout.RUN)
@@ -74,7 +74,9 @@ def test_a_model_is_exported_to_object_storage(finished: LocalRun, s3: S3Server)
     AutoModelForCausalLM.from_pretrained(s3.path("models/mine"))
 
 
-def test_nothing_is_written_over(finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_does_not_overwrite_files(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine").write_text("x")
     assert main(["export", finished.uri, str(tmp_path / "model")]) == 2
@@ -112,7 +114,7 @@ def test_an_altered_policy_is_not_exported(
     assert "epochs/0/manifest.json to have its step done again" in text
 
 
-def test_a_fork_begins_where_an_iteration_ended_with_its_settings(
+def test_a_fork_starts_from_an_iterations_policy_and_the_runs_settings(
     finished: LocalRun, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     from spin_pipeline.config import check_settings
@@ -131,7 +133,7 @@ def test_a_fork_begins_where_an_iteration_ended_with_its_settings(
     assert forked.model.sha256 == digest_of(digest_tree(policy.root))
 
 
-def test_a_base_model_of_another_digest_is_refused(
+def test_a_base_model_with_another_digest_is_refused(
     finished: LocalRun, make_settings: MakeSettings, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from spin_components.errors import ModelError
@@ -147,7 +149,7 @@ def test_a_base_model_of_another_digest_is_refused(
         ([], "say where it shall lie with --run-uri"),
     ],
 )
-def test_a_fork_that_cannot_begin_is_refused(
+def test_an_invalid_fork_is_refused(
     finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     target = ["--run-uri", str(tmp_path / "forked")] if arguments else []
@@ -162,7 +164,7 @@ def test_gc_finds_nothing_in_a_finished_run(finished: LocalRun, capsys: pytest.C
     assert before.keys() <= finished.sizes("").keys()
 
 
-def test_gc_removes_what_no_manifest_names_and_nothing_else(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_removes_only_files_that_no_manifest_references(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
     before = run.sizes("")
     garbage = {
         "iterations/0/epochs/0/partial/3/policy/model.safetensors": 2 << 20,
@@ -184,7 +186,7 @@ def test_gc_removes_what_no_manifest_names_and_nothing_else(run: LocalRun, capsy
     assert not list(run.root.rglob("*.part"))
 
 
-def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> None:
+def test_gc_keeps_the_save_of_an_unfinished_epoch(run: LocalRun) -> None:
     manifest = run.read_json(layout.epoch_manifest(1, 0))
     key = "iterations/2/epochs/0/partial/1/trainer/state.json"
     run.write(key, b"{}")
@@ -193,7 +195,7 @@ def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> No
     assert run.exists(key)
 
 
-def test_gc_leaves_a_run_alone_that_is_worked_on_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_does_not_touch_a_run_that_is_in_use_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
     lease = LeaseHolder(run, "somebody else", take_over=True)
     assert main(["gc", run.uri]) == 2
     assert "another runner is at work" in said(capsys)
@@ -206,9 +208,7 @@ def test_gc_leaves_a_run_alone_that_is_worked_on_or_damaged(run: LocalRun, capsy
     assert before.keys() == run.sizes("").keys()
 
 
-def test_gc_aborts_uploads_that_nobody_ends(
-    finished: LocalRun, s3: S3Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gc_aborts_unfinished_uploads(finished: LocalRun, s3: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     from spin_components.store.bucket import Bucket
 
     for key, size in finished.sizes("").items():
@@ -224,7 +224,7 @@ def test_gc_aborts_uploads_that_nobody_ends(
 
 
 @pytest.mark.parametrize("command", ["export", "gc", "status"])
-def test_no_run_is_an_error_in_words(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(tmp_path / "model")] if command == "export" else []
     assert main([command, str(tmp_path / "nowhere"), *arguments]) == 2
     assert "no run at" in said(capsys)

@@ -31,7 +31,7 @@ from spin_pipeline.cli import main
         (["report", "{run}", "-o", "{run}"], "cannot be written: Is a directory"),
     ],
 )
-def test_what_cannot_be_shown_is_said_with_code_2(
+def test_a_report_or_comparison_that_cannot_be_made_exits_with_code_2(
     finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
     arguments = [part.format(run=finished.uri, nowhere=tmp_path / "nowhere") for part in command]
@@ -39,7 +39,7 @@ def test_what_cannot_be_shown_is_said_with_code_2(
     assert message in capsys.readouterr().err
 
 
-def test_the_command_writes_what_the_last_checkpoint_wrote(
+def test_the_command_writes_the_same_report_as_the_last_checkpoint(
     finished: LocalRun, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = finished.path(layout.REPORT).read_bytes()

@@ -90,7 +90,7 @@ def alter_loss(run: LocalRun, step: int, by: float) -> None:
     alter(run, layout.epoch_manifest(0, 0), METRICS, change)
 
 
-def test_one_seed_repeats_a_run_bit_for_bit(
+def test_the_same_seed_reproduces_a_run_bit_for_bit(
     finished: LocalRun, again: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for t in (0, 1):
@@ -104,7 +104,7 @@ def test_one_seed_repeats_a_run_bit_for_bit(
     assert "equal: data, answers, log-probabilities, losses, weights and decisions, bit for bit" in text
 
 
-def test_where_runs_part_is_said_with_reasons_and_by_the_exit_code(
+def test_the_first_mismatch_is_printed_with_causes_and_sets_the_exit_code(
     recorded: LocalRun, again: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def older(record: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def test_where_runs_part_is_said_with_reasons_and_by_the_exit_code(
     assert said(capsys).endswith("equal within 0.001")
 
 
-def test_a_step_whose_loss_differs_is_named_with_both_numbers(
+def test_a_step_with_another_loss_is_named_with_both_losses(
     finished: LocalRun, recorded: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert held(recorded, finished).partings == []
@@ -135,9 +135,7 @@ def test_a_step_whose_loss_differs_is_named_with_both_numbers(
     assert [found.counts(tolerance) for tolerance in (0, 1e-4, 1e-3)] == [True, True, False]
 
 
-def test_answers_that_differ_are_counted_and_come_before_what_follows_from_them(
-    finished: LocalRun, recorded: LocalRun
-) -> None:
+def test_different_answers_are_counted_and_precede_their_consequences(finished: LocalRun, recorded: LocalRun) -> None:
     key, scores = layout.generations(1, 0), layout.ref_logprobs(1, 0)
 
     def say_otherwise(path: Path) -> None:
@@ -164,7 +162,7 @@ def test_answers_that_differ_are_counted_and_come_before_what_follows_from_them(
     assert logprobs.counts(0.1)
 
 
-def test_a_file_that_is_not_what_its_manifest_says_is_an_error_and_no_difference(
+def test_a_damaged_file_is_an_error_and_not_a_mismatch(
     finished: LocalRun, recorded: LocalRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded.path(METRICS).write_text("{}")
@@ -172,7 +170,7 @@ def test_a_file_that_is_not_what_its_manifest_says_is_an_error_and_no_difference
         held(run, finished)
 
 
-def test_data_and_decisions_count_whatever_the_tolerance(finished: LocalRun, recorded: LocalRun) -> None:
+def test_mismatches_of_data_and_decisions_exceed_any_tolerance(finished: LocalRun, recorded: LocalRun) -> None:
     def decide(manifest: dict[str, Any]) -> None:
         manifest["facts"] |= {"outcome": "regressed", "best": -1}
 
@@ -187,7 +185,7 @@ def test_data_and_decisions_count_whatever_the_tolerance(finished: LocalRun, rec
     assert f"iteration 0, decision: outcome regressed against {outcome}" in map(str, counting)
 
 
-def test_what_was_not_made_again_is_missing(finished: LocalRun, made: LocalRun) -> None:
+def test_steps_that_were_not_reproduced_are_missing(finished: LocalRun, made: LocalRun) -> None:
     shutil.rmtree(made.path("iterations/1"))
     assert [str(found) for found in held(finished, made).partings] == [
         "iteration 1, generations shard 0: recorded, but not made again",
@@ -197,7 +195,7 @@ def test_what_was_not_made_again_is_missing(finished: LocalRun, made: LocalRun) 
     assert held(made, finished, 1).partings == []
 
 
-def test_the_records_name_reasons(finished: LocalRun, recorded: LocalRun) -> None:
+def test_possible_causes_come_from_the_records(finished: LocalRun, recorded: LocalRun) -> None:
     histories = read_history(recorded), read_history(finished)
     assert reasons(*histories)[0].startswith("nothing that is recorded explains it: versions, machine, threads")
 
@@ -233,7 +231,7 @@ def test_the_records_name_reasons(finished: LocalRun, recorded: LocalRun) -> Non
         assert line in text
 
 
-def test_steps_record_what_their_rounding_depends_on(finished: LocalRun) -> None:
+def test_steps_record_the_causes_of_different_rounding(finished: LocalRun) -> None:
     for key in (layout.manifest_of(layout.generations(0, 0)), layout.epoch_manifest(0, 0), layout.BASE_VALIDATION):
         machine = read_manifest(finished, key).machine
         assert machine["threads"] >= 1
@@ -245,7 +243,7 @@ def test_steps_record_what_their_rounding_depends_on(finished: LocalRun) -> None
     assert "threads" not in read_manifest(finished, layout.checkpoint(0)).machine
 
 
-def test_a_plan_is_the_recorded_settings_with_what_was_left_open_as_it_came_out(recorded: LocalRun) -> None:
+def test_a_plan_has_the_recorded_settings_with_automatic_choices_fixed(recorded: LocalRun) -> None:
     def leave_open(record: dict[str, Any]) -> None:
         settings = record["settings"]
         settings["run"]["max_time"] = "60"
@@ -277,7 +275,7 @@ def test_a_plan_is_the_recorded_settings_with_what_was_left_open_as_it_came_out(
     assert (changed.num_iterations, changed.settings.hardware.threads) == (1, 3)
 
 
-def test_of_a_run_that_stopped_early_the_finished_iterations_are_made_again(recorded: LocalRun) -> None:
+def test_the_finished_iterations_of_a_stopped_run_are_reproduced(recorded: LocalRun) -> None:
     recorded.path(layout.checkpoint(1)).unlink()
     history = read_history(recorded)
     assert plan(recorded, history, None, None).num_iterations == 1
@@ -288,7 +286,7 @@ def test_of_a_run_that_stopped_early_the_finished_iterations_are_made_again(reco
         plan(recorded, read_history(recorded), None, None)
 
 
-def test_a_run_in_object_storage_is_held_against_one_in_a_folder(finished: LocalRun, s3: S3Server) -> None:
+def test_a_run_in_object_storage_is_compared_with_one_in_a_folder(finished: LocalRun, s3: S3Server) -> None:
     for key, size in finished.sizes("").items():
         if size and not key.startswith("events"):
             s3.path(f"reproduced/{key}").parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +312,7 @@ def test_a_run_in_object_storage_is_held_against_one_in_a_folder(finished: Local
         (["--set", "hardware.cores=1"], "hardware.cores"),
     ],
 )
-def test_what_cannot_be_reproduced_is_refused(
+def test_invalid_reproductions_are_refused(
     finished: LocalRun, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(["reproduce", finished.uri, *(argument.format(run=finished.uri) for argument in arguments)]) == 2
@@ -322,12 +320,12 @@ def test_what_cannot_be_reproduced_is_refused(
     assert not Path(f"{finished.uri}-again").exists()
 
 
-def test_no_run_is_an_error_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", str(tmp_path / "nowhere")]) == 2
     assert "no data/manifest.json" in said(capsys)
 
 
-def test_a_base_model_and_data_that_changed_since_are_refused_by_name(
+def test_a_changed_base_model_and_changed_data_are_refused(
     recorded: LocalRun, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, data = tmp_path / "base", tmp_path / "questions.jsonl"
@@ -347,7 +345,7 @@ def test_a_base_model_and_data_that_changed_since_are_refused_by_name(
     assert f"ModelError: {base} is not what {recorded.uri} began with as its base model: config.json" in said(capsys)
 
 
-def test_an_address_beside_the_other_is_the_default() -> None:
+def test_the_default_address_is_beside_the_recorded_run() -> None:
     assert address_of("/runs/one", None) == "/runs/one-again"
     assert address_of("/runs/one", "/runs/one-more") == "/runs/one-more"
     assert address_of("s3://bucket/runs/one/", None) == "s3://bucket/runs/one-again"
@@ -355,7 +353,7 @@ def test_an_address_beside_the_other_is_the_default() -> None:
         address_of("s3://bucket", None)
 
 
-def test_numbers_are_told_apart_with_as_few_digits_as_show_it() -> None:
+def test_different_numbers_are_printed_with_the_digits_that_distinguish_them() -> None:
     assert told_apart(0.68123, 0.68151) == "0.6812 against 0.6815"
     assert told_apart(-1234.512, -1234.518) == "-1234.51 against -1234.52"
     assert told_apart(1.0, 1.0 + 2**-52) == "1.0 against 1.0000000000000002"

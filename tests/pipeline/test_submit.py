@@ -78,7 +78,7 @@ def command(data: Callable[[int], str], tiny_llama: Path, tmp_path: Path) -> lis
     return ["submit", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/{tmp_path.name}/runs/{{time}}", *overrides]
 
 
-def test_a_run_is_submitted_followed_and_judged_by_its_storage(
+def test_a_run_is_submitted_and_followed_and_its_exit_code_comes_from_storage(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
@@ -111,7 +111,7 @@ def test_a_run_is_submitted_followed_and_judged_by_its_storage(
     assert main(["follow", run["run_id"]]) == 0
 
 
-def test_the_same_content_is_the_same_version(
+def test_equal_content_has_an_equal_version(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_the_same_content_is_the_same_version(
     assert said(capsys).count("uploaded version") == 2
 
 
-def test_answers_that_are_lost_make_nothing_twice(kfp: KfpServer, command: list[str]) -> None:
+def test_lost_responses_create_nothing_twice(kfp: KfpServer, command: list[str]) -> None:
     for path in ("/pipelines", "/upload_version", "/experiments", "/runs"):
         kfp.troubles += [Trouble("POST", path, after=True), Trouble("POST", path, status=503, after=True)]
     assert main(command) == 0
@@ -137,7 +137,7 @@ def test_answers_that_are_lost_make_nothing_twice(kfp: KfpServer, command: list[
     assert len(versions) == 1
 
 
-def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: list[str]) -> None:
+def test_a_request_that_did_not_reach_kfp_is_repeated(kfp: KfpServer, command: list[str]) -> None:
     kfp.troubles = [Trouble("POST", "/runs", status=500, times=2)]
     assert main(command) == 0
     assert len(kfp.runs) == 1
@@ -156,7 +156,7 @@ def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: lis
         (["--continue-from", "gs://x/y"], "scheme 'gs' is not supported"),
     ],
 )
-def test_what_no_pod_could_use_is_refused_before_anything_is_sent(
+def test_local_addresses_are_refused_before_any_request(
     kfp: KfpServer, command: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, *arguments]) == 2
@@ -164,7 +164,7 @@ def test_what_no_pod_could_use_is_refused_before_anything_is_sent(
     assert kfp.requests == []
 
 
-def test_a_failure_names_the_step_its_pod_and_its_words(
+def test_a_failure_names_the_step_and_pod_and_quotes_the_error(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
@@ -182,7 +182,7 @@ def test_a_failure_names_the_step_its_pod_and_its_words(
     assert "failed in train-epoch iteration 0 epoch 0: NonFiniteError" in output, "what the run itself recorded"
 
 
-def test_succeeded_is_not_believed_of_a_run_that_stopped(
+def test_a_stopped_run_does_not_count_as_succeeded(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
@@ -202,7 +202,7 @@ def test_a_run_cancelled_elsewhere_ends_with_code_3(
         assert "the run was cancelled" in said(capsys)
 
 
-def test_a_run_that_takes_too_long_is_left_alone(
+def test_waiting_stops_at_the_timeout_and_the_run_goes_on(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.looks = [Look("RUNNING")]
@@ -211,7 +211,7 @@ def test_a_run_that_takes_too_long_is_left_alone(
     assert kfp.count("POST", ":terminate") == 0
 
 
-def test_following_survives_what_connections_do(
+def test_following_survives_connection_failures(
     kfp: KfpServer, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")  # so that it is given up, and taken up, on the way
@@ -221,7 +221,7 @@ def test_following_survives_what_connections_do(
     assert "KFP is away" in said(capsys)
 
 
-def test_a_run_that_is_not_there_is_one_line(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_a_one_line_error(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["follow", "nowhere"]) == 2
     output = said(capsys)
     assert "runs nowhere not found" in output
@@ -231,7 +231,7 @@ def test_a_run_that_is_not_there_is_one_line(kfp: KfpServer, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("options", "ended", "number"), [([], 0, signal.SIGINT), (["--cancel-on-interrupt"], 1, signal.SIGTERM)]
 )
-def test_a_signal_leaves_the_run_alone_unless_told(
+def test_a_signal_does_not_cancel_the_run_unless_asked_to(
     kfp: KfpServer, command: list[str], options: list[str], ended: int, number: signal.Signals
 ) -> None:
     kfp.looks = [Look("RUNNING")]
@@ -249,7 +249,7 @@ def test_a_signal_leaves_the_run_alone_unless_told(
     assert ("was told to end" if ended else "the run goes on. Follow it with `spin-pipeline follow") in output
 
 
-def test_retraining_goes_on_from_the_best_and_only_with_new_data(
+def test_retraining_starts_from_the_best_model_and_needs_new_data(
     kfp: KfpServer,
     command: list[str],
     data: Callable[[int], str],
@@ -275,7 +275,7 @@ def test_retraining_goes_on_from_the_best_and_only_with_new_data(
     assert len(versions) == 1, "another base model is no other pipeline"
 
 
-def test_data_is_refused_while_a_run_that_has_it_goes_on(
+def test_data_of_an_unfinished_run_is_refused(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--once-for-data"]) == 0

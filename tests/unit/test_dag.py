@@ -56,7 +56,7 @@ def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
     }
 
 
-def test_iterations_of_as_many_epochs_share_a_pipeline() -> None:
+def test_iterations_with_equal_numbers_of_epochs_share_a_pipeline() -> None:
     ir = compiled(4, [2, 2, 1, 2])
     names = [name for name, _ in tasks(ir)]
     assert (names.count("train_epoch"), names.count("validate")) == (7, 1 + 7)
@@ -73,7 +73,7 @@ def test_iterations_of_as_many_epochs_share_a_pipeline() -> None:
     assert sum(name.startswith("comp-spin-iteration") for name in ir["components"]) == 2
 
 
-def test_the_compiled_numbers_of_epochs_are_told_to_prepare() -> None:
+def test_the_compiled_numbers_of_epochs_are_passed_to_prepare() -> None:
     for epochs, told in ((2, [2.0, 2.0, 2.0]), ([2, 2, 1], [2.0, 2.0, 1.0])):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(compiled(3, epochs)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["max_epochs"] == told
@@ -120,7 +120,7 @@ def evaluating(*overrides: str) -> dict[str, Any]:
     return ir_of(build(load_settings("tiny", ["spin.max_iterations=3", *overrides])))
 
 
-def test_models_are_evaluated_only_where_something_is_asked_for() -> None:
+def test_models_are_evaluated_only_if_evaluation_is_configured() -> None:
     assert not [name for name, _ in tasks(evaluating()) if name == "evaluate"]
     assert "evaluate" not in str(evaluating()["components"].keys() | evaluating()["deploymentSpec"]["executors"].keys())
     for asked in (["evaluation.tasks=['arc_easy']"], ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"]):
@@ -128,7 +128,7 @@ def test_models_are_evaluated_only_where_something_is_asked_for() -> None:
         assert sorted(found) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
 
 
-def test_no_step_waits_for_an_evaluation_and_it_waits_for_its_model_alone() -> None:
+def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> None:
     ir = evaluating("evaluation.tasks=['arc_easy']")
     graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
     found = []
@@ -141,7 +141,7 @@ def test_no_step_waits_for_an_evaluation_and_it_waits_for_its_model_alone() -> N
     assert sorted(found) == [*[["spin-iteration"]] * 3, ["validate-base"]]
 
 
-def test_prepare_is_told_whether_models_are_evaluated() -> None:
+def test_prepare_knows_whether_models_are_evaluated() -> None:
     for asked, told in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*asked)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is told

@@ -106,7 +106,7 @@ def test_an_image_installs_what_pyproject_names(environment: ModuleType) -> None
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_a_dockerfile_installs_and_leaves_out_exists(environment: ModuleType, name: str) -> None:
+def test_extras_and_exclusions_of_a_dockerfile_exist(environment: ModuleType, name: str) -> None:
     calls = re.findall(
         r"environment\.py install ([a-z ]+?)(?: --without ([a-z ]+?))? *(?:&&|$)", "\n".join(lines(name)), re.MULTILINE
     )

@@ -44,7 +44,7 @@ def test_gpus_follow_from_the_work_of_a_step() -> None:
     assert counts == ["2", "4", "1"]
 
 
-def test_without_an_accelerator_no_gpu_is_asked_for() -> None:
+def test_without_an_accelerator_no_gpu_is_requested() -> None:
     found = values("generation.tensor_parallel=2", "hardware.ranks=2")
     assert [found["accelerator"], *(found[f"{step}_accelerators"] for step in ("generate", "train", "score"))] == [
         "",
@@ -54,7 +54,7 @@ def test_without_an_accelerator_no_gpu_is_asked_for() -> None:
     ]
 
 
-def test_what_is_asked_for_is_a_parameter() -> None:
+def test_requested_resources_are_parameters() -> None:
     containers, pods = compiled()
     for name in ("exec-generate", "exec-ref-logprob", "exec-train-epoch", "exec-validate"):
         resources = containers[name]["resources"]
@@ -77,7 +77,7 @@ def test_each_step_has_its_image() -> None:
     }
 
 
-def test_storage_keys_come_from_a_secret_and_nowhere_else() -> None:
+def test_storage_keys_come_from_a_secret_only() -> None:
     containers, pods = compiled("cluster.storage_secret=keys", 'cluster.storage_env={AWS_ACCESS_KEY_ID = "accesskey"}')
     for name, pod in pods.items():
         (secret,) = pod["secretAsEnv"]
@@ -99,7 +99,7 @@ def test_pods_run_as_a_user_without_rights() -> None:
     assert not any("securityContext" in pod for pod in pods.values())
 
 
-def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
+def test_configured_secrets_volumes_and_limits_are_in_every_pod() -> None:
     _, pods = compiled(
         "cluster.hub_secret=hub",
         "cluster.tracking_secret=trackers",
@@ -119,7 +119,7 @@ def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
     assert pods["exec-generate"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
-def test_evaluations_are_placed_as_scores_and_alone_have_the_judges_key() -> None:
+def test_evaluations_are_placed_like_scoring_and_only_they_have_the_judges_key() -> None:
     judge = ("evaluation.judge_url=http://judge/v1", "evaluation.judge_model=j", "cluster.judge_secret=judge")
     containers, pods = compiled(*judge, "spin.max_iterations=3")
     evaluating = {name for name in containers if name.startswith("exec-evaluate")}
@@ -187,7 +187,7 @@ def test_a_pipeline_for_a_cluster_is_yaml_of_two_documents(tmp_path: Any) -> Non
     )
 
 
-def test_every_parameter_that_a_task_reads_is_given_to_the_graph_it_is_in() -> None:
+def test_every_parameter_of_a_task_is_an_input_of_its_graph() -> None:
     # KFP's compiler forgets those of resources within a loop, and a cluster would fail there
     settings = load_settings("tiny", ["spin.max_iterations=3"])
     pipeline: Any = build(settings, settings.cluster)

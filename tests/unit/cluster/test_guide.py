@@ -34,7 +34,7 @@ def commands(word: str) -> list[list[str]]:
     return found
 
 
-def test_every_spin_pipeline_command_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_spin_pipeline_command_of_the_guide_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     found = commands("spin-pipeline")
     assert {command[1] for command in found} >= {"preflight", "submit", "schedule"}

@@ -37,12 +37,12 @@ def compiled() -> list[Any]:
     return found
 
 
-def test_every_process_makes_the_same_version(compiled: list[Any]) -> None:
+def test_every_process_computes_the_same_version(compiled: list[Any]) -> None:
     assert len({name for name, _, _ in compiled}) == 1
     assert all(entry == compiled[0] for entry in compiled)
 
 
-def test_a_pod_is_configured_only_by_what_its_pipeline_has(compiled: list[Any]) -> None:
+def test_a_pods_configuration_only_uses_inputs_of_its_pipeline(compiled: list[Any]) -> None:
     for _, ir, platform in compiled:
         configs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         dags = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]

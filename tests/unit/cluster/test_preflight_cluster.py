@@ -26,26 +26,24 @@ from unit.cluster.scene import (
 GPU = "nvidia.com/gpu"
 
 
-def test_a_namespace_that_is_not_there_ends_the_checks(check: Check) -> None:
+def test_a_missing_namespace_ends_the_checks(check: Check) -> None:
     code, checks = check("--namespace", "elsewhere")
     assert code == 1
     assert found(checks, "namespace") == [("fail", "elsewhere does not exist")]
     assert checks[-1]["subject"] == "namespace"
 
 
-def test_a_namespace_on_its_way_out_fails(check: Check, kubernetes: KubernetesServer) -> None:
+def test_a_terminating_namespace_fails(check: Check, kubernetes: KubernetesServer) -> None:
     kubernetes.put(cluster_object("v1", "Namespace", NAMESPACE, status={"phase": "Terminating"}))
     assert found(check()[1], "namespace") == [("fail", "kubeflow is Terminating")]
 
 
-def test_kfp_for_one_user_runs_in_its_own_namespace_whatever_ours_is(
-    check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_single_user_kfp_runs_in_its_own_namespace(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFP_NAMESPACE", "ours")
     assert found(check()[1], "namespace") == [("pass", "kubeflow")]
 
 
-def test_an_account_that_is_not_there_fails(check: Check) -> None:
+def test_a_missing_service_account_fails(check: Check) -> None:
     code, checks = check("--service-account", "nobody")
     assert code == 1
     assert found(checks, "service account") == [("fail", "nobody does not exist in kubeflow")]
@@ -84,11 +82,11 @@ def test_several_nodes_need_the_trainer_its_runtime_and_the_rights(check: Check,
     assert wrong(check(*several)[1]) == []
 
 
-def test_one_node_asks_for_no_trainer(check: Check) -> None:
+def test_one_node_needs_no_trainer(check: Check) -> None:
     assert found(check()[1], "trainer") == []
 
 
-def test_a_secret_must_have_the_named_keys_with_something_in_them(check: Check, kubernetes: KubernetesServer) -> None:
+def test_a_secret_must_have_the_named_keys_with_values(check: Check, kubernetes: KubernetesServer) -> None:
     kubernetes.put(secret("spin-storage", {"S3_ENDPOINT": SECRET, "AWS_ACCESS_KEY_ID": "", "other": SECRET}))
     code, checks = check()
     assert code == 1
@@ -104,20 +102,20 @@ def test_the_secret_and_its_keys_may_have_other_names(check: Check, kubernetes: 
     assert found(checks, "storage secret") == [("pass", "mlpipeline-minio-artifact has accesskey, secretkey")]
 
 
-def test_no_secret_is_needed_where_pods_have_an_identity(check: Check, kubernetes: KubernetesServer) -> None:
+def test_no_secret_is_needed_if_pods_have_an_identity(check: Check, kubernetes: KubernetesServer) -> None:
     code, checks = check("--set", "cluster.storage_secret=")
     assert (code, [one for one, _ in found(checks, "storage secret")]) == (0, ["pass"])
     assert not any("/secrets/" in request for request in kubernetes.requests)
 
 
-def test_the_hubs_secret_is_looked_for_where_one_is_named(check: Check, kubernetes: KubernetesServer) -> None:
+def test_the_hubs_secret_is_checked_if_one_is_named(check: Check, kubernetes: KubernetesServer) -> None:
     code, checks = check("--set", "cluster.hub_secret=hub")
     assert code == 1 and found(checks, "hub secret") == [("fail", "hub does not exist in kubeflow")]
     kubernetes.put(secret("hub", {"HF_TOKEN": SECRET}))
     assert check("--set", "cluster.hub_secret=hub")[0] == 0
 
 
-def test_the_registrys_secret_must_be_of_its_type(check: Check, kubernetes: KubernetesServer) -> None:
+def test_the_registrys_secret_must_have_its_type(check: Check, kubernetes: KubernetesServer) -> None:
     named = ("--set", "cluster.image_pull_secret=registry")
     assert found(check(*named)[1], "image pull secret") == [("fail", "registry does not exist in kubeflow")]
     kubernetes.put(secret("registry", {".dockerconfigjson": SECRET}))
@@ -173,7 +171,7 @@ def test_shards_that_must_wait_are_a_warning_and_nodes_of_one_training_are_not(
     assert "needs 4 pods at once, room for 2" in found(checks, "nodes")[-1][1]
 
 
-def test_where_nodes_are_added_on_demand_too_few_are_a_warning(check: Check) -> None:
+def test_with_autoscaling_too_few_nodes_are_a_warning(check: Check) -> None:
     code, checks = check("--set", f"placement.accelerator={GPU}", "--autoscaled")
     assert code == 0
     assert [one for one, _ in found(checks, "nodes")] == ["pass", "warn", "warn", "warn"]
@@ -217,7 +215,7 @@ def test_an_unbound_claim_needs_a_class_that_exists(check: Check, kubernetes: Ku
     assert found(check(*named)[1], "model cache")[0] == ("warn", "cache waits for a volume of quick")
 
 
-def test_what_we_may_not_look_at_is_a_warning_that_says_so(
+def test_missing_read_permissions_are_warnings(
     check: Check, kubernetes: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kubernetes.users["nobodys"] = User("nobody")
@@ -229,14 +227,14 @@ def test_what_we_may_not_look_at_is_a_warning_that_says_so(
     assert "403 Forbidden" in found(checks, "nodes")[0][1]
 
 
-def test_a_kubernetes_in_trouble_fails_what_it_does_not_answer(check: Check, kubernetes: KubernetesServer) -> None:
+def test_an_unanswered_request_to_kubernetes_fails_its_check(check: Check, kubernetes: KubernetesServer) -> None:
     kubernetes.script = lambda request: 500 if "/nodes" in request else None
     code, checks = check()
     assert code == 1
     assert found(checks, "nodes") == [("fail", "the nodes: 500 Internal Server Error: said the test")]
 
 
-def test_with_several_users_the_namespace_must_be_named_and_our_own_rights_count(
+def test_in_multi_user_kfp_the_namespace_and_the_callers_rights_are_checked(
     check: Check, health: Kfp, kubernetes: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     health.says["multi_user"] = True

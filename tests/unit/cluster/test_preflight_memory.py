@@ -18,7 +18,7 @@ def test_a_small_model_fits(check: Check) -> None:
     assert message.endswith("(the model by what is known of tiny-llama)")
 
 
-def test_a_pod_that_is_too_small_fails_with_what_to_turn(check: Check) -> None:
+def test_a_pod_that_is_too_small_fails_and_names_settings_to_change(check: Check) -> None:
     code, checks = check("--set", 'placement.score={cpu="1", memory="256Mi"}')
     assert code == 1
     messages = [message for verdict, message in found(checks, "memory") if verdict == "fail"]
@@ -27,7 +27,7 @@ def test_a_pod_that_is_too_small_fails_with_what_to_turn(check: Check) -> None:
     assert remedy == "or hardware.memory_check = 'warn'"
 
 
-def test_one_who_knows_better_is_warned_or_left_alone(check: Check) -> None:
+def test_the_memory_check_can_be_a_warning_or_off(check: Check) -> None:
     small = ("--set", 'placement.score={cpu="1", memory="256Mi"}')
     code, checks = check(*small, "--set", "hardware.memory_check=warn")
     assert code == 0
@@ -35,14 +35,14 @@ def test_one_who_knows_better_is_warned_or_left_alone(check: Check) -> None:
     assert found(check(*small, "--set", "hardware.memory_check=off")[1], "memory") == []
 
 
-def test_gpus_have_what_their_nodes_labels_say(check: Check, kubernetes: KubernetesServer) -> None:
+def test_gpu_memory_is_read_from_node_labels(check: Check, kubernetes: KubernetesServer) -> None:
     label = {"nvidia.com/gpu.memory": "24576"}
     kubernetes.put(node("gpus", cpu="64", memory="512Gi", gpu="8", labels=label))
     messages = [message for verdict, message in found(check(*ON_GPUS, *SEVEN)[1], "memory") if verdict == "fail"]
     assert any("train-epoch needs about" in each and "of one GPU, there are 24.0 GiB" in each for each in messages)
 
 
-def test_gpus_of_unknown_memory_are_said_to_be(check: Check, kubernetes: KubernetesServer) -> None:
+def test_unknown_gpu_memory_is_a_warning(check: Check, kubernetes: KubernetesServer) -> None:
     kubernetes.put(node("gpus", cpu="64", memory="512Gi", gpu="8"))
     ((verdict, message),) = found(check(*ON_GPUS)[1], "memory")
     assert verdict == "warn"

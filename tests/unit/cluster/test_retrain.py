@@ -63,7 +63,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_digest_is_that_of_the_content_wherever_it_lies(data: Path, tmp_path: Path) -> None:
+def test_a_digest_depends_on_the_content_and_not_the_address(data: Path, tmp_path: Path) -> None:
     record(tmp_path / "runs/one", data, "2026-01-01")
     [earlier] = earlier_runs(str(tmp_path / "runs"))
     digest = data_digest(settings_of(data))
@@ -88,7 +88,7 @@ def test_runs_are_found_at_any_depth_the_newest_first(data: Path, tmp_path: Path
     assert earlier_runs(str(tmp_path / "nowhere")) == []
 
 
-def test_only_a_run_that_finished_has_trained(data: Path, tmp_path: Path) -> None:
+def test_only_finished_runs_count_as_trained(data: Path, tmp_path: Path) -> None:
     digest = data_digest(settings_of(data))
     record(tmp_path / "runs/broken", data, "2026-01-01", state="interrupted")
     check_new(digest, str(tmp_path / "runs"))
@@ -111,7 +111,7 @@ def test_a_folder_without_a_finished_run_gives_no_model_and_a_run_without_iterat
         best_model(str(tmp_path / "runs/broken"))
 
 
-def test_runs_are_looked_for_where_they_are_put() -> None:
+def test_earlier_runs_are_searched_in_the_folder_of_the_new_run() -> None:
     def folder(uri: str, continue_from: str = "") -> str:
         settings = check_settings(
             {"run": {"uri": uri}, "model": {"base": "x"}, "data": {"train": "x"}}, source="the test"

@@ -22,14 +22,14 @@ def workflow() -> dict[Any, Any]:
     return dict(yaml.safe_load(WORKFLOW.read_text("utf-8")))
 
 
-def test_it_runs_by_hand_by_time_and_when_the_data_pointer_changes() -> None:
+def test_the_workflow_is_triggered_manually_by_time_and_by_the_data_pointer() -> None:
     triggers = workflow()[True]
     assert set(triggers) == {"workflow_dispatch", "schedule", "push"}
     assert triggers["push"]["paths"] == [CONFIG]
     assert triggers["workflow_dispatch"]["inputs"]["config"]["default"] == CONFIG
 
 
-def test_its_command_is_one_and_its_configuration_can_be_submitted() -> None:
+def test_the_workflows_command_parses_and_its_configuration_can_be_submitted() -> None:
     words = shlex.split(workflow()["jobs"]["retrain"]["steps"][-1]["run"].partition("||")[0])
     assert words[0] == "spin-pipeline"
     options = _parser().parse_args(words[1:])

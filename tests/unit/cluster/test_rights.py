@@ -39,7 +39,7 @@ def test_the_pods_accounts_have_the_rights_that_steps_need(applied: KubernetesSe
             assert may(applied.objects, user, deed), (account, str(right))
 
 
-def test_what_train_epoch_asks_of_kubernetes_is_within_the_role(
+def test_the_requests_of_train_epoch_are_within_the_role(
     applied: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied.objects.kinds.extend(TRAINER)
@@ -74,11 +74,11 @@ def test_what_train_epoch_asks_of_kubernetes_is_within_the_role(
         Deed("list", "", "nodes"),
     ],
 )
-def test_the_pods_account_has_no_others(applied: KubernetesServer, deed: Deed) -> None:
+def test_the_pods_accounts_have_no_other_rights(applied: KubernetesServer, deed: Deed) -> None:
     assert not may(applied.objects, service_account("kubeflow", "spin-runner"), deed)
 
 
-def test_the_submitters_account_reaches_no_secret_and_starts_no_pod(applied: KubernetesServer) -> None:
+def test_the_submitters_account_can_neither_read_secrets_nor_create_pods(applied: KubernetesServer) -> None:
     user = service_account("kubeflow", "spin-submitter")
     assert may(applied.objects, user, Deed("create", "pipelines.kubeflow.org", "runs", "kubeflow"))
     for deed in (
@@ -91,7 +91,7 @@ def test_the_submitters_account_reaches_no_secret_and_starts_no_pod(applied: Kub
         assert not may(applied.objects, user, deed), deed
 
 
-def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
+def test_preflight_as_the_submitter_warns_about_the_secret_only(
     applied: KubernetesServer, built: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
@@ -122,7 +122,7 @@ def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
     ]
 
 
-def test_without_the_manifests_preflight_names_what_is_lacking(tmp_path: Path) -> None:
+def test_without_the_manifests_preflight_names_what_is_missing(tmp_path: Path) -> None:
     with kubernetes_server() as bare:
         kubernetes = connect_kubernetes(environment={"KUBECONFIG": str(bare.write_kubeconfig(tmp_path / "kubeconfig"))})
         (finding,) = check_step_rights(kubernetes, "kubeflow", "pipeline-runner", with_jobs=True)

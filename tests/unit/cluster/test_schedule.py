@@ -37,14 +37,14 @@ def recur(kfp: KfpServer) -> str:
         (" 0  3 ? * mon-fri ", "0 0 3 ? * mon-fri"),
     ],
 )
-def test_five_fields_get_the_second_that_kfp_wants_first(text: str, cron: str) -> None:
+def test_five_cron_fields_get_a_leading_field_for_seconds(text: str, cron: str) -> None:
     assert parse_cron(text) == Trigger(cron=cron)
 
 
 @pytest.mark.parametrize(
     "text", ["", "0 3 * *", "0 0 3 * * 1 2026", "@daily", "0 3 * * mon;tue", "every monday at 3 o'clock"]
 )
-def test_what_is_no_cron_is_refused(text: str) -> None:
+def test_an_invalid_cron_expression_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="'0 3 \\* \\* 1' for Mondays"):
         parse_cron(text)
 
@@ -66,7 +66,7 @@ def test_intervals_have_units() -> None:
         (["schedule", "--name", "x", "--every", "6h", "--run-uri", "runs/here"], "lies on this machine"),
     ],
 )
-def test_what_is_no_schedule_is_refused_before_anything_is_sent(
+def test_an_invalid_schedule_is_refused_before_any_request(
     kfp: KfpServer, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -102,7 +102,7 @@ def test_a_schedule_is_set_kept_replaced_listed_and_removed(kfp: KfpServer, caps
     assert "there is no schedule weekly" in said(capsys)
 
 
-def test_two_of_one_name_are_never_on_whatever_interrupts(
+def test_two_schedules_of_one_name_are_never_enabled_even_after_interruptions(
     kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")
@@ -119,7 +119,7 @@ def test_two_of_one_name_are_never_on_whatever_interrupts(
     assert len(kfp.schedules) == 1, "an answer that is lost makes nothing twice"
 
 
-def test_each_time_a_run_of_its_own_is_submitted_and_followed(kfp: KfpServer) -> None:
+def test_each_execution_submits_and_follows_a_new_run(kfp: KfpServer) -> None:
     assert main(MONDAYS) == 0
     kfp.looks = [Look("RUNNING"), Look("SUCCEEDED")]
     assert recur(kfp) == "done"
@@ -133,7 +133,7 @@ def test_each_time_a_run_of_its_own_is_submitted_and_followed(kfp: KfpServer) ->
     assert caught.value.code == 1
 
 
-def test_a_run_that_is_not_finished_is_followed_and_no_other_started(kfp: KfpServer) -> None:
+def test_an_unfinished_run_is_followed_instead_of_starting_another(kfp: KfpServer) -> None:
     assert main(MONDAYS) == 0
     assert main(["submit", "--config", "tiny", "--run-uri", "s3://bucket/runs/mine"]) == 0
     assert recur(kfp) == "done", "a run that somebody submitted is none of the schedule's"
@@ -143,7 +143,7 @@ def test_a_run_that_is_not_finished_is_followed_and_no_other_started(kfp: KfpSer
     assert len(kfp.runs) == 2
 
 
-def test_data_that_was_trained_on_is_no_failure_of_the_schedule(
+def test_data_that_was_trained_on_before_does_not_fail_the_schedule(
     kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*MONDAYS, "--once-for-data", "--run-uri", "s3://bucket/run"]) == 0
@@ -152,7 +152,7 @@ def test_data_that_was_trained_on_is_no_failure_of_the_schedule(
     assert "nothing to do: run tiny" in said(capsys)
 
 
-def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
+def test_an_invalid_submission_fails_the_step_with_its_error(
     kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(MONDAYS) == 0
@@ -163,7 +163,7 @@ def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
     assert "ClusterAccessError: starting the run" in said(capsys)
 
 
-def test_the_step_of_a_schedule_is_small_patient_and_never_repeated() -> None:
+def test_the_step_of_a_schedule_is_small_without_time_limit_and_not_retried() -> None:
     cluster = ClusterSettings(timeout_s=60, retries=3, image_prefix="registry/spin", image_tag="7")
     pipeline = launcher(cluster)
     ir = json_format.MessageToDict(pipeline.pipeline_spec)
