@@ -1,4 +1,4 @@
-"""Real DeepSpeed, two ranks on the CPU: the same losses as plain torch, and each goes on from the other's save."""
+"""Real DeepSpeed with two CPU ranks: the same losses as plain torch, and saves that both backends resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 
 
 def val_losses_inside(run: LocalRun) -> list[float]:
-    """val_loss of the validations inside epochs."""
+    """val_loss of the validations inside epochs, by step."""
     paths = sorted(run.root.glob("iterations/*/epochs/*/metrics.json"))
     rows = [row for path in paths for row in json.loads(path.read_text("utf-8"))["steps"]]
     return [row["val_loss"] for row in rows if "val_loss" in row]
@@ -43,7 +43,7 @@ def val_losses_inside(run: LocalRun) -> list[float]:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, tmp_path: Path, stage: int) -> None:
     # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
-    # leave a last batch of 4, where ranks are given filling
+    # leave a last batch of 4, where ranks get padding
     common = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
@@ -82,7 +82,7 @@ def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
 def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    unpacked = {"packing": "off"}  # as on a GPU; packed, every rank loads all
+    unpacked = {"packing": "off"}  # as on a GPU; with packing, every rank loads all weights
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
     training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
@@ -133,7 +133,7 @@ def test_deepspeed_resumes_from_a_save_of_plain_torch(make_settings: MakeSetting
     train(uri, 0, 1, policy, scores, hardware(settings))
     expected = losses(LocalRun(Path(uri)))
     shutil.move(uri, twin)
-    # the same run, its second epoch by DeepSpeed: the backend is recorded when a run begins, ranks are the attempt's
+    # the second epoch of the same run with DeepSpeed: the backend is fixed for a run, the ranks may change
     shutil.copytree(twin, uri)
     shutil.rmtree(LocalRun(Path(uri)).path(layout.epoch(0, 1)))
     train(uri, 0, 1, policy, scores, TWO_RANKS)
@@ -162,4 +162,4 @@ def test_ranks_with_different_numbers_of_chunks_do_not_deadlock_under_zero_3(tmp
     after = answer_logprobs(model, OF_RANK)
     expected = torch.stack([before, after], dim=1).detach()
     torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-4)
-    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update shows
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update changed the weights

@@ -1,4 +1,4 @@
-"""Runs that train an adapter: stored merged or alone, on float32 or on 4-bit weights, stopped and gone on with."""
+"""Runs that train an adapter: stored merged or alone, on float32 or 4-bit weights, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ def settings_of(root: Path, model: Path, data: Path, **sections: dict[str, Any])
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A run whose policies are stored merged; not to be written to."""
+    """A run with merged policies; read-only."""
     return play(settings_of(tmp_path_factory.mktemp("merged") / "run", tiny_llama, question_file))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """The same run whose policies are stored as adapters; not to be written to."""
+    """The same run with policies stored as adapters; read-only."""
     root = tmp_path_factory.mktemp("alone") / "run"
     return play(settings_of(root, tiny_llama, question_file, lora={"export": "adapter"}))
 
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A run on 4-bit weights; not to be written to."""
+    """A run on 4-bit weights; read-only."""
     root = tmp_path_factory.mktemp("quantized") / "run"
     return play(settings_of(root, tiny_llama, question_file, lora={"export": "adapter", "quantize": "nf4"}))
 
 
 def first_losses(run: LocalRun) -> list[float]:
-    """Of each iteration."""
+    """The first loss of each iteration."""
     found = losses(run)
     return found[:: len(found) // 2]
 
@@ -117,7 +117,9 @@ def test_stored_adapters_give_the_same_run_as_merged_policies(merged: LocalRun, 
 
 def test_storage_has_the_adapters_and_their_base_models(alone: LocalRun, tiny_llama: Path) -> None:
     assert {path.stat().st_size for path in alone.root.rglob("model.safetensors")} == set()
-    bases = [read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)]  # of both, though save_top_k = 1
+    bases = [
+        read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)
+    ]  # both are kept, although save_top_k = 1
     assert [base.uri for base in bases] == [str(tiny_llama), policy(alone, 0)]
     assert bases[1].sha256 == model_digest(alone, policy(alone, 0))
     weights = f"{layout.epoch(1, 1)}/policy/adapter_model.safetensors"
@@ -135,7 +137,7 @@ def test_peft_loads_the_exported_adapter_on_the_base_model(
     export_model(run.uri, "1", str(tmp_path / "whole"))
     export_model(run.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
-    assert config["r"] == 2 * LORA["r"]  # of both iterations
+    assert config["r"] == 2 * LORA["r"]  # merged from both iterations
     found = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
     expected = logits(plain(tmp_path / "whole"))
     torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-5)
@@ -167,7 +169,7 @@ def test_a_stopped_epoch_resumes_with_the_same_result(
         assert train(uri, 0, 1, done, scores, hardware(settings)) == STOPPED
     save = run.read_json(layout.partial(0, 1))["facts"]["key"]
     parts = {"/".join(key.removeprefix(f"{save}/").split("/")[:-1]) for key in run.sizes(save)}
-    assert parts == {"adapter", "trainer"}  # no merged weights inside an epoch
+    assert parts == {"adapter", "trainer"}  # saves inside an epoch have no merged weights
     optimizer = load_file(run.path(f"{save}/trainer/optimizer-00000.safetensors"))
     assert len(optimizer) == 2 * 2 * 14
     assert all(".lora_" in name for name in optimizer)
@@ -204,7 +206,9 @@ def test_an_altered_adapter_is_detected_before_it_is_used(
 def test_reference_and_policy_agree_on_4_bit_weights(quantized: LocalRun, merged: LocalRun) -> None:
     assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=1e-7)
     assert losses(quantized)[7] < math.log(2) - 0.01
-    assert val_losses(quantized)[0] != val_losses(merged)[0]  # the base is validated as it is trained on
+    assert (
+        val_losses(quantized)[0] != val_losses(merged)[0]
+    )  # the base model is validated in the same precision as in training
     assert val_losses(quantized)[0] == pytest.approx(val_losses(merged)[0], abs=0.2)
 
 

@@ -1,4 +1,4 @@
-"""An epoch on several nodes: a TrainJob whose pods are real processes that meet through torchrun and train together."""
+"""An epoch on several nodes: a TrainJob whose pods are real processes that train together through torchrun."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ print(call("train_epoch.nodes.step:train_on_nodes", "attempt-1", json.loads(sys.
 
 @dataclass
 class Epoch:
-    """The first epoch of a run, which is to be trained next."""
+    """The first epoch of a run, before training."""
 
     settings: Settings
     reference: str
@@ -65,7 +65,7 @@ class Epoch:
         return train_on_nodes(**self.arguments, hardware=TWO_NODES, pod={}, template=TEMPLATE, poll_s=0.2)
 
     def start_step(self) -> subprocess.Popen[bytes]:
-        """The step as a process of its own, as in a pod."""
+        """The step in a separate process, as in a pod."""
         arguments = {**self.arguments, "hardware": TWO_NODES, "pod": {}, "template": TEMPLATE, "poll_s": 0.2}
         return subprocess.Popen([sys.executable, "-c", STEP, json.dumps(arguments)], stderr=subprocess.DEVNULL)
 
@@ -112,7 +112,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     epoch.train_here()
     expected = losses(epoch.run)
     epoch.run.delete(layout.epoch(0, 0))
-    answers = iter([(503, "overloaded"), (429, "slow down")])  # which is asked again
+    answers = iter([(503, "overloaded"), (429, "slow down")])  # the request is retried
     trainer.refuse = lambda method, path: next(answers, None)
     assert epoch.train_on_nodes() == epoch.run.uri_of(f"{layout.epoch(0, 0)}/policy")
     assert losses(epoch.run) == pytest.approx(expected, abs=1e-5)
@@ -175,7 +175,7 @@ def test_a_pod_that_is_killed_is_named_with_its_last_lines(epoch: Epoch, trainer
 def test_a_job_without_a_running_step_ends(
     epoch: Epoch, trainer: TrainerServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the step is killed while the second node sleeps, so that the first would wait for it
+    # the step is killed while the second node sleeps and the first waits for it
     monkeypatch.setenv("SPIN_UNWATCHED_S", "2")
     step = epoch.start_step()
     wait_for(lambda: trainer.jobs and len(next(iter(trainer.jobs.values())).pods) == 2)

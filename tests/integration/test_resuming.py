@@ -1,4 +1,4 @@
-"""Stopping and going on: inside an epoch, by time limit, and across backends."""
+"""Stopping and resuming: inside an epoch, and at the time limit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
 
 
 def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in a process of its own and kill it outright once it has saved so often."""
+    """Train in a separate process and kill it after a number of saves."""
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings, reference, scores))
     process.start()
     pointer = Path(settings.run.uri, layout.partial(0, 0))
@@ -107,7 +107,7 @@ def test_time_running_out_inside_an_epoch_saves_first(
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     run = LocalRun(Path(settings.run.uri))
-    asked = itertools.count(1)  # once before the epoch, then before every step: each attempt's time is over after four
+    asked = itertools.count(1)  # checked before the epoch and before every step: each attempt ends at the fourth check
     monkeypatch.setattr(Step, "out_of_time", lambda step: next(asked) % 6 == 0)
     stops = 0
     while not train(settings.run.uri, 0, 0, reference, scores, hardware(settings)):

@@ -1,4 +1,4 @@
-"""Trackers beside a whole run, whose steps are the real ones."""
+"""Trackers in a whole run with real steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MakeSettings = Callable[..., Settings]
 
 
 def rows(run: LocalRun) -> list[dict[str, Any]]:
-    """Metrics of every step, as the run itself keeps them."""
+    """Metrics of every training step, as stored in the run."""
     keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
     return [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
 
@@ -44,7 +44,9 @@ def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
     scores = play_scores(settings, 0, reference)
     policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine, reference)
     train(uri, 0, 1, policy, scores, machine)
-    LocalRun(Path(uri)).delete(layout.epoch_manifest(0, 1))  # as if killed before it: trackers are ahead of the run
+    LocalRun(Path(uri)).delete(
+        layout.epoch_manifest(0, 1)
+    )  # as if killed before the save: trackers are ahead of the run
     run = play(settings)
     expected = [(row["step"], round(row["loss"], 6)) for row in rows(run)]
     assert len(expected) == 6  # 20 pairs in batches of 8, twice

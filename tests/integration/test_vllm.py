@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU, one engine for all tests here: it takes half a minute to start."""
+"""Real vLLM on the CPU, with one engine for all tests since it takes half a minute to start."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_greedy_answers_equal_those_of_transformers(
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) // 2
     model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
     for prompt, ours_here, theirs_here in zip(prompts, ours, theirs, strict=True):
-        # where they part, the two tokens must be a tie to rounding: same weights, same prompt, same template
+        # at the first difference, both tokens must be equally likely up to rounding
         pairs = list(zip(ours_here.token_ids, theirs_here.token_ids, strict=False))
         place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
         if place is not None:

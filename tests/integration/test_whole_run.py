@@ -1,4 +1,4 @@
-"""A whole run, step by step in this process: what it leaves in storage, and that it can be trusted."""
+"""Whole runs, step by step in this process: their results, and checks of what is stored."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_an_altered_reference_is_detected_before_it_is_used(make_settings: MakeS
 
 
 def test_wrong_reference_weights_stop_the_run_at_step_zero(make_settings: MakeSettings, tmp_path: Path) -> None:
-    # score with one model, train another: what a stale reference or a mixed-up folder would do
+    # score with one model and train another, as with a stale reference or a wrong folder
     settings = make_settings(spin={"max_iterations": 2})
     base = begin(settings)
     play_iteration(settings, 0, base)
@@ -200,7 +200,11 @@ def test_batches_can_be_limited_by_count_and_by_share(make_settings: MakeSetting
 def test_validation_inside_an_epoch_runs_at_its_interval(make_settings: MakeSettings) -> None:
     run = play(make_settings(validation={"val_check_interval": 1}))
     rows = json.loads(run.path("iterations/0/epochs/0/metrics.json").read_text())["steps"]
-    assert ["val_loss" in row for row in rows] == [True, True, False]  # the end of the epoch has its own step
+    assert ["val_loss" in row for row in rows] == [
+        True,
+        True,
+        False,
+    ]  # the end of the epoch is validated by a separate step
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
 
 
@@ -230,7 +234,7 @@ def test_patience_stops_a_run_that_does_not_improve(make_settings: MakeSettings)
 
 
 def test_pairs_without_signal_are_dropped_and_counted(make_settings: MakeSettings, tmp_path: Path) -> None:
-    # the first token of some answers is made the EOS: the reference "said nothing" there
+    # the first token of some answers is EOS: the generated answer is empty
     settings = make_settings(generation={"max_new_tokens": 1, "temperature": 0.0})
     reference = begin(settings)
     play_scores(settings, 0, reference)

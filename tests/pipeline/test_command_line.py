@@ -1,4 +1,4 @@
-"""What a person types, for real: processes, the KFP runner, signals, exit codes."""
+"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def spin(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+    """Run a command to its end."""
     command = [*SPIN, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
 
 def status_of(run: Path) -> dict[str, Any]:
-    """What `status --json` says."""
+    """The value of `status --json`."""
     result = spin("status", str(run), "--json")
     assert result.returncode == 0, result.stderr
     status: dict[str, Any] = json.loads(result.stdout)
@@ -35,7 +35,7 @@ def status_of(run: Path) -> dict[str, Any]:
 
 
 def digests(run: Path) -> dict[str, str]:
-    """SHA-256 of every published file, and of the data between."""
+    """SHA-256 of every output of every step, except metrics."""
     manifests = [*run.glob("iterations/*/*/*.json"), *run.glob("iterations/*/checkpoint.json")]
     outputs = [json.loads(path.read_text("utf-8")).get("outputs", {}) for path in manifests]
     return {key: file["sha256"] for output in outputs for key, file in output.items() if "metrics" not in key}
@@ -43,7 +43,7 @@ def digests(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny.toml`, undisturbed."""
+    """A finished run of `tiny.toml`, without interruptions."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     result = spin("run", "--config", "tiny", "--run-uri", str(run))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -80,8 +80,8 @@ def test_repeating_the_command_does_nothing_and_succeeds(tiny_run: Path) -> None
 def _wait_for(path: Path, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not path.exists():
-        assert process.poll() is None, "the run ended before it got there"
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert process.poll() is None, "the run ended before it wrote the file"
+        assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.02)
 
 
@@ -91,7 +91,7 @@ def _start(run: Path) -> subprocess.Popen[str]:
 
 
 def _processes_of(run: Path) -> list[psutil.Process]:
-    """Processes that hold the run's lock or were started for it."""
+    """Processes with open files or arguments in the run's folder."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
@@ -113,7 +113,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_files(tiny_run: Path, tmp_p
     kept = {path: path.stat().st_mtime_ns for path in run.glob("iterations/0/**/*.json")}
     result = spin("run", "--config", "tiny", "--run-uri", str(run))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished step was done again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished step was run again"
     assert digests(run) == digests(tiny_run)
     assert not list(run.rglob("*.part"))
 
@@ -126,7 +126,7 @@ def test_a_signal_stops_the_run_and_all_child_processes(tmp_path: Path, number: 
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 3, output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert _processes_of(run) == []
     assert status_of(run)["state"] == "interrupted"
 
@@ -147,7 +147,7 @@ def test_a_second_runner_is_refused(tmp_path: Path) -> None:
 def test_a_time_limit_ends_with_code_3(tmp_path: Path) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), "--set", "run.max_time=1")
     assert result.returncode == 3, result.stdout + result.stderr
-    assert "stopped before the end; the same command goes on" in result.stdout
+    assert "stopped before the end; the same command resumes" in result.stdout
     assert status_of(tmp_path / "run")["state"] == "stopped"
 
 

@@ -1,4 +1,4 @@
-"""What the Kubeflow UI is given of each step, in KFP's own artifacts."""
+"""The KFP artifacts of each step, which the Kubeflow UI shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spin_components.store.models import model_files
 
 @pytest.fixture(autouse=True)
 def on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one machine nobody would look."""
+    """Pretend to run on a cluster: artifacts are not written on one machine."""
     monkeypatch.delenv(WARM_SERVER, raising=False)
 
 

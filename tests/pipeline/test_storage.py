@@ -1,4 +1,4 @@
-"""A run in object storage as a person types it: processes, another machine's cache, and what is wrong with storage."""
+"""Runs in object storage through the command line: two machines, data from a bucket, and unusable storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 
 
 def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end, in this process's environment and what is given."""
+    """Run a command to its end, with additional environment variables."""
     variables = {**os.environ, **environment}
     return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, timeout=300, env=variables, check=False)
 
@@ -47,7 +47,7 @@ def test_a_second_machine_is_refused_then_resumes_after_the_first_died(s3: S3Ser
     first.send_signal(signal.SIGKILL)
     first.communicate()
     third = subprocess.CompletedProcess(command, 2, "", "")
-    for _ in range(20):  # the steps of the first need a moment to notice that it is gone
+    for _ in range(20):  # the first run's steps need a moment to notice that it died
         third = spin(*command, **elsewhere)
         if third.returncode != 2:
             break

@@ -1,4 +1,4 @@
-"""What can be said of the images without building them: names, sources, what they share, what they install."""
+"""The Dockerfiles, without building them: names, sources, shared parts and requirements."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SHARED = "# Identical in all images from here on"
 
 
 def lines(name: str) -> list[str]:
-    """A Dockerfile's instructions, continued lines joined."""
+    """The instructions of a Dockerfile, with continued lines joined."""
     text = DOCKERFILES[name].read_text("utf-8").replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 @pytest.fixture
 def environment() -> ModuleType:
-    """`docker/environment.py`, which no package holds."""
+    """The module `docker/environment.py`, which is in no package."""
     spec = importlib.util.spec_from_file_location("environment", ROOT / "docker" / "environment.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""What a cluster is asked for: the compiled IR's platform document and resources, and the values behind them."""
+"""Placement: the platform document and resources of the compiled IR, and the values of prepare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GPU = [
 
 
 def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Executors of a tiny pipeline for a cluster, by name: the containers, and what Kubernetes shall do with them."""
+    """Containers and pod configurations of a tiny pipeline for a cluster, by executor."""
     settings = load_settings("tiny", overrides)
     pipeline: Any = build(settings, settings.cluster)
     ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))

@@ -40,12 +40,12 @@ def test_history_pairs_and_dropped_pairs_are_printed_within_80_columns() -> None
     )
     (row,) = [line for line in lines if line.startswith("iteration 1 ")]
     assert row.split() == ["iteration", "1", "3.5000", "0.900", "0.500", "-0.500", "2000", "+", "1998", "61"]
-    assert "pairs: the iteration's own + those of iterations before it" in lines
+    assert "pairs: the iteration's own + those from earlier iterations" in lines
     assert "iteration 0 dropped of its own pairs: 2 empty" in lines
 
 
 def test_without_history_and_drops_there_are_no_notes_on_pairs() -> None:
-    lines = printed(iteration(0, num_pairs=32))  # as a run from before there was history has it, too
+    lines = printed(iteration(0, num_pairs=32))  # like runs of versions without history
     assert not [line for line in lines if "pairs:" in line]
     (row,) = [line for line in lines if line.startswith("iteration 0 ")]
     assert row.split()[-2:] == ["32", "61"]

@@ -1,4 +1,4 @@
-"""What the manifests are when kubectl has built them."""
+"""Helpers for the objects that kubectl builds from the manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether nodes can hold a run's pods, with numbers worked out by hand."""
+"""Capacity of nodes for a run's pods, with numbers computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""manifests/README.md: its commands are commands, its files are there, its overlay builds."""
+"""manifests/README.md: its commands parse, its files exist, its overlay builds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = (MANIFESTS / "README.md").read_text("utf-8")
 
 
 def commands(word: str) -> list[list[str]]:
-    """The commands of the guide that begin so, in words; `"$@"` is what `set --` last made it."""
+    """The guide's commands that start with a word, split; `"$@"` is replaced by the last `set --`."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
     found, given = [], []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
@@ -60,7 +60,7 @@ def test_the_guides_overlay_for_a_users_namespace_moves_everything(kubectl: Path
     (tmp_path / "manifests" / "base").symlink_to(MANIFESTS / "base")
     (folder / "kustomization.yaml").write_text(text, "utf-8")
     items = build(kubectl, folder)
-    assert not of_kind(items, "Namespace")  # the profile's own
+    assert not of_kind(items, "Namespace")  # the profile has its own namespace
     assert {item["metadata"].get("namespace", "alice") for item in items} == {"alice"}
     bindings = of_kind(items, "RoleBinding", "ClusterRoleBinding")
     assert {subject["namespace"] for item in bindings for subject in item["subjects"]} == {"alice"}

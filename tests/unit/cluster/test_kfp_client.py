@@ -1,4 +1,4 @@
-"""Reaching a KFP API: what is tried again, what is refused at once and in which words, and what never shows."""
+"""The KFP client: targets, tokens, retries and error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN = "a-token-that-must-not-leak"
 
 
 def connected(**named: str | None) -> Api:
-    """What a command does first."""
+    """Connect as the commands do."""
     return connect(find_target(**named))
 
 
@@ -95,7 +95,7 @@ def test_a_token_is_sent_and_a_wrong_one_is_a_one_line_error(kfp: KfpServer, mon
     assert "--token-file" in message
     assert "\n" not in message
     assert TOKEN not in message
-    assert kfp.count("GET", "healthz") == 2, "a refusal is not tried again"
+    assert kfp.count("GET", "healthz") == 2, "a refusal is not retried"
 
 
 def test_a_renewed_token_is_used_even_if_it_arrives_late(kfp: KfpServer, tmp_path: Path) -> None:
@@ -107,7 +107,9 @@ def test_a_renewed_token_is_used_even_if_it_arrives_late(kfp: KfpServer, tmp_pat
     path.write_text("second")
     assert find_experiment(api, "none") == ""
     kfp.tokens = {"second"}
-    kfp.troubles = [Trouble("GET", "experiments", status=401, times=2)]  # the server has it later than the file
+    kfp.troubles = [
+        Trouble("GET", "experiments", status=401, times=2)
+    ]  # the server accepts the new token later than the file has it
     assert find_experiment(api, "none") == ""
 
 
@@ -126,7 +128,7 @@ def test_a_fixed_token_that_expires_fails_at_once(kfp: KfpServer, monkeypatch: p
         Trouble("GET", "experiments", status=500, times=2),
         Trouble("GET", "experiments", status=503, body=b"\xff\xfe upstream connect error", content_type="text/plain"),
         Trouble("GET", "experiments", status=429),
-        Trouble("GET", "experiments", times=5),  # dropped; the client's own library takes three of them
+        Trouble("GET", "experiments", times=5),  # dropped connections; the client library retries three times itself
         Trouble("GET", "experiments", delay_s=0.5),
     ],
 )
@@ -185,7 +187,7 @@ def test_requests_to_multi_user_kfp_name_the_namespace(kfp: KfpServer) -> None:
     assert experiment_id(api, "spin") == experiment_id(api, "spin")
     assert next(iter(kfp.stores["experiments"].values()))["namespace"] == "team-a"
     kfp.multi_user = False
-    assert connected(namespace="team-a").namespace == "", "one that serves nobody in particular takes none"
+    assert connected(namespace="team-a").namespace == "", "single-user KFP has no namespaces"
 
 
 def test_lists_are_read_over_all_pages(kfp: KfpServer) -> None:

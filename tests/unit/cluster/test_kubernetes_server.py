@@ -1,4 +1,4 @@
-"""The small Kubernetes API that other tests lean on, as the real client sees it."""
+"""The Kubernetes API server of the tests, used through the real client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server() -> Iterator[KubernetesServer]:
 
 
 def api_client(server: KubernetesServer, folder: Path, **token: str) -> Any:
-    """The real client, through a kubeconfig file."""
+    """The real client, configured by a kubeconfig file."""
     return config.new_client_from_config(str(server.write_kubeconfig(folder / "kubeconfig", **token)))
 
 

@@ -1,4 +1,4 @@
-"""The manifests: built by kubectl, held against Kubernetes' schemas, and against what the code needs of them."""
+"""The manifests: built by kubectl, and checked against Kubernetes' schemas and the needs of the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examples() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_object_validates_strictly_against_its_schema(built: Objects, version: str) -> None:
     different = {json.dumps(item, sort_keys=True): item for items in built.values() for item in items}
-    assert len(different) == 12 + 2 + 2 + 2  # each overlay changes two of the base
+    assert len(different) == 12 + 2 + 2 + 2  # each overlay patches two objects of the base
     for item in different.values():
         assert kubernetes_validate.validate(item, version, strict=True) == version
 
@@ -97,12 +97,14 @@ def test_the_network_policy_allows_kfp_storage_and_training(built: Objects) -> N
         ("kubeflow: app=ml-pipeline", "TCP", 8887),
         ("kubeflow: app=ml-pipeline", "TCP", 8888),
         ("kubeflow: component=metadata-grpc-server", "TCP", 8080),
-        ("kubeflow: app in seaweedfs, minio", "TCP", 8333),  # of the pod, behind the service's 9000
+        ("kubeflow: app in seaweedfs, minio", "TCP", 8333),  # port of the pod; the service's port is 9000
         ("anywhere", "TCP", 443),
         ("anywhere", "TCP", 6443),
     ):
         assert needed in reached
-    assert all("to" in rule or "ports" in rule for rule in rules)  # a rule without both would allow everything
+    assert all(
+        "to" in rule or "ports" in rule for rule in rules
+    )  # a rule without peers and ports would allow everything
 
 
 def _peer(rule: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a pipeline's version is: its content, whatever process compiled it."""
+"""The version of a pipeline depends on its content, not on the process that compiled it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ print(json.dumps([name, *map(json_format.MessageToDict, specs)]))
 
 @pytest.fixture(scope="module")
 def compiled() -> list[Any]:
-    """Version, IR and platform document, as processes with other hash tables make them."""
+    """Version, IR and platform document, compiled by processes with different hash seeds."""
     found = []
-    for seed in "01":  # with 0, KFP's compiler mixed up executors of one name; with 1 it did not
+    for seed in "01":  # KFP's compiler swapped executors of the same name with seed 0, not with seed 1
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _CODE], capture_output=True, text=True, env=environment, check=True

@@ -1,4 +1,4 @@
-"""`spin-pipeline preflight`: the command, both servers, addresses and storage, over real HTTP."""
+"""`spin-pipeline preflight`: the command, both API servers, addresses and storage, over HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from s3_server import BUCKET, S3Server, free_port
 from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.preflight.connections import connect_kubernetes
-from unit.cluster.checks import Check, found, wrong
+from unit.cluster.checks import Check, findings, problems
 from unit.cluster.scene import (
     NAMESPACE,
     Kfp,
@@ -21,7 +21,7 @@ from unit.cluster.scene import (
 def test_a_ready_cluster_passes(check: Check) -> None:
     code, checks = check()
     assert code == 0
-    assert wrong(checks) == []
+    assert problems(checks) == []
     subjects = {one["subject"] for one in checks if one["verdict"] == "pass"}
     assert subjects == {
         "addresses",
@@ -47,7 +47,7 @@ def test_the_text_output_has_one_line_a_check_and_a_summary(
     assert "pass  pipelines: KFP 2.17.2, for one user, at http://127.0.0.1" in text
     assert "fail  storage secret: spin-storage does not exist in kubeflow\n      kubectl create secret generic" in text
     assert text.splitlines()[-1].startswith("not ready: ")
-    assert "\x1b" not in text  # plain where it is no terminal
+    assert "\x1b" not in text  # no colours without a terminal
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_the_text_output_has_one_line_a_check_and_a_summary(
     [("2.15.0", "pass"), ("2.17.9", "pass"), ("2.14.3", "fail"), ("2.18.0", "fail"), ("unknown", "warn")],
 )
 def test_an_unsupported_version_of_kfp_fails(check: Check, health: Kfp, tag: str, verdict: str) -> None:
-    health.says["tag_name"] = tag
+    health.health["tag_name"] = tag
     code, checks = check()
-    assert [one for one, _ in found(checks, "pipelines")] == [verdict]
+    assert [one for one, _ in findings(checks, "pipelines")] == [verdict]
     assert code == (verdict == "fail")
 
 
 def test_a_response_that_is_not_from_kfp_fails(check: Check, health: Kfp) -> None:
-    health.says = {"hello": "world"}
-    assert "which is not what KFP says" in found(check()[1], "pipelines")[0][1]
+    health.health = {"hello": "world"}
+    assert "which is not what KFP says" in findings(check()[1], "pipelines")[0][1]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])
@@ -71,14 +71,14 @@ def test_a_refusal_by_kfp_fails_with_its_status(check: Check, health: Kfp, statu
     health.status = status
     code, checks = check()
     assert code == 1
-    assert f"{status}" in found(checks, "pipelines")[0][1]
-    assert found(checks, "nodes")  # the other checks are made all the same
+    assert f"{status}" in findings(checks, "pipelines")[0][1]
+    assert findings(checks, "nodes")  # the other checks are still run
 
 
 def test_an_unreachable_kfp_fails(check: Check) -> None:
     code, checks = check("--endpoint", f"http://127.0.0.1:{free_port()}")
     assert code == 1
-    message = found(checks, "pipelines")[0][1]
+    message = findings(checks, "pipelines")[0][1]
     assert message.endswith(
         "does not answer as KFP's API: Failed to establish a new connection: [Errno 111] Connection refused"
     )
@@ -86,7 +86,7 @@ def test_an_unreachable_kfp_fails(check: Check) -> None:
 
 def test_the_token_is_sent_to_kfp_only(check: Check, health: Kfp, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("the-token\n", "utf-8")
-    assert check("--token-file", str(tmp_path / "token"))[0] == 0  # Kubernetes knows only its own token
+    assert check("--token-file", str(tmp_path / "token"))[0] == 0  # Kubernetes accepts only its own token
     assert health.tokens == ["Bearer the-token"]
 
 
@@ -94,7 +94,7 @@ def test_an_unreachable_kubernetes_api_ends_the_checks(check: Check, kubernetes:
     kubernetes.script = lambda request: 0
     code, checks = check()
     assert code == 1
-    assert [one for one, _ in found(checks, "kubernetes")] == ["fail"]
+    assert [one for one, _ in findings(checks, "kubernetes")] == ["fail"]
     assert checks[-1]["subject"] == "kubernetes"
 
 
@@ -104,7 +104,7 @@ def test_a_kubernetes_server_that_was_not_tested_is_a_warning(
 ) -> None:
     kubernetes.version = version
     code, checks = check()
-    assert (code, [one for one, _ in found(checks, "kubernetes")]) == (0, [verdict])
+    assert (code, [one for one, _ in findings(checks, "kubernetes")]) == (0, [verdict])
 
 
 def test_an_invalid_token_and_a_missing_right_have_different_messages(
@@ -113,7 +113,7 @@ def test_an_invalid_token_and_a_missing_right_have_different_messages(
     kubernetes.users.clear()
     code, checks = check()
     assert code == 1
-    assert "401 Unauthorized" in found(checks, "kubernetes")[0][1]
+    assert "401 Unauthorized" in findings(checks, "kubernetes")[0][1]
 
 
 def test_without_a_kubeconfig_the_exit_code_is_2(
@@ -150,15 +150,15 @@ def test_a_wrong_setting_is_refused_before_any_request(kubernetes: KubernetesSer
 def test_folders_of_this_machine_are_refused(check: Check) -> None:
     code, checks = check("--set", "model.base=models/x", "--set", "data.train=d.jsonl", run_uri="runs/x")
     assert code == 1
-    messages = [message for _, message in found(checks, "addresses")]
+    messages = [message for _, message in findings(checks, "addresses")]
     assert [message.partition(" = ")[0] for message in messages] == ["run.uri", "model.base", "data.train"]
 
 
 def test_an_address_without_a_bucket_and_an_unknown_builtin_are_refused(check: Check) -> None:
     code, checks = check("--set", "data.validation=s3://", "--set", "model.base=s3://b/m")
-    assert code == 1 and "cannot be a bucket's name" in found(checks, "addresses")[0][1]
+    assert code == 1 and "cannot be a bucket's name" in findings(checks, "addresses")[0][1]
     code, checks = check("--set", "model.base=builtin:gpt")
-    assert code == 1 and "no such builtin" in found(checks, "addresses")[0][1]
+    assert code == 1 and "no such builtin" in findings(checks, "addresses")[0][1]
 
 
 def test_storage_is_tested_from_here_if_there_are_keys(
@@ -166,13 +166,15 @@ def test_storage_is_tested_from_here_if_there_are_keys(
 ) -> None:
     code, checks = check(run_uri=f"s3://{BUCKET}/preflight")
     assert code == 0
-    assert [one for one, _ in found(checks, "storage")] == ["pass"]
+    assert [one for one, _ in findings(checks, "storage")] == ["pass"]
     code, checks = check(run_uri="s3://no-such-bucket/x")
     assert code == 1
-    assert [one for one, _ in found(checks, "storage")] == ["fail"]
+    assert [one for one, _ in findings(checks, "storage")] == ["fail"]
 
 
 def test_without_keys_storage_is_not_tested_which_is_a_warning(check: Check) -> None:
     code, checks = check()
     assert code == 0
-    assert found(checks, "storage")[0][0] == "warn" and "was not tried from here" in found(checks, "storage")[0][1]
+    assert (
+        findings(checks, "storage")[0][0] == "warn" and "was not tried from here" in findings(checks, "storage")[0][1]
+    )

@@ -1,4 +1,4 @@
-"""What is told from recorded runs: which data they had, which is the newest, whether data is new."""
+"""Earlier runs in storage: digests of their data, their order, and whether data is new."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from spin_pipeline.config import check_settings
 
 
 def settings_of(train: Path | str, validation: str = "") -> Any:
-    """A configuration with that data."""
+    """A configuration with the given data."""
     return check_settings(
         {"model": {"base": "hf://org/name"}, "data": {"train": str(train), "validation": validation}}, source="the test"
     )
 
 
 def record(folder: Path, data: Path, created_at: str, state: str = "done") -> None:
-    """What a run leaves in storage, as far as is asked here."""
+    """Write the files of a run that these tests need."""
     folder.mkdir(parents=True)
     digest = digest_file(data).model_dump()
     with open_run(str(folder)) as run:
@@ -57,7 +57,7 @@ def record(folder: Path, data: Path, created_at: str, state: str = "done") -> No
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A file of data; nobody reads it as records here."""
+    """A data file, which is not parsed here."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n')
     return path
@@ -72,7 +72,7 @@ def test_a_digest_depends_on_the_content_and_not_the_address(data: Path, tmp_pat
     assert data_digest(settings_of(moved)) == digest
     moved.write_text("other\n")
     assert data_digest(settings_of(moved)) != digest
-    assert data_digest(settings_of(moved, str(moved))) != data_digest(settings_of(moved)), "validation counts too"
+    assert data_digest(settings_of(moved, str(moved))) != data_digest(settings_of(moved)), "validation data is included"
     assert data_digest(settings_of("builtin:stdlib-docstrings")) == data_digest(
         settings_of("builtin:stdlib-docstrings")
     )

@@ -1,4 +1,4 @@
-"""The workflow that retrains says what the product understands, and its configuration is one."""
+"""The retraining workflow: its triggers, its command and its configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = ".github/retrain.toml"
 
 
 def workflow() -> dict[Any, Any]:
-    """The file; `on` is a truth value to YAML."""
+    """The parsed workflow file; YAML parses the key `on` as True."""
     return dict(yaml.safe_load(WORKFLOW.read_text("utf-8")))
 
 
@@ -36,7 +36,7 @@ def test_the_workflows_command_parses_and_its_configuration_can_be_submitted() -
     assert (options.wait, options.once_for_data, options.config) == (True, True, "$CONFIG")
     settings = load_settings(str(ROOT / CONFIG))
     Submission(settings, continue_from=options.continue_from).check()
-    assert Submission(settings).runs_folder == options.continue_from, "runs are looked for where they are put"
+    assert Submission(settings).runs_folder == options.continue_from, "earlier runs are in the folder of new runs"
 
 
 def test_no_secret_is_on_its_command_line() -> None:

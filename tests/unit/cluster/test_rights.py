@@ -1,4 +1,4 @@
-"""What the roles of the manifests allow: all that is asked for, and little else."""
+"""Permissions of the roles in the manifests: all that are needed, and few others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unit.cluster.scene import SECRET, cluster_object, in_namespace, kfp_health,
 
 @pytest.fixture
 def applied(built: Objects) -> Iterator[KubernetesServer]:
-    """A cluster to which overlays/dev was applied, with KFP's own account and no role of KFP's."""
+    """A server with the objects of overlays/dev and KFP's service account, without KFP's roles."""
     with kubernetes_server() as server:
         server.put(*built["overlays/dev"], in_namespace("v1", "ServiceAccount", "pipeline-runner"))
         yield server
@@ -118,7 +118,7 @@ def test_preflight_as_the_submitter_warns_about_the_secret_only(
     assert [(one.subject, str(one.verdict)) for one in found] == [
         ("storage", "warn"),
         ("storage secret", "warn"),
-        ("model cache", "warn"),  # ReadWriteOnce, on a cluster of one node
+        ("model cache", "warn"),  # ReadWriteOnce; the cluster has one node
     ]
 
 

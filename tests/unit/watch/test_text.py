@@ -14,10 +14,10 @@ from spin_pipeline.watch.text import clean, duration, fit, harmless, number, spa
         ("plain", "plain"),
         ("two\nlines\n\n  and more", "two ⏎ lines ⏎ and more"),
         ("\x1b[2J\x1b]0;title\x07", "␛[2J␛]0;title␇"),
-        ("a\x9b31mb", "a�31mb"),  # the one-byte form of ESC [
+        ("a\x9b31mb", "a�31mb"),  # one-byte form of ESC [
         ("back\x08space\x7f", "back␈space␡"),
         ("abc\u202edef", "abc�def"),  # right-to-left override
-        ("abc\u2d68def", "abc�def"),  # stands for nothing in Unicode
+        ("abc\u2d68def", "abc�def"),  # unassigned in Unicode
         ("line\u2028paragraph", "line paragraph"),
         ("[red]markup[/red]", "[red]markup[/red]"),
         ("👩\u200d🔬", "👩\u200d🔬"),
@@ -60,7 +60,7 @@ def test_lines_break_between_words_and_the_last_one_ends_with_an_ellipsis() -> N
         ([], 5, ""),
         ([3.0, 3.0], 5, "▁▁"),
         ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], 8, "▁▂▃▄▅▆▇█"),
-        ([0.0, 0.0, 4.0, 4.0], 2, "▁█"),  # means of two
+        ([0.0, 0.0, 4.0, 4.0], 2, "▁█"),  # each the mean of two values
     ],
 )
 def test_a_sparkline_goes_from_the_lowest_to_the_highest(values: list[float], width: int, drawn: str) -> None:

@@ -13,7 +13,7 @@ from unit.watch.made_events import event, generated, prepared, published, traine
 def drawn(
     events: list[dict[str, Any]], width: int = 100, height: int = 50, now: float = 30.0, **frame: Any
 ) -> list[str]:
-    """The lines as they would be on a terminal."""
+    """The drawn lines as plain text."""
     model = RunModel()
     model.apply(events)
     lines = draw(model, Frame("runs/tiny", now, "running", **frame), width, height)
@@ -62,7 +62,9 @@ def test_metrics_show_their_newest_value_and_a_sparkline() -> None:
 
 def test_a_finished_iteration_is_one_line() -> None:
     over = [*HALFWAY, *validated(20.0, 0, 6.0), *published(22.0, 0, 6.0, "continue")]
-    assert sum("checkpoint" in line for line in drawn(over)) == 1  # the newest stays unfolded until another begins
+    assert (
+        sum("checkpoint" in line for line in drawn(over)) == 1
+    )  # the newest iteration shows its steps until the next one starts
     lines = drawn([*over, *generated(25.0, 1)[:2]])
     assert "✓ iteration 0" in line_with(lines, "val_loss 6.000, acc 0.75")
     assert sum("generate " in line for line in lines) == 1
@@ -70,17 +72,17 @@ def test_a_finished_iteration_is_one_line() -> None:
 
 
 def test_after_a_roll_back_the_best_model_generates_the_next_answers() -> None:
-    told = {"outcome": "regressed", "next": -1, "iteration_best": -1}
-    lines = drawn([*HALFWAY, *published(22.0, 0, None, "roll_back", **told), *generated(25.0, 1)])
+    decision = {"outcome": "regressed", "next": -1, "iteration_best": -1}
+    lines = drawn([*HALFWAY, *published(22.0, 0, None, "roll_back", **decision), *generated(25.0, 1)])
     assert "val_loss not finite, acc 0.75, regressed, rolled back" in line_with(lines, "iteration 0 ")
     assert line_with(lines, "base 6.500").endswith("best: the base model")
-    assert sum(line.startswith("base  ") for line in lines) == 1  # whose answer is shown beside the human's
+    assert sum(line.startswith("base  ") for line in lines) == 1  # its sample is shown with the human answer
 
 
 def test_shards_share_a_line() -> None:
     events = prepared(shards=3) + generated(10.0, 0, 0) + generated(11.0, 0, 1)[:2]
     line = line_with(drawn(events, width=120), "generate ")
-    assert "6/8 answers" in line  # 4 of the one that is done, 2 of the one that is at work
+    assert "6/8 answers" in line  # 4 of the finished shard, 2 of the running one
     assert "1 of 3 shards" in line
 
 
@@ -133,4 +135,4 @@ def test_iterations_have_the_epochs_that_are_planned_for_each() -> None:
 
     assert [trained_in(t, [2, 1]) for t in (0, 1)] == [["train-epoch 0", "train-epoch 1"], ["train-epoch"]]
     assert [trained_in(t, 2) for t in (0, 1)] == [["train-epoch 0", "train-epoch 1"]] * 2
-    assert trained_in(5, [2, 1]) == ["train-epoch"]  # begun by an attempt with more iterations
+    assert trained_in(5, [2, 1]) == ["train-epoch"]  # an iteration beyond the plan of the newest attempt
