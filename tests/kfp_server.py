@@ -137,7 +137,7 @@ class KfpServer:
 
     def count(self, method: str, path: str) -> int:
         """How many requests came whose path ends so."""
-        return sum(asked == method and found.endswith(path) for asked, found in self.requests)
+        return sum(asked == method and requested.endswith(path) for asked, requested in self.requests)
 
     def close(self) -> None:
         """Stop listening."""
@@ -298,22 +298,22 @@ class KfpServer:
     def _list(self, kind: str, query: dict[str, str]) -> Json:
         if self.multi_user and kind in ("experiments", "pipelines") and not query.get("namespace"):
             raise _RefusedError(400, 3, "Invalid input error: namespace is empty")
-        found = list(self.stores[kind].values())
+        items = list(self.stores[kind].values())
         if experiment := query.get("experiment_id"):
-            found = [one for one in found if one["experiment_id"] == experiment]
+            items = [one for one in items if one["experiment_id"] == experiment]
         if query.get("sort_by") == "created_at desc":
-            found.sort(key=lambda one: str(one["created_at"]), reverse=True)
-        return self._page(kind, found, query)
+            items.sort(key=lambda one: str(one["created_at"]), reverse=True)
+        return self._page(kind, items, query)
 
-    def _page(self, kind: str, found: list[Json], query: dict[str, str]) -> Json:
+    def _page(self, kind: str, items: list[Json], query: dict[str, str]) -> Json:
         if query.get("filter"):
             for predicate in json.loads(query["filter"])["predicates"]:
                 assert predicate["operation"] in (1, "EQUALS"), "of all filters only this one is spoken here"
-                found = [one for one in found if one[predicate["key"]] == predicate["stringValue"]]
+                items = [one for one in items if one[predicate["key"]] == predicate["stringValue"]]
         start = int(query.get("page_token") or 0)
         end = start + min(self.page_limit, int(query.get("page_size") or 10))
-        following = {"next_page_token": str(end)} if end < len(found) else {}
-        return {_LISTS.get(kind, kind): found[start:end], "total_size": len(found), **following}
+        following = {"next_page_token": str(end)} if end < len(items) else {}
+        return {_LISTS.get(kind, kind): items[start:end], "total_size": len(items), **following}
 
 
 def _time(second: int) -> str:

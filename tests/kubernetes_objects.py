@@ -103,8 +103,8 @@ class Objects:
         """What a POST does."""
         item = copy.deepcopy(item)
         if (item.get("apiVersion"), item.get("kind")) != (kind.api_version, kind.name):
-            found = f"{item.get('apiVersion')}, {item.get('kind')}"
-            raise ApiError(400, "BadRequest", f"expected {kind.api_version}, {kind.name}; the body is of {found}")
+            described = f"{item.get('apiVersion')}, {item.get('kind')}"
+            raise ApiError(400, "BadRequest", f"expected {kind.api_version}, {kind.name}; the body is of {described}")
         metadata = item.setdefault("metadata", {})
         if metadata.get("namespace", namespace) != namespace:
             raise ApiError(400, "BadRequest", "the namespace of the object does not match the namespace of the request")
@@ -134,12 +134,12 @@ class Objects:
     def find(self, plural: str, name: str, namespace: str = "") -> Object | None:
         """An object as a test looks for it."""
         with self.changed:
-            found = (
+            matching = (
                 item
                 for (kind, place, known), item in self._objects.items()
                 if (kind.plural, place, known) == (plural, namespace, name)
             )
-            return copy.deepcopy(next(found, None))
+            return copy.deepcopy(next(matching, None))
 
     def list(self, kind: Kind, namespace: str, labels: str = "", fields: str = "") -> tuple[list[Object], int]:
         """Objects of a namespace (all: `""`) that selectors match, and the version that the list is of."""

@@ -73,12 +73,12 @@ def _names(binding: Object, user: User) -> bool:
         match subject["kind"]:
             case "ServiceAccount":
                 place = subject.get("namespace") or binding["metadata"].get("namespace", "")
-                found = user.name == f"system:serviceaccount:{place}:{subject['name']}"
+                is_subject = user.name == f"system:serviceaccount:{place}:{subject['name']}"
             case "Group":
-                found = subject["name"] in user.groups
+                is_subject = subject["name"] in user.groups
             case _:
-                found = subject["name"] == user.name
-        if found:
+                is_subject = subject["name"] == user.name
+        if is_subject:
             return True
     return False
 

@@ -100,8 +100,8 @@ class Attempt:
     def kill(self) -> None:
         """End it and what it started, at once, if it still runs."""
         try:
-            found = psutil.Process(self.pid)
-            family = [found, *found.children(recursive=True)]
+            parent = psutil.Process(self.pid)
+            family = [parent, *parent.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
         for process in family:
@@ -151,13 +151,13 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
     die_with_parent()
     try:
         play_anywhere(parse_settings(settings, source="the test"))
-        found = Outcome("done")
+        result = Outcome("done")
     except SpinError as error:
-        found = Outcome("failed", type(error).__name__, str(error), is_clear=True)
+        result = Outcome("failed", type(error).__name__, str(error), is_clear=True)
     except BaseException as error:
-        found = Outcome("failed", type(error).__name__, traceback.format_exc())
+        result = Outcome("failed", type(error).__name__, traceback.format_exc())
     staging = Path(f"{outcome}.part")
-    staging.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    staging.write_text(json.dumps(asdict(result)), encoding="utf-8")
     staging.replace(outcome)
     os._exit(0)
 

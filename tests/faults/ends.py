@@ -88,10 +88,10 @@ def read_losses(run: RunStore, key: str) -> list[float]:
 
 def leftovers(cache: Path, prefix: str = "") -> list[str]:
     """What writers that died have left: unfinished uploads below a prefix, half files, views of nobody."""
-    found = [f"unfinished upload of {key}" for key, _ in Bucket(BUCKET).uploads(prefix)] if prefix else []
-    found += [f"half a file: {path}" for path in sorted(cache.rglob("*.part"))]
-    found += [f"a view of nobody: {path}" for path in sorted((cache / "views").glob("*"))]
-    return found
+    remaining = [f"unfinished upload of {key}" for key, _ in Bucket(BUCKET).uploads(prefix)] if prefix else []
+    remaining += [f"half a file: {path}" for path in sorted(cache.rglob("*.part"))]
+    remaining += [f"a view of nobody: {path}" for path in sorted((cache / "views").glob("*"))]
+    return remaining
 
 
 def _is_manifest(key: str) -> bool:

@@ -121,8 +121,8 @@ class Ground:
             if (self.cache / name).exists():
                 shutil.copytree(self.cache / name, kept / "cache" / name)
         objects = kept / "server" / BUCKET / "run"
-        found = (path.relative_to(objects).as_posix() for path in sorted(objects.rglob("*")) if path.is_file())
-        self.keys[step] = [key for key in found if not key.startswith("events/") and "/." not in f"/{key}"]
+        paths = (path.relative_to(objects).as_posix() for path in sorted(objects.rglob("*")) if path.is_file())
+        self.keys[step] = [key for key in paths if not key.startswith("events/") and "/." not in f"/{key}"]
 
     def restore(self, step: str, *, warm: bool) -> None:
         """Have storage, and the cache if it is to be warm, as they were when a step began, or at the `end`."""
@@ -287,7 +287,7 @@ def check_clear(outcome: Outcome) -> None:
 
 def to_delete(message: str) -> str:
     """What an error says to delete; empty where it does not."""
-    return next((found[1] for remedy in _REMEDIES if (found := remedy.search(message))), "")
+    return next((match[1] for remedy in _REMEDIES if (match := remedy.search(message))), "")
 
 
 def story(outcomes: list[Outcome]) -> list[str]:

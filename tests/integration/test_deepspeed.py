@@ -59,8 +59,8 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     rewards = [read_rows(run.path(layout.rewards(0, 1)), PairReward) for run in (plain, zero)]
     assert [(row.index, row.step) for row in rewards[0]] == [(row.index, row.step) for row in rewards[1]]
     for kind in ("reward_actual", "reward_generated"):
-        expected, found = ([getattr(row, kind) for row in rows] for rows in rewards)
-        assert found == pytest.approx(expected, abs=1e-4)
+        expected, computed = ([getattr(row, kind) for row in rows] for rows in rewards)
+        assert computed == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(("stage", "max_epochs"), [(2, 1), (3, 2)])
@@ -72,11 +72,11 @@ def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
     training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
     assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    expected, found = (
+    expected, computed = (
         dict(read_state(run.path(f"{layout.epoch(0, max_epochs - 1)}/trainer"))) for run in (plain, zero)
     )
-    assert found.keys() == expected.keys()
-    assert all((found[name] - expected[name]).abs().max() < 1e-5 for name in expected)
+    assert computed.keys() == expected.keys()
+    assert all((computed[name] - expected[name]).abs().max() < 1e-5 for name in expected)
 
 
 def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
@@ -154,12 +154,12 @@ def test_ranks_with_different_numbers_of_chunks_do_not_deadlock_under_zero_3(tmp
     script = Path(__file__).with_name("uneven_ranks.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, capture_output=True)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     model = make_model()
     before = answer_logprobs(model, OF_RANK)
     (-before.sum() / 2).backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD(model.parameters(), lr=LR).step()
     after = answer_logprobs(model, OF_RANK)
     expected = torch.stack([before, after], dim=1).detach()
-    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(results), expected, rtol=0.0, atol=1e-4)
     assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update changed the weights

@@ -78,10 +78,10 @@ def manifest(run: RunStore, iteration: int) -> Manifest:
 
 
 def events(run: RunStore, kind: str) -> list[dict[str, Any]]:
-    found = []
+    events = []
     for key in run.list(layout.EVENTS, "*.jsonl"):
-        found += [json.loads(line) for line in (run.read(key) or b"").splitlines()]
-    return [event for event in found if event["kind"] == kind and event["step"] == "evaluate"]
+        events += [json.loads(line) for line in (run.read(key) or b"").splitlines()]
+    return [event for event in events if event["kind"] == kind and event["step"] == "evaluate"]
 
 
 def test_evaluations_are_in_the_status_the_table_and_the_report(
@@ -104,8 +104,8 @@ def test_evaluations_are_in_the_status_the_table_and_the_report(
     evaluate_all(settings)
     run = LocalRun(tmp_path / "run")
     base, first = manifest(run, layout.BASE), manifest(run, 0)
-    for found in (base, first):
-        (result,) = found.facts["tasks"]["results"].values()
+    for evaluated in (base, first):
+        (result,) = evaluated.facts["tasks"]["results"].values()
         assert result["num_documents"] == 4
         assert 0 <= result["metrics"]["acc"]["value"] <= 1
     assert (base.facts["judge"]["mean"], first.facts["judge"]["mean"]) == (5.5, 6.5)
@@ -249,8 +249,8 @@ def test_task_files_and_run_may_lie_in_object_storage(
     begin(settings)
     evaluate_all(settings, iterations=0)
     run = open_run(uri)
-    found = manifest(run, layout.BASE).facts["tasks"]["results"]["my_choice"]
-    assert found["num_documents"] == len(ROWS)
+    results = manifest(run, layout.BASE).facts["tasks"]["results"]["my_choice"]
+    assert results["num_documents"] == len(ROWS)
     kept = read_manifest(run, layout.inputs_manifest("tasks")).outputs
     assert set(kept) == {
         f"{layout.TASKS}/{name}" for name in ("my_choice.yaml", "data/choice.jsonl", "text.jsonl", "text/my_text.yaml")

@@ -22,13 +22,13 @@ MakeSettings = Callable[..., Settings]
 
 
 def rows_of(run: LocalRun, t: int, e: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"]
-    return found
+    rows: list[dict[str, Any]] = json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"]
+    return rows
 
 
 def state_after(run: LocalRun, t: int, e: int) -> dict[str, Any]:
-    found: dict[str, Any] = read_manifest(run, layout.epoch_manifest(t, e)).facts["state"]
-    return found
+    state: dict[str, Any] = read_manifest(run, layout.epoch_manifest(t, e)).facts["state"]
+    return state
 
 
 def test_schedules_apply_to_their_iterations_and_can_be_extended(make_settings: MakeSettings) -> None:

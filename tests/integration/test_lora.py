@@ -69,14 +69,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questi
 
 def first_losses(run: LocalRun) -> list[float]:
     """The first loss of each iteration."""
-    found = losses(run)
-    return found[:: len(found) // 2]
+    all_losses = losses(run)
+    return all_losses[:: len(all_losses) // 2]
 
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=TOKENS, use_cache=False).logits
-    return found
+        output: Tensor = model.eval()(input_ids=TOKENS, use_cache=False).logits
+    return output
 
 
 def policy(run: LocalRun, t: int) -> str:
@@ -108,9 +108,9 @@ def test_stored_adapters_give_the_same_run_as_merged_policies(merged: LocalRun, 
     assert val_losses(alone) == val_losses(merged)
     folder = open_model(alone, policy(alone, 1), what="the policy")
     expected = load_file(merged.path(f"{layout.epoch(1, 1)}/policy/model.safetensors"))
-    found = load_file(folder / "model.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    merged = load_file(folder / "model.safetensors")
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
     alone.close()
     assert not folder.exists()
 
@@ -138,9 +138,9 @@ def test_peft_loads_the_exported_adapter_on_the_base_model(
     export_model(run.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert config["r"] == 2 * LORA["r"]  # merged from both iterations
-    found = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
+    adapted = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
     expected = logits(plain(tmp_path / "whole"))
-    torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(adapted), expected, atol=1e-5, rtol=1e-5)
     assert (logits(plain(Path(config["base_model_name_or_path"]))) - expected).abs().max() > 1e-3
     card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
     assert "library_name: peft" in card
@@ -219,8 +219,8 @@ def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: Loca
     export_model(quantized.uri, "1", str(tmp_path / "whole"))
     export_model(quantized.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     base = load_quantized(Path(settings.model.base), settings, torch.device("cpu"), "float32")
-    found = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    torch.testing.assert_close(logits(found), logits(plain(tmp_path / "whole")), atol=1e-4, rtol=1e-4)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(adapted), logits(plain(tmp_path / "whole")), atol=1e-4, rtol=1e-4)
     assert "quantised to nf4" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
 
 
@@ -248,9 +248,9 @@ def test_two_ranks_train_an_adapter_like_plain_torch(
     run = LocalRun(tmp_path / "run")
     assert losses(run) == pytest.approx(losses(expected)[:4], abs=1e-5)
     part = "adapter" if quantize == "none" else "policy"
-    found, known = (
+    loaded, known = (
         load_file(each.path(f"{layout.epoch(0, 1)}/{name}/adapter_model.safetensors"))
         for each, name in ((run, "policy"), (expected, part))
     )
-    assert found.keys() == known.keys()
-    assert all((found[name] - known[name]).abs().max() < 1e-4 for name in known)
+    assert loaded.keys() == known.keys()
+    assert all((loaded[name] - known[name]).abs().max() < 1e-4 for name in known)

@@ -37,9 +37,11 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair
     eos_ids = find_eos_ids(tokenizer, 2)
     assert eos_ids == [2], "SmolLM2 ends a turn with <|im_end|>"
     renderer = Renderer(tokenizer, eos_ids, max_length=192, max_prompt_length=128)
-    found = list(docstrings(limit=2 * NUM_PAIRS))
+    records = list(docstrings(limit=2 * NUM_PAIRS))
     pairs = []
-    for index, ((question, answer), (_, other)) in enumerate(zip(found[:NUM_PAIRS], found[NUM_PAIRS:], strict=True)):
+    for index, ((question, answer), (_, other)) in enumerate(
+        zip(records[:NUM_PAIRS], records[NUM_PAIRS:], strict=True)
+    ):
         prompt = (Message("user", question),)
         actual, generated = (renderer.render(Conversation(prompt, text)) for text in (answer, other))
         pairs.append(Pair(index, actual.prompt_ids, actual.actual_ids, generated.actual_ids[:-1], "length"))

@@ -62,10 +62,10 @@ def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
     assert tensorboard_curve(tmp_path / "run", "iteration", "num_pairs") == [(6, 20.0)]
 
     client = mlflow_client(settings)
-    (found,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
-    history = client.get_metric_history(found.info.run_id, "loss")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
+    history = client.get_metric_history(tracked.info.run_id, "loss")
     assert sorted((metric.step, round(metric.value, 6)) for metric in history) == expected
-    assert sorted(metric.step for metric in client.get_metric_history(found.info.run_id, "val_loss")) == [0, 3, 6]
+    assert sorted(metric.step for metric in client.get_metric_history(tracked.info.run_id, "val_loss")) == [0, 3, 6]
 
     logged = wandb_files.history(tmp_path / "run")
     assert [(row["global_step"], round(row["loss"], 6)) for row in logged if "loss" in row] == expected

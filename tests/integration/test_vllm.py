@@ -47,9 +47,9 @@ def prompts(tiny_llama: Path) -> list[list[int]]:
 
 
 def _answers(engine: VllmEngine | TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
-    found = dict(engine.generate(prompts, limits))
-    assert sorted(found) == list(range(len(prompts)))
-    return [found[place] for place in range(len(prompts))]
+    answers = dict(engine.generate(prompts, limits))
+    assert sorted(answers) == list(range(len(prompts)))
+    return [answers[place] for place in range(len(prompts))]
 
 
 def test_each_answer_has_its_own_limit_and_eos_only_if_sampled(engine: VllmEngine, prompts: list[list[int]]) -> None:

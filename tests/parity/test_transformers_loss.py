@@ -47,6 +47,6 @@ def test_the_mean_over_all_answers_equals_the_loss_of_one_padded_batch(family: s
             use_cache=False,
         ).loss
     batches = validation_batches(PROMPTS, ValidationSettings(batch_size=2))
-    found = [loss for losses in answer_losses(model_of(family, attention), batches, CPU) for loss in losses]
-    assert mean_nll(found) == pytest.approx(float(expected), abs=1e-5)
-    assert sum(loss.num_tokens for loss in found) == int(batch["masks"].sum())
+    answers = [loss for losses in answer_losses(model_of(family, attention), batches, CPU) for loss in losses]
+    assert mean_nll(answers) == pytest.approx(float(expected), abs=1e-5)
+    assert sum(loss.num_tokens for loss in answers) == int(batch["masks"].sum())

@@ -116,10 +116,10 @@ def of_ours(family: str, attention: str, pairs: Pairs, objective: Objective) -> 
     terms = pair_terms(policy, reference, lengths, objective)
     assert float(terms.rewards.actual.detach().abs().min()) > 0.01, "the policy is to differ from its reference"
     metrics = metrics_from_sums(metric_sums(terms, lengths.generated, torch.ones(len(pairs))), with_sft=False)
-    found = {name: metrics[name] for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")}
-    margin = found["rewards_actual_mean"] - found["rewards_generated_mean"]
+    values = {name: metrics[name] for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")}
+    margin = values["rewards_actual_mean"] - values["rewards_generated_mean"]
     loss = terms.losses.mean()
-    return Found(float(loss.detach()), {**found, "margin": margin}, gradients(model, loss))
+    return Found(float(loss.detach()), {**values, "margin": margin}, gradients(model, loss))
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -128,11 +128,11 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+def assert_close(computed: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
     """Gradients, to 1e-5 of the largest."""
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     assert largest > 1e-3
-    scaled = {name: tensor * scale for name, tensor in found.items()}
+    scaled = {name: tensor * scale for name, tensor in computed.items()}
     torch.testing.assert_close(scaled, expected, rtol=0.0, atol=1e-5 * max(1.0, largest))
 
 
@@ -140,37 +140,37 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: f
 @pytest.mark.parametrize("family", CONFIGS)
 def test_loss_rewards_accuracy_and_gradients_equal_trls(trainers: Trainers, family: str, attention: str) -> None:
     expected = of_trl(trainers(family), PAIRS, BETA, "sigmoid")
-    found = of_ours(family, attention, PAIRS, Objective(BETA))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert found.metrics == pytest.approx(expected.metrics, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours(family, attention, PAIRS, Objective(BETA))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert ours.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)
 
 
 def test_accuracy_is_strictly_between_0_and_1_for_some_model() -> None:
     # else an accuracy that is always 0 or 1 would pass above
-    found = {family: of_ours(family, "eager", PAIRS, Objective(BETA)).metrics["acc"] for family in CONFIGS}
-    assert any(0.0 < acc < 1.0 for acc in found.values()), found
+    accuracies = {family: of_ours(family, "eager", PAIRS, Objective(BETA)).metrics["acc"] for family in CONFIGS}
+    assert any(0.0 < acc < 1.0 for acc in accuracies.values()), accuracies
 
 
 def test_hinge_loss_and_gradients_equal_trls(trainers: Trainers) -> None:
     expected = of_trl(trainers("llama"), PAIRS, BETA, "hinge")
-    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)
 
 
 def test_length_normalised_least_squares_equals_trls_ipo(trainers: Trainers) -> None:
     # TRL's (h - 1 / (2 b))^2 with b = beta / 2 is (beta h - 1)^2 / beta^2; its h is of means over tokens
     expected = of_trl(trainers("llama"), PAIRS, BETA / 2, "ipo")
-    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
-    assert found.loss / BETA**2 == pytest.approx(expected.loss, rel=1e-5)
-    assert_close(found.gradients, expected.gradients, scale=1 / BETA**2)
+    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
+    assert ours.loss / BETA**2 == pytest.approx(expected.loss, rel=1e-5)
+    assert_close(ours.gradients, expected.gradients, scale=1 / BETA**2)
 
 
 @pytest.mark.parametrize("pair", PAIRS[:2], ids=["longer", "shorter"])
 def test_the_sft_term_of_one_pair_equals_trls(trainers: Trainers, pair: Any) -> None:
     # of several pairs TRL takes the mean over all tokens at once, this project over pairs, as in arXiv:2404.19733
     expected = of_trl(trainers("llama"), [pair], BETA, "sigmoid", "sft")
-    found = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)

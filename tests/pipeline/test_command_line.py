@@ -92,15 +92,15 @@ def _start(run: Path) -> subprocess.Popen[str]:
 
 def _processes_of(run: Path) -> list[psutil.Process]:
     """Processes with open files or arguments in the run's folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         try:
             names = [str(file.path) for file in process.open_files()] + (process.info["cmdline"] or [])
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if process.pid != os.getpid() and any(name.startswith(str(run)) for name in names):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_files(tiny_run: Path, tmp_path: Path) -> None:

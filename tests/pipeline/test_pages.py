@@ -77,7 +77,7 @@ def slower(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions
 def browser() -> Iterator[Browser]:
     """The installed Chromium, closed at the end of this module because its event loop blocks the thread."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
+    path = next((executable for name in names if (executable := shutil.which(name))), None)
     if path is None:
         message = f"no browser: none of {', '.join(names)} is installed; on Debian, apt-get install chromium"
         if os.environ.get("SPIN_NEEDS_BROWSER"):
@@ -108,10 +108,10 @@ class Visit:
 
     def faults(self, **options: Any) -> list[str]:
         """Serious and critical findings of axe-core."""
-        found = Axe().run(self.page, options=options or None).response["violations"]
+        violations = Axe().run(self.page, options=options or None).response["violations"]
         return [
             f"{fault['impact']}: {fault['id']}: {[node['html'] for node in fault['nodes']]}"
-            for fault in found
+            for fault in violations
             if fault["impact"] in ("serious", "critical")
         ]
 

@@ -128,11 +128,11 @@ def test_a_step_with_another_loss_is_named_with_both_losses(
 ) -> None:
     assert compared(recorded, finished).mismatches == []
     alter_loss(recorded, step=1, by=3e-4)
-    (found,) = compared(recorded, finished).mismatches
+    (mismatch,) = compared(recorded, finished).mismatches
     there, here = (json.loads((run.read(METRICS) or b"").decode())["steps"][1]["loss"] for run in (recorded, finished))
-    assert str(found) == f"iteration 0, step 2: loss {format_pair(there, here)}"
-    assert found.size == pytest.approx(3e-4)
-    assert [found.exceeds(tolerance) for tolerance in (0, 1e-4, 1e-3)] == [True, True, False]
+    assert str(mismatch) == f"iteration 0, step 2: loss {format_pair(there, here)}"
+    assert mismatch.size == pytest.approx(3e-4)
+    assert [mismatch.exceeds(tolerance) for tolerance in (0, 1e-4, 1e-3)] == [True, True, False]
 
 
 def test_different_answers_are_counted_and_precede_their_consequences(finished: LocalRun, recorded: LocalRun) -> None:
@@ -187,7 +187,7 @@ def test_mismatches_of_data_and_decisions_exceed_any_tolerance(finished: LocalRu
 
 def test_steps_that_were_not_reproduced_are_missing(finished: LocalRun, made: LocalRun) -> None:
     shutil.rmtree(made.path("iterations/1"))
-    assert [str(found) for found in compared(finished, made).mismatches] == [
+    assert [str(mismatch) for mismatch in compared(finished, made).mismatches] == [
         "iteration 1, generations shard 0: recorded, but not reproduced",
         "iteration 1, epoch 0: recorded, but not reproduced",
         "iteration 1, decision: recorded, but not reproduced",
@@ -214,11 +214,11 @@ def test_possible_causes_come_from_the_records(finished: LocalRun, recorded: Loc
     for t in (0, 1):
         alter_record(recorded, elsewhere, layout.manifest_of(layout.generations(t, 0)))
         alter_record(recorded, in_ranks, layout.epoch_manifest(t, 0))
-    found = reasons(read_history(recorded), read_history(finished))
+    causes = reasons(read_history(recorded), read_history(finished))
     here = read_manifest(finished, layout.epoch_manifest(0, 0)).machine
     version = finished.read_json(layout.RUN)["packages"]["torch"]
-    assert found[0] == f"torch 2.1.0 there, {version} here"
-    text = "\n".join(found)
+    assert causes[0] == f"torch 2.1.0 there, {version} here"
+    text = "\n".join(causes)
     for line in (
         f"processor: {here['processor']}, Abacus 9 there, {here['processor']} here",
         "computed on: the CPU, NVIDIA H100 there, the CPU here",
@@ -255,9 +255,9 @@ def test_a_plan_has_the_recorded_settings_with_automatic_choices_fixed(recorded:
         settings["hardware"] |= {"device": "auto", "nodes": 2, "ranks": 1}
 
     alter_record(recorded, leave_open)
-    found = plan(recorded, read_history(recorded), None, None)
-    settings, record = found.settings, recorded.read_json(layout.RUN)
-    assert (found.num_iterations, settings.spin.max_iterations) == (2, 2)
+    planned = plan(recorded, read_history(recorded), None, None)
+    settings, record = planned.settings, recorded.read_json(layout.RUN)
+    assert (planned.num_iterations, settings.spin.max_iterations) == (2, 2)
     assert settings.run.uri == f"{recorded.uri}-again"
     assert (settings.run.max_time, settings.tracking.tensorboard) == ("", False)
     assert (settings.generation.engine, settings.training.precision) == ("transformers", "float32")
@@ -293,9 +293,9 @@ def test_a_run_in_object_storage_is_compared_with_one_in_a_folder(finished: Loca
             shutil.copyfile(finished.path(key), s3.path(f"reproduced/{key}"))
     with open_run(f"s3://{BUCKET}/reproduced") as run:
         assert plan(run, read_history(run), None, None).settings.run.uri == f"s3://{BUCKET}/reproduced-again"
-        found = compared(run, finished)
-    assert found.mismatches == []
-    assert found.num_compared[0, "answers"] == 16
+        result = compared(run, finished)
+    assert result.mismatches == []
+    assert result.num_compared[0, "answers"] == 16
 
 
 @pytest.mark.parametrize(

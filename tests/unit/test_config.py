@@ -81,14 +81,14 @@ def test_mistakes_name_the_file_and_whether_overrides_were_applied(tmp_path: Pat
     ],
 )
 def test_overrides(tmp_path: Path, override: str, section: str, name: str, value: object) -> None:
-    found = getattr(getattr(load_settings(written(tmp_path), [override]), section), name)
-    assert (found, type(found)) == (value, type(value))
+    parsed = getattr(getattr(load_settings(written(tmp_path), [override]), section), name)
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
 def test_the_last_override_wins_and_other_settings_come_from_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + "[spin]\nmax_epochs = 2\nmax_iterations = 4\n")
-    found = load_settings(path, ["spin.max_epochs=3", "spin.max_epochs=5"])
-    assert (found.spin.max_epochs, found.spin.max_iterations) == (5, 4)
+    settings = load_settings(path, ["spin.max_epochs=3", "spin.max_epochs=5"])
+    assert (settings.spin.max_epochs, settings.spin.max_iterations) == (5, 4)
 
 
 @pytest.mark.parametrize("override", ["max_iterations=2", "spin.max_iterations", "spin.=2", ".x=2", "=", ""])
@@ -108,8 +108,8 @@ def test_an_override_below_a_value_is_refused(tmp_path: Path, override: str) -> 
 
 def test_the_run_uri_option_overrides_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + '[run]\nuri = "a"\nseed = 3\n')
-    found = load_settings(path, run_uri="b")
-    assert (found.run.uri, found.run.seed) == ("b", 3)
+    settings = load_settings(path, run_uri="b")
+    assert (settings.run.uri, settings.run.seed) == ("b", 3)
     assert load_settings(written(tmp_path), run_uri="b").run.uri == "b"
 
 

@@ -124,21 +124,21 @@ def test_models_are_evaluated_only_if_evaluation_is_configured() -> None:
     assert not [name for name, _ in tasks(evaluating()) if name == "evaluate"]
     assert "evaluate" not in str(evaluating()["components"].keys() | evaluating()["deploymentSpec"]["executors"].keys())
     for asked in (["evaluation.tasks=['arc_easy']"], ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"]):
-        found = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
-        assert sorted(found) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
+        names = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
+        assert sorted(names) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
 
 
 def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> None:
     ir = evaluating("evaluation.tasks=['arc_easy']")
     graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
-    found = []
+    dependencies = []
     for graph in graphs:
         for name, task in graph["dag"]["tasks"].items():
             needed = task.get("dependentTasks", [])
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
-                found.append(sorted(other.rstrip("-0123456789") for other in needed))
-    assert sorted(found) == [*[["spin-iteration"]] * 3, ["validate-base"]]
+                dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
+    assert sorted(dependencies) == [*[["spin-iteration"]] * 3, ["validate-base"]]
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:

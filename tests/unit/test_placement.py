@@ -29,7 +29,7 @@ def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     pipeline: Any = build(settings, settings.cluster)
     ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {name: found["container"] for name, found in ir["deploymentSpec"]["executors"].items()}, pods
+    return {name: executor["container"] for name, executor in ir["deploymentSpec"]["executors"].items()}, pods
 
 
 def values(*overrides: str) -> dict[str, Any]:
@@ -38,15 +38,18 @@ def values(*overrides: str) -> dict[str, Any]:
 
 
 def test_gpus_follow_from_the_work_of_a_step() -> None:
-    found = values(*GPU)
-    assert found["accelerator"] == "nvidia.com/gpu"
-    counts = [found[f"{step}_accelerators"] for step in ("generate", "train", "score")]
+    pod_fields = values(*GPU)
+    assert pod_fields["accelerator"] == "nvidia.com/gpu"
+    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")]
     assert counts == ["2", "4", "1"]
 
 
 def test_without_an_accelerator_no_gpu_is_requested() -> None:
-    found = values("generation.tensor_parallel=2", "hardware.ranks=2")
-    assert [found["accelerator"], *(found[f"{step}_accelerators"] for step in ("generate", "train", "score"))] == [
+    pod_fields = values("generation.tensor_parallel=2", "hardware.ranks=2")
+    assert [
+        pod_fields["accelerator"],
+        *(pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")),
+    ] == [
         "",
         "0",
         "0",
@@ -192,7 +195,10 @@ def test_every_parameter_of_a_task_is_an_input_of_its_graph() -> None:
     settings = load_settings("tiny", ["spin.max_iterations=3"])
     pipeline: Any = build(settings, settings.cluster)
     ir = json_format.MessageToDict(pipeline.pipeline_spec)
-    graphs = {"root": ir["root"], **{name: found for name, found in ir["components"].items() if "dag" in found}}
+    graphs = {
+        "root": ir["root"],
+        **{name: component for name, component in ir["components"].items() if "dag" in component},
+    }
     for name, graph in graphs.items():
         given = set(graph.get("inputDefinitions", {}).get("parameters", {}))
         for task in graph["dag"]["tasks"].values():

@@ -51,10 +51,10 @@ def test_without_an_accelerator_no_pod_requests_one() -> None:
 
 
 def test_a_node_holds_as_many_pods_as_its_scarcest_resource_allows() -> None:
-    found = read_node(node("a", cpu="31850m", memory="120Gi", gpu="8"))
-    assert found.holds({"cpu": Decimal(4), "memory": Decimal(16 * 2**30)}) == 7  # cores: 31.85 / 4; memory: 7.5
-    assert found.holds({"cpu": Decimal(1), GPU: Decimal(3)}) == 2
-    assert found.holds({"cpu": Decimal(1), "amd.com/gpu": Decimal(1)}) == 0
+    worker = read_node(node("a", cpu="31850m", memory="120Gi", gpu="8"))
+    assert worker.holds({"cpu": Decimal(4), "memory": Decimal(16 * 2**30)}) == 7  # cores: 31.85 / 4; memory: 7.5
+    assert worker.holds({"cpu": Decimal(1), GPU: Decimal(3)}) == 2
+    assert worker.holds({"cpu": Decimal(1), "amd.com/gpu": Decimal(1)}) == 0
 
 
 @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def test_a_node_holds_as_many_pods_as_its_scarcest_resource_allows() -> None:
     ],
 )
 def test_a_taint_excludes_pods_that_do_not_tolerate_it(toleration: dict[str, str], is_borne: bool) -> None:
-    found = read_node(node("a", taints=[GPU_TAINT], cpu="8"))
-    assert obstacle(found, demand()) == f"taint {GPU}=present:NoSchedule"
-    assert obstacle(found, demand(tolerations=[toleration])) == ("" if is_borne else f"taint {GPU}=present:NoSchedule")
+    worker = read_node(node("a", taints=[GPU_TAINT], cpu="8"))
+    assert obstacle(worker, demand()) == f"taint {GPU}=present:NoSchedule"
+    assert obstacle(worker, demand(tolerations=[toleration])) == ("" if is_borne else f"taint {GPU}=present:NoSchedule")
 
 
 def test_a_prefer_no_schedule_taint_excludes_no_pod() -> None:
@@ -90,9 +90,9 @@ def test_a_cordoned_or_unready_node_takes_no_pod() -> None:
 
 
 def test_a_selector_needs_the_label_with_that_value() -> None:
-    found = read_node(node("a", labels={"pool": "gpu"}, cpu="8"))
-    assert obstacle(found, demand(node_selector={"pool": "gpu"})) == ""
-    assert obstacle(found, demand(node_selector={"pool": "cpu"})) == "no label pool=cpu"
+    worker = read_node(node("a", labels={"pool": "gpu"}, cpu="8"))
+    assert obstacle(worker, demand(node_selector={"pool": "gpu"})) == ""
+    assert obstacle(worker, demand(node_selector={"pool": "cpu"})) == "no label pool=cpu"
 
 
 @pytest.mark.parametrize(
@@ -111,17 +111,17 @@ def test_a_selector_needs_the_label_with_that_value() -> None:
     ],
 )
 def test_affinity_is_evaluated_like_the_scheduler_does(expression: dict[str, Any], is_within: bool) -> None:
-    found = read_node(node("a", labels={"zone": "a", "gpu-memory": "81920"}, cpu="8"))
-    assert (obstacle(found, demand(affinity=affinity(expression))) == "") is is_within
+    worker = read_node(node("a", labels={"zone": "a", "gpu-memory": "81920"}, cpu="8"))
+    assert (obstacle(worker, demand(affinity=affinity(expression))) == "") is is_within
 
 
 def test_one_matching_affinity_term_is_enough_and_preferences_are_ignored() -> None:
-    found = read_node(node("a", labels={"zone": "a"}, cpu="8"))
+    worker = read_node(node("a", labels={"zone": "a"}, cpu="8"))
     elsewhere = {"key": "zone", "operator": "In", "values": ["b"]}
     here = {"key": "zone", "operator": "In", "values": ["a"]}
-    assert obstacle(found, demand(affinity=affinity(elsewhere, here))) == ""
+    assert obstacle(worker, demand(affinity=affinity(elsewhere, here))) == ""
     preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}
-    assert obstacle(found, demand(affinity=preferred)) == ""
+    assert obstacle(worker, demand(affinity=preferred)) == ""
 
 
 def test_an_affinity_may_name_the_node_itself() -> None:

@@ -24,21 +24,21 @@ README = (MANIFESTS / "README.md").read_text("utf-8")
 def commands(word: str) -> list[list[str]]:
     """The guide's commands that start with a word, split; `"$@"` is replaced by the last `set --`."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
-    found, given = [], []
+    matching, given = [], []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:2] == ["set", "--"]:
             given = words[2:]
         elif words[:1] == [word]:
-            found.append([part for one in words for part in (given if one == "$@" else [one])])
-    return found
+            matching.append([part for one in words for part in (given if one == "$@" else [one])])
+    return matching
 
 
 def test_every_spin_pipeline_command_of_the_guide_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = commands("spin-pipeline")
-    assert {command[1] for command in found} >= {"preflight", "submit", "schedule"}
-    for command in found:
+    listed = commands("spin-pipeline")
+    assert {command[1] for command in listed} >= {"preflight", "submit", "schedule"}
+    for command in listed:
         options = _parser().parse_args(command[1:])
         if "config" in options:
             settings_of(options)

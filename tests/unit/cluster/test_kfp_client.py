@@ -195,4 +195,4 @@ def test_lists_are_read_over_all_pages(kfp: KfpServer) -> None:
     kfp.page_limit = 2
     ids = [experiment_id(api, f"number-{number}") for number in range(5)]
     listing = api.client.experiments.experiment_service_list_experiments
-    assert [found.experiment_id for found in api.pages("listing", listing, "experiments")] == ids
+    assert [each.experiment_id for each in api.pages("listing", listing, "experiments")] == ids

@@ -27,14 +27,14 @@ print(json.dumps([name, *map(json_format.MessageToDict, specs)]))
 @pytest.fixture(scope="module")
 def compiled() -> list[Any]:
     """Version, IR and platform document, compiled by processes with different hash seeds."""
-    found = []
+    versions = []
     for seed in "01":  # KFP's compiler swapped executors of the same name with seed 0, not with seed 1
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _CODE], capture_output=True, text=True, env=environment, check=True
         )
-        found.append(json.loads(result.stdout.splitlines()[-1]))
-    return found
+        versions.append(json.loads(result.stdout.splitlines()[-1]))
+    return versions
 
 
 def test_every_process_computes_the_same_version(compiled: list[Any]) -> None:

@@ -83,8 +83,8 @@ def test_runs_are_found_at_any_depth_the_newest_first(data: Path, tmp_path: Path
         record(tmp_path / "runs" / name, data, day)
     (tmp_path / "runs/damaged").mkdir()
     (tmp_path / "runs/damaged/run.json").write_text("{}")
-    found = [Path(earlier.uri).name for earlier in earlier_runs(str(tmp_path / "runs"))]
-    assert found == ["deep", "b", "c"]
+    names = [Path(earlier.uri).name for earlier in earlier_runs(str(tmp_path / "runs"))]
+    assert names == ["deep", "b", "c"]
     assert earlier_runs(str(tmp_path / "nowhere")) == []
 
 

@@ -114,8 +114,10 @@ def test_preflight_as_the_submitter_warns_about_the_secret_only(
     configuration = load_settings(str(MANIFESTS / "overlays/dev/run.toml"), overrides)
     with kfp_health() as kfp:
         connections = connect_kubernetes(environment={"KUBECONFIG": str(path)}), connect_pipelines(Target(kfp.endpoint))
-        found = [finding for finding in check_all(configuration, Cluster(*connections)) if finding.verdict != "pass"]
-    assert [(one.subject, str(one.verdict)) for one in found] == [
+        not_passed = [
+            finding for finding in check_all(configuration, Cluster(*connections)) if finding.verdict != "pass"
+        ]
+    assert [(one.subject, str(one.verdict)) for one in not_passed] == [
         ("storage", "warn"),
         ("storage secret", "warn"),
         ("model cache", "warn"),  # ReadWriteOnce; the cluster has one node

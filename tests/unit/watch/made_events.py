@@ -60,12 +60,12 @@ def metrics(time: float, global_step: int, loss: float, iteration: int = 0, **mo
 
 def trained(start: float, iteration: int, losses: dict[int, float]) -> list[Event]:
     """Events of an unfinished epoch with one step a second."""
-    found = [event(start, "start", "train-epoch", iteration, 0, pid=1)]
+    events = [event(start, "start", "train-epoch", iteration, 0, pid=1)]
     for place, (step, loss) in enumerate(losses.items(), start=1):
-        found.append(metrics(start + place, step, loss, iteration))
+        events.append(metrics(start + place, step, loss, iteration))
         work = {"done": place, "total": 4, "unit": "steps", "rate": 1.0, "eta_s": 4.0 - place}
-        found.append(event(start + place, "progress", "train-epoch", iteration, 0, **work))
-    return found
+        events.append(event(start + place, "progress", "train-epoch", iteration, 0, **work))
+    return events
 
 
 def published(start: float, iteration: int, val_loss: float | None, decision: str, **more: Any) -> list[Event]:

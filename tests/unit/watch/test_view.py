@@ -26,8 +26,8 @@ HALFWAY = [*prepared(), *validated(3.0, BASE, 6.5), *generated(5.0, 0), *trained
 
 
 def line_with(lines: list[str], text: str) -> str:
-    (found,) = [line for line in lines if text in line]
-    return found
+    (matching,) = [line for line in lines if text in line]
+    return matching
 
 
 def test_each_step_shows_its_state_summary_and_duration() -> None:
