@@ -1,4 +1,4 @@
-"""A real terminal for a command: a pty whose screen is kept as it changes."""
+"""A pseudo-terminal for a command, with a record of its screens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pyte
 
 
 def _heed_interrupts() -> None:
-    """As under a shell of one's own: tests that run in the background have passed on that Ctrl-C is ignored."""
+    """Reset the handling of SIGINT, which background processes inherit as ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """Runs a command on a pty of a given size and follows what a person would see.
+    """Runs a command on a pty of a given size and records the screens.
 
     Attributes:
-        screens: each picture that was different from the one before, as lines.
+        screens: lines of each screen that differs from the previous one.
         raw: every byte that the command wrote.
     """
 
@@ -55,7 +55,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 65536)
-            except OSError:  # how Linux says that nobody has the other end open
+            except OSError:  # on Linux: the other end is closed
                 return
             if not data:
                 return
@@ -66,21 +66,21 @@ class Terminal:
                 self.screens.append(shown)
 
     def wait(self, timeout_s: float = 240.0) -> int:
-        """The command's exit code, once all it wrote has been read."""
+        """Wait for the command's end and return its exit code, after reading all output."""
         code = self.process.wait(timeout_s)
         self._reader.join(10.0)
         os.close(self._master)
         return code
 
     def wait_for(self, seen: Callable[[list[str]], bool], timeout_s: float = 120.0) -> None:
-        """Return once some picture was as it should be."""
+        """Wait until one of the latest screens fulfils the condition."""
         deadline = time.monotonic() + timeout_s
         while not any(seen(screen) for screen in self.screens[-50:]):
-            assert self.process.poll() is None, "\n".join(self.screens[-1] if self.screens else ["nothing was shown"])
-            assert time.monotonic() < deadline, "\n".join(self.screens[-1] if self.screens else ["nothing was shown"])
+            assert self.process.poll() is None, "\n".join(self.screens[-1] if self.screens else ["no output"])
+            assert time.monotonic() < deadline, "\n".join(self.screens[-1] if self.screens else ["no output"])
             time.sleep(0.05)
 
     @property
     def text(self) -> str:
-        """All it wrote, as it is."""
+        """The raw output."""
         return self.raw.decode(errors="replace")

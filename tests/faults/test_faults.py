@@ -1,4 +1,4 @@
-"""Faults at every step: each run ends as the undisturbed one does, at once or after an error that says where."""
+"""Faults at every step: each run ends with the undisturbed result, possibly after an error that names a location."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from faults.plans import Fault, number_of_faults, random_fault
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The fixed list, or the seeds of so many random faults."""
+    """Parametrize with the fixed list, or with the seeds of random faults."""
     if "drawn" in metafunc.fixturenames:
         metafunc.parametrize("drawn", range(number_of_faults()) or FIXED, ids=str)
 

@@ -1,4 +1,4 @@
-"""What must hold wherever a run is stored: the same numbers, and no secret in anything that is written."""
+"""Properties of any kind of storage: equal results, errors for damage, and no secret in any file."""
 
 from __future__ import annotations
 

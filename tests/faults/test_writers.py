@@ -1,4 +1,4 @@
-"""Two attempts at one run: one is refused while the other lives, and a late one commits nothing."""
+"""Two attempts at one run: the second is refused while the first runs, and an outdated one commits nothing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LEASE_S = 3.0
 
 
 def second(ground: Ground, **variables: str) -> Attempt:
-    """Another attempt at the run, beside the ground's own."""
+    """Start a second attempt at the run."""
     return Attempt(tables(), ground.variables(**variables), ground.folder / "logs")
 
 
 def restore_released(ground: Ground) -> None:
-    """Have the run as its first epoch begins, and held by nobody."""
+    """Restore the run to the start of its first epoch, without a lease."""
     ground.restore("train-epoch", warm=True)
     with ground.store() as run:
         run.delete(layout.LEASE)
 
 
 def play_until_free(ground: Ground, **variables: str) -> Outcome:
-    """The same command again and again while the run is held."""
+    """Repeat the command while the run is held by another attempt."""
     deadline = time.monotonic() + 60
     while (outcome := second(ground, **variables).wait()).error == "BusyError" and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -85,8 +85,8 @@ def test_a_second_attempt_takes_over_from_another_machine_after_the_lease_expire
 @pytest.mark.parametrize(
     ("where", "allowed"),
     [
-        # a request that was under way when its sender fell asleep may arrive long after: a pointer that the epoch's
-        # manifest has superseded, or a manifest that differs in how long the steps took
+        # a request that its sender had started before it was suspended may arrive much later: a pointer that the epoch's
+        # manifest has superseded, or a manifest with other durations
         (
             r"PUT .*/epochs/0/partial\.json",
             "iterations/0/epochs/0/partial.json is stored, but not by the undisturbed run",

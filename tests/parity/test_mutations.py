@@ -1,4 +1,4 @@
-"""That the tests and the run's own checks catch what they are for: each mistake of `mutations` is planted and found."""
+"""Mutation tests: each mistake of `mutations` is planted and must be detected by a test or a run's own check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_planted_mistake_is_detected(mutation: Mutation, request: pytest.Fixtu
         iterations.append(request.getfixturevalue("second_iteration"))
         iterations[0].sample()
         iterations[0].score()
-    mutation.caught_by(*iterations)  # which passes where nothing is wrong
+    mutation.caught_by(*iterations)  # passes without the mistake
     with planted(mutation), pytest.raises(mutation.raises):
         mutation.caught_by(*iterations)
 
@@ -25,7 +25,7 @@ def test_a_planted_mistake_is_detected(mutation: Mutation, request: pytest.Fixtu
 def test_every_kind_of_mistake_is_planted_and_most_are_detected_at_run_time() -> None:
     assert {mutation.area for mutation in MUTATIONS} == set(get_args(Area))
     at_run_time = {mutation.area for mutation in MUTATIONS if mutation.is_caught_at_run_time}
-    assert at_run_time == set(get_args(Area)), "each kind is to have one that a run finds by itself"
+    assert at_run_time == set(get_args(Area)), "each kind must have a mistake that a run detects"
 
 
 def test_planted_mistakes_are_removed_afterwards() -> None:

@@ -1,6 +1,6 @@
-"""The check of the sampler against the reference, in a run: what it lets pass and what it stops.
+"""The check of sampled log-probabilities against the reference in a run.
 
-vLLM's log-probabilities are held against ours in `integration/test_vllm.py`, where its engine is running anyway.
+The same check for vLLM is in `integration/test_vllm.py`, which has a running engine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def test_sampled_log_probabilities_agree_with_the_references_scores(second_itera
     run = second_iteration.run
     pairs = {pair.key: pair for pair in read_rows(run.path(layout.generations(1, 0)), Pair)}
     scores = read_rows(run.path(layout.ref_logprobs(1, 0)), Score)
-    assert {score.origin for score in scores} == {0, 1}, "pairs of the first iteration are to be there and left out"
+    assert {score.origin for score in scores} == {0, 1}, "the check must skip pairs of the first iteration"
     for score in scores:
         if score.origin == 1:
             assert pairs[score.key].sampled_logprob == pytest.approx(score.ref_generated, abs=1e-4)
@@ -33,7 +33,7 @@ def test_answers_sampled_from_other_weights_stop_the_run(second_iteration: Secon
     with pytest.raises(IntegrityError, match=r"generations/00000\.parquet: the generated answers were not sampled"):
         second_iteration.score()
     assert not second_iteration.run.exists(layout.manifest_of(layout.ref_logprobs(1, 0)))
-    # whoever knows better may say so, and it is on record
+    # the tolerance can be raised, and is recorded
     facts = second_iteration.score(sampler_tolerance=9.0)
     assert 1e-3 < facts["sampler_difference"] < facts["sampler_tolerance"] == 9.0
 
@@ -41,7 +41,7 @@ def test_answers_sampled_from_other_weights_stop_the_run(second_iteration: Secon
 def test_a_norm_weight_changed_by_one_percent_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # digests would find an altered file; here the loader itself is wrong, as one that loses a tensor would be
+    # digests detect an altered file; this simulates a wrong loader, e.g. one that loses a tensor
     from spin_components import modeling, scoring
 
     second_iteration.sample()

@@ -1,4 +1,4 @@
-"""Validation's negative log-likelihood against the loss `transformers` itself computes from labels."""
+"""Validation's negative log-likelihood compared with the loss that `transformers` computes from labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPTS = [
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_mean_over_all_answers_equals_the_loss_of_one_padded_batch(family: str, attention: str) -> None:
-    # the batch is NeMo's contract, padded with EOS; -100 stands where its mask is False, on prompts and padding
+    # the batch has NeMo's format, padded with EOS; labels are -100 where the mask is False, on prompts and padding
     items = [
         {
             "input_ids": torch.tensor(prompt.prompt_ids + prompt.actual_ids),
