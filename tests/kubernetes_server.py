@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 from kubernetes_objects import ApiError, Kind, Object, Objects, merged, selected
-from kubernetes_rights import ADMINS, Deed, User, may
+from kubernetes_rights import ADMINS, Access, User, may
 
 Script = Callable[[str], int | None]
 """Called with `METHOD /path?query`; returns a status to fail with, 0 to drop the connection, None to proceed."""
@@ -170,15 +170,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _review(self, user: User, parts: list[str], body: Object) -> None:
         namespace = parts[1] if parts[0] == "namespaces" else ""
         plural = parts[-1]
-        self._authorize(user, Deed("create", "authorization.k8s.io", plural, namespace))
+        self._authorize(user, Access("create", "authorization.k8s.io", plural, namespace))
         spec = body["spec"]
         if plural == "localsubjectaccessreviews" and spec["resourceAttributes"].get("namespace") != namespace:
             raise ApiError(422, "Invalid", "spec.resourceAttributes.namespace: must match metadata.namespace")
         about = user if plural.startswith("self") else User(spec["user"], tuple(spec.get("groups") or ()))
         asked = spec["resourceAttributes"]
         resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
-        deed = Deed(asked["verb"], asked.get("group", ""), resource, asked.get("namespace", ""), asked.get("name", ""))
-        self._send_json(201, {**body, "status": {"allowed": may(self.server.objects, about, deed)}})
+        access = Access(
+            asked["verb"], asked.get("group", ""), resource, asked.get("namespace", ""), asked.get("name", "")
+        )
+        self._send_json(201, {**body, "status": {"allowed": may(self.server.objects, about, access)}})
 
     def _serve(self, user: User, api_version: str, parts: list[str], body: Any) -> None:
         namespace = ""
@@ -198,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         place = (
             name if kind.plural == "namespaces" else namespace
         )  # a role in a namespace may include the namespace itself
-        self._authorize(user, Deed(verb, kind.group, resource, place, name))
+        self._authorize(user, Access(verb, kind.group, resource, place, name))
         if subresource == "log":
             self._send_log(kind, namespace, name)
         elif name:
@@ -208,11 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._serve_many(kind, namespace, body)
 
-    def _authorize(self, user: User, deed: Deed) -> None:
-        if not may(self.server.objects, user, deed):
-            place = f' in the namespace "{deed.namespace}"' if deed.namespace else " at the cluster scope"
-            what = f'cannot {deed.verb} resource "{deed.resource}" in API group "{deed.group}"{place}'
-            raise ApiError(403, "Forbidden", f'{deed.resource} is forbidden: User "{user.name}" {what}')
+    def _authorize(self, user: User, access: Access) -> None:
+        if not may(self.server.objects, user, access):
+            place = f' in the namespace "{access.namespace}"' if access.namespace else " at the cluster scope"
+            what = f'cannot {access.verb} resource "{access.resource}" in API group "{access.group}"{place}'
+            raise ApiError(403, "Forbidden", f'{access.resource} is forbidden: User "{user.name}" {what}')
 
     def _serve_one(self, kind: Kind, namespace: str, name: str, subresource: str, body: Any) -> None:
         objects = self.server.objects

@@ -85,8 +85,8 @@ def test_a_second_attempt_takes_over_from_another_machine_after_the_lease_expire
 @pytest.mark.parametrize(
     ("where", "allowed"),
     [
-        # a request that its sender had started before it was suspended may arrive much later: a pointer that the epoch's
-        # manifest has superseded, or a manifest with other durations
+        # a request that was started before its sender was suspended may arrive much later: a pointer superseded by the
+        # epoch's manifest, or a manifest with other durations
         (
             r"PUT .*/epochs/0/partial\.json",
             "iterations/0/epochs/0/partial.json is stored, but not by the undisturbed run",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubectl import build
-from kubernetes_rights import Deed, User, may, service_account
+from kubernetes_rights import Access, User, may, service_account
 from kubernetes_server import kubernetes_server
 from spin_pipeline.cli import _parser
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS
@@ -67,8 +67,8 @@ def test_the_guides_overlay_for_a_users_namespace_moves_everything(kubectl: Path
     with kubernetes_server() as server:
         server.put(*items)
         for right in (*STEP_RIGHTS, *TRAIN_JOB_RIGHTS):
-            deed = Deed(right.verbs[0], right.group, right.resource, "alice", right.name)
-            assert may(server.objects, service_account("alice", "default-editor"), deed)
-            assert not may(server.objects, service_account("alice", "pipeline-runner"), deed)
-        assert may(server.objects, service_account("alice", "spin-submitter"), Deed("list", "", "nodes"))
-        assert not may(server.objects, User("somebody"), Deed("list", "", "nodes"))
+            access = Access(right.verbs[0], right.group, right.resource, "alice", right.name)
+            assert may(server.objects, service_account("alice", "default-editor"), access)
+            assert not may(server.objects, service_account("alice", "pipeline-runner"), access)
+        assert may(server.objects, service_account("alice", "spin-submitter"), Access("list", "", "nodes"))
+        assert not may(server.objects, User("somebody"), Access("list", "", "nodes"))

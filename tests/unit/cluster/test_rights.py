@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kubernetes_objects import TRAINER
-from kubernetes_rights import Deed, may, service_account
+from kubernetes_rights import Access, may, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components.errors import ConfigError
 from spin_components.train_epoch.nodes.cluster import Cluster as TrainJobs
@@ -35,8 +35,8 @@ def test_the_pods_accounts_have_the_rights_that_steps_need(applied: KubernetesSe
     user = service_account("kubeflow", account)
     for right in (*STEP_RIGHTS, *TRAIN_JOB_RIGHTS):
         for verb in right.verbs:
-            deed = Deed(verb, right.group, right.resource, "kubeflow", right.name)
-            assert may(applied.objects, user, deed), (account, str(right))
+            access = Access(verb, right.group, right.resource, "kubeflow", right.name)
+            assert may(applied.objects, user, access), (account, str(right))
 
 
 def test_the_requests_of_train_epoch_are_within_the_role(
@@ -61,34 +61,34 @@ def test_the_requests_of_train_epoch_are_within_the_role(
 
 
 @pytest.mark.parametrize(
-    "deed",
+    "access",
     [
-        Deed("get", "", "secrets", "kubeflow", "spin-storage"),
-        Deed("list", "", "secrets", "kubeflow"),
-        Deed("create", "", "pods", "kubeflow"),
-        Deed("create", "", "pods/exec", "kubeflow"),
-        Deed("delete", "", "pods", "kubeflow"),
-        Deed("get", "", "configmaps", "kubeflow", "another"),
-        Deed("create", "rbac.authorization.k8s.io", "rolebindings", "kubeflow"),
-        Deed("create", "trainer.kubeflow.org", "trainjobs", "default"),
-        Deed("list", "", "nodes"),
+        Access("get", "", "secrets", "kubeflow", "spin-storage"),
+        Access("list", "", "secrets", "kubeflow"),
+        Access("create", "", "pods", "kubeflow"),
+        Access("create", "", "pods/exec", "kubeflow"),
+        Access("delete", "", "pods", "kubeflow"),
+        Access("get", "", "configmaps", "kubeflow", "another"),
+        Access("create", "rbac.authorization.k8s.io", "rolebindings", "kubeflow"),
+        Access("create", "trainer.kubeflow.org", "trainjobs", "default"),
+        Access("list", "", "nodes"),
     ],
 )
-def test_the_pods_accounts_have_no_other_rights(applied: KubernetesServer, deed: Deed) -> None:
-    assert not may(applied.objects, service_account("kubeflow", "spin-runner"), deed)
+def test_the_pods_accounts_have_no_other_rights(applied: KubernetesServer, access: Access) -> None:
+    assert not may(applied.objects, service_account("kubeflow", "spin-runner"), access)
 
 
 def test_the_submitters_account_can_neither_read_secrets_nor_create_pods(applied: KubernetesServer) -> None:
     user = service_account("kubeflow", "spin-submitter")
-    assert may(applied.objects, user, Deed("create", "pipelines.kubeflow.org", "runs", "kubeflow"))
-    for deed in (
-        Deed("get", "", "secrets", "kubeflow", "spin-storage"),
-        Deed("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
-        Deed("create", "", "pods", "kubeflow"),
-        Deed("create", "trainer.kubeflow.org", "trainjobs", "kubeflow"),
-        Deed("create", "pipelines.kubeflow.org", "runs", "default"),
+    assert may(applied.objects, user, Access("create", "pipelines.kubeflow.org", "runs", "kubeflow"))
+    for access in (
+        Access("get", "", "secrets", "kubeflow", "spin-storage"),
+        Access("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
+        Access("create", "", "pods", "kubeflow"),
+        Access("create", "trainer.kubeflow.org", "trainjobs", "kubeflow"),
+        Access("create", "pipelines.kubeflow.org", "runs", "default"),
     ):
-        assert not may(applied.objects, user, deed), deed
+        assert not may(applied.objects, user, access), access
 
 
 def test_preflight_as_the_submitter_warns_about_the_secret_only(
