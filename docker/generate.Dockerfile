@@ -1,7 +1,7 @@
-# The step that generates, on GPUs: vLLM's own image, with its own torch, and what a step needs beside it.
-# What the base has is left as it is, compilers included: vLLM and Triton compile kernels where they run.
+# Runs generate on GPUs: based on the vLLM image with its torch, plus the packages that a step needs.
+# The packages of the base are kept, including compilers: vLLM and Triton compile kernels at run time.
 # docker/README.md has the arguments.
-# Two optional secrets reach pip while it installs and stay in no layer: `pip`, a pip.conf, and `ca`, certificates
+# Two optional build secrets configure pip and are in no layer: `pip`, a pip.conf, and `ca`, certificates
 # (as /run/secrets/ca, for `cert =` in that pip.conf).
 ARG BASE=vllm/vllm-openai:v0.33.0
 
@@ -32,10 +32,10 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
 FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SPIN pipelines, generation"
-# The base may end as any user.
+# The base image may set another user.
 USER 0
 
-# The same in every image from here on; tests/unit/test_images.py holds it so.
+# Identical in all images from here on; checked by tests/unit/test_images.py.
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" \
@@ -43,12 +43,12 @@ LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.description="Self-play fine-tuning (SPIN) of language models as a Kubeflow pipeline"
-# Some bases have an account with this number already.
+# Some base images already have a user with this id.
 RUN (getent group 1000 || groupadd --gid 1000 spin) \
     && (getent passwd 1000 || useradd --uid 1000 --gid 1000 --no-create-home --home-dir /tmp --shell /bin/sh spin) \
     && install --directory --owner 1000 --group 1000 /var/cache/spin
 COPY --from=build /opt/spin /opt/spin
-# Only /tmp and /var/cache/spin need to be writable: every cache of a library lies below one of them.
+# Only /tmp and /var/cache/spin need to be writable: all caches of libraries are below them.
 ENV PATH=/opt/spin/bin:${PATH} \
     HOME=/tmp \
     HF_HOME=/var/cache/spin/huggingface \

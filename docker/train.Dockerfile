@@ -1,7 +1,7 @@
-# The steps that score and train, on GPUs. torch's own packages bring CUDA along; the host brings the driver.
-# Nothing is compiled where it runs: the optimizer is torch's own, and attention is torch's sdpa. docker/README.md
+# Runs the steps that score and train on GPUs. The torch packages include CUDA; the driver is the host's.
+# Nothing is compiled at run time: optimizer and attention (sdpa) are torch's. docker/README.md
 # has the arguments.
-# Two optional secrets reach pip while it installs and stay in no layer: `pip`, a pip.conf, and `ca`, certificates
+# Two optional build secrets configure pip and are in no layer: `pip`, a pip.conf, and `ca`, certificates
 # (as /run/secrets/ca, for `cert =` in that pip.conf).
 ARG BASE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
@@ -19,7 +19,7 @@ COPY docker docker
 RUN python3 docker/environment.py create
 
 COPY pyproject.toml ./
-# cuda, or any: then what pip finds is taken, a CPU build too.
+# cuda, or any, which allows every build that pip selects, including CPU builds.
 ARG TORCH=cuda
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 docker/environment.py torch ${TORCH} \
@@ -35,11 +35,11 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
 FROM ${BASE}
 ARG BASE
 LABEL org.opencontainers.image.title="SPIN pipelines, training"
-# What NVIDIA's container runtime reads.
+# Read by the NVIDIA container runtime.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# The same in every image from here on; tests/unit/test_images.py holds it so.
+# Identical in all images from here on; checked by tests/unit/test_images.py.
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.version="${VERSION}" \
@@ -47,12 +47,12 @@ LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.description="Self-play fine-tuning (SPIN) of language models as a Kubeflow pipeline"
-# Some bases have an account with this number already.
+# Some base images already have a user with this id.
 RUN (getent group 1000 || groupadd --gid 1000 spin) \
     && (getent passwd 1000 || useradd --uid 1000 --gid 1000 --no-create-home --home-dir /tmp --shell /bin/sh spin) \
     && install --directory --owner 1000 --group 1000 /var/cache/spin
 COPY --from=build /opt/spin /opt/spin
-# Only /tmp and /var/cache/spin need to be writable: every cache of a library lies below one of them.
+# Only /tmp and /var/cache/spin need to be writable: all caches of libraries are below them.
 ENV PATH=/opt/spin/bin:${PATH} \
     HOME=/tmp \
     HF_HOME=/var/cache/spin/huggingface \

@@ -1,4 +1,4 @@
-"""A real server that speaks the chat-completions protocol over HTTP: what a judge is asked, and what it may answer."""
+"""An HTTP server for the chat-completions protocol, used as a judge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = "sk-test-key-that-must-not-leak"
 
 @dataclass
 class Answer:
-    """What the server sends instead of a completion."""
+    """A response of the server other than a completion; `after_s` delays it."""
 
     status: int
     body: bytes = b"{}"
@@ -28,11 +28,11 @@ class JudgeServer:
     """Listens on a loopback port until `close`.
 
     Args:
-        reply: text of a completion, from what was asked.
-        first: answers to the first requests, before any completion.
-        key: that requests must carry; empty: none.
-        every: an answer to all requests, for good.
-        takes_s: how long each completion takes.
+        reply: computes the text of a completion from the prompt.
+        first: responses to the first requests.
+        key: required API key; empty for none.
+        every: a response to all requests.
+        takes_s: duration of each completion in seconds.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class JudgeServer:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(answer.body)))
                 self.end_headers()
-                with suppress(ConnectionError):  # a client may have waited long enough
+                with suppress(ConnectionError):  # the client may have timed out
                     self.wfile.write(answer.body)
 
             def log_message(self, format: str, *arguments: Any) -> None:
-                """Nothing."""
+                """Do not log requests."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -81,7 +81,7 @@ class JudgeServer:
         self._thread.join()
 
     def answer(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        """What a request gets."""
+        """The response to a request."""
         with self._lock:
             self.requests.append(json.loads(body))
             self._at_once += 1

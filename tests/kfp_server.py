@@ -1,8 +1,8 @@
-"""A small HTTP server that speaks KFP's v2beta1 API: its paths, fields, checks, pages and errors, and troubles at will.
+"""An HTTP server for KFP's v2beta1 API: its paths, fields, checks, pages and errors, with injected failures.
 
-It keeps what it is given and runs nothing: a run goes through the looks that a test writes down, one each time it is
-asked for. Fields and errors are those of `backend/api/v2beta1` and of KFP's API server; what KFP would refuse (a field
-that is none, a name that is taken, a parameter that the pipeline does not have) is refused here too.
+It stores objects and runs nothing: each request for a run returns the next of the states that a test lists. Fields
+and errors are those of `backend/api/v2beta1` and of KFP's API server. Requests that KFP would refuse (an unknown field,
+a name that is taken, a parameter that the pipeline does not have) are refused here too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class _RefusedError(Exception):
-    """An answer that is an error: HTTP status, gRPC code, message."""
+    """An error response: HTTP status, gRPC code, message."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(message)
@@ -56,14 +56,14 @@ class _RefusedError(Exception):
 
 @dataclass
 class Trouble:
-    """What befalls some requests instead of an answer, or after the work is done and before its answer.
+    """A failure of some requests, before or after they are executed.
 
     Attributes:
-        method, path: of the requests; `path` is contained in theirs.
-        status: answered, with `body`; 0 to drop the connection.
-        times: how many requests; they then go through.
-        after: the work is done, and only its answer is lost.
-        delay_s: before the answer.
+        method, path: of the requests; `path` is a part of theirs.
+        status: HTTP status of the response; 0 to drop the connection.
+        times: number of requests to fail.
+        after: execute the request, and lose only its response.
+        delay_s: seconds before the response.
         content_type: of the body.
     """
 
@@ -79,7 +79,7 @@ class Trouble:
 
 @dataclass
 class Look:
-    """How a run looks from some request on; `tasks` are `task_details` of the API."""
+    """State of a run at a request; `tasks` are the API's `task_details`."""
 
     state: str
     tasks: list[Json] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Look:
 
 
 def task(name: str, state: str, **fields: Any) -> Json:
-    """A task as the API gives it."""
+    """A task as the API returns it."""
     return {"task_id": f"pod-{name}", "display_name": name, "state": state, "start_time": _time(0), **fields}
 
 
@@ -95,12 +95,12 @@ class KfpServer:
     """Listens on a loopback port until it is closed.
 
     Attributes:
-        looks: of each new run, one a request; the last one stays.
-        troubles: still to come.
-        tokens: let in; empty for everybody.
+        looks: successive states of each new run, one a request; the last one stays.
+        troubles: failures to inject.
+        tokens: accepted tokens; empty to accept all.
         multi_user: whether requests must name a namespace.
         requests: method and path of each, in order.
-        page_limit: entries a page, at most.
+        page_limit: largest number of entries of a page.
     """
 
     def __init__(self) -> None:
@@ -136,8 +136,8 @@ class KfpServer:
         return list(self.stores["recurringruns"].values())
 
     def count(self, method: str, path: str) -> int:
-        """How many requests came whose path ends so."""
-        return sum(asked == method and found.endswith(path) for asked, found in self.requests)
+        """Number of requests whose path ends with `path`."""
+        return sum(asked == method and requested.endswith(path) for asked, requested in self.requests)
 
     def close(self) -> None:
         """Stop listening."""
@@ -147,11 +147,11 @@ class KfpServer:
         self._thread.join()
 
     def pause(self, delay_s: float) -> None:
-        """Let a request wait, but not past the server's end."""
+        """Delay a request, at most until the server is closed."""
         self._gate.wait(delay_s)
 
     def trouble_for(self, method: str, path: str) -> Trouble | None:
-        """The next trouble for a request, used up once."""
+        """The next failure for a request, if any."""
         with self._lock:
             self.requests.append((method, path))
             for trouble in self.troubles:
@@ -161,7 +161,7 @@ class KfpServer:
         return None
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Json:
-        """Do what a request asks for."""
+        """Execute a request."""
         token = (headers.get("authorization") or "").removeprefix("Bearer ")
         if self.tokens and token not in self.tokens:
             raise _RefusedError(401, 16, "Request header error: there is no user identity header.: Unauthenticated")
@@ -200,14 +200,14 @@ class KfpServer:
         thing = self._get(kind, name)
         match kind, verb:
             case "runs", "terminate":
-                thing["state"] = "CANCELING"  # Argo then fails it, and KFP keeps no trace of why
+                thing["state"] = "CANCELING"  # Argo then fails the run, and KFP does not record why
                 self.looks = [Look("CANCELING"), Look("FAILED")]
                 self._asked[name] = 0
             case "recurringruns", "enable" | "disable":
                 thing["mode"] = verb.upper()
                 on = [one for one in self.schedules if one["mode"] == "ENABLE"]
                 names = [one["display_name"] for one in on]
-                assert len(set(names)) == len(names), "two schedules of one name are on"
+                assert len(set(names)) == len(names), "two schedules of one name are enabled"
             case _:
                 raise _RefusedError(404, 5, "Not Found")
         return {}
@@ -244,7 +244,7 @@ class KfpServer:
         if kind == "runs":
             made["state"] = "PENDING"
         if kind == "recurringruns":
-            # KFP fills it in, and gives numbers of 64 bits as text
+            # KFP fills it in, and returns 64-bit numbers as text
             made.setdefault("service_account", "pipeline-runner")
             made["max_concurrency"] = str(made["max_concurrency"])
         self.stores[kind][key] = made
@@ -253,7 +253,7 @@ class KfpServer:
         return made
 
     def _check_runnable(self, value: Json) -> None:
-        """As `validatePipelineJobInputs` of KFP's API server does."""
+        """Check inputs like `validatePipelineJobInputs` of KFP's API server."""
         self._get("experiments", value.get("experiment_id", ""))
         reference = value["pipeline_version_reference"]
         version = self.versions.get(reference["pipeline_id"], {}).get(reference["pipeline_version_id"])
@@ -298,22 +298,22 @@ class KfpServer:
     def _list(self, kind: str, query: dict[str, str]) -> Json:
         if self.multi_user and kind in ("experiments", "pipelines") and not query.get("namespace"):
             raise _RefusedError(400, 3, "Invalid input error: namespace is empty")
-        found = list(self.stores[kind].values())
+        items = list(self.stores[kind].values())
         if experiment := query.get("experiment_id"):
-            found = [one for one in found if one["experiment_id"] == experiment]
+            items = [one for one in items if one["experiment_id"] == experiment]
         if query.get("sort_by") == "created_at desc":
-            found.sort(key=lambda one: str(one["created_at"]), reverse=True)
-        return self._page(kind, found, query)
+            items.sort(key=lambda one: str(one["created_at"]), reverse=True)
+        return self._page(kind, items, query)
 
-    def _page(self, kind: str, found: list[Json], query: dict[str, str]) -> Json:
+    def _page(self, kind: str, items: list[Json], query: dict[str, str]) -> Json:
         if query.get("filter"):
             for predicate in json.loads(query["filter"])["predicates"]:
                 assert predicate["operation"] in (1, "EQUALS"), "of all filters only this one is spoken here"
-                found = [one for one in found if one[predicate["key"]] == predicate["stringValue"]]
+                items = [one for one in items if one[predicate["key"]] == predicate["stringValue"]]
         start = int(query.get("page_token") or 0)
         end = start + min(self.page_limit, int(query.get("page_size") or 10))
-        following = {"next_page_token": str(end)} if end < len(found) else {}
-        return {_LISTS.get(kind, kind): found[start:end], "total_size": len(found), **following}
+        following = {"next_page_token": str(end)} if end < len(items) else {}
+        return {_LISTS.get(kind, kind): items[start:end], "total_size": len(items), **following}
 
 
 def _time(second: int) -> str:

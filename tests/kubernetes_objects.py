@@ -1,4 +1,4 @@
-"""The objects of a small Kubernetes API: kept, listed, watched, patched, and deleted with what they own."""
+"""In-memory objects of a Kubernetes API server: create, list, watch, patch, and delete with owned objects."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of object that is served.
+    """A kind of object.
 
     Attributes:
         api_version: `v1` or `group/version`.
-        plural: as in paths.
-        name: as in `kind`.
+        plural: name in paths.
+        name: value of `kind`.
     """
 
     api_version: str
@@ -57,11 +57,11 @@ TRAINER = (
     Kind("trainer.kubeflow.org/v1alpha1", "trainingruntimes", "TrainingRuntime"),
     Kind("trainer.kubeflow.org/v1alpha1", "clustertrainingruntimes", "ClusterTrainingRuntime", False),
 )
-"""What Kubeflow Trainer 2 brings; not served unless a test says so."""
+"""Kinds of Kubeflow Trainer 2; only served if a test adds them."""
 
 
 class ApiError(Exception):
-    """A refusal, as the API's Status has it."""
+    """An error response, as in the API's Status."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class Objects:
     """All objects, each a JSON object, by kind, namespace and name; safe to use from several threads.
 
     Attributes:
-        on_create: called with each object right after it was created by a request: the place of a controller.
+        on_create: called with each object that a request creates, in the role of a controller.
     """
 
     kinds: list[Kind] = field(default_factory=lambda: list(CORE))
@@ -86,25 +86,25 @@ class Objects:
         self._version = 100
 
     def kind_of(self, item: Object) -> Kind:
-        """The kind that an object says it is of."""
+        """The kind of an object."""
         for kind in self.kinds:
             if (kind.api_version, kind.name) == (item.get("apiVersion"), item.get("kind")):
                 return kind
         raise ApiError(400, "BadRequest", f"no kind {item.get('kind')!r} is registered in {item.get('apiVersion')!r}")
 
     def put(self, item: Object) -> Object:
-        """Create an object or replace it, as a test sets the scene; a namespaced one says where it is."""
+        """Create or replace an object without a request; a namespaced one names its namespace."""
         kind = self.kind_of(item)
         with self.changed:
             key = (kind, item["metadata"].get("namespace", ""), item["metadata"]["name"])
             return self._store("MODIFIED" if key in self._objects else "ADDED", kind, item)
 
     def create(self, kind: Kind, namespace: str, item: Object) -> Object:
-        """What a POST does."""
+        """Create an object, as by POST."""
         item = copy.deepcopy(item)
         if (item.get("apiVersion"), item.get("kind")) != (kind.api_version, kind.name):
-            found = f"{item.get('apiVersion')}, {item.get('kind')}"
-            raise ApiError(400, "BadRequest", f"expected {kind.api_version}, {kind.name}; the body is of {found}")
+            described = f"{item.get('apiVersion')}, {item.get('kind')}"
+            raise ApiError(400, "BadRequest", f"expected {kind.api_version}, {kind.name}; the body is of {described}")
         metadata = item.setdefault("metadata", {})
         if metadata.get("namespace", namespace) != namespace:
             raise ApiError(400, "BadRequest", "the namespace of the object does not match the namespace of the request")
@@ -123,7 +123,7 @@ class Objects:
         return stored
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
-        """An object; a 404 where there is none."""
+        """Get an object; raises a 404 error if it does not exist."""
         with self.changed:
             try:
                 return copy.deepcopy(self._objects[kind, namespace, name])
@@ -132,17 +132,17 @@ class Objects:
                 raise ApiError(404, "NotFound", message) from None
 
     def find(self, plural: str, name: str, namespace: str = "") -> Object | None:
-        """An object as a test looks for it."""
+        """Find an object for a test; None if it does not exist."""
         with self.changed:
-            found = (
+            matching = (
                 item
                 for (kind, place, known), item in self._objects.items()
                 if (kind.plural, place, known) == (plural, namespace, name)
             )
-            return copy.deepcopy(next(found, None))
+            return copy.deepcopy(next(matching, None))
 
     def list(self, kind: Kind, namespace: str, labels: str = "", fields: str = "") -> tuple[list[Object], int]:
-        """Objects of a namespace (all: `""`) that selectors match, and the version that the list is of."""
+        """Objects of a namespace (`""` for all) that match the selectors, and the version of the list."""
         with self.changed:
             items = [
                 copy.deepcopy(item)
@@ -152,7 +152,7 @@ class Objects:
             return items, self._version
 
     def update(self, kind: Kind, namespace: str, name: str, change: Callable[[Object], Object]) -> Object:
-        """Replace an object by what a function makes of it; a version that is not the present one is a conflict."""
+        """Replace an object by the result of a function; an outdated version is a conflict."""
         with self.changed:
             present = self.get(kind, namespace, name)
             changed = change(copy.deepcopy(present))
@@ -162,7 +162,7 @@ class Objects:
             return self._store("MODIFIED", kind, changed)
 
     def delete(self, kind: Kind, namespace: str, name: str) -> Object:
-        """Remove an object and what it owns."""
+        """Delete an object and the objects that it owns."""
         with self.changed:
             item = self.get(kind, namespace, name)
             del self._objects[kind, namespace, name]
@@ -179,7 +179,7 @@ class Objects:
             return item
 
     def events(self, kind: Kind, namespace: str, since: int, until: Callable[[], bool]) -> Iterator[tuple[str, Object]]:
-        """What happens to objects after a version: type of event and object, until a function says to stop."""
+        """Events after a version, as type and object, until a function returns True."""
         while not until():
             with self.changed:
                 fresh = [event for event in self._events if event[0] > since]
@@ -210,7 +210,7 @@ class Objects:
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """A JSON merge patch (RFC 7386) applied."""
+    """Apply a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     result = dict(target) if isinstance(target, dict) else {}

@@ -1,4 +1,4 @@
-"""Who may do what in a small Kubernetes API: RBAC, worked out from the roles and bindings among its objects."""
+"""RBAC of the Kubernetes API server of the tests, from its roles and bindings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ ADMINS = "system:masters"
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom a token stands for."""
+    """A user, as identified by a token."""
 
     name: str
     groups: tuple[str, ...] = ("system:authenticated",)
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
-    """What somebody wants to do; the namespace is empty for what is of the whole cluster."""
+class Access:
+    """A request to authorise; the namespace is empty for cluster-scoped resources."""
 
     verb: str
     group: str
@@ -30,18 +30,18 @@ class Deed:
 
 
 def service_account(namespace: str, name: str) -> User:
-    """The user that a service account is."""
+    """The user of a service account."""
     groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated")
     return User(f"system:serviceaccount:{namespace}:{name}", groups)
 
 
-def may(objects: Objects, user: User, deed: Deed) -> bool:
-    """Whether a role that is bound to the user, there or in the whole cluster, has a rule for it."""
+def may(objects: Objects, user: User, access: Access) -> bool:
+    """Whether a role bound to the user, in the namespace or the cluster, allows the access."""
     if ADMINS in user.groups:
         return True
-    if deed.group == "authorization.k8s.io" and deed.resource.startswith("self"):
-        return True  # everybody may ask about himself
-    return any(_covers(rule, deed) for rule in _rules(objects, user, deed.namespace))
+    if access.group == "authorization.k8s.io" and access.resource.startswith("self"):
+        return True  # any user may review their own access
+    return any(_covers(rule, access) for rule in _rules(objects, user, access.namespace))
 
 
 def _rules(objects: Objects, user: User, namespace: str) -> Iterator[Object]:
@@ -73,25 +73,25 @@ def _names(binding: Object, user: User) -> bool:
         match subject["kind"]:
             case "ServiceAccount":
                 place = subject.get("namespace") or binding["metadata"].get("namespace", "")
-                found = user.name == f"system:serviceaccount:{place}:{subject['name']}"
+                is_subject = user.name == f"system:serviceaccount:{place}:{subject['name']}"
             case "Group":
-                found = subject["name"] in user.groups
+                is_subject = subject["name"] in user.groups
             case _:
-                found = subject["name"] == user.name
-        if found:
+                is_subject = subject["name"] == user.name
+        if is_subject:
             return True
     return False
 
 
-def _covers(rule: Object, deed: Deed) -> bool:
+def _covers(rule: Object, access: Access) -> bool:
     def has(key: str, value: str) -> bool:
         values = rule.get(key) or []
         return value in values or "*" in values
 
     names = rule.get("resourceNames") or []
     return (
-        has("verbs", deed.verb)
-        and has("apiGroups", deed.group)
-        and has("resources", deed.resource)
-        and (not names or deed.name in names)
+        has("verbs", access.verb)
+        and has("apiGroups", access.group)
+        and has("resources", access.resource)
+        and (not names or access.name in names)
     )

@@ -1,7 +1,7 @@
-"""A small Kubernetes API server: real HTTP, the documented JSON, objects in memory, RBAC that counts.
+"""A Kubernetes API server: HTTP, documented JSON, objects in memory, enforced RBAC.
 
 It serves objects (create, get, list, watch, update, patch, delete, `status`), pods' logs (with follow), access
-reviews, versions and discovery. It starts no pods: what a controller would do, a test does, or a function in
+reviews, versions and discovery. It starts no pods: tests, or functions in `objects.on_create`, act as controllers.
 `objects.on_create`.
 """
 
@@ -23,10 +23,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 from kubernetes_objects import ApiError, Kind, Object, Objects, merged, selected
-from kubernetes_rights import ADMINS, Deed, User, may
+from kubernetes_rights import ADMINS, Access, User, may
 
 Script = Callable[[str], int | None]
-"""For `METHOD /path?query`: a status to fail with, 0 to drop the connection, None to leave the request alone."""
+"""Called with `METHOD /path?query`; returns a status to fail with, 0 to drop the connection, None to proceed."""
 
 ADMIN_TOKEN = "admin-token-that-must-not-leak"
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -35,12 +35,12 @@ _PATH = re.compile(r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]
 
 
 class KubernetesServer(ThreadingHTTPServer):
-    """Listens on a loopback port of its own.
+    """Listens on a loopback port.
 
     Attributes:
-        objects: what there is; a test puts and changes it as it likes.
-        users: whom each bearer token stands for.
-        script: fails requests.
+        objects: all objects; tests may change them.
+        users: user of each bearer token.
+        script: decides which requests fail.
         version: `gitVersion`.
         requests: every request so far, as `METHOD /path?query`.
     """
@@ -63,24 +63,24 @@ class KubernetesServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def put(self, *items: Object) -> None:
-        """Have objects, in place of any of their names; their namespaces need not exist."""
+        """Create or replace objects; their namespaces need not exist."""
         for item in items:
             self.objects.put(item)
 
     def log(self, pod: str, *lines: str, namespace: str, container: str = "main") -> None:
-        """Let a pod's container print lines."""
+        """Add lines to the log of a pod's container."""
         with self.objects.changed:
             known = self._logs.setdefault((namespace, pod, container), [])
             known.extend((time.time(), line) for line in lines)
             self.objects.changed.notify_all()
 
     def log_of(self, namespace: str, pod: str, container: str) -> list[tuple[float, str]]:
-        """When a container printed what."""
+        """Time and text of the lines of a container's log."""
         with self.objects.changed:
             return list(self._logs.get((namespace, pod, container), []))
 
     def write_kubeconfig(self, path: Path, token: str = ADMIN_TOKEN, namespace: str = "kubeflow") -> Path:
-        """A kubeconfig file whose current context is this server."""
+        """Write a kubeconfig file whose current context is this server."""
         named: dict[str, Any] = {
             "clusters": [{"name": "here", "cluster": {"server": self.endpoint}}],
             "users": [{"name": "me", "user": {"token": token}}],
@@ -108,7 +108,7 @@ def kubernetes_server() -> Iterator[KubernetesServer]:
 class _Handler(BaseHTTPRequestHandler):
     server: KubernetesServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # head and body are two writes
+    disable_nagle_algorithm = True  # headers and body are separate writes
 
     def log_message(self, format: str, *args: object) -> None:
         """Be quiet."""
@@ -126,14 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {self.path}"
         self.server.requests.append(request)
         forced = self.server.script(request)
-        if forced == 0:  # RST in place of FIN
+        if forced == 0:  # sends RST instead of FIN
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             self.connection.close()
             return
         try:
             if forced is not None:
-                raise ApiError(forced, "InternalError", "said the test")
+                raise ApiError(forced, "InternalError", "injected by the test")
             self._answer(json.loads(content) if content else None)
         except ApiError as error:
             self._send_json(error.status, _status(error))
@@ -170,15 +170,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _review(self, user: User, parts: list[str], body: Object) -> None:
         namespace = parts[1] if parts[0] == "namespaces" else ""
         plural = parts[-1]
-        self._authorize(user, Deed("create", "authorization.k8s.io", plural, namespace))
+        self._authorize(user, Access("create", "authorization.k8s.io", plural, namespace))
         spec = body["spec"]
         if plural == "localsubjectaccessreviews" and spec["resourceAttributes"].get("namespace") != namespace:
             raise ApiError(422, "Invalid", "spec.resourceAttributes.namespace: must match metadata.namespace")
         about = user if plural.startswith("self") else User(spec["user"], tuple(spec.get("groups") or ()))
         asked = spec["resourceAttributes"]
         resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
-        deed = Deed(asked["verb"], asked.get("group", ""), resource, asked.get("namespace", ""), asked.get("name", ""))
-        self._send_json(201, {**body, "status": {"allowed": may(self.server.objects, about, deed)}})
+        access = Access(
+            asked["verb"], asked.get("group", ""), resource, asked.get("namespace", ""), asked.get("name", "")
+        )
+        self._send_json(201, {**body, "status": {"allowed": may(self.server.objects, about, access)}})
 
     def _serve(self, user: User, api_version: str, parts: list[str], body: Any) -> None:
         namespace = ""
@@ -195,8 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "delete" and not name:
             verb = "deletecollection"
         resource = f"{kind.plural}/{subresource}" if subresource else kind.plural
-        place = name if kind.plural == "namespaces" else namespace  # a role in a namespace may be about itself
-        self._authorize(user, Deed(verb, kind.group, resource, place, name))
+        place = (
+            name if kind.plural == "namespaces" else namespace
+        )  # a role in a namespace may include the namespace itself
+        self._authorize(user, Access(verb, kind.group, resource, place, name))
         if subresource == "log":
             self._send_log(kind, namespace, name)
         elif name:
@@ -206,11 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._serve_many(kind, namespace, body)
 
-    def _authorize(self, user: User, deed: Deed) -> None:
-        if not may(self.server.objects, user, deed):
-            place = f' in the namespace "{deed.namespace}"' if deed.namespace else " at the cluster scope"
-            what = f'cannot {deed.verb} resource "{deed.resource}" in API group "{deed.group}"{place}'
-            raise ApiError(403, "Forbidden", f'{deed.resource} is forbidden: User "{user.name}" {what}')
+    def _authorize(self, user: User, access: Access) -> None:
+        if not may(self.server.objects, user, access):
+            place = f' in the namespace "{access.namespace}"' if access.namespace else " at the cluster scope"
+            what = f'cannot {access.verb} resource "{access.resource}" in API group "{access.group}"{place}'
+            raise ApiError(403, "Forbidden", f'{access.resource} is forbidden: User "{user.name}" {what}')
 
     def _serve_one(self, kind: Kind, namespace: str, name: str, subresource: str, body: Any) -> None:
         objects = self.server.objects
@@ -244,7 +248,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(200, {**head, "items": items})
 
     def _watch(self, kind: Kind, namespace: str) -> None:
-        """Stream events; without a version, what is there comes first, as added."""
+        """Stream events; without a version, existing objects come first, as ADDED."""
         labels, fields = self.query.get("labelSelector", ""), self.query.get("fieldSelector", "")
         items, version = self.server.objects.list(kind, namespace)
         since = int(self.query.get("resourceVersion") or 0)
@@ -289,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._end_stream()
 
     def _is_set(self, name: str) -> bool:
-        """Whether a parameter is what Go reads as true."""
+        """Whether a parameter is true, as parsed by Go."""
         return self.query.get(name) in ("1", "t", "T", "true", "TRUE", "True")
 
     def _log_line(self, when: float, line: str) -> str:

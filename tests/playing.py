@@ -1,4 +1,4 @@
-"""The steps of a run called one after another in this process, in the DAG's order; the DAG itself is tested apart."""
+"""Runs the steps of a run in this process, in the order of the DAG, which is tested separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spin_components.validate.step import validate
 
 
 def begin(settings: Settings) -> str:
-    """Prepare, and validate the base; returns the first reference."""
+    """Prepare and validate the base model; returns the first reference."""
     spin, generation = settings.spin, settings.generation
     compiled = {
         "max_iterations": spin.max_iterations,
@@ -44,7 +44,7 @@ def play_scores(settings: Settings, iteration: int, reference: str) -> list[str]
 
 
 def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
-    """One iteration; returns the next reference, or empty."""
+    """Run one iteration; returns the next reference, or empty."""
     uri, machine = settings.run.uri, hardware(settings)
     scores = play_scores(settings, iteration, reference)
     policy = reference
@@ -56,13 +56,13 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
 
 
 def play(settings: Settings) -> LocalRun:
-    """A whole run in a local folder, or what is left of it."""
+    """Run or resume a whole run in a local folder."""
     play_anywhere(settings)
     return LocalRun(Path(settings.run.uri))
 
 
 def play_anywhere(settings: Settings) -> None:
-    """A whole run, or what is left of it."""
+    """Run or resume a whole run."""
     reference = begin(settings)
     for iteration in range(settings.spin.max_iterations):
         reference = play_iteration(settings, iteration, reference)
@@ -71,7 +71,7 @@ def play_anywhere(settings: Settings) -> None:
 
 
 def hardware(settings: Settings) -> dict[str, Any]:
-    """The attempt's hardware, as the DAG passes it."""
+    """`[hardware]` as the DAG passes it."""
     return settings.hardware.model_dump(mode="json")
 
 

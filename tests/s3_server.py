@@ -1,4 +1,4 @@
-"""A real S3 server, `nanio`, as a process of its own: buckets are folders, objects are files."""
+"""A real S3 server, `nanio`, in a separate process: buckets are folders, objects are files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BUCKET = "bucket"
 
 
 class S3Server:
-    """Listens on a loopback port of its own; can be killed and started again on the same port and data.
+    """Listens on a loopback port; can be killed and restarted on the same port and data.
 
     Args:
-        folder: the buckets lie in; `BUCKET` is created.
-        environment: variables beside the usual ones.
+        folder: of the buckets; `BUCKET` is created.
+        environment: additional variables.
     """
 
     def __init__(self, folder: Path, **environment: str) -> None:
@@ -37,7 +37,7 @@ class S3Server:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a client's environment needs."""
+        """Environment variables of a client."""
         return {
             "S3_ENDPOINT": self.endpoint,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -55,7 +55,7 @@ class S3Server:
         wait_for_port(self.port, self._process)
 
     def kill(self) -> None:
-        """End it at once, in the middle of whatever it does."""
+        """Kill the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -67,20 +67,20 @@ class S3Server:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
-    """Return once something listens."""
+    """Wait until a process listens on the port."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
             return
         except OSError:
-            assert process.poll() is None, "the S3 server ended as it was started"
+            assert process.poll() is None, "the S3 server ended during its start"
             assert time.monotonic() < deadline, "the S3 server does not listen"
             time.sleep(0.05)

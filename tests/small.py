@@ -1,4 +1,4 @@
-"""Settings of runs that take seconds: what tests share, each overriding what it is about."""
+"""Settings of runs that take seconds, shared by tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of task files of one's own: two choices of which one is right, and text to be gone on with."""
+"""A folder of custom task files: a multiple-choice task and a generation task."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ GENERATE: dict[str, Any] = {
 def write_tasks(
     folder: Path, choices: list[dict[str, Any]], texts: list[dict[str, Any]], **more: Mapping[str, Any]
 ) -> Path:
-    """Write both tasks; the first one's data lies in a folder beside it, the other's below the root.
+    """Write both tasks; the data of the first is in a subfolder, that of the other in the root.
 
     Args:
         folder: to be created.
-        choices: `question`, `choices` and `gold`, the number of the right one.
-        texts: `question` and `target`.
+        choices: rows with `question`, `choices` and `gold`, the index of the right choice.
+        texts: rows with `question` and `target`.
         more: other task files, by name.
     """
     (folder / "data").mkdir(parents=True)

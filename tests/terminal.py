@@ -22,7 +22,7 @@ _HOME = b"\x1b[H"
 
 
 def _heed_interrupts() -> None:
-    """As under a shell of one's own: tests that run in the background have passed on that Ctrl-C is ignored."""
+    """Reset the handling of SIGINT, which background processes inherit as ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -102,7 +102,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All it wrote, as it is."""
+        """The raw output."""
         return self.raw.decode(errors="replace")
 
     @property

@@ -1,7 +1,7 @@
-"""A Kubernetes API of one namespace with TrainJobs and their pods, whose pods are real processes of this machine.
+"""A Kubernetes API of one namespace with TrainJobs, whose pods are real processes on this machine.
 
-It speaks what train-epoch asks for, in the JSON that Kubernetes documents, and does what Kubeflow Trainer does: one
-process a node, told by `PET_` variables where the nodes meet, its log kept, its end reported as the job's condition.
+It serves the requests of train-epoch with documented JSON, and acts like Kubeflow Trainer: one process a node, with
+the rendezvous in `PET_` variables, its log stored, and its exit reported as the job's condition.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 @dataclass
 class Pod:
-    """A process, and where its log goes."""
+    """A process and its log; `stuck` is the reason why it cannot be scheduled."""
 
     name: str
     index: int
@@ -45,7 +45,7 @@ class Pod:
         return self.process.poll() if self.process else None
 
     def described(self, job: str) -> dict[str, Any]:
-        """The pod as the API tells it."""
+        """The pod as the API returns it."""
         code = self.exit_code
         phase = "Pending" if not self.process else "Running" if code is None else "Failed" if code else "Succeeded"
         ended = {"exitCode": abs(code), "reason": "OOMKilled" if code == -9 else "Error"} if code is not None else None
@@ -67,7 +67,7 @@ class Job:
     pods: list[Pod] = field(default_factory=list)
 
     def described(self) -> dict[str, Any]:
-        """The job with its condition, as the API tells it."""
+        """The job with its condition, as the API returns it."""
         codes = [pod.exit_code for pod in self.pods]
         conditions = []
         if any(codes):
@@ -77,7 +77,7 @@ class Job:
         return {**self.body, "status": {"conditions": conditions}}
 
     def end(self) -> None:
-        """Kill what runs."""
+        """Kill the running pods."""
         for pod in self.pods:
             if pod.process and pod.process.poll() is None:
                 os.killpg(pod.process.pid, signal.SIGKILL)
@@ -89,10 +89,10 @@ class TrainerServer:
 
     Attributes:
         jobs: by name.
-        created, deleted: names, in order.
-        refuse: answers a request by status and message where it returns them; given the method and the path.
-        looks: how often a job was read.
-        stuck: what keeps pods from being scheduled; empty for nothing.
+        created, deleted: bodies and names of the jobs, in order.
+        refuse: called with method and path; returns status and message of a refusal, or None.
+        looks: number of reads of a job.
+        stuck: reason why pods cannot be scheduled; empty for none.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class TrainerServer:
         remove(self._folder)
 
     def variables(self) -> dict[str, str]:
-        """What a step's pod would find: a way to the API, and its own service account."""
+        """Environment variables of a step's pod: kubeconfig and service account."""
         account = self._folder / "account"
         account.mkdir(exist_ok=True)
         claims = {
@@ -153,7 +153,7 @@ class TrainerServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def add(self, body: dict[str, Any]) -> bool:
-        """Create a job and start its pods; False where its name is taken."""
+        """Create a job and start its pods; returns False if the name is taken."""
         name = body["metadata"]["name"]
         if name in self.jobs:
             return False
@@ -171,7 +171,7 @@ class TrainerServer:
         return True
 
     def remove(self, name: str) -> bool:
-        """Delete a job and its pods."""
+        """Delete a job and its pods; returns False if it does not exist."""
         if name not in self.jobs:
             return False
         self.deleted.append(name)
@@ -284,6 +284,6 @@ class TrainerServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

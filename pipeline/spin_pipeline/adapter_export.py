@@ -1,4 +1,4 @@
-"""All adapters of a run up to an iteration, as one upon the base model."""
+"""Merges the adapters of a run up to an iteration into one adapter for the base model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spin_pipeline.published import Published
 
 
 def joined_adapter(run: RunStore, published: Published) -> Path:
-    """A folder that peft loads upon the base model as `run.json` names it; it stays until the run is closed.
+    """Write the merged adapter to a folder that peft can load, which is deleted when the run is closed.
 
     Raises:
         ConfigError: the run trains all weights, or the policy is the base model itself.
@@ -34,7 +34,7 @@ def joined_adapter(run: RunStore, published: Published) -> Path:
         )
     digests = {name: FileDigest.model_validate(file) for name, file in base["files"].items()}
     folder = run.scratch_folder()
-    sits_on = Base(uri=base["uri"], sha256=digest_of(digests))
-    write_adapter(folder, *joined(chain), sits_on, like=chain[-1])
-    (folder / BASE).unlink()  # ours alone: the card names the base, and peft's configuration
+    base_model = Base(uri=base["uri"], sha256=digest_of(digests))
+    write_adapter(folder, *joined(chain), base_model, like=chain[-1])
+    (folder / BASE).unlink()  # this file is not part of peft's format; the model card names the base model
     return folder

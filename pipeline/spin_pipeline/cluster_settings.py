@@ -1,4 +1,4 @@
-"""`[cluster]`: what is fixed about a cluster when the pipeline is compiled, because KFP takes no parameter there."""
+"""Settings of `[cluster]`, which are fixed when the pipeline is compiled because KFP allows no parameters there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 
 
 class ClusterSettings(Section):
-    """Images, secrets, volumes, retries and limits of the pods. Names of secrets, never what is in them."""
+    """Images, secrets, volumes, retries and limits of the pods; secrets are given by name, never by value."""
 
     image_prefix: str = Field(DEFAULT_IMAGES, min_length=1, description="registry and folder of the three images")
     image_tag: str = Field(__version__, min_length=1)
@@ -26,21 +26,23 @@ class ClusterSettings(Section):
         default_factory=lambda: {name: name for name in ("S3_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
         description="variable of a pod to the key of storage_secret",
     )
-    env: dict[str, str] = Field(default_factory=dict, description="other variables of every pod: no secrets")
-    hub_secret: str = Field("", pattern=_NAME, description="Secret with HF_TOKEN, for hf:// that needs one")
+    env: dict[str, str] = Field(default_factory=dict, description="other variables of every pod; no secrets")
+    hub_secret: str = Field("", pattern=_NAME, description="Secret with HF_TOKEN, for gated or private hf:// sources")
     tracking_secret: str = Field(
         "", pattern=_NAME, description="Secret with WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, …_USERNAME or …_PASSWORD"
     )
     judge_secret: str = Field(
         "", pattern=_NAME, description="Secret with SPIN_JUDGE_API_KEY, for evaluation.judge_url; empty: no key"
     )
-    model_cache_claim: str = Field("", pattern=_NAME, description="volume claim that keeps what was fetched")
+    model_cache_claim: str = Field("", pattern=_NAME, description="volume claim of the model cache")
     light: StepResources = Field(
-        StepResources(cpu="2", memory="8Gi"), description="of prepare and checkpoint, and of what starts a TrainJob"
+        StepResources(cpu="2", memory="8Gi"), description="resources of prepare, checkpoint and a TrainJob's launcher"
     )
     shm_gib: PositiveInt = Field(8, description="shared memory of the steps with a model, for NCCL and vLLM")
-    retries: int = Field(3, ge=0, le=10, description="of a failed step but prepare; each goes on where it stopped")
-    timeout_s: int = Field(0, ge=0, description="of each step; 0: none")
+    retries: int = Field(
+        3, ge=0, le=10, description="retries of a failed step except prepare; each resumes where the step stopped"
+    )
+    timeout_s: int = Field(0, ge=0, description="time limit of each step in seconds; 0: none")
     run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
     training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
 
@@ -50,6 +52,6 @@ class ClusterSettings(Section):
 
 
 class Configuration(Settings):
-    """All of a configuration file: the run's settings, and `[cluster]`, which is no part of a run."""
+    """A whole configuration file: the run's settings, and `[cluster]`, which is not recorded in the run."""
 
     cluster: ClusterSettings = ClusterSettings()

@@ -1,4 +1,4 @@
-"""Several runs side by side: what they were set to, what came of each, and whether that can be compared."""
+"""Compares several runs: settings, results, and warnings where the results are not comparable."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ _SCRIPTS = ("theme.js", "chart.js", "plots.js", "compare.js")
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """What is held against the other runs.
+    """Results of one run.
 
     Attributes:
-        label: short, and like no other's.
+        label: short name, unique among the compared runs.
         base_loss: val_loss of the base model.
-        losses: val_loss by iteration, of those whose loss is finite.
-        num_iterations: published.
+        losses: val_loss by iteration, without losses that are not finite.
+        num_iterations: number of published iterations.
         best: iteration of the best model, -1 for the base model; None before an iteration is published.
-        from_base: change of the best iteration from the base; None where the base is best.
-        from_first: change from the first run's best, where both were validated on the same answers.
-        digests: of `base model`, and of the `training` and `validation` records as rendered.
+        acc, margin: of the best iteration.
+        from_base: paired change of val_loss from the base model to the best iteration; None if the base model is best.
+        from_first: the same from the first run's best model; None if the runs have other validation answers.
+        work_s: sum of the steps' durations in seconds.
+        digests: SHA-256 of the `base model`, and of the rendered `training` and `validation` records.
     """
 
     label: str
@@ -58,18 +60,19 @@ class ComparedRun:
 
     @property
     def best_name(self) -> str:
-        """Which that is, of how many."""
+        """The best iteration and the number of iterations, e.g. `1 of 3`."""
         best = "base" if self.best == layout.BASE else self.best
         return "–" if best is None else f"{best} of {self.num_iterations}"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs in the order they were named.
+    """Comparison of several runs.
 
     Attributes:
-        settings: those that differ: name, and each run's value.
-        warnings: why numbers may not be comparable.
+        runs: in the order given by the caller.
+        settings: name and each run's value of the settings that differ.
+        warnings: reasons why numbers may not be comparable.
     """
 
     runs: list[ComparedRun]
@@ -78,15 +81,15 @@ class Comparison:
 
 
 def compare_runs(uris: Sequence[str]) -> Comparison:
-    """Read runs and hold them against each other.
+    """Read runs and compare them.
 
     Raises:
-        ConfigError: fewer than two, or one twice, or no run is there.
-        IntegrityError: what is stored is damaged.
-        StorageAccessError, StorageError: storage refuses, or does not answer.
+        ConfigError: fewer than two addresses, the same address twice, or an address without a run.
+        IntegrityError: stored files are damaged.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
     """
     if len(uris) < 2 or len({uri.rstrip("/") for uri in uris}) < len(uris):
-        raise ConfigError(f"compare takes two runs or more, each once; found {', '.join(uris) or 'none'}")
+        raise ConfigError(f"compare: expected two or more different runs, found {', '.join(uris) or 'none'}")
     histories, losses = [], []
     for uri in uris:
         with open_run(uri) as run:
@@ -102,7 +105,7 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
 
 
 def _losses(run: RunStore, history: History) -> tuple[list[Any], list[Any]]:
-    """Losses of the held-out answers: the base model's, and those of the best model."""
+    """val_loss of each held-out answer, of the base model and of the best model."""
     best, check = history.best, history.base
     if best is not None and best != layout.BASE and (published := history.iterations[best].published):
         check = history.iterations[best].epochs[published.facts["epoch"]].check
@@ -148,7 +151,7 @@ def _digests(history: History) -> dict[str, str]:
 
 
 def _labels(histories: list[History]) -> list[str]:
-    """Names of the runs where those differ, else the ends of their addresses, else the addresses."""
+    """Labels of the runs: their names if unique, else the last parts of their addresses, else the addresses."""
     for names in (
         [history.settings["run"]["name"] for history in histories],
         [history.uri.rpartition("/")[2] for history in histories],
@@ -176,18 +179,18 @@ def _plain(value: object) -> str:
 
 def _warnings(runs: list[ComparedRun]) -> list[str]:
     consequences = {
-        "base model": "changes from the base begin at different models",
-        "training": "a difference may come from the data as well as from the settings",
-        "validation": "val_loss was measured on different answers, so it cannot be held against each other's",
+        "base model": "changes from the base are measured from different models",
+        "training": "differences may be due to the data as well as to the settings",
+        "validation": "val_loss was measured on different answers and cannot be compared",
     }
-    found = []
-    for what, consequence in consequences.items():
-        others = [run.label for run in runs[1:] if run.digests[what] != runs[0].digests[what]]
+    warnings = []
+    for name, consequence in consequences.items():
+        others = [run.label for run in runs[1:] if run.digests[name] != runs[0].digests[name]]
         if others:
-            noun = what if what == "base model" else f"{what} data"
-            found.append(f"Other {noun} than {runs[0].label}: {', '.join(others)}; {consequence}.")
+            noun = name if name == "base model" else f"{name} data"
+            warnings.append(f"Other {noun} than {runs[0].label}: {', '.join(others)}; {consequence}.")
     unfinished = [run.label for run in runs if run.best is None]
-    return [*found, *([f"No iteration finished yet: {', '.join(unfinished)}."] if unfinished else [])]
+    return [*warnings, *([f"No iteration finished yet: {', '.join(unfinished)}."] if unfinished else [])]
 
 
 def comparison_page(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""A comparison of runs as tables in the terminal."""
+"""Prints a comparison of runs as tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spin_pipeline.comparison import ComparedRun, Comparison
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What came of each run, the settings that differ, and what to be careful about."""
+    """Print the results of each run, the settings that differ, and the warnings."""
     table = _table("", *(run.label for run in comparison.runs))
     for name, cell in _measures(comparison.runs[0].label).items():
         table.add_row(name, *(Text(cell(run)) for run in comparison.runs))
@@ -40,8 +40,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for place, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if place else "left")
+    for index, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if index else "left")
     return table
 
 
@@ -62,5 +62,5 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _change(found: Difference | None) -> str:
-    return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})" if found else "-"
+def _change(change: Difference | None) -> str:
+    return f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})" if change else "-"

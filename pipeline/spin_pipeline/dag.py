@@ -1,4 +1,4 @@
-"""The loop of self-play, as a Kubeflow pipeline.
+"""The self-play loop as a Kubeflow pipeline.
 
     prepare -> validate the base -> iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
 
@@ -6,11 +6,11 @@
         [generate -> ref-logprob] for each shard, in parallel
         train-epoch 0 -> validate -> train-epoch 1 -> validate ...
         checkpoint -> URI of the next reference, or "" to stop
-    evaluate, where the configuration asks for it: beside what comes next, which does not wait for it
+    evaluate, if configured: no other task depends on it
 
-The reference of iteration t + 1 is what iteration t returns: an immutable address that travels as a string. KFP has no
-loop over tasks that feed each other, so the iterations are nested here, at compile time, and fewer may run.
-`kfp dsl compile --py dag.py --output spin.yaml` compiles `spin` at the end of this file: the demo's configuration.
+The reference of iteration t + 1 is the return value of iteration t: the immutable address of a model, as a string. KFP
+cannot loop over tasks that depend on each other, so the iterations are nested at compile time; fewer may run.
+`kfp dsl compile --py dag.py --output spin.yaml` compiles `spin`, the pipeline of the demo configuration.
 """
 
 import copy
@@ -32,24 +32,24 @@ from spin_components.train_epoch.component import train_epoch, train_epoch_on_no
 from spin_components.validate.component import validate
 from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.config import load_settings, pipeline_parameters
-from spin_pipeline.placement import PLACES, Placement
-from spin_pipeline.twins import merge_twins
+from spin_pipeline.placement import POD_FIELDS, Placement
+from spin_pipeline.twins import merge_duplicates
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-"""The pipeline run, as its steps know it: they hold the lease on the run's storage together."""
+"""KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is fixed when the pipeline is compiled.
+    """The numbers of tasks, which are fixed when the pipeline is compiled.
 
     Attributes:
-        max_iterations: at most so many; fewer can be asked for at run time.
-        epochs: of each iteration.
-        shards: generations in parallel.
-        parallelism: shards at the same time; 0 for all.
-        nodes: pods of train-epoch.
-        evaluates: whether models are evaluated beside training.
+        max_iterations: upper limit; a run may ask for fewer.
+        epochs: number of epochs of each iteration.
+        shards: number of generation shards of an iteration.
+        parallelism: number of shards that run at the same time; 0 for all.
+        nodes: number of pods of train-epoch.
+        evaluates: whether published models are evaluated.
     """
 
     max_iterations: int
@@ -61,13 +61,13 @@ class Shape:
 
 
 def build(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> GraphComponent:
-    """The pipeline of a configuration: its shape fixed, its settings the parameters' defaults.
+    """Build the pipeline of a configuration, with the settings as the defaults of its parameters.
 
     Args:
-        settings: `spin.max_iterations` (fewer can run), `spin.max_epochs`, `generation.shards`, `hardware.nodes` and
-            whether `[evaluation]` asks for anything give the shape.
-        cluster: where it will run; None for this machine.
-        parallelism: shards at the same time; 0 for all.
+        settings: the shape follows from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`,
+            `hardware.nodes` and whether `[evaluation]` names tasks or a judge.
+        cluster: the cluster that it will run on; None for this machine.
+        parallelism: number of shards that run at the same time; 0 for all.
     """
     shape = Shape(
         settings.spin.max_iterations,
@@ -78,8 +78,8 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         settings.evaluation.is_on,
     )
     defaults = pipeline_parameters(settings)
-    place = Placement(cluster)
-    iteration_of = {epochs: _iteration_pipeline(shape, epochs, place) for epochs in sorted(set(shape.epochs))}
+    placer = Placement(cluster)
+    iteration_of = {epochs: _iteration_pipeline(shape, epochs, placer) for epochs in sorted(set(shape.epochs))}
     compiled = {
         "max_iterations": shape.max_iterations,
         "max_epochs": list(shape.epochs),
@@ -110,24 +110,24 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         """Train a model by self-play; running again with the same run_uri resumes.
 
         Args:
-            run_uri: Where everything about the run lies: s3://bucket/prefix, or a folder that all steps share.
-            max_iterations: Rounds of self-play, at most as many as were compiled.
+            run_uri: Storage of the run: s3://bucket/prefix, or a folder that all steps share.
+            max_iterations: Number of self-play iterations, at most as many as were compiled.
             run: Seed and wall-clock limit.
             model: The base model.
-            data: Prompts with human answers, and how long they may be.
+            data: Prompts with human answers, and their length limits.
             spin: Epochs, max_steps, ref_policy_kl_penalty (beta), history.
-            objective: The loss, and what is added to it.
+            objective: The loss and its additional terms.
             generation: Engine and sampling of the reference's answers.
             training: Optimizer, batch sizes, precision, backend.
-            lora: Rank of a low-rank adapter to train instead of all weights, and how it is kept.
+            lora: Rank of a low-rank adapter to train instead of all weights, and how it is stored.
             validation: How the held-out loss is measured.
-            evaluation: Tasks and a judge that published models are evaluated by; whether there are any is fixed.
-            selection: What is kept and when to stop.
+            evaluation: Tasks and a judge for published models; whether there are any is fixed at compile time.
+            selection: Which checkpoints are kept and when the run stops.
             hardware: Device and ranks of a step.
-            placement: GPUs, CPU, memory and nodes that the steps with a model ask for.
-            tracking: Where metrics are sent beside the run's own storage.
+            placement: GPUs, CPU, memory and nodes requested by the steps with a model.
+            tracking: Trackers that metrics are sent to.
         """
-        prepared = _fresh(
+        prepared = _uncached(
             prepare(
                 attempt=ATTEMPT,
                 run_uri=run_uri,
@@ -149,10 +149,10 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 compiled=compiled,
             )
         )
-        place.light(prepared, retry=False)
-        places = {name: prepared.outputs[name] for name in PLACES}
+        placer.light(prepared, retry=False)
+        pod_fields = {name: prepared.outputs[name] for name in POD_FIELDS}
         base_uri = prepared.outputs["policy_uri"]
-        base = _fresh(
+        base = _uncached(
             _validate_base(
                 attempt=ATTEMPT,
                 run_uri=run_uri,
@@ -163,19 +163,19 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 hardware=hardware,
             )
         )
-        place.score(base, places).set_display_name("validate base")
+        placer.score(base, pod_fields).set_display_name("validate base")
 
-        def judge(t: int, after: Any) -> None:
-            """Evaluate what iteration t published, once it has; t is `BASE` for the base model."""
+        def add_evaluation(t: int, after: Any) -> None:
+            """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
             if shape.evaluates:
                 at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
-                evaluated = place.evaluate(_fresh(evaluate(**at, after=after, hardware=hardware)), places)
+                evaluated = placer.evaluate(_uncached(evaluate(**at, after=after, hardware=hardware)), pod_fields)
                 evaluated.set_display_name("evaluate base" if t == BASE else f"evaluate iteration {t}")
 
-        judge(BASE, _returned(base))
+        add_evaluation(BASE, _result(base))
 
-        def play(t: int, reference: Any) -> None:
-            """Iteration t, and within its condition all that follow."""
+        def add_iteration(t: int, reference: Any) -> None:
+            """Add iteration t and, nested in a condition on its result, those after it."""
             played = iteration_of[shape.epochs[t]](
                 run_uri=run_uri,
                 iteration=t,
@@ -183,24 +183,24 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 max_iterations=max_iterations,
                 selection=selection,
                 hardware=hardware,
-                **places,
+                **pod_fields,
             )
             played.set_display_name(f"iteration {t}")
-            judge(t, played.output)
+            add_evaluation(t, played.output)
             if t + 1 < shape.max_iterations:
                 with dsl.If(played.output != "", name=f"go-on-{t + 1}"):
-                    play(t + 1, played.output)
+                    add_iteration(t + 1, played.output)
 
-        play(0, _returned(base))
+        add_iteration(0, _result(base))
 
-    merge_twins(spin.pipeline_spec, spin.platform_spec)
+    merge_duplicates(spin.pipeline_spec, spin.platform_spec)
     return spin
 
 
-def _iteration_pipeline(shape: Shape, epochs: int, place: Placement) -> GraphComponent:
-    """An iteration of so many epochs; one pipeline serves all iterations that are alike."""
+def _iteration_pipeline(shape: Shape, epochs: int, placer: Placement) -> GraphComponent:
+    """Build the nested pipeline of an iteration; all iterations with this number of epochs share it."""
     several = len(set(shape.epochs)) > 1
-    template = place.job_template()
+    template = placer.job_template()
     train = partial(train_epoch_on_nodes, template=template) if shape.nodes > 1 and template else train_epoch
 
     @dsl.pipeline(name=f"spin-iteration-{epochs}-epochs" if several else "spin-iteration")
@@ -225,39 +225,41 @@ def _iteration_pipeline(shape: Shape, epochs: int, place: Placement) -> GraphCom
         tolerations: list,
         affinity: dict,
     ) -> str:
-        """One round: the reference plays, the policy learns, the next reference comes out."""
-        given = locals()
-        places = {name: given[name] for name in PLACES}
+        """Generate answers with the reference, train the policy, and return the address of the next reference."""
+        arguments = locals()
+        pod_fields = {name: arguments[name] for name in POD_FIELDS}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": iteration}
         with dsl.ParallelFor(list(range(shape.shards)), parallelism=shape.parallelism or None) as shard:
-            played = _fresh(generate(**at, shard=shard, reference_uri=reference_uri, hardware=hardware))
-            place.generate(played, places)
-            scored = _fresh(
+            generated = _uncached(generate(**at, shard=shard, reference_uri=reference_uri, hardware=hardware))
+            placer.generate(generated, pod_fields)
+            scored = _uncached(
                 ref_logprob(
-                    **at, shard=shard, reference_uri=reference_uri, generations_uri=_returned(played), hardware=hardware
+                    **at,
+                    shard=shard,
+                    reference_uri=reference_uri,
+                    generations_uri=_result(generated),
+                    hardware=hardware,
                 )
             )
-            place.score(scored, places)
+            placer.score(scored, pod_fields)
         policy_uri: Any = reference_uri
         for epoch in range(epochs):
-            trained = _fresh(
+            trained = _uncached(
                 train(
                     **at,
                     epoch=epoch,
                     policy_uri=policy_uri,
-                    scores_uris=dsl.Collected(scored.output),  # a fresh one for each: sharing one breaks the compiler
+                    scores_uris=dsl.Collected(scored.output),  # the compiler fails if tasks share one `Collected`
                     hardware=hardware,
                 )
             )
-            place.train(trained, places).set_display_name(f"train epoch {epoch}")
-            checked = _fresh(
-                validate(
-                    **at, epoch=epoch, policy_uri=_returned(trained), reference_uri=reference_uri, hardware=hardware
-                )
+            placer.train(trained, pod_fields).set_display_name(f"train epoch {epoch}")
+            validated = _uncached(
+                validate(**at, epoch=epoch, policy_uri=_result(trained), reference_uri=reference_uri, hardware=hardware)
             )
-            place.score(checked, places).set_display_name(f"validate epoch {epoch}")
-            policy_uri = _returned(checked)
-        published = _fresh(
+            placer.score(validated, pod_fields).set_display_name(f"validate epoch {epoch}")
+            policy_uri = _result(validated)
+        published = _uncached(
             checkpoint(
                 **at,
                 reference_uri=reference_uri,
@@ -266,33 +268,33 @@ def _iteration_pipeline(shape: Shape, epochs: int, place: Placement) -> GraphCom
                 selection=selection,
             )
         )
-        place.light(published)
-        return _returned(published)  # type: ignore[no-any-return]
+        placer.light(published)
+        return _result(published)  # type: ignore[no-any-return]
 
     return spin_iteration
 
 
-def _returned(task: Any) -> Any:
-    """What a step returns, beside the artifacts that it shows."""
+def _result(task: Any) -> Any:
+    """The return value of a task, as opposed to its artifacts."""
     return task.outputs["Output"]
 
 
-def _named(component: Any, name: str) -> Any:
-    """A component under another name.
+def _renamed(component: Any, name: str) -> Any:
+    """A copy of a component under another name.
 
-    KFP's compiler mixes up how pods are configured where a pipeline and one nested in it have executors of one name,
-    in one compilation out of three: the order of a hash table decides.
+    KFP's compiler may swap the pod configurations of two executors of the same name, one in a pipeline and one in a
+    pipeline nested in it. It depends on the order of a hash table: about one compilation in three is affected.
     """
     other = copy.deepcopy(component)
     other.component_spec.name = name
     return other
 
 
-_validate_base = _named(validate, "validate-base")
+_validate_base = _renamed(validate, "validate-base")
 
 
-def _fresh(task: Any) -> Any:
-    """KFP's cache knows addresses, not what lies behind them; each step decides by its manifest instead."""
+def _uncached(task: Any) -> Any:
+    """Turn KFP's cache off: it compares addresses, not contents. Each step compares its manifest instead."""
     return task.set_caching_options(False)
 
 

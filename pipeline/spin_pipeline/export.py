@@ -1,4 +1,4 @@
-"""A published policy as a plain Hugging Face folder, with a model card that tells where it comes from."""
+"""Exports a published policy as a Hugging Face model folder with a model card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spin_components.store.addresses import parse_address
 from spin_components.store.manifests import read_manifest
 from spin_components.store.models import open_model
 from spin_components.store.run import RunStore, open_run
-from spin_pipeline.published import Published, find_published, iterations
+from spin_pipeline.published import Published, find_published, published_iterations
 
 CARD = "README.md"
 _LAST = "config.json"
@@ -23,20 +23,20 @@ _UNCHANGED = f"The base model, unchanged: no iteration was better on the held-ou
 
 
 def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool = False) -> tuple[Published, str]:
-    """Write a policy, checked, to a folder or prefix that is free; its configuration comes last.
+    """Write a policy to an empty folder or prefix, after checking its digests; its configuration is written last.
 
     Args:
         run_uri: the run.
-        which: iteration, by number; or `best`, which is the base model where no iteration is better.
+        which: number of the iteration; or `best`, which is the base model if no iteration is better.
         destination: a path or `s3://bucket/prefix`.
-        as_adapter: one adapter upon the run's base model instead of a plain model, for peft to load.
+        as_adapter: write a peft adapter for the run's base model instead of a whole model.
 
-    Returns: what was exported, and its address.
+    Returns: the exported model, and its address.
 
     Raises:
-        ConfigError: no such run or iteration, or something lies at the destination.
-        IntegrityError: the policy is not what its manifest says.
-        StorageAccessError, StorageError: storage refuses, or does not answer.
+        ConfigError: there is no such run or iteration, or the destination is not empty.
+        IntegrityError: the policy's files do not match its manifest.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
     """
     address = str(parse_address(destination, what="DEST"))
     parent, _, name = address.rpartition("/")
@@ -44,8 +44,8 @@ def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool
         raise ConfigError(f"DEST = {destination!r}: expected a folder below a path, or s3://bucket/prefix")
     with open_run(run_uri) as run, open_run(parent) as target:
         published = find_published(run, which)
-        if taken := target.sizes(name):
-            raise ConfigError(f"{address} holds {len(taken)} files already; choose another DEST, or remove them first")
+        if existing := target.sizes(name):
+            raise ConfigError(f"{address} has {len(existing)} files already; choose another DEST, or remove them first")
         if as_adapter:
             from spin_pipeline.adapter_export import joined_adapter
 
@@ -60,7 +60,10 @@ def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool
 
 
 def _names(folder: Path, published: Published) -> list[str]:
-    """The model's own files, since a base model may lie beside others; all of a folder that was made for it."""
+    """Names of the files to copy: the model's own, or all of a folder that was made for this export.
+
+    A base model may share its folder with other files.
+    """
     if all((folder / name).is_file() for name in published.files):
         return list(published.files)
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -75,7 +78,7 @@ def _copy(folder: Path, names: list[str], to: Path, last: str) -> None:
 
 
 def model_card(run: RunStore, published: Published, *, as_adapter: bool = False) -> str:
-    """Markdown: what was trained, from what, on what, with which settings, and what each iteration gave."""
+    """Model card in Markdown: losses of each iteration, base model, data, lineage and settings."""
     record = run.read_json(layout.RUN)
     settings, base = record["settings"], record["base_model"]
     data = read_manifest(run, layout.DATA_MANIFEST)
@@ -83,7 +86,7 @@ def model_card(run: RunStore, published: Published, *, as_adapter: bool = False)
     losses: list[tuple[str, float | None, dict[str, Any] | None]] = [
         ("base", read_manifest(run, layout.validation(layout.BASE, 0)).facts["val_loss"], None)
     ]
-    for t in iterations(run):
+    for t in published_iterations(run):
         if is_base or t <= published.iteration:
             facts = read_manifest(run, layout.checkpoint(t)).facts
             losses.append((f"iteration {t}", facts["val_loss"], facts))
@@ -118,8 +121,8 @@ def model_card(run: RunStore, published: Published, *, as_adapter: bool = False)
 
 def _adapter_note(settings: dict[str, Any], base: dict[str, Any]) -> list[str]:
     quantize = settings["lora"]["quantize"]
-    on = f"`{base['uri']}`" if quantize == "none" else f"`{base['uri']}`, quantised to {quantize} as it was in training"
-    return ["", f"A LoRA adapter, all iterations' in one: load it with peft upon {on}."]
+    on = f"`{base['uri']}`" if quantize == "none" else f"`{base['uri']}`, quantised to {quantize} as in training"
+    return ["", f"A LoRA adapter, merged from those of all iterations: load it with peft on {on}."]
 
 
 def _row(name: str, loss: float | None, facts: dict[str, Any] | None) -> str:
@@ -127,10 +130,10 @@ def _row(name: str, loss: float | None, facts: dict[str, Any] | None) -> str:
     if facts is None:
         return f"| {name} | {measured} | | | | |"
     change = facts.get("from_base")
-    moved = f"{change['mean']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})" if change else ""
+    changed = f"{change['mean']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})" if change else ""
     old = facts.get("num_history", 0)
-    pairs = f"{facts['num_pairs']}, {old} of them of earlier iterations" if old else facts["num_pairs"]
-    cells = (moved, pairs, facts["ref_policy_kl_penalty"], facts["peak_lr"])
+    pairs = f"{facts['num_pairs']}, {old} of them from earlier iterations" if old else facts["num_pairs"]
+    cells = (changed, pairs, facts["ref_policy_kl_penalty"], facts["peak_lr"])
     return f"| {name} | {measured} | {' | '.join(f'{cell}' for cell in cells)} |"
 
 
@@ -145,7 +148,7 @@ def _lineage(
         ]
     forked = record["settings"]["model"].get("forked_from")
     return [
-        f"- run: `{run.uri}`, begun {record['created_at']}, seed {record['seed']}",
+        f"- run: `{run.uri}`, started {record['created_at']}, seed {record['seed']}",
         f"- base model: `{base['uri']}`" + (f", forked from {forked}" if forked else ""),
         *(f"- {name} data: `{source['uri']}`" for name, source in record["data"].items()),
         f"- prompts: {data['num_train']} for training, {data['num_validation']} held out",

@@ -1,4 +1,4 @@
-"""What lies in a run's storage and is named by no manifest: left by steps that died, or superseded."""
+"""Garbage collection: deletes files of a run that no manifest references, left by killed steps or superseded."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _MANIFESTS = (
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What may go.
+    """Files of a run that may be deleted.
 
     Attributes:
-        files: key to bytes.
-        unfinished: writes that were begun and never ended: uploads, and files on their way.
+        files: sizes in bytes, by key.
+        unfinished: writes that were started but not completed: multipart uploads and temporary files.
     """
 
     files: dict[str, int]
@@ -46,13 +46,13 @@ class Garbage:
 
 
 def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
-    """Find, and unless `dry_run` delete, what no manifest of a run names.
+    """Find the files that no manifest of a run references, and delete them unless `dry_run`.
 
-    Only what steps write is looked at (data, base, inputs, iterations); a file of another name is somebody's own.
+    Only the folders that steps write to (data, base, inputs, iterations) are searched; other files may be a user's.
 
     Raises:
-        BusyError: the run is being worked on.
-        ConfigError: no run is there.
+        BusyError: the run is in use.
+        ConfigError: there is no run at the address.
         IntegrityError: a manifest cannot be read; nothing is deleted then.
     """
     with open_run(run_uri) as run:
@@ -60,11 +60,11 @@ def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
             raise ConfigError(f"no run at {run.uri}: it has no {layout.RUN}")
         if dry_run:
             check_free(run)
-            return Garbage(_unnamed(run), run.sweep(dry_run=True))
+            return Garbage(_unreferenced(run), run.sweep(dry_run=True))
         with locked(run.scratch):
             lease = LeaseHolder(run, f"gc-{socket.gethostname()}-{os.getpid()}", take_over=True)
             try:
-                garbage = Garbage(_unnamed(run), run.sweep())
+                garbage = Garbage(_unreferenced(run), run.sweep())
                 for key in garbage.files:
                     run.delete(key)
             finally:
@@ -73,12 +73,13 @@ def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
         return garbage
 
 
-def _unnamed(run: RunStore) -> dict[str, int]:
-    named = set()
+def _unreferenced(run: RunStore) -> dict[str, int]:
+    """Sizes in bytes of the files that no manifest references, by key."""
+    referenced = set()
     for prefix, pattern in _MANIFESTS:
         for key in run.list(prefix, pattern):
-            named |= {key, *read_manifest(run, key).outputs}
+            referenced |= {key, *read_manifest(run, key).outputs}
     for key in run.list("iterations", "*/epochs/*/partial.json"):
-        if key.replace("partial.json", "manifest.json") not in named:  # of an epoch that is not finished
-            named |= {key, *read_manifest(run, key).outputs}
-    return {key: size for key, size in run.sizes("").items() if key.startswith(_OWNED) and key not in named}
+        if key.replace("partial.json", "manifest.json") not in referenced:  # the epoch is unfinished
+            referenced |= {key, *read_manifest(run, key).outputs}
+    return {key: size for key, size in run.sizes("").items() if key.startswith(_OWNED) and key not in referenced}

@@ -94,10 +94,10 @@ def _follow(
             shown = 0.0
             while driver.poll() is None:
                 if time.monotonic() - shown >= poll_s:
-                    display.tell(tail.new())
+                    display.show(tail.new())
                     shown = time.monotonic()
                 time.sleep(_WAIT_S)
-            display.tell(tail.new())
+            display.show(tail.new())
             return driver.returncode
         except Interrupted as signal_:
             display.interrupted()

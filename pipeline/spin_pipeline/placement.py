@@ -1,4 +1,4 @@
-"""Where tasks run on a cluster: images, resources, secrets, volumes, retries. On one machine none of it applies."""
+"""Configures the pods of tasks on a cluster: images, resources, secrets, volumes, retries; no effect on one machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cluster_settings import ClusterSettings
 
 CACHE = "/var/cache/spin"
-"""Where pods keep what they fetched."""
+"""Folder of the model cache in a pod."""
 
 TRACKING_KEYS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-"""Keys that a tracking Secret may have, and the variables of the same names."""
+"""Keys that a tracking Secret may have; each becomes the environment variable of the same name."""
 
-PLACES: dict[str, type] = {
+POD_FIELDS: dict[str, type] = {
     "accelerator": str,
     "generate_accelerators": str,
     "train_accelerators": str,
@@ -33,54 +33,54 @@ PLACES: dict[str, type] = {
     "tolerations": list,
     "affinity": dict,
 }
-"""Outputs of `prepare` that pods are placed by: known only at run time, since `[placement]` is a parameter."""
+"""Outputs of `prepare` that configure pods. They are known only at run time, since `[placement]` is a parameter."""
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 15, 600
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Puts tasks where a cluster's settings say.
+    """Configures the pods of tasks from a cluster's settings.
 
     Attributes:
-        cluster: None on one machine: then tasks stay as they are.
+        cluster: None on one machine, where tasks are left unchanged.
     """
 
     cluster: ClusterSettings | None
 
     def light(self, task: Any, *, retry: bool = True) -> Any:
-        """A step without a model: prepare, checkpoint.
+        """Configure the pod of a step without a model: prepare, checkpoint.
 
         Args:
-            task: of the step.
-            retry: not for `prepare`, where what fails once is a mistake in what was given.
+            task: the step's task.
+            retry: whether Kubernetes retries it; `prepare` fails on wrong input, which a retry does not change.
         """
         if self.cluster:
             self._common(task, self.cluster, image="cpu", retry=retry)
             self._fixed_resources(task, self.cluster)
         return task
 
-    def generate(self, task: Any, places: Mapping[str, Any]) -> Any:
-        """A step that generates."""
-        return self._with_model(task, places, "generate", image="generate")
+    def generate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
+        """Configure the pod of generate; `pod_fields` are prepare's outputs of `POD_FIELDS`, here and below."""
+        return self._with_model(task, pod_fields, "generate", image="generate")
 
-    def score(self, task: Any, places: Mapping[str, Any]) -> Any:
-        """A step that scores answers on one device: ref-logprob, validate."""
-        return self._with_model(task, places, "score", image="train")
+    def score(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
+        """Configure the pod of a step that scores answers on one device: ref-logprob, validate."""
+        return self._with_model(task, pod_fields, "score", image="train")
 
-    def evaluate(self, task: Any, places: Mapping[str, Any]) -> Any:
-        """evaluate: placed as a step that scores, and the only one that is given the judge's key."""
-        self.score(task, places)
+    def evaluate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
+        """Configure the pod of evaluate: as for scoring, with the judge's API key, which no other pod has."""
+        self.score(task, pod_fields)
         if self.cluster and self.cluster.judge_secret:
             kubernetes.use_secret_as_env(task, self.cluster.judge_secret, {JUDGE_KEY: JUDGE_KEY})
         return task
 
-    def train(self, task: Any, places: Mapping[str, Any]) -> Any:
-        """train-epoch, in one pod or as the pod that starts a TrainJob and hands its own placement on."""
-        return self._with_model(task, places, "train", image="train")
+    def train(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
+        """Configure the pod of train-epoch, which trains itself or starts a TrainJob with the same placement."""
+        return self._with_model(task, pod_fields, "train", image="train")
 
     def job_template(self) -> dict[str, Any] | None:
-        """What a TrainJob is told of the cluster; see `spin_components.train_epoch.nodes.train_job.JobTemplate`."""
+        """The cluster's part of a TrainJob; see `spin_components.train_epoch.nodes.train_job.JobTemplate`."""
         if not self.cluster:
             return None
         return {
@@ -93,20 +93,20 @@ class Placement:
         }
 
     def _with_model(
-        self, task: Any, places: Mapping[str, Any], kind: Literal["generate", "train", "score"], *, image: str
+        self, task: Any, pod_fields: Mapping[str, Any], kind: Literal["generate", "train", "score"], *, image: str
     ) -> Any:
         if not self.cluster:
             return task
         self._common(task, self.cluster, image=image)
-        cpu, memory, accelerators = (places[f"{kind}_{what}"] for what in ("cpu", "memory", "accelerators"))
-        task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes requests what is limited
-        task.set_accelerator_type(places["accelerator"])
+        cpu, memory, accelerators = (pod_fields[f"{kind}_{what}"] for what in ("cpu", "memory", "accelerators"))
+        task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes takes a limit as the request too
+        task.set_accelerator_type(pod_fields["accelerator"])
         task.set_accelerator_limit(accelerators)
-        # a loop gets only what its tasks registered as theirs; KFP does that for the calls below, not for those above
-        task.register_pipeline_channels([cpu, memory, places["accelerator"], accelerators])
-        kubernetes.add_node_selector_json(task, places["node_selector"])
-        kubernetes.add_toleration_json(task, places["tolerations"])
-        kubernetes.add_node_affinity_json(task, places["affinity"])
+        # a ParallelFor passes on only registered channels; KFP registers those of the calls below, not of those above
+        task.register_pipeline_channels([cpu, memory, pod_fields["accelerator"], accelerators])
+        kubernetes.add_node_selector_json(task, pod_fields["node_selector"])
+        kubernetes.add_toleration_json(task, pod_fields["tolerations"])
+        kubernetes.add_node_affinity_json(task, pod_fields["affinity"])
         size = f"{self.cluster.shm_gib}Gi"
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=size)
         return task
@@ -117,7 +117,7 @@ class Placement:
 
     @staticmethod
     def _common(task: Any, cluster: ClusterSettings, *, image: str, retry: bool = True) -> None:
-        """Image, environment, secrets, volumes, user, retries and time limit."""
+        """Set the image, environment, secrets, volumes, user, retries and time limit."""
         task.set_container_image(cluster.image(image))
         kubernetes.add_pod_label(task, *STEP_LABEL)
         for name, value in {"SPIN_CACHE_DIR": CACHE, **cluster.env}.items():

@@ -1,4 +1,4 @@
-"""A run's events as lines for a person, where there is no terminal for `watch.live`."""
+"""Prints a run's events as lines, where the output is not a terminal that `watch.live` can draw on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from spin_pipeline.watch.text import duration, harmless
 _PLAIN_INTERVAL_S = 10.0
 
 
-def place_of(event: dict[str, Any]) -> str:
-    """The step of an event in words, e.g. `iteration 0  train-epoch 1`."""
+def step_label(event: dict[str, Any]) -> str:
+    """Label of an event's step, e.g. `iteration 0  train-epoch 1`."""
     name = str(event["step"])
     if event.get("iteration", -1) < 0:
         return f"{name} base" if name in ("validate", "evaluate") else name
@@ -23,14 +23,14 @@ def place_of(event: dict[str, Any]) -> str:
     return f"iteration {event['iteration']}  {name}" + ("" if number is None else f" {number}")
 
 
-class Narrator:
-    """Prints what is finished as lines, and now and then what goes on."""
+class LinePrinter:
+    """A `Display` that prints finished steps as lines, and progress at most every 10 s."""
 
     wants_history = False
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last_moving = float("-inf")
+        self._last_progress = float("-inf")
         self._training = ""
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "start": self._on_start,
@@ -39,7 +39,7 @@ class Narrator:
             "metrics": self._on_metrics,
             "done": self._on_done,
             "reuse": lambda event: self._line(event, "done before", style="dim"),
-            "resume": lambda event: self._line(event, f"going on after step {event['done']}"),
+            "resume": lambda event: self._line(event, f"resuming after step {event['done']}"),
             "validation": lambda event: self._line(
                 event, f"val_loss {event['val_loss']:.4f} after step {event['global_step']}"
             ),
@@ -48,8 +48,8 @@ class Narrator:
             "fail": lambda event: self._line(event, f"failed: {event['error']}", style="red"),
         }
 
-    def tell(self, events: Sequence[dict[str, Any]]) -> None:
-        """Show some events; one that is not understood is passed over."""
+    def show(self, events: Sequence[dict[str, Any]]) -> None:
+        """Print events; unknown or malformed ones are skipped."""
         for event in events:
             if handler := self._handlers.get(str(event.get("kind"))):
                 try:
@@ -58,27 +58,27 @@ class Narrator:
                     continue  # written by another version
 
     def state(self, text: str) -> None:
-        """Lines tell of what happens only."""
+        """Do nothing: the lines show events only."""
 
     def interrupted(self) -> None:
-        """Say that the run was asked to end."""
-        self._console.print("interrupted; the same command goes on from the last save", style="yellow")
+        """Print that the run was interrupted."""
+        self._console.print("interrupted; the same command resumes from the last save", style="yellow")
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing."""
 
     def _line(self, event: dict[str, Any], text: str, style: str = "") -> None:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-        line = f"{clock}  {place_of(event):<28}{harmless(text)}"
+        line = f"{clock}  {step_label(event):<28}{harmless(text)}"
         self._console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._training = ""
 
     def _on_progress(self, event: dict[str, Any]) -> None:
-        if not event["done"] or time.monotonic() - self._last_moving < _PLAIN_INTERVAL_S:
+        if not event["done"] or time.monotonic() - self._last_progress < _PLAIN_INTERVAL_S:
             return
-        self._last_moving = time.monotonic()
+        self._last_progress = time.monotonic()
         what = f"{event['what']}: " if "what" in event else ""
         left = f", {duration(event['eta_s'])} left" if event.get("eta_s") else ""
         self._line(event, f"{what}{event['done']}/{event['total']} {event['unit']}{left}{self._training}")
@@ -91,11 +91,11 @@ class Narrator:
 
 
 def _history(facts: dict[str, Any]) -> str:
-    return f", {facts['num_history']} of them of earlier iterations" if facts.get("num_history") else ""
+    return f", {facts['num_history']} of them from earlier iterations" if facts.get("num_history") else ""
 
 
 def _summary(step: str, facts: dict[str, Any]) -> str:
-    """What a finished step is worth telling, in a few words."""
+    """Summary of a finished step's facts."""
     if step == "prepare":
         return f"{facts['num_train']} training prompts, {facts['num_validation']} for validation"
     if step == "generate":

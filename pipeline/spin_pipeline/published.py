@@ -1,4 +1,4 @@
-"""Finished models of a run, as other commands take them up: to export one, to start another run from one."""
+"""Published models of a run: look one up to export it or to start another run from it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from spin_components.store.run import RunStore
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An iteration whose checkpoint manifest is written; or the base model, where no iteration is better.
+    """A published model: the policy of an iteration with a checkpoint manifest, or the base model.
 
     Attributes:
-        iteration: `layout.BASE` for the base model.
+        iteration: its number; `layout.BASE` for the base model.
         uri: address of the policy.
-        facts: of the checkpoint; empty for the base model.
-        files: of the policy, by name.
+        facts: the facts of the checkpoint manifest; empty for the base model.
+        files: digests of the policy's files, by name.
     """
 
     iteration: int
@@ -33,48 +33,52 @@ class Published:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """For messages: `iteration 2`, or that of the base model."""
         return name_of(self.iteration)
 
     @property
     def sha256(self) -> str:
-        """One digest for the policy."""
+        """Digest over the policy's files."""
         return digest_of(self.files)
 
 
-def iterations(run: RunStore) -> list[int]:
-    """Numbers of the iterations that are published, in order."""
+def published_iterations(run: RunStore) -> list[int]:
+    """Numbers of the published iterations, in order."""
     return sorted(int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json"))
 
 
 def find_published(run: RunStore, which: str) -> Published:
-    """An iteration by its number, or the best model, which may be the base.
+    """Look up the model of an iteration.
+
+    Args:
+        run: the run.
+        which: number of the iteration, or `best`, which may be the base model.
 
     Raises:
-        ConfigError: no run is there, or no such iteration; names those that are.
-        IntegrityError: its weights are not kept any more, or the run is damaged.
+        ConfigError: there is no run, or no such iteration.
+        IntegrityError: its weights were deleted, or the run is damaged.
     """
     if not run.exists(layout.RUN):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.RUN}")
-    found = iterations(run)
-    if not found:
+    finished = published_iterations(run)
+    if not finished:
         raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
     iteration = int(run.read_json(layout.BEST)["iteration"]) if which == "best" else _number(which)
     if iteration == layout.BASE:
         base = str(run.read_json(layout.RUN)["base_model"]["uri"])
         return Published(iteration, base, {}, model_files(run, base))
-    if iteration not in found:
-        raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, found))}")
+    if iteration not in finished:
+        raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, finished))}")
     facts = read_manifest(run, layout.checkpoint(iteration)).facts
     uri = str(facts["checkpoint_uri"])
-    below = run.key_of(uri)
-    if below is None:
-        raise IntegrityError(f"{run.uri_of(layout.checkpoint(iteration))} names {uri}, which lies outside the run")
-    if not run.sizes(below):
-        kept = _settings(run).get("selection", {}).get("save_top_k")
+    key = run.key_of(uri)
+    if key is None:
+        raise IntegrityError(f"{run.uri_of(layout.checkpoint(iteration))} names {uri}, which is outside the run")
+    if not run.sizes(key):
+        top_k = _settings(run).get("selection", {}).get("save_top_k")
         raise IntegrityError(
-            f"the weights of iteration {iteration} are gone from {uri}: only the best are kept "
-            f"(selection.save_top_k = {kept}), the last, and the best of all. Take one of those"
+            f"the weights of iteration {iteration} are no longer at {uri}: only the best iterations "
+            f"(selection.save_top_k = {top_k}), the last one and the best model are kept. Choose one of those"
         )
     return Published(iteration, uri, facts, model_files(run, uri))
 
@@ -90,13 +94,13 @@ def _settings(run: RunStore) -> dict[str, Any]:
 
 
 def forked_values(run: RunStore, which: str) -> dict[str, Any]:
-    """Settings for a run that begins where an iteration of another ended: that run's own, with its policy as the base.
+    """Settings of a new run that starts from an iteration of another: the other's settings, with that policy as base.
 
     Args:
         run: the other run.
-        which: iteration, by number or `best`.
+        which: number of the iteration, or `best`.
 
-    Returns: section tables, without `run.uri`.
+    Returns: tables by section, without `run.uri`.
 
     Raises: as `find_published`.
     """
@@ -107,16 +111,16 @@ def forked_values(run: RunStore, which: str) -> dict[str, Any]:
 
 
 def forked_model(run: RunStore, published: Published) -> dict[str, Any]:
-    """What `[model]` says in a forked run.
+    """Values of `[model]` for a run that starts from a published model.
 
     Raises:
-        ConfigError: the policy is stored as an adapter, which is no model by itself.
+        ConfigError: the policy is stored as an adapter, not as a whole model.
     """
     if CONFIG in published.files:
         raise ConfigError(
-            f"{published.uri} is stored as an adapter (lora.export = 'adapter'), and a run begins from a whole model. "
-            f"Write one with `spin-pipeline export {run.uri} DEST --iteration {published.iteration}`, and name it as "
-            "model.base"
+            f"{published.uri} is stored as an adapter (lora.export = 'adapter'), but a run needs a whole model. "
+            f"Write one with `spin-pipeline export {run.uri} DEST --iteration {published.iteration}`, and set "
+            "model.base to it"
         )
     return {
         "base": published.uri,

@@ -1,4 +1,4 @@
-"""Pages for people, written where they are asked for."""
+"""Writes a run's report, or another HTML page, to a file or to the run's storage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from spin_components.store.run import open_run
 
 
 def write_report(run_uri: str, output: str | None) -> tuple[str, int]:
-    """Build a run's report as it stands, and write it to a file, or to its place in the run's storage.
+    """Build the report of a run and write it.
 
-    Returns: where it lies, and its bytes.
+    Args:
+        run_uri: the run, finished or not.
+        output: path of the file; None for `report/index.html` in the run's storage.
+
+    Returns: address of the report, and its size in bytes.
 
     Raises:
         ConfigError: the run has nothing to report yet, or the file cannot be written.
-        IntegrityError: what is stored is damaged.
-        StorageAccessError, StorageError: storage refuses, or does not answer.
+        IntegrityError: stored files are damaged.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
     """
     with open_run(run_uri) as run:
         page = build_page(run).encode("utf-8", "replace")
@@ -29,12 +33,10 @@ def write_report(run_uri: str, output: str | None) -> tuple[str, int]:
 
 
 def write_page(page: bytes, output: str) -> str:
-    """Write a page to a file.
-
-    Returns: its path.
+    """Write a page to a file; returns its path.
 
     Raises:
-        ConfigError: that cannot be done.
+        ConfigError: the file cannot be written.
     """
     path = Path(output)
     try:

@@ -1,4 +1,4 @@
-"""What a run's storage says of it: how far it is, what each iteration gave, how the last attempt ended."""
+"""Status of a run, read from its storage: progress, results of each iteration, and how the last attempt ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spin_components.store.lease import read_lease
 from spin_components.store.manifests import read_manifest
 from spin_components.store.run import RunStore, open_run
 from spin_pipeline.lock import is_locked
-from spin_pipeline.published import iterations as iterations_of
+from spin_pipeline.published import published_iterations
 
 State = Literal["running", "done", "failed", "stopped", "interrupted"]
 
@@ -29,14 +29,14 @@ class IterationStatus(_Record):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
-        val_loss: None where it is not finite.
-        outcome: better, unclear or regressed, against the best model before it.
-        reason: for that, in words.
-        next: iteration whose policy is the next reference; -1 for the base model, None where the run ends.
-        from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None where it is unknown.
-        from_reference: likewise, from what the iteration began from.
-        from_best: likewise, from the best model before it.
-        evaluation: what `spin_components.evaluate` found: `tasks`, `judge`; None where nothing was asked.
+        val_loss: None if it is not finite.
+        outcome: better, unclear or regressed, compared with the best model before it.
+        reason: for the outcome, in words.
+        next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
+        from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
+        from_reference: the same from the iteration's reference.
+        from_best: the same from the best model before it.
+        evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
     iteration: int
@@ -68,7 +68,7 @@ class IterationStatus(_Record):
 
 
 class BestStatus(_Record):
-    """The model with the lowest val_loss of those that did not regress; iteration -1 is the base model."""
+    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
 
     iteration: int
     uri: str
@@ -76,19 +76,19 @@ class BestStatus(_Record):
 
 
 class BaseStatus(_Record):
-    """The model that iteration 0 started from; `evaluation` as of an iteration."""
+    """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
     evaluation: dict[str, Any] | None = None
 
 
 class RunStatus(_Record):
-    """What `status --json` prints.
+    """Status of a run, as printed by `status --json`.
 
     Attributes:
-        iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first.
+        iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
-        failure: what ended the last attempt, where it failed.
+        failure: the event that ended the last attempt; None unless it failed.
     """
 
     run_uri: str
@@ -104,18 +104,18 @@ class RunStatus(_Record):
 
     @property
     def exit_code(self) -> int:
-        """0 done, the failure's own code, 3 where the same command goes on."""
+        """Exit code: 0 if done, the failure's code if failed, 3 if the same command resumes the run."""
         if self.state == "done":
             return 0
         return int(self.failure["exit_code"]) if self.failure else 3
 
 
 def read_status(run_uri: str) -> RunStatus:
-    """Read a run's state from its storage alone.
+    """Read the status of a run from its storage.
 
     Raises:
-        ConfigError: no run is there.
-        StorageAccessError, StorageError: storage refuses, or does not answer.
+        ConfigError: there is no run at the address.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
     """
     run = open_run(run_uri)
     if not run.exists(layout.ATTEMPT):
@@ -124,7 +124,7 @@ def read_status(run_uri: str) -> RunStatus:
         IterationStatus.model_validate(
             {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)}
         )
-        for t in iterations_of(run)
+        for t in published_iterations(run)
     ]
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
@@ -149,7 +149,7 @@ def read_status(run_uri: str) -> RunStatus:
 
 
 def is_at_work(run: RunStore) -> bool:
-    """Whether an attempt holds the run: a process of this machine, or a lease that is not over."""
+    """Whether an attempt is running: a process on this machine holds the lock, or the lease has not expired."""
     lease = read_lease(run)
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
@@ -161,18 +161,18 @@ def _state(
         return "running", None
     failures = [event for event in events if event["kind"] == "fail"]
     if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
-        return "failed", _told(fatal[-1])
+        return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
     if not iterations or goes_on(iterations[-1].decision):
         return "interrupted", None
     if failures:
-        return "failed", _told(failures[-1])
-    return "interrupted" if _is_evaluation_lacking(run, iterations) else "done", None
+        return "failed", _failure(failures[-1])
+    return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
 
 
-def _told(event: dict[str, Any]) -> dict[str, Any]:
-    """What a status says of a failure."""
+def _failure(event: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `fail` event that a status shows."""
     names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
     return {name: event[name] for name in names if name in event}
 
@@ -184,8 +184,8 @@ def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
     return {name: value for name, value in read_manifest(run, key).facts.items() if name != "policy_uri"}
 
 
-def _is_evaluation_lacking(run: RunStore, iterations: list[IterationStatus]) -> bool:
-    """Whether the attempt was to evaluate a model and has not come to it."""
-    wanted = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
-    places = (layout.BASE, *(row.iteration for row in iterations))
-    return wanted.is_on and not all(run.exists(layout.evaluation(place)) for place in places)
+def _is_evaluation_missing(run: RunStore, iterations: list[IterationStatus]) -> bool:
+    """Whether the attempt is configured to evaluate models and an evaluation is missing."""
+    settings = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
+    numbers = (layout.BASE, *(row.iteration for row in iterations))
+    return settings.is_on and not all(run.exists(layout.evaluation(number)) for number in numbers)

@@ -1,4 +1,4 @@
-"""A run's status as a table for a person."""
+"""Prints a run's status and its garbage as tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLUMNS = ("", "val_loss", "acc", "reward actual", "reward generated", "pairs",
 
 
 def print_garbage(garbage: Garbage, console: Console, *, dry_run: bool) -> None:
-    """What is, or would be, deleted, and how much that is."""
+    """Print the files that were deleted, or with `dry_run` would be, and their total size."""
     for key, size in sorted(garbage.files.items()):
         console.print(f"{size:>14,}  {key}", highlight=False, markup=False, soft_wrap=True)
     for name in garbage.unfinished:
@@ -32,10 +32,10 @@ def print_garbage(garbage: Garbage, console: Console, *, dry_run: bool) -> None:
 
 
 def print_status(status: RunStatus, console: Console) -> None:
-    """Base and every iteration, which is best and where; then how the run stands."""
+    """Print the base model and every iteration as a table, then the address of the best model and the run's state."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for place, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if place in (0, len(_COLUMNS) - 1) else "right")
+    for column, name in enumerate(_COLUMNS):
+        table.add_column(name, justify="left" if column in (0, len(_COLUMNS) - 1) else "right")
     if status.base.val_loss is not None:
         base_is_best = status.best is not None and status.best.iteration == BASE
         cells = ["base", f"{status.base.val_loss:.4f}", *[""] * (len(_COLUMNS) - 3), "best" if base_is_best else ""]
@@ -48,18 +48,18 @@ def print_status(status: RunStatus, console: Console) -> None:
         console.print(table)
         console.print()
     _print_evaluations(status, console)
-    for line in _about_pairs(status):
+    for line in _pair_notes(status):
         console.print(line, highlight=False, soft_wrap=True)
     for row in status.iterations:
         if row.reason:
-            console.print(_judged(row), style="dim", highlight=False, markup=False, soft_wrap=True)
+            console.print(_verdict(row), style="dim", highlight=False, markup=False, soft_wrap=True)
     if status.best:
         console.print(f"best: {name_of(status.best.iteration)}, {status.best.uri}", highlight=False, soft_wrap=True)
     _print_state(status, console)
 
 
 def _print_evaluations(status: RunStatus, console: Console) -> None:
-    """Metrics of tasks and the judge's scores, a row each, a column a model."""
+    """Print task metrics and judge scores: one row a metric, one column a model."""
     models = [
         ("base", status.base.evaluation),
         *((f"it. {row.iteration}", row.evaluation) for row in status.iterations),
@@ -77,12 +77,12 @@ def _print_evaluations(status: RunStatus, console: Console) -> None:
     console.print()
 
 
-def _about_pairs(status: RunStatus) -> list[str]:
-    """What the column of pairs leaves open."""
+def _pair_notes(status: RunStatus) -> list[str]:
+    """Notes on the column of pairs: dropped pairs, and the meaning of `own + history`."""
     dropped = [(row.iteration, in_words(row.dropped)) for row in status.iterations]
     lines = [f"iteration {iteration} dropped of its own pairs: {words}" for iteration, words in dropped if words]
     if any(row.num_history for row in status.iterations):
-        lines.insert(0, "pairs: the iteration's own + those of iterations before it")
+        lines.insert(0, "pairs: the iteration's own + those from earlier iterations")
     return lines
 
 
@@ -98,24 +98,26 @@ def _cells(row: IterationStatus, is_best: bool) -> list[str]:
     ]
 
 
-def _judged(row: IterationStatus) -> str:
-    """What the rules made of an iteration."""
-    told = f"iteration {row.iteration}: {row.outcome}, {row.reason}"
+def _verdict(row: IterationStatus) -> str:
+    """Outcome of an iteration, its reason, and the decision where that is not implied."""
+    text = f"iteration {row.iteration}: {row.outcome}, {row.reason}"
     if row.decision == "roll_back" and row.next is not None:
-        return f"{told}; rolled back to {name_of(row.next)}"
-    return told if row.decision in ("continue", "done", row.outcome) else f"{told}: {row.decision}"
+        return f"{text}; rolled back to {name_of(row.next)}"
+    return text if row.decision in ("continue", "done", row.outcome) else f"{text}: {row.decision}"
 
 
 def _print_state(status: RunStatus, console: Console) -> None:
     if status.failure:
         failure = status.failure
         if failure["step"] in OPTIONAL:
-            console.print("training is complete; the same command evaluates what is lacking", highlight=False)
-        places = (
+            console.print(
+                "training is complete; the same command runs the evaluations that are missing", highlight=False
+            )
+        numbers = (
             f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if failure.get(name, BASE) != BASE
         )
         console.print(
-            f"failed in {' '.join((failure['step'], *places))}: {failure['error']}", style="red", highlight=False
+            f"failed in {' '.join((failure['step'], *numbers))}: {failure['error']}", style="red", highlight=False
         )
         console.print(harmless(str(failure["message"])), markup=False, highlight=False, soft_wrap=True)
     elif status.state == "done":
@@ -123,4 +125,4 @@ def _print_state(status: RunStatus, console: Console) -> None:
     elif status.state == "running":
         console.print("running")
     else:
-        console.print(f"{status.state} before the end; the same command goes on", style="yellow", highlight=False)
+        console.print(f"{status.state} before the end; the same command resumes", style="yellow", highlight=False)

@@ -1,7 +1,8 @@
-"""Makes a compiled pipeline small: what KFP's compiler writes once a call is written once.
+"""Removes duplicate components and executors from a compiled pipeline.
 
-Every call of a nested pipeline, and every task whose pod is configured, gets a copy of its components and executors,
-so four iterations make four equal sets. Argo keeps the whole in one object, which must stay below etcd's 1.5 MiB.
+KFP's compiler writes a copy of the components and executors for every call of a nested pipeline and for every task
+whose pod is configured: four iterations give four equal sets. Argo stores the pipeline as one object, which etcd limits
+to 1.5 MiB.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from google.protobuf import json_format
 _KUBERNETES = "kubernetes"
 
 
-def merge_twins(pipeline_spec: Any, platform_spec: Any) -> None:
+def merge_duplicates(pipeline_spec: Any, platform_spec: Any) -> None:
     """Merge equal executors, then equal components, in place.
 
     Args:
         pipeline_spec: a `PipelineSpec` message.
-        platform_spec: the `PlatformSpec` message beside it; may be empty.
+        platform_spec: the `PlatformSpec` message that belongs to it; may be empty.
     """
     ir, platform = json_format.MessageToDict(pipeline_spec), json_format.MessageToDict(platform_spec)
     executors = ir["deploymentSpec"]["executors"]
@@ -44,7 +45,7 @@ def merge_twins(pipeline_spec: Any, platform_spec: Any) -> None:
 
 
 def _merge(table: dict[str, Any], content: Callable[[str], Any]) -> dict[str, str]:
-    """Drop entries that say what an earlier one says; returns the name that each is kept under."""
+    """Delete entries whose content equals an earlier one's; returns the remaining name for each name."""
     first: dict[str, str] = {}
     kept = {name: first.setdefault(json.dumps(content(name), sort_keys=True), name) for name in _in_order(table)}
     for name, other in kept.items():
@@ -54,7 +55,7 @@ def _merge(table: dict[str, Any], content: Callable[[str], Any]) -> dict[str, st
 
 
 def _in_order(names: dict[str, Any]) -> list[str]:
-    """`validate` before `validate-2` before `validate-10`."""
+    """Names sorted with `validate` before `validate-2` before `validate-10`."""
     return sorted(names, key=lambda name: (len(name), name))
 
 

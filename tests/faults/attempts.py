@@ -1,6 +1,6 @@
-"""Attempts at a run, each in a process of its own that can be killed outright.
+"""Attempts at a run, each in a separate process that can be killed.
 
-Importing torch takes seconds, so a fork server imports it once and forks for each attempt; nothing is computed
+Importing torch takes seconds, so a fork server imports it once and forks for each attempt. It computes nothing
 before the fork.
 """
 
@@ -42,7 +42,7 @@ PRELOADED = [
     "spin_components.validate.step",
 ]
 HOST = "FAULTS_HOST"
-"""Names the machine that an attempt is to believe it runs on."""
+"""Environment variable: host name of an attempt."""
 _CLONE_NEWUTS = 0x04000000
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PATIENCE_S = 240
@@ -50,13 +50,13 @@ _PATIENCE_S = 240
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended.
+    """The result of an attempt.
 
     Attributes:
         kind: `done`, `failed`, or `killed`.
-        error: class of what was raised.
-        message: what it says; for an error that is none of the project's own, its traceback.
-        is_clear: whether it is one of the project's own errors.
+        error: class name of the exception.
+        message: its message; its traceback if it is not one of the project's exceptions.
+        is_clear: whether it is one of the project's exceptions.
     """
 
     kind: str
@@ -66,13 +66,13 @@ class Outcome:
 
 
 class Attempt:
-    """A process that plays a run from where it stands.
+    """A process that runs or resumes a run.
 
     Args:
-        settings: as tables.
-        variables: of its environment.
-        folder: for its log and its outcome.
-        part_bytes: size of a part of an upload, and of one request of a download.
+        settings: tables by section.
+        variables: environment variables.
+        folder: of its log and its outcome.
+        part_bytes: size of an upload's parts and of a download's requests.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Attempt:
         return self._process.is_alive()
 
     def kill(self) -> None:
-        """End it and what it started, at once, if it still runs."""
+        """Kill the process and its children, if it still runs."""
         try:
-            found = psutil.Process(self.pid)
-            family = [found, *found.children(recursive=True)]
+            parent = psutil.Process(self.pid)
+            family = [parent, *parent.children(recursive=True)]
         except psutil.NoSuchProcess:
             return
         for process in family:
@@ -124,7 +124,7 @@ class Attempt:
 
 
 def start_fork_server() -> None:
-    """Have attempts forked from a process that has imported what they need; to be called before the first of them."""
+    """Start the process that attempts are forked from, with their imports; call it before the first attempt."""
     _CONTEXT.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -132,7 +132,7 @@ def start_fork_server() -> None:
 
 
 def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome: str, part_bytes: int) -> None:
-    """Play in this process, its output to a log, its outcome to a file."""
+    """Run in this process, with the output in a log and the outcome in a file."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
@@ -151,19 +151,19 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
     die_with_parent()
     try:
         play_anywhere(parse_settings(settings, source="the test"))
-        found = Outcome("done")
+        result = Outcome("done")
     except SpinError as error:
-        found = Outcome("failed", type(error).__name__, str(error), is_clear=True)
+        result = Outcome("failed", type(error).__name__, str(error), is_clear=True)
     except BaseException as error:
-        found = Outcome("failed", type(error).__name__, traceback.format_exc())
+        result = Outcome("failed", type(error).__name__, traceback.format_exc())
     staging = Path(f"{outcome}.part")
-    staging.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    staging.write_text(json.dumps(asdict(result)), encoding="utf-8")
     staging.replace(outcome)
     os._exit(0)
 
 
 def _move_to(host: str) -> None:
-    """Give this process, and what it starts, a host name of its own."""
+    """Change the host name of this process and its children."""
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUTS):
-        raise OSError(ctypes.get_errno(), "no host name of its own can be given to a process here")
+        raise OSError(ctypes.get_errno(), "the host name of a process cannot be changed here")
     socket.sethostname(host)

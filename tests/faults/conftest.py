@@ -1,4 +1,4 @@
-"""What the faults share: the undisturbed run, the list of faults, and the count of how they ended."""
+"""Fixtures of the fault tests: the undisturbed run, and the counts of outcomes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNTS: Counter[tuple[str, str]] = Counter()
 
 @pytest.fixture(scope="session")
 def fork_server() -> None:
-    """What attempts are forked from."""
+    """The process that attempts are forked from."""
     start_fork_server()
 
 
@@ -27,7 +27,7 @@ def fork_server() -> None:
 def file_ground(
     tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
 ) -> FileGround:
-    """A folder for runs, with the undisturbed run played once."""
+    """A folder for runs, after one undisturbed run."""
     ground = FileGround(tmp_path_factory.mktemp("files"), tiny_llama, question_file)
     ground.play_undisturbed()
     return ground
@@ -37,7 +37,7 @@ def file_ground(
 def ground(
     tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
 ) -> Iterator[Ground]:
-    """The server and the proxy, with the undisturbed run played once."""
+    """The server and the proxy, after one undisturbed run."""
     ground = Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)
     try:
         ground.play_undisturbed()
@@ -48,7 +48,7 @@ def ground(
 
 @pytest.fixture
 def tally() -> Tally:
-    """Counts a fault that ended as it may."""
+    """Counts a fault with an expected outcome."""
 
     def count(group: str, outcome: str) -> None:
         _COUNTS[group, outcome] += 1
@@ -60,7 +60,7 @@ def tally() -> Tally:
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count faults that ended otherwise than they may, too."""
+    """Count faults with an unexpected outcome."""
     report = yield
     if report.failed and "tally" in item.fixturenames:
         drawn = item.callspec.params.get("drawn") if hasattr(item, "callspec") else None

@@ -1,4 +1,4 @@
-"""Damage to what is stored or cached, done behind a run's back."""
+"""Damages stored or cached files of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from spin_components.store.run import RunStore
 
 
 def damage(run: RunStore, fault: Fault) -> None:
-    """Do to an object what the fault says, behind the run's back."""
+    """Damage an object as the fault says."""
     content = run.read(fault.where)
-    assert content is not None, f"{fault.where} is not there to be damaged"
+    assert content is not None, f"{fault.where} does not exist"
     if fault.kind == "delete":
         run.delete(fault.where)
     else:
@@ -34,7 +34,7 @@ def _damaged(content: bytes, fault: Fault) -> bytes:
 
 
 def damage_cache(cache: Path) -> None:
-    """Flip a byte of every file in a cache, and spoil what it knows of the storage's tags."""
+    """Flip a bit of every file in a cache, and truncate its records of the storage's tags."""
     files = [path for path in cache.glob("files/*/*") if path.stat().st_size]
     assert files, "the cache is empty"
     for path in files:
@@ -45,7 +45,7 @@ def damage_cache(cache: Path) -> None:
 
 
 def is_the_damage(difference: str, fault: Fault) -> bool:
-    """Whether a difference between two ends is but the damage itself, to an object that no later step reads."""
+    """Whether a difference between two results is the damage itself, to an object that no later step reads."""
     where = fault.where
     unread = (f"{where} is not what its manifest says", f"{where} is missing")
     return fault.kind in DAMAGE and (difference in unread or difference.startswith(f"losses: {where} is []"))

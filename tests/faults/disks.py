@@ -1,4 +1,4 @@
-"""A disk of a few hundred KiB that is full soon: a tmpfs of its own."""
+"""A disk of a few hundred KiB, as a tmpfs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGE_KIB = 64 << 10
 
 @contextmanager
 def small_disk(folder: Path, kib: int) -> Iterator[None]:
-    """Mount one at a folder; skips the test where that is not permitted."""
+    """Mount a small disk at a folder; skips the test if that is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -27,5 +27,5 @@ def small_disk(folder: Path, kib: int) -> Iterator[None]:
 
 
 def enlarge(folder: Path) -> None:
-    """Give a mounted disk more room than a run needs."""
+    """Enlarge a mounted disk beyond the needs of a run."""
     subprocess.run(["mount", "-o", f"remount,size={LARGE_KIB}k", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""What a run ended with, read from its storage, and how that differs from another's end."""
+"""The result of a run in storage, and its comparison with another run's."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _CHECKPOINT_FACTS = ("iteration", "epoch", "val_loss", "step", "consumed_samples
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """What two runs of the same settings must have in common.
+    """The result of a run; two runs with the same settings must have equal results.
 
     Attributes:
-        losses: of every training step, by the key of its epoch's metrics.
-        val_losses: by manifest.
-        digests: SHA-256 of every output that a manifest names, but for metrics, which hold times, and random state,
-            which no step uses and which here is that of a process that played other steps before.
-        checkpoints: what each checkpoint says of itself.
-        keys: everything that is stored, but for events.
-        damage: outputs that are stored but are not what their manifest says.
+        losses: loss of every training step, by key of the epoch's metrics.
+        val_losses: val_loss by key of the manifest.
+        digests: SHA-256 of every output in a manifest, except metrics, which contain times, and random state,
+            which no step uses and which depends on the steps that the process ran before.
+        checkpoints: facts of each checkpoint.
+        keys: all stored keys except events.
+        damage: stored outputs that do not match their manifest.
     """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class End:
     damage: tuple[str, ...] = ()
 
     def differences(self, other: End) -> list[str]:
-        """One line for each thing that is not the same in another end, or wrong in this one."""
+        """One line for each difference from another result, or damage in this one."""
         lines = [f"{key} is not what its manifest says" for key in self.damage]
         lines += [f"{key} is stored, but not by the undisturbed run" for key in sorted(self.keys - other.keys)]
         lines += [f"{key} is missing" for key in sorted(other.keys - self.keys)]
@@ -55,7 +55,7 @@ class End:
 
 
 def read_end(run: RunStore) -> End:
-    """Read a finished run, and compare every output that is stored with its manifest."""
+    """Read the result of a finished run, and compare all stored outputs with their manifests."""
     keys = frozenset(key for key in run.sizes("") if not key.startswith(f"{layout.EVENTS}/"))
     losses, val_losses, digests, checkpoints, damage = {}, {}, {}, {}, []
     for key in sorted(keys):
@@ -87,11 +87,11 @@ def read_losses(run: RunStore, key: str) -> list[float]:
 
 
 def leftovers(cache: Path, prefix: str = "") -> list[str]:
-    """What writers that died have left: unfinished uploads below a prefix, half files, views of nobody."""
-    found = [f"unfinished upload of {key}" for key, _ in Bucket(BUCKET).uploads(prefix)] if prefix else []
-    found += [f"half a file: {path}" for path in sorted(cache.rglob("*.part"))]
-    found += [f"a view of nobody: {path}" for path in sorted((cache / "views").glob("*"))]
-    return found
+    """Leftovers of killed writers: unfinished uploads below a prefix, temporary files and cache views."""
+    remaining = [f"unfinished upload of {key}" for key, _ in Bucket(BUCKET).uploads(prefix)] if prefix else []
+    remaining += [f"temporary file: {path}" for path in sorted(cache.rglob("*.part"))]
+    remaining += [f"unused cache view: {path}" for path in sorted((cache / "views").glob("*"))]
+    return remaining
 
 
 def _is_manifest(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""One HTTP request on its way through the proxy, and its answer on the way back."""
+"""HTTP messages passing through the proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 class DropError(Exception):
-    """The connection to the client ends here."""
+    """Close the connection to the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class Message:
 
     Attributes:
         head: first line and headers, with the empty line.
-        body: as many bytes as the head promises; fewer where the sender broke off.
-        is_whole: whether they are as many.
+        body: as many bytes as Content-Length says; fewer if the sender disconnected.
+        is_whole: whether the body is complete.
     """
 
     head: bytes
@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(slots=True)
 class Upstream:
-    """A connection to the server, made when it is needed and used again while the server keeps it.
+    """A connection to the server, opened when needed and kept alive.
 
     Args:
         server: its address.
@@ -43,13 +43,13 @@ class Upstream:
     _socket: socket.socket | None = None
 
     def ask(self, request: Message) -> Message | None:
-        """The answer to a request; None where the server breaks off before it says anything."""
+        """Send a request and return the answer; None if the server disconnects without one."""
         if self._socket is not None:
             try:
                 if answer := self._ask(request):
                     return answer
             except OSError:
-                pass  # the server ended a connection that was idle
+                pass  # the server closed an idle connection
             self.close()
         return self._ask(request)
 
@@ -72,31 +72,31 @@ class Upstream:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way to the server, and its answer on the way back."""
+    """A request from a client, to be forwarded and answered."""
 
     request: Message
     upstream: Upstream
     client: socket.socket
 
     def forward(self, cut_at: int | None = None) -> Message:
-        """Send the request on and read the answer; with `cut_at`, send so much of the body and break off."""
+        """Forward the request and read the answer; with `cut_at`, send that many bytes of the body and disconnect."""
         if cut_at is not None:
             with socket.create_connection(self.upstream.server, timeout=60) as cut:
                 cut.sendall(self.request.head + self.request.body[:cut_at])
-                time.sleep(0.02)  # time for the server to begin with what it has
+                time.sleep(0.02)  # lets the server start processing the part
             raise DropError
         if (answer := self.upstream.ask(self.request)) is None:
             raise DropError
         return answer
 
     def reply(self, answer: Message) -> None:
-        """Pass an answer to the client; one that the server broke off ends the connection."""
+        """Send an answer to the client; an incomplete one closes the connection."""
         self.client.sendall(answer.head + answer.body)
         if not answer.is_whole:
             raise DropError
 
     def refuse(self, status: str, content: bytes) -> None:
-        """Answer in the server's place."""
+        """Answer instead of the server."""
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}\r\n\r\n"
         self.reply(Message(head.encode(), b"" if self.request.first_line.startswith("HEAD") else content))
 
@@ -106,7 +106,7 @@ class Exchange:
 
 
 def read_message(stream: BinaryIO, *, is_answer_to: str = "") -> Message | None:
-    """Read one HTTP message; None where the sender has ended the connection."""
+    """Read one HTTP message; None if the sender closed the connection."""
     head, length = b"", 0
     while (line := stream.readline()) not in (b"\r\n", b""):
         head += line

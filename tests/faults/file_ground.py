@@ -1,4 +1,4 @@
-"""Where faults happen to a run in a local folder."""
+"""Runs with faults in a local folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from spin_components.store.local import LocalRun
 
 
 class FileGround:
-    """One folder for a run; each fault finds it empty.
+    """One folder for runs, emptied before each fault.
 
     Args:
-        folder: for everything.
+        folder: of all files.
         model: a model folder.
         questions: a data file.
 
     Attributes:
         root: the run's folder.
-        end: what the undisturbed run ended with.
+        end: the result of the undisturbed run.
     """
 
     def __init__(self, folder: Path, model: Path, questions: Path) -> None:
@@ -47,7 +47,7 @@ class FileGround:
         self.end = read_end(LocalRun(self.root))
 
     def suffer(self, fault: Fault) -> str:
-        """Let a fault happen to a run and the same command follow until it ends; as `Ground.suffer` does."""
+        """Run with a fault and repeat the command until it succeeds; see `Ground.suffer`."""
         shutil.rmtree(self.root, ignore_errors=True)
         with ExitStack() as stack:
             if fault.kind == "full disk":
@@ -75,7 +75,7 @@ class FileGround:
 
     def _obey(self, outcome: Outcome, fault: Fault) -> None:
         if fault.kind == "full disk":
-            assert "space" in outcome.message, f"the error does not say that the disk is full: {outcome.message}"
+            assert "space" in outcome.message, f"the error does not name the full disk: {outcome.message}"
             enlarge(self.root.parent)
         elif doomed := to_delete(outcome.message):
             Path(doomed).unlink()

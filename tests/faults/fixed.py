@@ -1,4 +1,4 @@
-"""The faults that every change is tried with: all kinds, at every step."""
+"""The fixed list of faults: all kinds, at every step."""
 
 from __future__ import annotations
 

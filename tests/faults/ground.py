@@ -1,4 +1,4 @@
-"""Where faults happen: a server, a proxy before it, runs that are taken up at any step, and a verdict on each."""
+"""Runs with faults in object storage: a server behind a proxy, snapshots at every step, and checks of the results."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _ADDRESS = re.compile(rf"s3://{BUCKET}/[\w.-]|/[\w.-]+/[\w.-]+")
 
 
 class Ground:
-    """One S3 server with a proxy; each fault finds it as the undisturbed run had left it at the fault's step.
+    """One S3 server with a proxy, restored to the undisturbed run's state at the fault's step before each fault.
 
     Args:
-        folder: for everything.
+        folder: of all files.
         model: a model folder, which becomes `s3://bucket/base`.
         questions: a data file, which becomes `s3://bucket/questions.jsonl`.
 
     Attributes:
-        end: what the undisturbed run ended with.
-        requests: those the undisturbed run sent, each with the step it is taken up at.
-        keys: what lay in storage at some step.
+        end: the result of the undisturbed run.
+        requests: those of the undisturbed run, each with the step that it belongs to.
+        keys: stored keys at the start of each step.
     """
 
     def __init__(self, folder: Path, model: Path, questions: Path) -> None:
@@ -57,13 +57,13 @@ class Ground:
         shutil.copyfile(questions, self.server.path("questions.jsonl"))
 
     def close(self) -> None:
-        """End server and proxy."""
+        """Stop the server and the proxy."""
         self.stop()
         self.proxy.close()
         self.server.kill()
 
     def variables(self, **others: str) -> dict[str, str]:
-        """The environment of an attempt."""
+        """Environment variables of an attempt."""
         return {
             **self.server.variables,
             "S3_ENDPOINT": self.proxy.endpoint,
@@ -78,7 +78,7 @@ class Ground:
         return self._attempt
 
     def stop(self) -> None:
-        """End what runs, but for server and proxy."""
+        """Stop the attempt, and wait for restarts of the server."""
         self.kill_worker()
         while self._restarts:
             self._restarts.pop().join()
@@ -93,7 +93,7 @@ class Ground:
                 yield run
 
     def play_undisturbed(self) -> None:
-        """Play the whole run, and keep what is stored and cached as each step begins."""
+        """Run without faults, and save storage and cache at the start of each step."""
         self._keep("prepare")
         rules = [
             Rule(pattern, "pause", strike=lambda name=name: self._keep(name))  # type: ignore[misc]
@@ -107,7 +107,7 @@ class Ground:
         for request in self.proxy.requests:
             step = next((name for name, pattern in STEPS.items() if pattern and re.search(pattern, request)), step)
             self.requests.append((step, request))
-        assert {path.name for path in self._snapshots.iterdir()} == STEPS.keys(), "a step was not seen to begin"
+        assert {path.name for path in self._snapshots.iterdir()} == STEPS.keys(), "the start of a step was not detected"
         with self.store() as run:
             self.end = read_end(run)
         self._keep("end")
@@ -121,11 +121,11 @@ class Ground:
             if (self.cache / name).exists():
                 shutil.copytree(self.cache / name, kept / "cache" / name)
         objects = kept / "server" / BUCKET / "run"
-        found = (path.relative_to(objects).as_posix() for path in sorted(objects.rglob("*")) if path.is_file())
-        self.keys[step] = [key for key in found if not key.startswith("events/") and "/." not in f"/{key}"]
+        paths = (path.relative_to(objects).as_posix() for path in sorted(objects.rglob("*")) if path.is_file())
+        self.keys[step] = [key for key in paths if not key.startswith("events/") and "/." not in f"/{key}"]
 
     def restore(self, step: str, *, warm: bool) -> None:
-        """Have storage, and the cache if it is to be warm, as they were when a step began, or at the `end`."""
+        """Restore storage, and with `warm` the cache, to their state at the start of a step or at the `end`."""
         self.stop()
         self.proxy.reset()
         kept = self._snapshots / step
@@ -137,11 +137,11 @@ class Ground:
             shutil.copytree(kept / "cache", self.cache)
 
     def suffer(self, fault: Fault) -> str:
-        """Let a fault happen to a run and the same command follow until it ends; returns the outcome in words.
+        """Run with a fault and repeat the command until it succeeds; returns a description of the outcomes.
 
         Raises:
-            AssertionError: it ended otherwise than the undisturbed run, left something behind, ended with an error
-                that does not say where, or the fault did not happen.
+            AssertionError: the result differs from the undisturbed run's, files are left over, an error does not
+                name a location, or the fault did not happen.
         """
         self.restore(fault.step, warm=fault.warm)
         with ExitStack() as stack:
@@ -167,12 +167,12 @@ class Ground:
         return describe(outcomes) + unread
 
     def check_end(self, what: str, fault: Fault | None = None, allowed: str = "") -> str:
-        """Compare what is stored now with what the undisturbed run stored; says so if damage stayed unread.
+        """Compare the stored result with the undisturbed run's; returns a note if the damage was never read.
 
         Args:
-            what: happened, for the message.
-            fault: whose own traces do not count.
-            allowed: a difference that may be, besides.
+            what: description for the message.
+            fault: its own damage is ignored.
+            allowed: another difference to ignore.
         """
         with self.store() as run:
             differences = read_end(run).differences(self.end)
@@ -195,13 +195,13 @@ class Ground:
         for victim, kill in (("worker", self.kill_worker), ("server", self._kill_server)):
             if kind.startswith(f"kill {victim} "):
                 kind, strike = kind.replace(f"kill {victim}", "strike"), kill
-        assert strike or kind in NETWORK or kind == "silence", f"{kind} is no kind of fault"
+        assert strike or kind in NETWORK or kind == "silence", f"unknown kind of fault: {kind}"
         rule = Rule(fault.where, kind, skip=fault.skip, times=fault.times, strike=strike)
         self.proxy.reset(rule)
         return [rule]
 
     def kill_worker(self) -> None:
-        """End the attempt that was begun last."""
+        """Kill the newest attempt."""
         if self._attempt is not None:
             self._attempt.kill()
 
@@ -216,9 +216,9 @@ class Ground:
             restart.join()
 
     def obey(self, message: str, fault: Fault) -> None:
-        """Do what the error says: make room, delete a manifest, or put back what was there."""
+        """Follow the advice of an error: free space, delete a manifest, or restore a file."""
         if fault.kind == "full disk":
-            assert "space" in message, f"the error does not say that the disk is full: {message}"
+            assert "space" in message, f"the error does not name the full disk: {message}"
             enlarge(self.cache)
             return
         with self.store() as run:
@@ -261,12 +261,12 @@ def tables(uri: str = URI, /, **sections: dict[str, Any]) -> dict[str, dict[str,
 
 
 def repeat(play: Callable[[int], Outcome], react: Callable[[Outcome], None], *, what: str) -> list[Outcome]:
-    """Play until the run ends well, told the number of the attempt; returns every outcome.
+    """Run attempts until one succeeds; returns all outcomes.
 
     Args:
-        play: one attempt.
-        react: told of an attempt that ended with an error, to do what the error says.
-        what: happened, for the failure.
+        play: runs one attempt, given its number.
+        react: called with the outcome of an attempt that failed.
+        what: description for the message.
     """
     outcomes: list[Outcome] = []
     while len(outcomes) < ATTEMPTS:
@@ -280,27 +280,27 @@ def repeat(play: Callable[[int], Outcome], react: Callable[[Outcome], None], *, 
 
 
 def check_clear(outcome: Outcome) -> None:
-    """Refuse an error that is none of the project's own, or that names no object."""
-    assert outcome.is_clear, f"{outcome.error} is not an error of the project's own:\n{outcome.message}"
+    """Check that an error is one of the project's and names an object."""
+    assert outcome.is_clear, f"{outcome.error} is not one of the project's exceptions:\n{outcome.message}"
     assert _ADDRESS.search(outcome.message), f"{outcome.error} names no object: {outcome.message}"
 
 
 def to_delete(message: str) -> str:
-    """What an error says to delete; empty where it does not."""
-    return next((found[1] for remedy in _REMEDIES if (found := remedy.search(message))), "")
+    """The object that an error says to delete; empty if none."""
+    return next((match[1] for remedy in _REMEDIES if (match := remedy.search(message))), "")
 
 
 def story(outcomes: list[Outcome]) -> list[str]:
-    """Every attempt in a word, with what its error said."""
+    """One line for each attempt, with its error."""
     return [": ".join(filter(None, (outcome.error or outcome.kind, outcome.message))) for outcome in outcomes]
 
 
 def describe(outcomes: list[Outcome]) -> str:
-    """What happened until the same end."""
+    """Summary of the outcomes."""
     kinds = [outcome.kind for outcome in outcomes[:-1]]
     words = [word for word, kind in (("killed", "killed"), ("clear error", "failed")) if kind in kinds]
     return ", ".join([*words, "then the same end"]) if words else "same end"
 
 
 Tally = Callable[[str, str], None]
-"""Told of the group and the outcome of each fault that ended as it may."""
+"""Called with the group and the outcome of each fault with an expected outcome."""

@@ -1,4 +1,4 @@
-"""What can happen to a request on its way."""
+"""Effects of faults on requests."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _DELAY_S, _SILENCE_S = 1.0, 6.0
 
 @dataclass(slots=True)
 class Rule:
-    """Harm to some of the requests that match a pattern.
+    """Applies an effect to some of the requests that match a pattern.
 
     Attributes:
         pattern: searched in `METHOD /bucket/key?query`.
         harm: a key of `HARMS`.
-        skip: matching requests that pass unharmed first.
-        times: how many are harmed then.
-        strike: called at the harmed request: kills the worker or the server, for the harms that need one.
-        hits: requests harmed so far.
+        skip: number of matching requests to pass first.
+        times: number of requests to affect.
+        strike: called at the affected request, e.g. to kill the worker or the server.
+        hits: number of affected requests.
     """
 
     pattern: str
@@ -41,7 +41,7 @@ class Rule:
     _seen: int = field(default=0, init=False)
 
     def applies(self, request: str) -> bool:
-        """Whether this request is to be harmed; counts it."""
+        """Whether the rule applies to this request; counts it."""
         if not re.search(self.pattern, request):
             return False
         self._seen += 1
@@ -90,7 +90,7 @@ def _flip_answer(exchange: Exchange, rule: Rule) -> None:
 
 
 def _flip_request(exchange: Exchange, rule: Rule) -> None:
-    """What S3 answers to a body that is not what was signed; the server behind this proxy does not look."""
+    """Answer like S3 to a body with another digest than the signed one, which the test server does not check."""
     exchange.refuse("400 Bad Request", _MISMATCH)
 
 
@@ -116,7 +116,7 @@ def _strike_after(exchange: Exchange, rule: Rule) -> None:
 
 
 def _strike(rule: Rule) -> None:
-    assert rule.strike is not None, f"{rule.harm} needs something to strike"
+    assert rule.strike is not None, f"{rule.harm} needs `strike`"
     rule.strike()
     raise DropError
 
@@ -149,11 +149,11 @@ HARMS: dict[str, Callable[[Exchange, Rule], None]] = {
     "strike in mid-answer": _strike_in_mid_answer,
     "strike after": _strike_after,
 }
-"""What can happen to a request; `pause` and the strikes call the rule's `strike`."""
+"""All effects; `pause` and the strikes call the rule's `strike`."""
 
 
 def flip(content: bytes, place: int) -> bytes:
-    """The same bytes, the lowest bit of one turned over."""
+    """A copy with the lowest bit of one byte flipped."""
     if not content:
         return content
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]

@@ -1,4 +1,4 @@
-"""The faults: what happens, to what, and before which step the run is taken up."""
+"""Faults: their kinds, and the random choice of faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 NUMBER = "SPIN_FAULTS"
-"""Names the number of random faults to run instead of the fixed list."""
+"""Environment variable: number of random faults to run instead of the fixed list."""
 
 STEPS = {
     "prepare": "",
@@ -22,7 +22,7 @@ STEPS = {
     "train-epoch-1": r"HEAD /bucket/run/iterations/0/epochs/1/manifest\.json",
     "checkpoint": r"HEAD /bucket/run/iterations/0/checkpoint\.json",
 }
-"""Places a run is taken up at: just before the undisturbed run sends the first such request."""
+"""Steps that a run is resumed at, each with a pattern of the first request of the step."""
 
 NETWORK = (
     "drop", "slow down", "internal error", "delay", "cut request", "lose answer", "truncate answer", "flip answer",
@@ -38,15 +38,15 @@ class Fault:
     """One fault.
 
     Attributes:
-        kind: what happens: one of the above, or `kill worker at a moment`, `full disk`, `damage cache`, `silence`.
-        step: where the run is taken up, a key of `STEPS`; for a run in a folder, a file whose appearance is the moment.
-        where: the request (a pattern) or the key (exact) that it happens to.
-        skip: matching requests that pass first; for damage, the place of the byte.
-        times: how many requests it happens to.
-        warm: whether the cache still holds what the run has stored.
+        kind: one of the above, or `kill worker at a moment`, `full disk`, `damage cache`, `silence`.
+        step: the step to resume at, a key of `STEPS`; for a run in a folder, the file that triggers the fault.
+        where: pattern of the request, or exact key, that is affected.
+        skip: number of matching requests to pass first; for damage, the offset of the byte.
+        times: number of affected requests.
+        warm: whether the cache is kept.
         storage: `s3` or `files`.
-        size: of a full disk, KiB.
-        moment_s: until a kill, for one at a moment.
+        size: of a full disk, in KiB.
+        moment_s: seconds until the kill, for a kill at a moment.
         mark: text after which a byte is flipped.
     """
 
@@ -77,17 +77,17 @@ class Fault:
 
 
 def number_of_faults() -> int:
-    """How many random faults to run instead of the fixed list; 0 for the list."""
+    """Number of random faults to run instead of the fixed list; 0 for the list."""
     return int(os.environ.get(NUMBER) or 0)
 
 
 def random_fault(number: int, requests: Sequence[tuple[str, str]], keys: Mapping[str, Sequence[str]]) -> Fault:
-    """A fault of any kind: at any request of the undisturbed run, or to anything it has stored when a step begins.
+    """A random fault, at any request of the undisturbed run or to any object stored at the start of a step.
 
     Args:
         number: the seed.
-        requests: those of the undisturbed run, each with the step it is taken up at.
-        keys: what is stored when a step begins.
+        requests: those of the undisturbed run, each with the step that it belongs to.
+        keys: stored keys at the start of each step.
     """
     chance = random.Random(number)
     step, warm = chance.choice(list(STEPS)), chance.random() < 0.5
@@ -107,7 +107,7 @@ def random_fault(number: int, requests: Sequence[tuple[str, str]], keys: Mapping
 
 
 def pattern_of(request: str) -> str:
-    """A pattern for a request whatever the names that differ from run to run."""
+    """A pattern for a request, without the parts that differ between runs."""
     pattern = re.escape(request)
     pattern = re.sub(r"uploadId=.*", "uploadId=", pattern)
     pattern = re.sub(r"probe\\-[0-9a-f]+", "probe", pattern)

@@ -1,4 +1,4 @@
-"""A proxy between a client and an S3 server that does harm to chosen requests: real sockets, real broken answers."""
+"""A proxy between a client and an S3 server that injects faults into chosen requests, over real sockets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from faults.harms import HARMS, Rule
 
 
 class Proxy:
-    """Listens on a loopback port and forwards to a server's; headers pass unchanged, so that signatures hold.
+    """Listens on a loopback port and forwards to a server; headers are unchanged, so that signatures stay valid.
 
     Attributes:
-        rules: what to harm, and how; the first that applies is taken.
+        rules: the first that applies to a request is used.
         requests: every request so far, as `METHOD /bucket/key?query`.
     """
 
@@ -33,12 +33,12 @@ class Proxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def reset(self, *rules: Rule) -> None:
-        """Take up other rules and forget the requests so far."""
+        """Replace the rules and clear the recorded requests."""
         with self._lock:
             self.rules, self.requests = list(rules), []
 
     def close(self) -> None:
-        """End every connection."""
+        """Close all connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

@@ -1,4 +1,4 @@
-"""Faults at every step: each run ends as the undisturbed one does, at once or after an error that says where."""
+"""Faults at every step: each run ends with the undisturbed result, possibly after an error that names a location."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from faults.plans import Fault, number_of_faults, random_fault
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The fixed list, or the seeds of so many random faults."""
+    """Parametrize with the fixed list, or with the seeds of random faults."""
     if "drawn" in metafunc.fixturenames:
         metafunc.parametrize("drawn", range(number_of_faults()) or FIXED, ids=str)
 
 
-def test_a_fault_does_not_change_the_end(drawn: Fault | int, request: pytest.FixtureRequest, tally: Tally) -> None:
+def test_a_fault_does_not_change_the_result(drawn: Fault | int, request: pytest.FixtureRequest, tally: Tally) -> None:
     ground: Ground | FileGround = request.getfixturevalue("ground")
     if isinstance(drawn, int):
         assert isinstance(ground, Ground)

@@ -1,4 +1,4 @@
-"""Two DeepSpeed ranks killed inside an epoch, on object storage: they go on from their save to the same losses."""
+"""Two DeepSpeed ranks killed inside an epoch, on object storage, resume from their save with the same losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally) -> None:
+def test_killed_ranks_resume_from_their_save(ground: Ground, tally: Tally) -> None:
     ground.restore("prepare", warm=True)
 
     def play(number: int) -> Outcome:
@@ -31,7 +31,7 @@ def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally) -> Non
         return attempt.wait()
 
     def look(outcome: Outcome) -> None:
-        assert outcome.error == "BusyError", outcome.message  # ranks that were not reaped yet look alive
+        assert outcome.error == "BusyError", outcome.message  # ranks that are not reaped yet still hold the lease
         time.sleep(3)
 
     first = play(0)

@@ -1,4 +1,4 @@
-"""What must hold wherever a run is stored: the same numbers, and no secret in anything that is written."""
+"""Properties of any kind of storage: equal results, errors for damage, and no secret in any file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from faults.plans import Fault
 from s3_server import SECRET_KEY
 
 
-def test_object_storage_gives_the_losses_and_digests_of_files(ground: Ground, file_ground: FileGround) -> None:
+def test_object_storage_and_files_give_the_same_losses_and_digests(ground: Ground, file_ground: FileGround) -> None:
     assert ground.end.losses == file_ground.end.losses
     assert ground.end.val_losses == file_ground.end.val_losses
     assert ground.end.digests == file_ground.end.digests
     assert ground.end.keys == file_ground.end.keys
 
 
-def test_a_server_that_stays_away_is_a_clear_error_and_the_same_command_goes_on(ground: Ground, tally: Tally) -> None:
+def test_an_unreachable_server_is_an_error_and_the_same_command_resumes(ground: Ground, tally: Tally) -> None:
     ground.restore("generate", warm=True)
     ground.proxy.reset(Rule(r"PUT .*/generations/00000\.parquet", "strike before", strike=ground.server.kill))
     failed = ground.begin(SPIN_STORAGE_DEADLINE_S="2").wait()
@@ -31,7 +31,7 @@ def test_a_server_that_stays_away_is_a_clear_error_and_the_same_command_goes_on(
     tally("server stays away", "clear error, then the same end")
 
 
-def test_a_published_policy_that_was_damaged_is_trained_again_when_it_is_needed(ground: Ground, tally: Tally) -> None:
+def test_a_damaged_policy_is_trained_again(ground: Ground, tally: Tally) -> None:
     ground.restore("end", warm=False)
     fault = Fault("flip", "end", "iterations/0/epochs/1/policy/model.safetensors", skip=300_000)
     with ground.store() as run:

@@ -1,4 +1,4 @@
-"""Two attempts at one run: one is refused while the other lives, and a late one commits nothing."""
+"""Two attempts at one run: the second is refused while the first runs, and an outdated one commits nothing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ LEASE_S = 3.0
 
 
 def second(ground: Ground, **variables: str) -> Attempt:
-    """Another attempt at the run, beside the ground's own."""
+    """Start a second attempt at the run."""
     return Attempt(tables(), ground.variables(**variables), ground.folder / "logs")
 
 
 def restore_released(ground: Ground) -> None:
-    """Have the run as its first epoch begins, and held by nobody."""
+    """Restore the run to the start of its first epoch, without a lease."""
     ground.restore("train-epoch", warm=True)
     with ground.store() as run:
         run.delete(layout.LEASE)
 
 
 def play_until_free(ground: Ground, **variables: str) -> Outcome:
-    """The same command again and again while the run is held."""
+    """Repeat the command while the run is held by another attempt."""
     deadline = time.monotonic() + 60
     while (outcome := second(ground, **variables).wait()).error == "BusyError" and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -67,7 +67,7 @@ def test_a_second_attempt_on_this_machine_takes_over_at_once_from_one_that_was_k
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a process another host name needs root")
-def test_a_second_attempt_takes_over_from_another_machine_when_the_lease_is_over(ground: Ground, tally: Tally) -> None:
+def test_a_second_attempt_takes_over_from_another_machine_after_the_lease_expires(ground: Ground, tally: Tally) -> None:
     restore_released(ground)
     first = second(ground, FAULTS_HOST="elsewhere", SPIN_LEASE_S=str(LEASE_S))
     ground.proxy.reset(Rule(r"PUT .*/epochs/0/partial\.json", "strike after", strike=first.kill))
@@ -85,8 +85,8 @@ def test_a_second_attempt_takes_over_from_another_machine_when_the_lease_is_over
 @pytest.mark.parametrize(
     ("where", "allowed"),
     [
-        # a request that was under way when its sender fell asleep may arrive long after: a pointer that the epoch's
-        # manifest has superseded, or a manifest that differs in how long the steps took
+        # a request that was started before its sender was suspended may arrive much later: a pointer superseded by the
+        # epoch's manifest, or a manifest with other durations
         (
             r"PUT .*/epochs/0/partial\.json",
             "iterations/0/epochs/0/partial.json is stored, but not by the undisturbed run",
@@ -114,7 +114,7 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
     tally("two attempts", "slept, then the same end")
 
 
-def test_a_process_that_has_ended_holds_nothing_though_nobody_reaped_it(tmp_path: Path) -> None:
+def test_a_zombie_process_holds_no_lease(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from spin_components.store.lease import LeaseHolder\n"

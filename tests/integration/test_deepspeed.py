@@ -1,4 +1,4 @@
-"""Real DeepSpeed, two ranks on the CPU: the same losses as plain torch, and each goes on from the other's save."""
+"""Real DeepSpeed with two CPU ranks: the same losses as plain torch, and saves that both backends resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 
 
 def val_losses_inside(run: LocalRun) -> list[float]:
-    """val_loss of the validations inside epochs."""
+    """val_loss of the validations inside epochs, by step."""
     paths = sorted(run.root.glob("iterations/*/epochs/*/metrics.json"))
     rows = [row for path in paths for row in json.loads(path.read_text("utf-8"))["steps"]]
     return [row["val_loss"] for row in rows if "val_loss" in row]
@@ -43,7 +43,7 @@ def val_losses_inside(run: LocalRun) -> list[float]:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, tmp_path: Path, stage: int) -> None:
     # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
-    # leave a last batch of 4, where ranks are given filling
+    # leave a last batch of 4, where ranks get padding
     common = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
@@ -59,8 +59,8 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     rewards = [read_rows(run.path(layout.rewards(0, 1)), PairReward) for run in (plain, zero)]
     assert [(row.index, row.step) for row in rewards[0]] == [(row.index, row.step) for row in rewards[1]]
     for kind in ("reward_actual", "reward_generated"):
-        expected, found = ([getattr(row, kind) for row in rows] for rows in rewards)
-        assert found == pytest.approx(expected, abs=1e-4)
+        expected, computed = ([getattr(row, kind) for row in rows] for rows in rewards)
+        assert computed == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(("stage", "max_epochs"), [(2, 1), (3, 2)])
@@ -72,17 +72,17 @@ def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
     training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
     assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    expected, found = (
+    expected, computed = (
         dict(read_state(run.path(f"{layout.epoch(0, max_epochs - 1)}/trainer"))) for run in (plain, zero)
     )
-    assert found.keys() == expected.keys()
-    assert all((found[name] - expected[name]).abs().max() < 1e-5 for name in expected)
+    assert computed.keys() == expected.keys()
+    assert all((computed[name] - expected[name]).abs().max() < 1e-5 for name in expected)
 
 
 def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    unpacked = {"packing": "off"}  # as on a GPU; packed, every rank loads all
+    unpacked = {"packing": "off"}  # as on a GPU; with packing, every rank loads all weights
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
     training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
@@ -111,7 +111,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(("stage", "packing", "is_whole"), [("3", "off", False), ("3", "on", True)])
-def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
+def test_weights_are_partitioned_while_loading_unless_packed(
     tiny_llama: Path, stage: str, packing: str, is_whole: bool
 ) -> None:
     environment = {**os.environ, "MASTER_PORT": str(free_port())}
@@ -122,7 +122,7 @@ def test_weights_are_divided_as_they_are_loaded_unless_they_are_packed(
     assert (held, divided) == ((number, 0) if is_whole else (0, number))
 
 
-def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_deepspeed_resumes_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
     spin = {"max_epochs": 2}
     settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
     reference = begin(settings)
@@ -133,14 +133,14 @@ def test_deepspeed_goes_on_from_a_save_of_plain_torch(make_settings: MakeSetting
     train(uri, 0, 1, policy, scores, hardware(settings))
     expected = losses(LocalRun(Path(uri)))
     shutil.move(uri, twin)
-    # the same run, its second epoch by DeepSpeed: the backend is recorded when a run begins, ranks are the attempt's
+    # the second epoch of the same run with DeepSpeed: the backend is fixed for a run, the ranks may change
     shutil.copytree(twin, uri)
     shutil.rmtree(LocalRun(Path(uri)).path(layout.epoch(0, 1)))
     train(uri, 0, 1, policy, scores, TWO_RANKS)
     assert losses(LocalRun(Path(uri))) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: MakeSettings) -> None:
+def test_a_failing_rank_reports_its_error_and_no_weights_change(make_settings: MakeSettings) -> None:
     training = {"lr": 1e30, "gradient_clip_val": 0.0, "backend": "deepspeed", "zero_stage": 2}
     settings = make_settings(training=training, hardware=TWO_RANKS)
     reference = begin(settings)
@@ -150,16 +150,16 @@ def test_a_rank_that_fails_gives_its_error_and_updates_nothing(make_settings: Ma
     assert not LocalRun(Path(settings.run.uri)).exists(layout.epoch_manifest(0, 0))
 
 
-def test_ranks_with_unlike_numbers_of_chunks_stay_in_step_under_zero_3(tmp_path: Path) -> None:
+def test_ranks_with_different_numbers_of_chunks_do_not_deadlock_under_zero_3(tmp_path: Path) -> None:
     script = Path(__file__).with_name("uneven_ranks.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launch, str(script), str(tmp_path)], check=True, timeout=120, capture_output=True)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in (0, 1)]
     model = make_model()
     before = answer_logprobs(model, OF_RANK)
     (-before.sum() / 2).backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD(model.parameters(), lr=LR).step()
     after = answer_logprobs(model, OF_RANK)
     expected = torch.stack([before, after], dim=1).detach()
-    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=1e-4)
-    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update shows
+    torch.testing.assert_close(torch.tensor(results), expected, rtol=0.0, atol=1e-4)
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update changed the weights

@@ -1,4 +1,4 @@
-"""Runs whose models are evaluated: by tasks of one's own and by a judge, again where something changed, and in vain."""
+"""Evaluation of models by tasks and a judge: results, repeated evaluations and failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} f
 
 
 def settings_of(root: Path | str, model: Path, data: Path, files: Path | str, /, **evaluation: Any) -> Settings:
-    """One iteration, evaluated by one task, and by whatever is added."""
+    """Settings of one iteration with one evaluation task, and further settings."""
     return small_settings(
         root,
         model,
@@ -66,7 +66,7 @@ def judge() -> Iterator[JudgeServer]:
 
 @pytest.fixture
 def trained(tmp_path: Path, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A finished run that asked for no evaluation."""
+    """A finished run without evaluation."""
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "")
     play_anywhere(settings.model_copy(update={"evaluation": EvaluationSettings()}))
     assert read_status(settings.run.uri).state == "done"
@@ -78,13 +78,13 @@ def manifest(run: RunStore, iteration: int) -> Manifest:
 
 
 def events(run: RunStore, kind: str) -> list[dict[str, Any]]:
-    found = []
+    events = []
     for key in run.list(layout.EVENTS, "*.jsonl"):
-        found += [json.loads(line) for line in (run.read(key) or b"").splitlines()]
-    return [event for event in found if event["kind"] == kind and event["step"] == "evaluate"]
+        events += [json.loads(line) for line in (run.read(key) or b"").splitlines()]
+    return [event for event in events if event["kind"] == kind and event["step"] == "evaluate"]
 
 
-def test_a_run_is_evaluated_and_everything_shows_it(
+def test_evaluations_are_in_the_status_the_table_and_the_report(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path, judge: JudgeServer
 ) -> None:
     scores = iter([3, 8, 4, 9])
@@ -104,12 +104,12 @@ def test_a_run_is_evaluated_and_everything_shows_it(
     evaluate_all(settings)
     run = LocalRun(tmp_path / "run")
     base, first = manifest(run, layout.BASE), manifest(run, 0)
-    for found in (base, first):
-        (result,) = found.facts["tasks"]["results"].values()
+    for evaluated in (base, first):
+        (result,) = evaluated.facts["tasks"]["results"].values()
         assert result["num_documents"] == 4
         assert 0 <= result["metrics"]["acc"]["value"] <= 1
     assert (base.facts["judge"]["mean"], first.facts["judge"]["mean"]) == (5.5, 6.5)
-    # verdicts are of the held-out prompts that the model was sampled on, and their texts what it was asked about
+    # the judge scores the sampled answers to the held-out prompts; its requests contain their text
     verdicts = parquet.read_table(run.path(layout.verdicts(0))).to_pydict()
     samples = parquet.read_table(run.path(layout.validation_samples(0, 0))).to_pydict()
     assert verdicts == {"index": samples["index"], "reply": ["Score: 4", "Score: 9"], "score": [4.0, 9.0]}
@@ -139,15 +139,15 @@ def test_a_run_is_evaluated_and_everything_shows_it(
     assert len(events(run, "reuse")) == 2
 
 
-def test_what_is_asked_later_is_evaluated_and_what_changed_again(
+def test_later_and_changed_evaluations_are_run(
     trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path, judge: JudgeServer
 ) -> None:
     settings = settings_of(trained.root, tiny_llama, question_file, tasks)
-    play_anywhere(settings)  # finished; only the attempt is another
+    play_anywhere(settings)  # finished: nothing is repeated in a new attempt
     evaluate_all(settings)
     first = manifest(trained, 0)
     assert list(first.inputs) == ["tasks"]
-    # a judge is added: tasks stay as they are
+    # a judge is added: the task results are reused
     judged = settings_of(
         trained.root, tiny_llama, question_file, tasks, judge_url=judge.url, judge_model="judge", judge_num_samples=1
     )
@@ -157,7 +157,7 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     assert second.inputs["tasks"] == first.inputs["tasks"]
     assert second.facts["tasks"] == first.facts["tasks"]
     assert (second.facts["judge"]["mean"], len(judge.requests)) == (5.0, 2)
-    # other documents in the user's own files: tasks are done again, and the judge is not asked
+    # other documents in the task files: tasks are repeated, the judge's scores are reused
     data = tasks / "data" / "choice.jsonl"
     data.write_text("".join(data.read_text("utf-8").splitlines(keepends=True)[:3]), encoding="utf-8")
     play_anywhere(judged)
@@ -166,7 +166,7 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     assert third.facts["tasks"]["results"]["my_choice"]["num_documents"] == 3
     assert third.inputs["tasks"] != first.inputs["tasks"]
     assert (third.facts["judge"], len(judge.requests)) == (second.facts["judge"], 2)
-    # and once more, when the weights are gone: told, and not missed
+    # once more, after the weights were deleted: a warning, not an error
     trained.delete(f"{layout.epoch(0, 0)}/policy")
     limited = settings_of(trained.root, tiny_llama, question_file, tasks, limit=2)
     play_anywhere(limited)
@@ -177,7 +177,7 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     assert read_status(str(trained.root)).state == "done"
 
 
-def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
+def test_an_unreachable_judge_loses_no_results_and_is_used_later(
     trained: LocalRun, tiny_llama: Path, question_file: Path, tasks: Path
 ) -> None:
     server = JudgeServer(every=Answer(503, b'{"error": {"message": "no GPU left"}}', {"retry-after-ms": "5"}))
@@ -192,7 +192,7 @@ def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
     assert status.best and len(status.iterations) == 1, "training is all there"
     text = io.StringIO()
     print_status(status, Console(file=text, width=200))
-    assert "training is complete; the same command evaluates what is lacking" in text.getvalue()
+    assert "training is complete; the same command runs the evaluations that are missing" in text.getvalue()
     assert "failed in evaluate iteration 0: EngineError" in text.getvalue()
     tasks_done = manifest(trained, 0)
     assert list(tasks_done.inputs) == ["tasks"], "tasks are kept, though the judge was down"
@@ -205,7 +205,7 @@ def test_a_judge_that_is_down_loses_nothing_and_is_asked_again(
     assert manifest(trained, 0).facts["tasks"] == tasks_done.facts["tasks"]
 
 
-def test_weights_wait_for_their_evaluation_and_go_after_it(
+def test_weights_are_deleted_only_after_their_evaluation(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
 ) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, tasks)
@@ -222,14 +222,14 @@ def test_weights_wait_for_their_evaluation_and_go_after_it(
     assert kept == {1, run.read_json(layout.BEST)["iteration"]} - {layout.BASE}
 
 
-def test_prepare_refuses_task_files_that_are_not_there(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
+def test_prepare_refuses_missing_task_files(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
     with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):
         begin(settings)
     assert not LocalRun(tmp_path / "run").exists(layout.RUN)
 
 
-def test_a_pipeline_without_the_step_is_not_asked_for_it(
+def test_evaluation_with_a_pipeline_without_the_step_is_refused(
     tiny_llama: Path, question_file: Path, tmp_path: Path, tasks: Path
 ) -> None:
     from spin_components.prepare.step import prepare
@@ -249,8 +249,8 @@ def test_task_files_and_run_may_lie_in_object_storage(
     begin(settings)
     evaluate_all(settings, iterations=0)
     run = open_run(uri)
-    found = manifest(run, layout.BASE).facts["tasks"]["results"]["my_choice"]
-    assert found["num_documents"] == len(ROWS)
+    results = manifest(run, layout.BASE).facts["tasks"]["results"]["my_choice"]
+    assert results["num_documents"] == len(ROWS)
     kept = read_manifest(run, layout.inputs_manifest("tasks")).outputs
     assert set(kept) == {
         f"{layout.TASKS}/{name}" for name in ("my_choice.yaml", "data/choice.jsonl", "text.jsonl", "text/my_text.yaml")

@@ -1,4 +1,4 @@
-"""`prepare` estimates the memory of what is to come: recorded, and refused where it cannot fit."""
+"""`prepare` estimates the memory of all steps, records it, and refuses settings that cannot fit."""
 
 from __future__ import annotations
 
@@ -46,4 +46,4 @@ def test_pods_that_are_too_small_are_refused_before_the_data_is_read(
     run = prepared(make_settings(**small, hardware={"memory_check": "off"}))
     assert run.exists(layout.DATA_MANIFEST)
     with pytest.raises(ConfigError, match=r"hardware\.memory_check = 'warn'"):
-        prepared(make_settings(**small))  # a finished step is refused as well: what follows would fail
+        prepared(make_settings(**small))  # also if prepare is finished: later steps would fail

@@ -1,4 +1,4 @@
-"""Gates between iterations: a destructive setting is caught; the run goes on, or ends, with what was best before."""
+"""Gates between iterations: after a destructive one, the run ends or continues with the best model before it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def facts_of(run: LocalRun, iteration: int) -> dict[str, object]:
 
 
 def references(run: LocalRun) -> list[str]:
-    """Digest of the model that played, by iteration."""
+    """Digest of the reference, by iteration."""
     keys = sorted(run.list("iterations", "*/generations/00000.json"))
     return [read_manifest(run, key).inputs["reference"] for key in keys]
 
@@ -74,7 +74,7 @@ def test_a_destructive_iteration_ends_the_run_with_the_best_before_it(
     assert f"best: iteration 0, {best['uri']}" in printed
     assert export_model(run.uri, "best", str(tmp_path / "model"))[0].iteration == 0
 
-    # the rules are the attempt's: the same run, told to go on from the best, does
+    # the rules belong to the attempt: the same run can be continued with other rules
     rolled = play(make_settings(**DESTRUCTIVE, selection={"on_regression": "roll_back", "save_top_k": 1}))
     facts = facts_of(rolled, 1)
     assert (facts["outcome"], facts["decision"], facts["next"]) == ("regressed", "roll_back", 0)
@@ -90,10 +90,10 @@ def test_a_destructive_iteration_ends_the_run_with_the_best_before_it(
     assert read_status(rolled.uri).iterations[1].decision == "roll_back"
 
 
-def test_the_base_is_the_best_where_no_iteration_is(
+def test_the_base_model_is_the_best_if_no_iteration_is_better(
     make_settings: MakeSettings, finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 1e30 leaves weights that are finite and a loss that is not
+    # 1e30 gives finite weights and a loss that is not finite
     settings = make_settings(
         spin={"max_iterations": 2},
         data={"max_train_records": 8},
@@ -136,7 +136,7 @@ def test_the_base_is_the_best_where_no_iteration_is(
     assert "base of 1" in comparison_page(comparison)
 
 
-def test_held_out_answers_are_sampled_scored_and_told(make_settings: MakeSettings) -> None:
+def test_held_out_answers_are_sampled_scored_and_reported(make_settings: MakeSettings) -> None:
     settings = make_settings(validation={"num_samples": 5}, generation={"max_new_tokens": 8})
     run = play(settings)
     prompts = read_rows(run.path(layout.VALIDATION), Prompt)[:5]
@@ -150,7 +150,7 @@ def test_held_out_answers_are_sampled_scored_and_told(make_settings: MakeSetting
         assert facts["distinct_2"] == round(distinct(answers, 2), 4)
         assert facts["length_ratio"] == round(length_ratio(answers, [prompt.actual_ids for prompt in prompts]), 4)
         assert facts["cut_share"] == sum(len(ids) == 8 for ids in answers) / 5
-    # the margin, from files alone: base's losses and samples against the policy's
+    # the margin, computed from the stored losses and samples of base model and policy
     before, after = (
         {loss.index: loss.nll for loss in read_rows(run.path(layout.validation_losses(t, 0)), AnswerLoss)}
         for t in (layout.BASE, 0)
@@ -169,7 +169,7 @@ def test_held_out_answers_are_sampled_scored_and_told(make_settings: MakeSetting
     assert "5 held-out prompts, answered as in training" in page
 
 
-def test_a_policy_like_its_reference_has_no_margin_and_answers_alike(make_settings: MakeSettings) -> None:
+def test_a_policy_equal_to_its_reference_has_margin_zero_and_the_same_answers(make_settings: MakeSettings) -> None:
     settings = make_settings(training={"lr": 1e-12}, validation={"num_samples": 5}, generation={"max_new_tokens": 8})
     run = play(settings)
     base, policy = (read_rows(run.path(layout.validation_samples(t, 0)), Sample) for t in (layout.BASE, 0))
@@ -180,7 +180,7 @@ def test_a_policy_like_its_reference_has_no_margin_and_answers_alike(make_settin
     assert read_manifest(run, layout.validation(0, 0)).facts["spin_margin"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_limit_on_answers_needs_samples_and_holds(make_settings: MakeSettings) -> None:
+def test_a_limit_on_answer_statistics_needs_samples_and_is_applied(make_settings: MakeSettings) -> None:
     settings = make_settings(
         spin={"max_iterations": 2},
         validation={"num_samples": 4},

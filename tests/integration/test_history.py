@@ -1,4 +1,4 @@
-"""Pairs of earlier iterations: trained on again, scored again, and never under another reference than the present."""
+"""History pairs are trained on again, and scored again under the current reference."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Begun:
         return read_rows(self.run.path(layout.ref_logprobs(iteration, 0)), Score)
 
     def rewrite(self, key: str, rows: list[Score] | list[Pair]) -> None:
-        """Replace a file together with its digest in its manifest, as a step that worked otherwise would have."""
+        """Replace a file and its digest in the manifest, as if the step had written other content."""
         with self.run.staged(key) as staged:
             write_rows(staged.path, type(rows[0]), rows)  # type: ignore[type-var]
         made_by = layout.manifest_of(key)
@@ -59,7 +59,7 @@ class Begun:
 
 @pytest.fixture
 def begun(make_settings: MakeSettings) -> Begun:
-    """With history = 1, which is the default."""
+    """A run with history = 1, the default."""
     settings = make_settings(
         data={"max_train_records": 12}, generation={"max_new_tokens": 6}, spin={"max_iterations": 2}
     )
@@ -68,8 +68,8 @@ def begun(make_settings: MakeSettings) -> Begun:
     return Begun(settings, LocalRun(Path(settings.run.uri)), reference, scores)
 
 
-def test_scores_of_the_old_reference_for_history_pairs_stop_the_run_at_step_zero(begun: Begun) -> None:
-    # the planted mistake: pairs of iteration 0 keep what iteration 0's reference gave them
+def test_history_pairs_scored_by_the_old_reference_stop_the_run_at_step_zero(begun: Begun) -> None:
+    # planted mistake: pairs of iteration 0 keep the scores of iteration 0's reference
     stale = {score.key: score for score in begun.rows(0)}
     rows = begun.rows(1)
     assert any(row.origin == 0 for row in rows)
@@ -85,7 +85,7 @@ def test_scores_of_the_old_reference_for_history_pairs_stop_the_run_at_step_zero
         begun.train()
 
 
-def test_with_scores_of_its_own_reference_an_iteration_with_history_begins_at_ln_2(begun: Begun) -> None:
+def test_history_pairs_scored_by_the_current_reference_start_at_ln_2(begun: Begun) -> None:
     first = len(losses(begun.run))
     play_iteration(begun.settings, 1, begun.reference)
     assert losses(begun.run)[first] == pytest.approx(math.log(2), abs=1e-5)
@@ -94,15 +94,15 @@ def test_with_scores_of_its_own_reference_an_iteration_with_history_begins_at_ln
     rewards = read_rows(begun.run.path(layout.rewards(1, 0)), PairReward)
     assert sorted((row.origin, row.index) for row in rewards) == sorted(row.key for row in begun.rows(1))
     assert sum(row.origin == 0 for row in rewards) == counts["num_history"] > 0
-    # iterations differ in steps: 12 pairs in batches of 8 are 2, up to 24 are 3
+    # numbers of steps: 2 for 12 pairs in batches of 8, 3 for up to 24 pairs
     state = read_manifest(begun.run, layout.epoch_manifest(1, 0)).facts["state"]
     assert state["steps_per_epoch"] == [2, math.ceil(counts["num_pairs"] / 8)] == [2, 3]
     row = read_status(begun.run.uri).iterations[1].model_dump(mode="json")
     assert {name: row[name] for name in counts} == counts
 
 
-def test_a_shard_with_other_older_generations_is_not_taken_for_done(begun: Begun) -> None:
-    assert begun.score() == begun.scores[0]  # found done
+def test_a_shard_with_changed_older_generations_is_refused(begun: Begun) -> None:
+    assert begun.score() == begun.scores[0]  # reused
     pairs = read_rows(begun.run.path(OLD), Pair)
     begun.rewrite(OLD, [replace(pair, generated_ids=[*pair.generated_ids, 7]) for pair in pairs])
     with pytest.raises(InputsChangedError, match="generations of iteration 0 was "):
@@ -111,7 +111,7 @@ def test_a_shard_with_other_older_generations_is_not_taken_for_done(begun: Begun
         begun.train()
 
 
-def test_altered_older_generations_are_found_before_they_are_used(begun: Begun) -> None:
+def test_altered_older_generations_are_detected_before_they_are_used(begun: Begun) -> None:
     content = bytearray(begun.run.path(OLD).read_bytes())
     content[len(content) // 2] ^= 1
     begun.run.path(OLD).write_bytes(content)
@@ -122,14 +122,14 @@ def test_altered_older_generations_are_found_before_they_are_used(begun: Begun) 
         begun.score()
 
 
-def test_scores_of_a_pair_that_nobody_generated_are_refused(begun: Begun) -> None:
+def test_scores_without_a_generated_pair_are_refused(begun: Begun) -> None:
     rows = begun.rows(1)
     begun.rewrite(SCORES, [replace(rows[0], origin=3), *rows[1:]])
     with pytest.raises(IntegrityError, match="are of other pairs than"):
         begun.train()
 
 
-def test_when_every_answer_is_cut_and_cut_ones_are_dropped_the_error_says_so(make_settings: MakeSettings) -> None:
+def test_dropping_cut_answers_when_all_are_cut_is_an_error(make_settings: MakeSettings) -> None:
     settings = make_settings(generation={"max_new_tokens": 1, "on_truncated": "drop"}, spin={"max_similarity": 0.9})
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)

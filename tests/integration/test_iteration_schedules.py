@@ -1,4 +1,4 @@
-"""Schedules over iterations, optimizer state carried from one to the next, and objectives: whole runs, step by step."""
+"""Whole runs with schedules over iterations, carried optimizer state and other objectives."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ MakeSettings = Callable[..., Settings]
 
 
 def rows_of(run: LocalRun, t: int, e: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"]
-    return found
+    rows: list[dict[str, Any]] = json.loads(run.path(layout.epoch(t, e) + "/metrics.json").read_text())["steps"]
+    return rows
 
 
 def state_after(run: LocalRun, t: int, e: int) -> dict[str, Any]:
-    found: dict[str, Any] = read_manifest(run, layout.epoch_manifest(t, e)).facts["state"]
-    return found
+    state: dict[str, Any] = read_manifest(run, layout.epoch_manifest(t, e)).facts["state"]
+    return state
 
 
-def test_schedules_hold_in_their_iterations_and_may_grow(make_settings: MakeSettings) -> None:
+def test_schedules_apply_to_their_iterations_and_can_be_extended(make_settings: MakeSettings) -> None:
     spin: dict[str, Any] = {"history": 0, "max_iterations": 1, "max_epochs": [2, 1]}
     spin |= {"ref_policy_kl_penalty": [0.1, 0.5]}
     short = make_settings(spin=spin, training={"lr": [1e-3, 5e-4]}, generation={"temperature": [1.0, 0.0]})
     run = play(short)
     first = run.read_json(layout.checkpoint(0))["facts"]
     assert (first["decision"], first["epoch"]) == ("done", 1)
-    # a second iteration, of which other things are said now than when the first began
+    # a second iteration, with other settings for it than when the first one started
     spin |= {"max_iterations": 2, "max_epochs": [2, 1, 3], "ref_policy_kl_penalty": [0.1, 5.0]}
     longer = make_settings(spin=spin, training={"lr": [1e-3, 2e-4]}, generation={"temperature": [1.0, 0.5, 0.0]})
     run = play(longer)
@@ -52,7 +52,7 @@ def test_schedules_hold_in_their_iterations_and_may_grow(make_settings: MakeSett
     assert [inputs["spin.ref_policy_kl_penalty"] for inputs in trained] == [0.1, 5.0]
     assert [inputs["spin.max_epochs"] for inputs in trained] == [2, 1]
     assert run.read_json(layout.checkpoint(1))["facts"]["ref_policy_kl_penalty"] == 5.0
-    # what has begun is fixed
+    # settings of started iterations are fixed
     with pytest.raises(InputsChangedError, match=r"training.lr was \[0.001, 0.0005\], now \[0.001, 0.0003\]"):
         begin(make_settings(spin=spin, training={"lr": [1e-3, 3e-4]}, generation={"temperature": [1.0, 0.5, 0.0]}))
 
@@ -67,16 +67,16 @@ def test_optimizer_state_is_carried_from_one_iteration_to_the_next(make_settings
     assert state_after(runs[False], 1, 0)["num_updates"] == 4
     fresh, carried = (runs[reset] for reset in (True, False))
     assert rows_of(carried, 0, 0)[-1]["loss"] == rows_of(fresh, 0, 0)[-1]["loss"]
-    # the first step of the second iteration sees the same weights and pairs; the second feels the first's update
+    # the first step of iteration 1 has the same weights and pairs; the second differs by the first's update
     assert rows_of(carried, 1, 0)[0]["loss"] == pytest.approx(rows_of(fresh, 1, 0)[0]["loss"], abs=1e-5)
     assert abs(rows_of(carried, 1, 0)[1]["loss"] - rows_of(fresh, 1, 0)[1]["loss"]) > 1e-4
-    # the state stays beside the policies that a next iteration may start from; none where it is not carried
+    # state is kept with policies that a next iteration may start from, and only if it is carried
     kept = {path.parent.relative_to(carried.root).as_posix() for path in carried.root.rglob("trainer")}
     assert kept == {layout.epoch(t, 0) for t in (1, carried.read_json(layout.BEST)["iteration"])}
     assert not list(fresh.root.rglob("trainer"))
 
 
-def test_carried_state_is_taken_up_by_a_run_that_is_raised_and_interrupted(
+def test_carried_state_is_used_after_an_extension_and_interruptions(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     training = {"save_interval": 1, "micro_batch_size": 2}
@@ -88,7 +88,7 @@ def test_carried_state_is_taken_up_by_a_run_that_is_raised_and_interrupted(
     scores = play_scores(settings, 1, reference)
     attempt = run.read_json(layout.ATTEMPT)
     interrupted = False
-    for done in range(4):  # every attempt ends after a step, in the middle of the epoch
+    for done in range(4):  # every attempt ends after one step, inside the epoch
         run.write_json(layout.ATTEMPT, {**attempt, "deadline": None if done == 3 else 0.0})
         interrupted = not train(settings.run.uri, 1, 0, reference, scores, hardware(settings)) or interrupted
     assert interrupted
@@ -102,7 +102,7 @@ def test_the_base_model_scores_every_pair_and_once_where_it_is_the_reference(mak
     run = play(make_settings(spin={"max_iterations": 2}, objective=objective))
     first, second = (read_rows(run.path(layout.ref_logprobs(t, 0)), Score) for t in (0, 1))
     assert all((score.base_actual, score.base_generated) == (score.ref_actual, score.ref_generated) for score in first)
-    # an iteration of training has made the human answers likelier than the base model finds them
+    # after an iteration, human answers are likelier than under the base model
     assert all(score.base_actual is not None and score.base_actual < score.ref_actual for score in second)
     rows = rows_of(run, 0, 0)
     assert rows[0]["loss"] == pytest.approx(1.0 + 0.1 * rows[0]["sft_loss"], abs=1e-5)
@@ -113,7 +113,7 @@ def test_the_base_model_scores_every_pair_and_once_where_it_is_the_reference(mak
         begin(make_settings(spin={"max_iterations": 2}, objective=objective | {"loss": "logistic"}))
 
 
-def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(make_settings: MakeSettings) -> None:
+def test_two_ranks_use_carried_state_with_the_losses_of_plain_torch(make_settings: MakeSettings) -> None:
     objective = {"base_weight": 0.5, "sft_weight": 0.5, "length_normalized": True, "label_smoothing": 0.1}
     settings = make_settings(objective=objective, spin={"max_iterations": 2, "reset_optimizer": False, "history": 0})
     run, uri = LocalRun(Path(settings.run.uri)), settings.run.uri

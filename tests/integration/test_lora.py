@@ -1,4 +1,4 @@
-"""Runs that train an adapter: stored merged or alone, on float32 or on 4-bit weights, stopped and gone on with."""
+"""Runs that train an adapter: stored merged or alone, on float32 or 4-bit weights, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -49,34 +49,34 @@ def settings_of(root: Path, model: Path, data: Path, **sections: dict[str, Any])
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A run whose policies are stored merged; not to be written to."""
+    """A run with merged policies; read-only."""
     return play(settings_of(tmp_path_factory.mktemp("merged") / "run", tiny_llama, question_file))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """The same run whose policies are stored as adapters; not to be written to."""
+    """The same run with policies stored as adapters; read-only."""
     root = tmp_path_factory.mktemp("alone") / "run"
     return play(settings_of(root, tiny_llama, question_file, lora={"export": "adapter"}))
 
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
-    """A run on 4-bit weights; not to be written to."""
+    """A run on 4-bit weights; read-only."""
     root = tmp_path_factory.mktemp("quantized") / "run"
     return play(settings_of(root, tiny_llama, question_file, lora={"export": "adapter", "quantize": "nf4"}))
 
 
 def first_losses(run: LocalRun) -> list[float]:
-    """Of each iteration."""
-    found = losses(run)
-    return found[:: len(found) // 2]
+    """The first loss of each iteration."""
+    all_losses = losses(run)
+    return all_losses[:: len(all_losses) // 2]
 
 
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model.eval()(input_ids=TOKENS, use_cache=False).logits
-    return found
+        output: Tensor = model.eval()(input_ids=TOKENS, use_cache=False).logits
+    return output
 
 
 def policy(run: LocalRun, t: int) -> str:
@@ -87,16 +87,14 @@ def plain(folder: Path) -> Any:
     return load_model(folder, ModelSettings(base="x"))
 
 
-def test_each_iteration_begins_at_ln_2_and_learns(merged: LocalRun) -> None:
+def test_each_iteration_starts_at_ln_2_and_learns(merged: LocalRun) -> None:
     assert first_losses(merged) == pytest.approx([math.log(2)] * 2, abs=1e-7)
     assert len(losses(merged)) == 8
     assert all(loss < math.log(2) - 0.01 for loss in (losses(merged)[3], losses(merged)[7]))
     assert len(set(val_losses(merged))) == 3
 
 
-def test_a_merged_policy_is_a_plain_model_that_differs_in_adapted_layers_alone(
-    merged: LocalRun, tiny_llama: Path
-) -> None:
+def test_a_merged_policy_differs_from_the_base_in_adapted_layers_only(merged: LocalRun, tiny_llama: Path) -> None:
     before = load_file(tiny_llama / "model.safetensors")
     after = load_file(merged.path(f"{layout.epoch(1, 1)}/policy/model.safetensors"))
     assert before.keys() == after.keys()
@@ -105,21 +103,23 @@ def test_a_merged_policy_is_a_plain_model_that_differs_in_adapted_layers_alone(
     assert not list(merged.path(f"{layout.epoch(1, 1)}/policy").glob("adapter*"))
 
 
-def test_adapters_alone_give_the_same_run_and_the_same_models(merged: LocalRun, alone: LocalRun) -> None:
+def test_stored_adapters_give_the_same_run_as_merged_policies(merged: LocalRun, alone: LocalRun) -> None:
     assert losses(alone) == losses(merged)
     assert val_losses(alone) == val_losses(merged)
     folder = open_model(alone, policy(alone, 1), what="the policy")
     expected = load_file(merged.path(f"{layout.epoch(1, 1)}/policy/model.safetensors"))
-    found = load_file(folder / "model.safetensors")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    merged = load_file(folder / "model.safetensors")
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
     alone.close()
     assert not folder.exists()
 
 
-def test_storage_holds_adapters_and_what_they_sit_on(alone: LocalRun, tiny_llama: Path) -> None:
+def test_storage_has_the_adapters_and_their_base_models(alone: LocalRun, tiny_llama: Path) -> None:
     assert {path.stat().st_size for path in alone.root.rglob("model.safetensors")} == set()
-    bases = [read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)]  # of both, though save_top_k = 1
+    bases = [
+        read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)
+    ]  # both are kept, although save_top_k = 1
     assert [base.uri for base in bases] == [str(tiny_llama), policy(alone, 0)]
     assert bases[1].sha256 == model_digest(alone, policy(alone, 0))
     weights = f"{layout.epoch(1, 1)}/policy/adapter_model.safetensors"
@@ -128,7 +128,7 @@ def test_storage_holds_adapters_and_what_they_sit_on(alone: LocalRun, tiny_llama
 
 
 @pytest.mark.parametrize("storage", ["merged", "alone"])
-def test_peft_loads_the_exported_adapter_upon_the_base(
+def test_peft_loads_the_exported_adapter_on_the_base_model(
     storage: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -137,10 +137,10 @@ def test_peft_loads_the_exported_adapter_upon_the_base(
     export_model(run.uri, "1", str(tmp_path / "whole"))
     export_model(run.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
-    assert config["r"] == 2 * LORA["r"]  # of both iterations
-    found = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
+    assert config["r"] == 2 * LORA["r"]  # merged from both iterations
+    adapted = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
     expected = logits(plain(tmp_path / "whole"))
-    torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(adapted), expected, atol=1e-5, rtol=1e-5)
     assert (logits(plain(Path(config["base_model_name_or_path"]))) - expected).abs().max() > 1e-3
     card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
     assert "library_name: peft" in card
@@ -149,13 +149,13 @@ def test_peft_loads_the_exported_adapter_upon_the_base(
     }
 
 
-def test_a_fork_of_an_adapter_says_to_export_it_first(alone: LocalRun, merged: LocalRun) -> None:
+def test_a_fork_from_an_adapter_is_refused_with_advice_to_export_it(alone: LocalRun, merged: LocalRun) -> None:
     with pytest.raises(ConfigError, match=r"is stored as an adapter .* `spin-pipeline export .* --iteration 1`"):
         forked_values(alone, "1")
     assert forked_values(merged, "1")["model"]["base"] == find_published(merged, "1").uri
 
 
-def test_an_epoch_that_was_stopped_goes_on_to_the_same_end(
+def test_a_stopped_epoch_resumes_with_the_same_result(
     merged: LocalRun, tiny_llama: Path, question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, spin={"max_iterations": 1})
@@ -169,7 +169,7 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_same_end(
         assert train(uri, 0, 1, done, scores, hardware(settings)) == STOPPED
     save = run.read_json(layout.partial(0, 1))["facts"]["key"]
     parts = {"/".join(key.removeprefix(f"{save}/").split("/")[:-1]) for key in run.sizes(save)}
-    assert parts == {"adapter", "trainer"}  # no merged weights inside an epoch
+    assert parts == {"adapter", "trainer"}  # saves inside an epoch have no merged weights
     optimizer = load_file(run.path(f"{save}/trainer/optimizer-00000.safetensors"))
     assert len(optimizer) == 2 * 2 * 14
     assert all(".lora_" in name for name in optimizer)
@@ -180,7 +180,7 @@ def test_an_epoch_that_was_stopped_goes_on_to_the_same_end(
     assert not list(run.root.rglob("*.part"))
 
 
-def test_other_settings_of_an_adapter_are_refused_for_a_run_that_is_there(
+def test_changed_adapter_settings_are_refused_for_an_existing_run(
     tiny_llama: Path, question_file: Path, tmp_path: Path
 ) -> None:
     begin(settings_of(tmp_path / "run", tiny_llama, question_file))
@@ -188,7 +188,7 @@ def test_other_settings_of_an_adapter_are_refused_for_a_run_that_is_there(
         begin(settings_of(tmp_path / "run", tiny_llama, question_file, lora={"alpha": 4.0}))
 
 
-def test_an_altered_adapter_is_found_before_anything_is_built_on_it(
+def test_an_altered_adapter_is_detected_before_it_is_used(
     tiny_llama: Path, question_file: Path, tmp_path: Path
 ) -> None:
     settings = settings_of(
@@ -203,27 +203,29 @@ def test_an_altered_adapter_is_found_before_anything_is_built_on_it(
         export_model(run.uri, "0", str(tmp_path / "out"), as_adapter=True)
 
 
-def test_on_4_bit_weights_reference_and_policy_agree_too(quantized: LocalRun, merged: LocalRun) -> None:
+def test_reference_and_policy_agree_on_4_bit_weights(quantized: LocalRun, merged: LocalRun) -> None:
     assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=1e-7)
     assert losses(quantized)[7] < math.log(2) - 0.01
-    assert val_losses(quantized)[0] != val_losses(merged)[0]  # the base is validated as it is trained on
+    assert (
+        val_losses(quantized)[0] != val_losses(merged)[0]
+    )  # the base model is validated in the same precision as in training
     assert val_losses(quantized)[0] == pytest.approx(val_losses(merged)[0], abs=0.2)
 
 
-def test_a_policy_on_4_bit_weights_is_exported_as_it_computes(quantized: LocalRun, tmp_path: Path) -> None:
+def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: LocalRun, tmp_path: Path) -> None:
     from peft import PeftModel
 
     settings = Settings.model_validate(quantized.read_json(layout.RUN)["settings"])
     export_model(quantized.uri, "1", str(tmp_path / "whole"))
     export_model(quantized.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     base = load_quantized(Path(settings.model.base), settings, torch.device("cpu"), "float32")
-    found = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    torch.testing.assert_close(logits(found), logits(plain(tmp_path / "whole")), atol=1e-4, rtol=1e-4)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(adapted), logits(plain(tmp_path / "whole")), atol=1e-4, rtol=1e-4)
     assert "quantised to nf4" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("stage", "quantize"), [(3, "none"), (2, "nf4")])
-def test_two_ranks_train_an_adapter_as_plain_torch_does(
+def test_two_ranks_train_an_adapter_like_plain_torch(
     merged: LocalRun,
     quantized: LocalRun,
     tiny_llama: Path,
@@ -246,9 +248,9 @@ def test_two_ranks_train_an_adapter_as_plain_torch_does(
     run = LocalRun(tmp_path / "run")
     assert losses(run) == pytest.approx(losses(expected)[:4], abs=1e-5)
     part = "adapter" if quantize == "none" else "policy"
-    found, known = (
+    loaded, known = (
         load_file(each.path(f"{layout.epoch(0, 1)}/{name}/adapter_model.safetensors"))
         for each, name in ((run, "policy"), (expected, part))
     )
-    assert found.keys() == known.keys()
-    assert all((found[name] - known[name]).abs().max() < 1e-4 for name in known)
+    assert loaded.keys() == known.keys()
+    assert all((loaded[name] - known[name]).abs().max() < 1e-4 for name in known)

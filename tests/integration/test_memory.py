@@ -1,4 +1,4 @@
-"""The estimated peak of a step against the kernel's own count, for a step run by itself in a process of its own."""
+"""The estimated peak memory of a step, compared with the kernel's count for a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.memory import Case, estimate_of, in_own_process
 
 @pytest.fixture(scope="module")
 def middling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose weights, activations and logits each take more than the libraries vary by."""
+    """A Llama with weights, activations and logits that are each larger than the variation of the libraries."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""An epoch on several nodes: a TrainJob whose pods are real processes that meet through torchrun and train together."""
+"""An epoch on several nodes: a TrainJob whose pods are real processes that train together through torchrun."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with step_of("attempt-1"):
 
 @dataclass
 class Epoch:
-    """The first epoch of a run, which is to be trained next."""
+    """The first epoch of a run, before training."""
 
     settings: Settings
     reference: str
@@ -67,7 +67,7 @@ class Epoch:
         return train_on_nodes(**self.arguments, hardware=TWO_NODES, pod={}, template=TEMPLATE, poll_s=0.2)
 
     def start_step(self) -> subprocess.Popen[bytes]:
-        """The step as a process of its own, as in a pod."""
+        """The step in a separate process, as in a pod."""
         arguments = {**self.arguments, "hardware": TWO_NODES, "pod": {}, "template": TEMPLATE, "poll_s": 0.2}
         return subprocess.Popen([sys.executable, "-c", STEP, json.dumps(arguments)], stderr=subprocess.DEVNULL)
 
@@ -114,7 +114,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     epoch.train_here()
     expected = losses(epoch.run)
     epoch.run.delete(layout.epoch(0, 0))
-    answers = iter([(503, "overloaded"), (429, "slow down")])  # which is asked again
+    answers = iter([(503, "overloaded"), (429, "slow down")])  # the request is retried
     trainer.refuse = lambda method, path: next(answers, None)
     assert epoch.train_on_nodes() == epoch.run.uri_of(f"{layout.epoch(0, 0)}/policy")
     assert losses(epoch.run) == pytest.approx(expected, abs=1e-5)
@@ -124,7 +124,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     assert len(trainer.created) == 1, "an epoch that is done starts no job"
 
 
-def test_a_retried_step_goes_on_with_the_job_that_it_left(epoch: Epoch, trainer: TrainerServer) -> None:
+def test_a_retried_step_continues_with_its_job(epoch: Epoch, trainer: TrainerServer) -> None:
     killed = epoch.start_step()
     wait_for(lambda: trainer.created)
     killed.kill()
@@ -174,10 +174,10 @@ def test_a_pod_that_is_killed_is_named_with_its_last_lines(epoch: Epoch, trainer
         epoch.train_on_nodes()
 
 
-def test_a_job_that_nobody_follows_ends_itself(
+def test_a_job_without_a_running_step_ends(
     epoch: Epoch, trainer: TrainerServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the step is killed while the second node sleeps, so that the first would wait for it
+    # the step is killed while the second node sleeps and the first waits for it
     monkeypatch.setenv("SPIN_UNWATCHED_S", "2")
     step = epoch.start_step()
     wait_for(lambda: trainer.jobs and len(next(iter(trainer.jobs.values())).pods) == 2)
@@ -199,7 +199,7 @@ def test_a_job_that_nobody_follows_ends_itself(
         (422, "spec.trainer: Invalid value", r"refused in namespace team: .*: spec.trainer: Invalid value"),
     ],
 )
-def test_what_the_cluster_refuses_is_said_in_one_line(
+def test_a_refusal_by_the_cluster_is_a_one_line_error(
     epoch: Epoch, trainer: TrainerServer, status: int, message: str, says: str
 ) -> None:
     trainer.refuse = lambda method, path: (status, message) if method == "POST" else None

@@ -1,4 +1,4 @@
-"""A user's own file, in every form that is recognised, through a whole iteration."""
+"""Whole iterations on a user's own data, in every supported format."""
 
 from __future__ import annotations
 

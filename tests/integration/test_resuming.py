@@ -1,4 +1,4 @@
-"""Stopping and going on: inside an epoch, by time limit, and across backends."""
+"""Stopping and resuming: inside an epoch, and at the time limit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
 
 
 def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in a process of its own and kill it outright once it has saved so often."""
+    """Train in a separate process and kill it after a number of saves."""
     process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings, reference, scores))
     process.start()
     pointer = Path(settings.run.uri, layout.partial(0, 0))
@@ -45,7 +45,7 @@ def _train_until_killed(settings: Settings, reference: str, scores: list[str], n
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-def test_a_killed_epoch_goes_on_from_its_last_save_to_the_same_end(
+def test_a_killed_epoch_resumes_from_its_last_save_with_the_same_result(
     make_settings: MakeSettings, tmp_path: Path, optimizer: str
 ) -> None:
     training = {"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2, "optimizer": optimizer}
@@ -68,7 +68,7 @@ def test_a_killed_epoch_goes_on_from_its_last_save_to_the_same_end(
     assert not list(run.root.rglob("*.part"))
 
 
-def test_an_altered_save_is_found_before_it_is_used(make_settings: MakeSettings) -> None:
+def test_an_altered_save_is_detected_before_it_is_used(make_settings: MakeSettings) -> None:
     settings = make_settings(training={"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2})
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
@@ -83,7 +83,7 @@ def test_an_altered_save_is_found_before_it_is_used(make_settings: MakeSettings)
         _train(settings, reference, scores)
 
 
-def test_the_time_limit_stops_cleanly_and_the_same_settings_go_on(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_the_time_limit_stops_cleanly_and_the_same_settings_resume(make_settings: MakeSettings, tmp_path: Path) -> None:
     undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, spin={"max_epochs": 2}))
     settings = make_settings(spin={"max_epochs": 2})
     reference = begin(settings)
@@ -107,7 +107,7 @@ def test_time_running_out_inside_an_epoch_saves_first(
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     run = LocalRun(Path(settings.run.uri))
-    asked = itertools.count(1)  # once before the epoch, then before every step: each attempt's time is over after four
+    asked = itertools.count(1)  # checked before the epoch and before every step: each attempt ends at the fourth check
     monkeypatch.setattr(Step, "out_of_time", lambda step: next(asked) % 6 == 0)
     stops = 0
     while not train(settings.run.uri, 0, 0, reference, scores, hardware(settings)):

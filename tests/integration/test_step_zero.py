@@ -1,4 +1,4 @@
-"""The first loss of an iteration, on the demo's model: ln 2, in float32 and in bf16."""
+"""The first loss of an iteration with the demo's model is ln 2, in float32 and in bf16."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_PAIRS = 8
 
 @pytest.fixture(scope="module")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair]]:
-    """SmolLM2-135M and pairs whose "generated" answer is the human answer to another question."""
+    """SmolLM2-135M, and pairs whose "generated" answer is the human answer to another question."""
     folder: Path = tmp_path_factory.mktemp("models") / "smollm2"
     make_smollm2(folder)
     settings = ModelSettings(base=str(folder))
@@ -37,9 +37,11 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair
     eos_ids = find_eos_ids(tokenizer, 2)
     assert eos_ids == [2], "SmolLM2 ends a turn with <|im_end|>"
     renderer = Renderer(tokenizer, eos_ids, max_length=192, max_prompt_length=128)
-    found = list(docstrings(limit=2 * NUM_PAIRS))
+    records = list(docstrings(limit=2 * NUM_PAIRS))
     pairs = []
-    for index, ((question, answer), (_, other)) in enumerate(zip(found[:NUM_PAIRS], found[NUM_PAIRS:], strict=True)):
+    for index, ((question, answer), (_, other)) in enumerate(
+        zip(records[:NUM_PAIRS], records[NUM_PAIRS:], strict=True)
+    ):
         prompt = (Message("user", question),)
         actual, generated = (renderer.render(Conversation(prompt, text)) for text in (answer, other))
         pairs.append(Pair(index, actual.prompt_ids, actual.actual_ids, generated.actual_ids[:-1], "length"))
@@ -50,7 +52,7 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair
 def scored_model(
     request: pytest.FixtureRequest, demo_model: tuple[Any, list[Pair]]
 ) -> Iterator[tuple[Any, list[Pair]]]:
-    """It in either layout."""
+    """The model, with packed or padded batches."""
     model, pairs = demo_model
     if request.param == "packed":
         assert enable_packed_attention(model, torch.device("cpu")) == ""
@@ -59,7 +61,7 @@ def scored_model(
 
 
 def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_reference: bool) -> float:
-    """How far the first loss is from ln 2, with the policy's batches like the reference's or otherwise."""
+    """Distance of the first loss from ln 2, with the policy's batches equal to the reference's or not."""
     compute = Compute(torch.device("cpu"), precision)
     training = TrainingSettings(global_batch_size=NUM_PAIRS, micro_batch_size=4)
     batch = permutation(NUM_PAIRS, seed=1)
@@ -85,9 +87,9 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_the_first_loss_is_ln_2_to_rounding(scored_model: tuple[Any, list[Pair]], precision: Precision) -> None:
-    # far within STEP_ZERO_TOLERANCE, because policy and reference are computed in the same micro-batches
+    # far below STEP_ZERO_TOLERANCE, because policy and reference use the same micro-batches
     assert _distance(*scored_model, precision, like_reference=True) < 1e-6
 
 
-def test_in_float32_the_batches_do_not_matter(scored_model: tuple[Any, list[Pair]]) -> None:
+def test_in_float32_the_first_loss_does_not_depend_on_batches(scored_model: tuple[Any, list[Pair]]) -> None:
     assert _distance(*scored_model, "float32", like_reference=False) < STEP_ZERO_TOLERANCE["float32"]

@@ -1,4 +1,4 @@
-"""Trackers beside a whole run, whose steps are the real ones."""
+"""Trackers in a whole run with real steps."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MakeSettings = Callable[..., Settings]
 
 
 def rows(run: LocalRun) -> list[dict[str, Any]]:
-    """Metrics of every step, as the run itself keeps them."""
+    """Metrics of every training step, as stored in the run."""
     keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
     return [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
 
 
 @pytest.mark.usefixtures("patient_trackers")
-def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_again(
+def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     tracking = {
@@ -44,7 +44,9 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
     scores = play_scores(settings, 0, reference)
     policy = validate(uri, 0, 0, train(uri, 0, 0, reference, scores, machine), machine, reference)
     train(uri, 0, 1, policy, scores, machine)
-    LocalRun(Path(uri)).delete(layout.epoch_manifest(0, 1))  # as if killed before it: trackers are ahead of the run
+    LocalRun(Path(uri)).delete(
+        layout.epoch_manifest(0, 1)
+    )  # as if killed before the save: trackers are ahead of the run
     run = play(settings)
     expected = [(row["step"], round(row["loss"], 6)) for row in rows(run)]
     assert len(expected) == 6  # 20 pairs in batches of 8, twice
@@ -60,10 +62,10 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
     assert tensorboard_curve(tmp_path / "run", "iteration", "num_pairs") == [(6, 20.0)]
 
     client = mlflow_client(settings)
-    (found,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
-    history = client.get_metric_history(found.info.run_id, "loss")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("spin").experiment_id])
+    history = client.get_metric_history(tracked.info.run_id, "loss")
     assert sorted((metric.step, round(metric.value, 6)) for metric in history) == expected
-    assert sorted(metric.step for metric in client.get_metric_history(found.info.run_id, "val_loss")) == [0, 3, 6]
+    assert sorted(metric.step for metric in client.get_metric_history(tracked.info.run_id, "val_loss")) == [0, 3, 6]
 
     logged = wandb_files.history(tmp_path / "run")
     assert [(row["global_step"], round(row["loss"], 6)) for row in logged if "loss" in row] == expected
@@ -71,7 +73,7 @@ def test_every_tracker_has_the_runs_own_curves_also_when_an_epoch_is_trained_aga
     assert [event for event in read_events(run) if event["kind"] == "warning" and "metrics" in event["message"]] == []
 
 
-def test_trackers_are_no_input_of_any_step(make_settings: MakeSettings) -> None:
+def test_trackers_are_not_inputs_of_steps(make_settings: MakeSettings) -> None:
     settings = {"spin": {"max_iterations": 1}, "generation": {"max_new_tokens": 4}}
     run = play(make_settings(**settings))
     before = len(read_events(run))

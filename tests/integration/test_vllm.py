@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU, one engine for all tests here: it takes half a minute to start."""
+"""Real vLLM on the CPU, with one engine for all tests since it takes half a minute to start."""
 
 from __future__ import annotations
 
@@ -47,14 +47,12 @@ def prompts(tiny_llama: Path) -> list[list[int]]:
 
 
 def _answers(engine: VllmEngine | TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
-    found = dict(engine.generate(prompts, limits))
-    assert sorted(found) == list(range(len(prompts)))
-    return [found[place] for place in range(len(prompts))]
+    answers = dict(engine.generate(prompts, limits))
+    assert sorted(answers) == list(range(len(prompts)))
+    return [answers[place] for place in range(len(prompts))]
 
 
-def test_each_answer_keeps_its_own_limit_and_its_eos_only_where_sampled(
-    engine: VllmEngine, prompts: list[list[int]]
-) -> None:
+def test_each_answer_has_its_own_limit_and_eos_only_if_sampled(engine: VllmEngine, prompts: list[list[int]]) -> None:
     engine._sampling = _sampling(max_new_tokens=24)
     limits = [24 - place % 8 for place in range(len(prompts))]
     for answer, limit in zip(_answers(engine, prompts, limits), limits, strict=True):
@@ -64,7 +62,7 @@ def test_each_answer_keeps_its_own_limit_and_its_eos_only_where_sampled(
         assert (len(answer.token_ids) == limit) or answer.finish_reason == "stop"
 
 
-def test_greedy_answers_are_those_of_transformers(
+def test_greedy_answers_equal_those_of_transformers(
     engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
 ) -> None:
     sampling = _sampling(max_new_tokens=24, temperature=0.0)
@@ -75,7 +73,7 @@ def test_greedy_answers_are_those_of_transformers(
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= len(prompts) // 2
     model = load_model(tiny_llama, ModelSettings(base=str(tiny_llama))).eval()
     for prompt, ours_here, theirs_here in zip(prompts, ours, theirs, strict=True):
-        # where they part, the two tokens must be a tie to rounding: same weights, same prompt, same template
+        # at the first difference, both tokens must be equally likely up to rounding
         pairs = list(zip(ours_here.token_ids, theirs_here.token_ids, strict=False))
         place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
         if place is not None:
@@ -89,7 +87,7 @@ def test_no_answer_is_shorter_than_the_minimum(engine: VllmEngine, prompts: list
     assert min(len(answer.token_ids) for answer in _answers(engine, prompts, [24] * len(prompts))) >= 12
 
 
-def test_a_stop_string_ends_an_answer_and_is_told_from_eos(
+def test_a_stop_string_ends_an_answer_with_its_own_finish_reason(
     engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
 ) -> None:
     engine._sampling = _sampling(max_new_tokens=24, stop=["e", "t", "a"])
@@ -102,7 +100,7 @@ def test_a_stop_string_ends_an_answer_and_is_told_from_eos(
         assert answer.token_ids[-1] != EOS
 
 
-def test_a_run_with_vllm_ends_as_one_with_transformers_does(make_settings: Callable[..., Settings]) -> None:
+def test_a_run_with_vllm_completes_like_one_with_transformers(make_settings: Callable[..., Settings]) -> None:
     settings = make_settings(generation={"engine": "vllm", "shards": 1})
     run = play(settings)
     assert read_manifest(run, "iterations/0/generations/00000.json").facts["engine"] == "vllm"
@@ -113,7 +111,7 @@ def test_a_run_with_vllm_ends_as_one_with_transformers_does(make_settings: Calla
     assert losses(run)[0] == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_sampled_tokens_are_likely_under_the_model_that_is_said_to_have_sampled_them(
+def test_sampled_tokens_are_likely_under_their_model(
     engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
 ) -> None:
     # mean log-probability of sampled tokens is minus the entropy; uniform over 512 tokens would give -6.24
@@ -130,7 +128,7 @@ def test_sampled_tokens_are_likely_under_the_model_that_is_said_to_have_sampled_
     assert [answer.logprob for answer in answers] == pytest.approx(logprobs.tolist(), abs=0.01)
 
 
-def test_the_log_probability_is_the_models_own_whatever_warps_it(
+def test_log_probabilities_are_those_of_the_model_without_warping(
     engine: VllmEngine, prompts: list[list[int]], tiny_llama: Path
 ) -> None:
     engine._sampling = _sampling(
@@ -145,7 +143,7 @@ def test_the_log_probability_is_the_models_own_whatever_warps_it(
     assert [answer.logprob for answer in answers] == pytest.approx(expected, abs=0.01)
 
 
-def test_a_call_that_is_given_up_leaves_nothing_to_the_next(engine: VllmEngine, prompts: list[list[int]]) -> None:
+def test_an_abandoned_call_does_not_affect_the_next(engine: VllmEngine, prompts: list[list[int]]) -> None:
     engine._sampling = _sampling(max_new_tokens=24)
     given_up = engine.generate(prompts, [24] * len(prompts))
     next(given_up)
@@ -153,7 +151,7 @@ def test_a_call_that_is_given_up_leaves_nothing_to_the_next(engine: VllmEngine, 
     assert len(_answers(engine, prompts[:3], [24] * 3)) == 3
 
 
-def test_pairs_of_a_run_hold_the_sampled_ids(make_settings: Callable[..., Settings]) -> None:
+def test_pairs_of_a_run_contain_the_sampled_ids(make_settings: Callable[..., Settings]) -> None:
     run = play(make_settings())
     pairs = read_rows(run.path("iterations/0/generations/00000.parquet"), Pair)
     assert {pair.finish_reason for pair in pairs} <= {"stop", "length"}

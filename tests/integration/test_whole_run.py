@@ -1,4 +1,4 @@
-"""A whole run, step by step in this process: what it leaves in storage, and that it can be trusted."""
+"""Whole runs, step by step in this process: their results, and checks of what is stored."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_published_policy_is_a_plain_model_folder(make_settings: MakeSetting
         assert (folder / name).read_bytes() == (tiny_llama / name).read_bytes()
 
 
-def test_a_finished_run_does_nothing_again(make_settings: MakeSettings) -> None:
+def test_repeating_a_finished_run_does_nothing(make_settings: MakeSettings) -> None:
     settings = make_settings(spin={"max_iterations": 2})
     run = play(settings)
     files = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
@@ -117,7 +117,7 @@ def test_a_finished_run_does_nothing_again(make_settings: MakeSettings) -> None:
     assert changed <= {"attempt.json", "best.json", "latest.json", "lease.json"}
 
 
-def test_iterations_can_be_raised_after_a_run_has_ended(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_max_iterations_can_be_raised_after_a_run_has_ended(make_settings: MakeSettings, tmp_path: Path) -> None:
     whole = play(make_settings(run={"uri": str(tmp_path / "whole")}, spin={"max_iterations": 2}))
     short = make_settings(spin={"max_iterations": 1})
     assert play(short).read_json(layout.checkpoint(0))["facts"]["decision"] == "done"
@@ -126,7 +126,7 @@ def test_iterations_can_be_raised_after_a_run_has_ended(make_settings: MakeSetti
     assert losses(run) == losses(whole)
 
 
-def test_changed_settings_are_refused_with_what_changed(make_settings: MakeSettings) -> None:
+def test_changed_settings_are_refused_and_named(make_settings: MakeSettings) -> None:
     begin(make_settings())
     with pytest.raises(
         InputsChangedError, match=r"generation.temperature was 1.0, now 0.5; training.lr was 0.001, now"
@@ -144,7 +144,7 @@ def test_changed_data_is_refused(make_settings: MakeSettings, tmp_path: Path, qu
 
 
 @pytest.mark.parametrize("key", ["iterations/0/generations/00000.parquet", "iterations/0/ref_logprobs/00000.parquet"])
-def test_an_altered_object_is_found_before_it_is_used(make_settings: MakeSettings, key: str) -> None:
+def test_an_altered_object_is_detected_before_it_is_used(make_settings: MakeSettings, key: str) -> None:
     settings = make_settings()
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
@@ -156,7 +156,7 @@ def test_an_altered_object_is_found_before_it_is_used(make_settings: MakeSetting
         train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
 
 
-def test_an_altered_reference_is_found_before_it_is_used(make_settings: MakeSettings) -> None:
+def test_an_altered_reference_is_detected_before_it_is_used(make_settings: MakeSettings) -> None:
     settings = make_settings(spin={"max_iterations": 2})
     reference = play_iteration(settings, 0, begin(settings))
     weights = Path(reference, "model.safetensors")
@@ -166,7 +166,7 @@ def test_an_altered_reference_is_found_before_it_is_used(make_settings: MakeSett
 
 
 def test_wrong_reference_weights_stop_the_run_at_step_zero(make_settings: MakeSettings, tmp_path: Path) -> None:
-    # score with one model, train another: what a stale reference or a mixed-up folder would do
+    # score with one model and train another, as with a stale reference or a wrong folder
     settings = make_settings(spin={"max_iterations": 2})
     base = begin(settings)
     play_iteration(settings, 0, base)
@@ -197,10 +197,14 @@ def test_batches_can_be_limited_by_count_and_by_share(make_settings: MakeSetting
     assert (len(losses(by_count)), len(losses(by_share))) == (1, 2)  # of 3
 
 
-def test_validation_inside_an_epoch_comes_at_its_interval(make_settings: MakeSettings) -> None:
+def test_validation_inside_an_epoch_runs_at_its_interval(make_settings: MakeSettings) -> None:
     run = play(make_settings(validation={"val_check_interval": 1}))
     rows = json.loads(run.path("iterations/0/epochs/0/metrics.json").read_text())["steps"]
-    assert ["val_loss" in row for row in rows] == [True, True, False]  # the end of the epoch has its own step
+    assert ["val_loss" in row for row in rows] == [
+        True,
+        True,
+        False,
+    ]  # the end of the epoch is validated by a separate step
     assert rows[1]["val_loss"] < rows[0]["val_loss"]
 
 
@@ -211,7 +215,7 @@ def test_shards_make_up_the_same_iteration(make_settings: MakeSettings) -> None:
     assert [part["num_pairs"] for part in facts["generation"]] == [7, 7, 6]
 
 
-def test_weights_beyond_save_top_k_go_and_the_last_and_best_stay(make_settings: MakeSettings) -> None:
+def test_weights_beyond_save_top_k_are_deleted_except_the_last_and_the_best(make_settings: MakeSettings) -> None:
     run = play(make_settings(spin={"max_iterations": 3, "max_epochs": 2}, selection={"save_top_k": 1}))
     kept = {t for t in range(3) if run.sizes(layout.epoch(t, 1) + "/policy")}
     best = run.read_json(layout.BEST)["iteration"]
@@ -220,7 +224,7 @@ def test_weights_beyond_save_top_k_go_and_the_last_and_best_stay(make_settings: 
     assert not run.exists(layout.epoch(2, 0) + "/policy")
 
 
-def test_patience_stops_a_run_that_does_not_get_better(make_settings: MakeSettings) -> None:
+def test_patience_stops_a_run_that_does_not_improve(make_settings: MakeSettings) -> None:
     settings = make_settings(
         spin={"max_iterations": 3}, training={"lr": 1e-12}, selection={"patience": 1, "min_delta": 0.01}
     )
@@ -230,7 +234,7 @@ def test_patience_stops_a_run_that_does_not_get_better(make_settings: MakeSettin
 
 
 def test_pairs_without_signal_are_dropped_and_counted(make_settings: MakeSettings, tmp_path: Path) -> None:
-    # the first token of some answers is made the EOS: the reference "said nothing" there
+    # the first token of some answers is EOS: the generated answer is empty
     settings = make_settings(generation={"max_new_tokens": 1, "temperature": 0.0})
     reference = begin(settings)
     play_scores(settings, 0, reference)

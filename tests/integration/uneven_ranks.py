@@ -23,7 +23,7 @@ LR = 1e-3
 
 
 def make_model() -> Any:
-    """The same weights each time."""
+    """A model with fixed weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -38,7 +38,7 @@ def make_model() -> Any:
 
 
 def main(folder: Path) -> None:
-    """One rank."""
+    """Run one rank."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 

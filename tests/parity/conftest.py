@@ -13,7 +13,7 @@ from small import small_settings
 def second_iteration(
     tiny_llama: Path, question_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> SecondIteration:
-    """Shared: a test that needs its answers or scores in order has them made again."""
+    """A shared run: tests repeat the steps whose output they need."""
     return begin_second_iteration(
         partial(small_settings, tmp_path_factory.mktemp("second") / "run", tiny_llama, question_file)
     )

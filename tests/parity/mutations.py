@@ -1,7 +1,7 @@
-"""Mistakes that SPIN's implementations made or might make, each with what catches it here.
+"""Mistakes that implementations of SPIN made or could make, each with the test or check that detects it.
 
-A mistake is a change of a function's source. It is planted by giving the function the changed source's code, so that
-whoever imported the function before has the mistake too.
+A mistake is a change of a function's source. It is planted by replacing the function's code object, so that modules
+that imported the function before are affected too.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Mutation:
     """One planted mistake.
 
     Attributes:
-        name: what is wrong, in words.
-        function: whose source is changed.
-        before: text that is in it once.
-        after: what takes its place.
-        caught_by: a named test, or what of a second iteration fails.
-        raises: AssertionError for a test, or what stops it; for a check of the run itself, its error.
+        name: description.
+        function: the function to change.
+        before: text that occurs once in its source.
+        after: the replacement.
+        caught_by: the test, or the steps of a second iteration, that must fail.
+        raises: the expected exception: AssertionError for a test, or the error of the run's own check.
     """
 
     area: Area
@@ -54,17 +54,19 @@ class Mutation:
 
     @property
     def is_caught_at_run_time(self) -> bool:
-        """By a check that every run makes, not by a test alone."""
+        """Whether a check in every run detects it, not only a test."""
         return issubclass(self.raises, SpinError)
 
 
 @contextmanager
 def planted(mutation: Mutation) -> Iterator[None]:
-    """Have the mistake in the code for a while."""
+    """Plant the mistake until the end of the block."""
     function = mutation.function
     assert isinstance(function, FunctionType)
     source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(mutation.before) == 1, f"{function.__qualname__} does not hold once: {mutation.before}"
+    assert source.count(mutation.before) == 1, (
+        f"{function.__qualname__} does not contain exactly once: {mutation.before}"
+    )
     tree = ast.parse("from __future__ import annotations\n" + source.replace(mutation.before, mutation.after))
     names = dict(function.__globals__)
     exec(compile(tree, f"<{mutation.name}>", "exec"), names)
@@ -85,12 +87,12 @@ def sampling_and_scoring(iteration: SecondIteration) -> None:
 
 
 def scoring(iteration: SecondIteration) -> None:
-    """The check of the sampler in `ref-logprob`, over answers that were sampled soundly."""
+    """The check of the sampler in `ref-logprob`, on correctly sampled answers."""
     iteration.score()
 
 
 def training(iteration: SecondIteration) -> None:
-    """The check of the first loss in `train-epoch`, over scores that were made soundly."""
+    """The check of the first loss in `train-epoch`, on correct scores."""
     iteration.train()
 
 
@@ -118,7 +120,7 @@ MUTATIONS = [
     ),
     Mutation(
         "template",
-        "an answer is encoded by itself, not in its place",
+        "an answer is encoded without its prompt",
         Renderer._encode_after,
         "self._encode(prompt_text + text)",
         "self._encode(prompt_text) + self._encode(text)",
@@ -126,16 +128,16 @@ MUTATIONS = [
     ),
     Mutation(
         "template",
-        "special tokens in a message are taken for the template's",
+        "special tokens in a message are not escaped",
         Renderer._escape,
         "return self._special.sub(",
         "return content or self._special.sub(",
         test_rendering.test_special_tokens_in_messages_are_plain_text,
-        ValueError,  # which `prepare` reports with the record
+        ValueError,  # reported by `prepare` with the record
     ),
     Mutation(
         "template",
-        "generation asks with another prompt than is trained on: its first token is lost",
+        "generation drops the first token of the prompt",
         generate_step._collect,
         "[prompt.prompt_ids for prompt in prompts]",
         "[prompt.prompt_ids[1:] for prompt in prompts]",
@@ -144,7 +146,7 @@ MUTATIONS = [
     ),
     Mutation(
         "template",
-        "generation asks with the first token doubled, as with two BOS",
+        "generation doubles the first token of the prompt, like two BOS",
         generate_step._collect,
         "[prompt.prompt_ids for prompt in prompts]",
         "[prompt.prompt_ids[:1] + prompt.prompt_ids for prompt in prompts]",
@@ -153,7 +155,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mask shift",
-        "padded: logits are held against the token before the one they predict",
+        "padded: logits are compared with the token before the predicted one",
         logprobs.align,
         "input_ids[:, longest_prompt:],",
         "input_ids[:, longest_prompt - 1 : -1],",
@@ -161,7 +163,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mask shift",
-        "padded: the mask begins a token late",
+        "padded: the mask starts one token late",
         logprobs.align,
         "attention_mask[:, longest_prompt:].bool(),",
         "attention_mask[:, longest_prompt:].bool() & (torch.arange(longest_answer) > 0),",
@@ -177,7 +179,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mask shift",
-        "packed: the second answer's positions go on from the first's",
+        "packed: the second answer's positions continue from the first's",
         packing.pack,
         "range(len(prompt_ids), len(prompt_ids) + len(answer_ids))",
         "range(len(position_ids), len(position_ids) + len(answer_ids))",
@@ -185,7 +187,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mask shift",
-        "collated: padding is masked in",
+        "collated: the mask includes padding",
         collate.spin_custom_collate,
         '_padded([item["mask"].bool() for item in batch], False)',
         '_padded([item["mask"].bool() for item in batch], True)',
@@ -193,7 +195,7 @@ MUTATIONS = [
     ),
     Mutation(
         "mask shift",
-        "the last token of every answer is left out of its score",
+        "the last token of every answer is not scored",
         ref_logprob_step.both_answers,
         "(pair.actual_ids, pair.generated_ids)",
         "(pair.actual_ids[:-1] or pair.actual_ids, pair.generated_ids[:-1] or pair.generated_ids)",
@@ -202,7 +204,7 @@ MUTATIONS = [
     ),
     Mutation(
         "EOS",
-        "human answers do not end",
+        "human answers have no EOS",
         Renderer.render,
         "actual_ids = [*answer_ids, eos_id]",
         "actual_ids = [*answer_ids]",
@@ -210,7 +212,7 @@ MUTATIONS = [
     ),
     Mutation(
         "EOS",
-        "a human answer that is cut ends all the same",
+        "a truncated human answer has an EOS",
         Renderer.render,
         "actual_ids[:limit], len(",
         "[*actual_ids[: limit - 1], eos_id], len(",
@@ -226,7 +228,7 @@ MUTATIONS = [
     ),
     Mutation(
         "EOS",
-        "generated answers that were cut are given an EOS",
+        "truncated generated answers get an EOS",
         generate_step._play,
         "            answer.token_ids,\n",
         "            answer.token_ids + eos_ids[:1] * (answer.finish_reason == 'length'),\n",
@@ -253,7 +255,7 @@ MUTATIONS = [
     ),
     Mutation(
         "reference weights",
-        "training begins from the base model",
+        "training starts from the base model",
         worker._load,
         "load_scored(job.policy,",
         "load_scored(__import__('pathlib').Path(job.settings.model.base),",
@@ -271,7 +273,7 @@ MUTATIONS = [
     ),
     Mutation(
         "history scoring",
-        "pairs of the iteration before keep what its own reference gave them",
+        "history pairs keep the scores of their own iteration's reference",
         ref_logprob_step.score_pairs,
         "Score(pair.index, actual, generated, number,",
         "Score(pair.index, actual, generated if pair.origin else pair.sampled_logprob, number,",
@@ -280,7 +282,7 @@ MUTATIONS = [
     ),
     Mutation(
         "history scoring",
-        "pairs of the iteration before are taken twice where the answer is the same",
+        "history pairs with an unchanged answer are counted twice",
         pool.pool_pairs,
         "elif _answer(pair) in seen:",
         "elif False:",

@@ -1,4 +1,4 @@
-"""A run at its second iteration, whose reference has left the base model, to be sampled, scored and trained at will."""
+"""A run in its second iteration, whose steps can be repeated; its reference differs from the base model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from spin_components.train_epoch.step import train
 
 @dataclass(frozen=True, slots=True)
 class SecondIteration:
-    """Each step forgets that it was done before, and does it again.
+    """Steps of the second iteration, which are run again at each call.
 
     Attributes:
-        base: what iteration 0 started from.
-        reference: what it ended with.
+        base: the base model.
+        reference: the policy of iteration 0.
     """
 
     settings: Settings
@@ -35,13 +35,13 @@ class SecondIteration:
         return LocalRun(Path(self.settings.run.uri))
 
     def sample(self, policy: str = "") -> None:
-        """By the reference, or by another."""
+        """Sample answers from the reference, or from another policy."""
         key = layout.generations(1, 0)
         self._forget(layout.manifest_of(key))
         generate_shard(self.settings.run.uri, 1, 0, policy or self.reference, hardware(self.settings))
 
     def score(self, **changes: Any) -> dict[str, Any]:
-        """Facts of the manifest; keyword arguments change `[hardware]`."""
+        """Score the pairs and return the facts of the manifest; keyword arguments change `[hardware]`."""
         key = layout.ref_logprobs(1, 0)
         self._forget(layout.manifest_of(key))
         source = self.run.uri_of(layout.generations(1, 0))
@@ -60,7 +60,7 @@ class SecondIteration:
 
 
 def begin_second_iteration(make: Callable[..., Settings]) -> SecondIteration:
-    """Play the first on a dozen questions; history is on, as it is by default."""
+    """Run the first iteration on a dozen questions, with history on as by default."""
     settings = make(data={"max_train_records": 12}, generation={"max_new_tokens": 6}, spin={"max_iterations": 2})
     base = begin(settings)
     return SecondIteration(settings, base, play_iteration(settings, 0, base))

@@ -1,4 +1,4 @@
-"""That the tests and the run's own checks catch what they are for: each mistake of `mutations` is planted and found."""
+"""Mutation tests: each mistake of `mutations` is planted and must be detected by a test or a run's own check."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from parity.second_iteration import SecondIteration
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_a_planted_mistake_is_caught(mutation: Mutation, request: pytest.FixtureRequest) -> None:
+def test_a_planted_mistake_is_detected(mutation: Mutation, request: pytest.FixtureRequest) -> None:
     iterations: list[SecondIteration] = []
     if mutation.is_caught_at_run_time:
         iterations.append(request.getfixturevalue("second_iteration"))
         iterations[0].sample()
         iterations[0].score()
-    mutation.caught_by(*iterations)  # which passes where nothing is wrong
+    mutation.caught_by(*iterations)  # passes without the mistake
     with planted(mutation), pytest.raises(mutation.raises):
         mutation.caught_by(*iterations)
 
 
-def test_every_kind_of_mistake_is_planted_and_most_are_caught_in_every_run() -> None:
+def test_every_kind_of_mistake_is_planted_and_most_are_detected_at_run_time() -> None:
     assert {mutation.area for mutation in MUTATIONS} == set(get_args(Area))
     at_run_time = {mutation.area for mutation in MUTATIONS if mutation.is_caught_at_run_time}
-    assert at_run_time == set(get_args(Area)), "each kind is to have one that a run finds by itself"
+    assert at_run_time == set(get_args(Area)), "each kind must have a mistake that a run detects"
 
 
-def test_what_was_planted_is_gone_afterwards() -> None:
+def test_planted_mistakes_are_removed_afterwards() -> None:
     before = [mutation.function.__code__ for mutation in MUTATIONS]
     for mutation in MUTATIONS:
         with planted(mutation):

@@ -1,6 +1,6 @@
-"""The check of the sampler against the reference, in a run: what it lets pass and what it stops.
+"""The check of sampled log-probabilities against the reference in a run.
 
-vLLM's log-probabilities are held against ours in `integration/test_vllm.py`, where its engine is running anyway.
+The same check for vLLM is in `integration/test_vllm.py`, which has a running engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spin_components.errors import IntegrityError
 from spin_components.store import layout
 
 
-def test_answers_of_the_reference_agree_with_its_scores(second_iteration: SecondIteration) -> None:
+def test_sampled_log_probabilities_agree_with_the_references_scores(second_iteration: SecondIteration) -> None:
     second_iteration.sample()
     facts = second_iteration.score()
     assert facts["sampler_tolerance"] == 1e-3
@@ -22,26 +22,26 @@ def test_answers_of_the_reference_agree_with_its_scores(second_iteration: Second
     run = second_iteration.run
     pairs = {pair.key: pair for pair in read_rows(run.path(layout.generations(1, 0)), Pair)}
     scores = read_rows(run.path(layout.ref_logprobs(1, 0)), Score)
-    assert {score.origin for score in scores} == {0, 1}, "pairs of the first iteration are to be there and left out"
+    assert {score.origin for score in scores} == {0, 1}, "the check must skip pairs of the first iteration"
     for score in scores:
         if score.origin == 1:
             assert pairs[score.key].sampled_logprob == pytest.approx(score.ref_generated, abs=1e-4)
 
 
-def test_answers_sampled_from_other_weights_than_the_reference_stop_the_run(second_iteration: SecondIteration) -> None:
+def test_answers_sampled_from_other_weights_stop_the_run(second_iteration: SecondIteration) -> None:
     second_iteration.sample(second_iteration.base)
     with pytest.raises(IntegrityError, match=r"generations/00000\.parquet: the generated answers were not sampled"):
         second_iteration.score()
     assert not second_iteration.run.exists(layout.manifest_of(layout.ref_logprobs(1, 0)))
-    # whoever knows better may say so, and it is on record
+    # the tolerance can be raised, and is recorded
     facts = second_iteration.score(sampler_tolerance=9.0)
     assert 1e-3 < facts["sampler_difference"] < facts["sampler_tolerance"] == 9.0
 
 
-def test_one_norm_that_is_a_hundredth_off_stops_the_run(
+def test_a_norm_weight_changed_by_one_percent_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # digests would find an altered file; here the loader itself is wrong, as one that loses a tensor would be
+    # digests detect an altered file; this simulates a wrong loader, e.g. one that loses a tensor
     from spin_components import modeling, scoring
 
     second_iteration.sample()

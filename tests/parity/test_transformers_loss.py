@@ -1,4 +1,4 @@
-"""Validation's negative log-likelihood against the loss `transformers` itself computes from labels."""
+"""Validation's negative log-likelihood compared with the loss that `transformers` computes from labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PROMPTS = [
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_the_mean_over_all_answers_is_the_loss_of_one_padded_batch_with_labels(family: str, attention: str) -> None:
-    # the batch is NeMo's contract, padded with EOS; -100 stands where its mask is False, on prompts and padding
+def test_the_mean_over_all_answers_equals_the_loss_of_one_padded_batch(family: str, attention: str) -> None:
+    # the batch has NeMo's format, padded with EOS; labels are -100 where the mask is False, on prompts and padding
     items = [
         {
             "input_ids": torch.tensor(prompt.prompt_ids + prompt.actual_ids),
@@ -47,6 +47,6 @@ def test_the_mean_over_all_answers_is_the_loss_of_one_padded_batch_with_labels(f
             use_cache=False,
         ).loss
     batches = validation_batches(PROMPTS, ValidationSettings(batch_size=2))
-    found = [loss for losses in answer_losses(model_of(family, attention), batches, CPU) for loss in losses]
-    assert mean_nll(found) == pytest.approx(float(expected), abs=1e-5)
-    assert sum(loss.num_tokens for loss in found) == int(batch["masks"].sum())
+    answers = [loss for losses in answer_losses(model_of(family, attention), batches, CPU) for loss in losses]
+    assert mean_nll(answers) == pytest.approx(float(expected), abs=1e-5)
+    assert sum(loss.num_tokens for loss in answers) == int(batch["masks"].sum())

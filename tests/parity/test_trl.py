@@ -1,7 +1,7 @@
-"""Losses, rewards, accuracy and gradients against TRL's `DPOTrainer`, whose sigmoid loss is SPIN's logistic one.
+"""Losses, rewards, accuracy and gradients compared with TRL's `DPOTrainer`, whose sigmoid loss is SPIN's.
 
-TRL lays the pairs out padded on the right and computes policy and reference from its own copies of the models; here
-they are laid out end to end, or side by side, and every family is tried in both.
+TRL pads on the right and computes policy and reference with its own copies of the models. This project packs or
+pads, and every model family is tested with both layouts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from spin_components.algorithm.packing import Prompted
 from unit.algorithm.families import CONFIGS, LAYOUTS, model_of
 
 BETA = 0.5
-EOS = 2  # and the pad token too, as the tiny tokenizer has it
+EOS = 2  # also the pad token, as in the tiny tokenizer
 PAIRS = [
     ([5, 6, 7], [8, 9, EOS], [10, 11, 12, 13, EOS]),
     ([20], [21, EOS], [22, 23, 24, 25, 26, 27]),  # the generated answer was cut: no EOS
@@ -42,7 +42,7 @@ Trainers = Callable[[str], Any]
 
 
 class Found(NamedTuple):
-    """Loss, metrics by this project's names, and the gradient of every parameter."""
+    """Loss, metrics by this project's names, and the gradients of all parameters."""
 
     loss: float
     metrics: dict[str, float]
@@ -51,7 +51,7 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trainers(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
-    """TRL's trainer of a family, whose policy has left its reference."""
+    """TRL's trainer of a model family, with a policy that differs from the reference."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -80,7 +80,7 @@ def rows_of(pairs: Pairs) -> list[dict[str, list[int]]]:
 
 
 def policy_of(family: str, attention: str = "eager") -> Any:
-    """A copy of the reference, `model_of(family)`, with every weight moved a little."""
+    """A copy of the reference, `model_of(family)`, with small changes to all weights."""
     policy = copy.deepcopy(model_of(family, attention))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -114,12 +114,12 @@ def of_ours(family: str, attention: str, pairs: Pairs, objective: Objective) -> 
     reference = AnswerLogprobs(*scores.view(-1, 2).unbind(-1))
     lengths = AnswerLengths(torch.tensor([len(y) for _, y, _ in pairs]), torch.tensor([len(g) for *_, g in pairs]))
     terms = pair_terms(policy, reference, lengths, objective)
-    assert float(terms.rewards.actual.detach().abs().min()) > 0.01, "the policy is to differ from its reference"
+    assert float(terms.rewards.actual.detach().abs().min()) > 0.01, "the policy must differ from its reference"
     metrics = metrics_from_sums(metric_sums(terms, lengths.generated, torch.ones(len(pairs))), with_sft=False)
-    found = {name: metrics[name] for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")}
-    margin = found["rewards_actual_mean"] - found["rewards_generated_mean"]
+    values = {name: metrics[name] for name in ("acc", "rewards_actual_mean", "rewards_generated_mean")}
+    margin = values["rewards_actual_mean"] - values["rewards_generated_mean"]
     loss = terms.losses.mean()
-    return Found(float(loss.detach()), {**found, "margin": margin}, gradients(model, loss))
+    return Found(float(loss.detach()), {**values, "margin": margin}, gradients(model, loss))
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -128,49 +128,49 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
-    """Gradients, to 1e-5 of the largest."""
+def assert_close(computed: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+    """Compare gradients, to 1e-5 of the largest."""
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     assert largest > 1e-3
-    scaled = {name: tensor * scale for name, tensor in found.items()}
+    scaled = {name: tensor * scale for name, tensor in computed.items()}
     torch.testing.assert_close(scaled, expected, rtol=0.0, atol=1e-5 * max(1.0, largest))
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_loss_rewards_accuracy_and_gradients_are_trls(trainers: Trainers, family: str, attention: str) -> None:
+def test_loss_rewards_accuracy_and_gradients_equal_trls(trainers: Trainers, family: str, attention: str) -> None:
     expected = of_trl(trainers(family), PAIRS, BETA, "sigmoid")
-    found = of_ours(family, attention, PAIRS, Objective(BETA))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert found.metrics == pytest.approx(expected.metrics, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours(family, attention, PAIRS, Objective(BETA))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert ours.metrics == pytest.approx(expected.metrics, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)
 
 
-def test_some_pairs_here_are_told_apart_and_some_are_not() -> None:
-    # else an accuracy that is always 0 or 1 would pass above
-    found = {family: of_ours(family, "eager", PAIRS, Objective(BETA)).metrics["acc"] for family in CONFIGS}
-    assert any(0.0 < acc < 1.0 for acc in found.values()), found
+def test_accuracy_is_strictly_between_0_and_1_for_some_model() -> None:
+    # otherwise the test above would accept an accuracy that is always 0 or 1
+    accuracies = {family: of_ours(family, "eager", PAIRS, Objective(BETA)).metrics["acc"] for family in CONFIGS}
+    assert any(0.0 < acc < 1.0 for acc in accuracies.values()), accuracies
 
 
-def test_hinge_and_its_gradients_are_trls(trainers: Trainers) -> None:
+def test_hinge_loss_and_gradients_equal_trls(trainers: Trainers) -> None:
     expected = of_trl(trainers("llama"), PAIRS, BETA, "hinge")
-    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)
 
 
-def test_least_squares_a_token_is_trls_ipo(trainers: Trainers) -> None:
+def test_length_normalised_least_squares_equals_trls_ipo(trainers: Trainers) -> None:
     # TRL's (h - 1 / (2 b))^2 with b = beta / 2 is (beta h - 1)^2 / beta^2; its h is of means over tokens
     expected = of_trl(trainers("llama"), PAIRS, BETA / 2, "ipo")
-    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
-    assert found.loss / BETA**2 == pytest.approx(expected.loss, rel=1e-5)
-    assert_close(found.gradients, expected.gradients, scale=1 / BETA**2)
+    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
+    assert ours.loss / BETA**2 == pytest.approx(expected.loss, rel=1e-5)
+    assert_close(ours.gradients, expected.gradients, scale=1 / BETA**2)
 
 
 @pytest.mark.parametrize("pair", PAIRS[:2], ids=["longer", "shorter"])
-def test_the_sft_term_of_one_pair_is_trls(trainers: Trainers, pair: Any) -> None:
-    # of several pairs TRL takes the mean over all tokens at once, this project over pairs, as in arXiv:2404.19733
+def test_the_sft_term_of_one_pair_equals_trls(trainers: Trainers, pair: Any) -> None:
+    # for several pairs, TRL averages over all tokens, this project over pairs as in arXiv:2404.19733
     expected = of_trl(trainers("llama"), [pair], BETA, "sigmoid", "sft")
-    found = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
-    assert found.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(found.gradients, expected.gradients)
+    ours = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
+    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
+    assert_close(ours.gradients, expected.gradients)

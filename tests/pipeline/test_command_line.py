@@ -1,4 +1,4 @@
-"""What a person types, for real: processes, the KFP runner, signals, exit codes."""
+"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def spin(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+    """Run a command to its end."""
     command = [*SPIN, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
 
 def status_of(run: Path) -> dict[str, Any]:
-    """What `status --json` says."""
+    """The value of `status --json`."""
     result = spin("status", str(run), "--json")
     assert result.returncode == 0, result.stderr
     status: dict[str, Any] = json.loads(result.stdout)
@@ -35,7 +35,7 @@ def status_of(run: Path) -> dict[str, Any]:
 
 
 def digests(run: Path) -> dict[str, str]:
-    """SHA-256 of every published file, and of the data between."""
+    """SHA-256 of every output of every step, except metrics."""
     manifests = [*run.glob("iterations/*/*/*.json"), *run.glob("iterations/*/checkpoint.json")]
     outputs = [json.loads(path.read_text("utf-8")).get("outputs", {}) for path in manifests]
     return {key: file["sha256"] for output in outputs for key, file in output.items() if "metrics" not in key}
@@ -43,7 +43,7 @@ def digests(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny.toml`, undisturbed."""
+    """A finished run of `tiny.toml`, without interruptions."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     result = spin("run", "--config", "tiny", "--run-uri", str(run))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -51,7 +51,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run: Path) -> None:
+def test_the_tiny_run_improves_in_each_iteration_and_status_reports_it(tiny_run: Path) -> None:
     status = status_of(tiny_run)
     assert status["run_uri"] == str(tiny_run)
     assert status["state"] == "done"
@@ -67,7 +67,7 @@ def test_the_tiny_run_gets_better_in_each_iteration_and_status_says_so(tiny_run:
     assert {"acc", "rewards_actual_mean", "rewards_generated_mean", "checkpoint_uri"} <= first.keys()
 
 
-def test_the_same_command_again_does_nothing_and_ends_well(tiny_run: Path) -> None:
+def test_repeating_the_command_does_nothing_and_succeeds(tiny_run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_run.glob("iterations/**/*") if path.is_file()}
     result = spin("run", "--config", "tiny", "--run-uri", str(tiny_run))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -80,8 +80,8 @@ def test_the_same_command_again_does_nothing_and_ends_well(tiny_run: Path) -> No
 def _wait_for(path: Path, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not path.exists():
-        assert process.poll() is None, "the run ended before it got there"
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert process.poll() is None, "the run ended before it wrote the file"
+        assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.02)
 
 
@@ -91,19 +91,19 @@ def _start(run: Path) -> subprocess.Popen[str]:
 
 
 def _processes_of(run: Path) -> list[psutil.Process]:
-    """Processes that hold the run's lock or were started for it."""
-    found = []
+    """Processes with open files or arguments in the run's folder."""
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         try:
             names = [str(file.path) for file in process.open_files()] + (process.info["cmdline"] or [])
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if process.pid != os.getpid() and any(name.startswith(str(run)) for name in names):
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
-def test_a_killed_run_goes_on_and_ends_in_the_same_place(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_same_files(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     for place in ("iterations/0/generations/00000.json", "iterations/0/epochs/0/manifest.json", "iterations/1/epochs"):
         process = _start(run)
@@ -113,20 +113,20 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_place(tiny_run: Path, tmp_pat
     kept = {path: path.stat().st_mtime_ns for path in run.glob("iterations/0/**/*.json")}
     result = spin("run", "--config", "tiny", "--run-uri", str(run))
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished step was done again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished step was run again"
     assert digests(run) == digests(tiny_run)
     assert not list(run.rglob("*.part"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_all_its_children(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_the_run_and_all_child_processes(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "stopped"
     process = _start(run)
     _wait_for(run / "base/validation.json", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 3, output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert _processes_of(run) == []
     assert status_of(run)["state"] == "interrupted"
 
@@ -147,7 +147,7 @@ def test_a_second_runner_is_refused(tmp_path: Path) -> None:
 def test_a_time_limit_ends_with_code_3(tmp_path: Path) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), "--set", "run.max_time=1")
     assert result.returncode == 3, result.stdout + result.stderr
-    assert "stopped before the end; the same command goes on" in result.stdout
+    assert "stopped before the end; the same command resumes" in result.stdout
     assert status_of(tmp_path / "run")["state"] == "stopped"
 
 
@@ -178,7 +178,7 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
         (["hardware.nodes=2", "training.micro_batch_size=1"], "hardware.nodes = 2, but this is one machine"),
     ],
 )
-def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_reported_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
     started = time.monotonic()
     overrides = [part for setting in settings for part in ("--set", setting)]
     result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides)
@@ -189,7 +189,7 @@ def test_what_is_wrong_is_said_at_once_with_code_2(settings: list[str], message:
     print(f"{time.monotonic() - started:.1f} s")  # noqa: T201 - shown with -s; a limit here would fail on a busy machine
 
 
-def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     config = tmp_path / "mine.toml"
     config.write_text('[model]\nbase = 3\n[data]\ntrain = ""\n[spin]\nmax_epochs = 0\n[generation]\ntop_q = 1\n')
     result = spin("run", "--config", str(config))
@@ -198,13 +198,13 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
         assert place in result.stderr
 
 
-def test_status_of_nothing_says_so(tmp_path: Path) -> None:
+def test_status_without_a_run_is_an_error(tmp_path: Path) -> None:
     result = spin("status", str(tmp_path / "nowhere"))
     assert result.returncode == 2
     assert "no run at" in result.stderr
 
 
-def test_compile_writes_what_kfp_reads_and_needs_no_torch(tmp_path: Path) -> None:
+def test_compile_writes_ir_that_kfp_loads_without_torch(tmp_path: Path) -> None:
     output = tmp_path / "spin.yaml"
     code = (
         "import sys; from spin_pipeline.cli import main; "

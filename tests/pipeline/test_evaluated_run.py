@@ -1,4 +1,4 @@
-"""What a person types to have models evaluated: the KFP runner, a real harness, a judge that is down at first."""
+"""Evaluation through the command line: KFP's runner, a real harness, a judge that is unreachable at first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
-def test_training_goes_on_without_the_judge_and_the_same_command_asks_again(tmp_path: Path, judge: JudgeServer) -> None:
+def test_training_completes_without_the_judge_and_the_same_command_evaluates_later(
+    tmp_path: Path, judge: JudgeServer
+) -> None:
     tasks = write_tasks(tmp_path / "tasks", ROWS, [])
     settings: dict[str, Any] = {
         "data.max_train_records": 16,
@@ -51,14 +53,14 @@ def test_training_goes_on_without_the_judge_and_the_same_command_asks_again(tmp_
     judge.every = Answer(503, b'{"error": {"message": "no GPU left"}}', {"retry-after-ms": "5"})
     result = spin(*command)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "training is complete; the same command evaluates what is lacking" in result.stdout
+    assert "training is complete; the same command runs the evaluations that are missing" in result.stdout
     assert "fails, also when asked again: " in result.stdout
     assert "no GPU left" in result.stdout
     for name in ("evaluate base", "iteration 0  evaluate"):
         assert any(name in line and "failed: EngineError" in line for line in result.stdout.splitlines()), result.stdout
     status = json.loads(spin("status", str(run), "--json").stdout)
     assert (status["state"], status["failure"]["step"]) == ("failed", "evaluate")
-    assert [row["decision"] for row in status["iterations"]] == ["done"], "training has gone to its end"
+    assert [row["decision"] for row in status["iterations"]] == ["done"], "training is complete"
 
     judge.every = None
     result = spin(*command)

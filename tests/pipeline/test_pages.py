@@ -1,4 +1,4 @@
-"""The report and the comparison of real runs: as commands write them, and as a real browser shows them."""
+"""The report and the comparison of real runs, written by the commands and opened in a real browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spin_pipeline.cli import main
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>\u2028 & <b>bold</b>"
 SCREENSHOTS = os.environ.get("SPIN_SCREENSHOTS", "")
 FLAGS = [
-    "--no-sandbox",  # as root, as in a container
+    "--no-sandbox",  # needed when running as root, as in a container
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -62,22 +62,22 @@ def questions(tmp_path_factory: pytest.TempPathFactory, question_file: Path) -> 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
-    """A run whose very address has markup in it; not to be written to."""
+    """A run with markup in its data and its address; read-only."""
     return play(settings_of(tmp_path_factory.mktemp("runs") / "tiny <b>run", tiny_llama, questions))
 
 
 @pytest.fixture(scope="module")
 def slower(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questions: Path) -> LocalRun:
-    """The same with a lower learning rate, ended after one iteration."""
+    """A run with a lower learning rate and one iteration."""
     settings = settings_of(tmp_path_factory.mktemp("runs") / "slower", tiny_llama, questions, lr=1e-4)
     return play(settings.model_copy(update={"spin": settings.spin.model_copy(update={"max_iterations": 1})}))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium as the machine has it; not kept beyond this module, since its event loop holds the thread."""
+    """The installed Chromium, closed at the end of this module because its event loop blocks the thread."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for name in names if (found := shutil.which(name))), None)
+    path = next((executable for name in names if (executable := shutil.which(name))), None)
     if path is None:
         message = f"no browser: none of {', '.join(names)} is installed; on Debian, apt-get install chromium"
         if os.environ.get("SPIN_NEEDS_BROWSER"):
@@ -90,40 +90,40 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page that is open, and what the browser had to say about it.
+    """An open page, with its console messages and requests.
 
     Attributes:
-        said: console messages and errors.
-        requested: every address that was asked for.
+        messages: console messages and errors.
+        requested: the address of every request.
     """
 
     def __init__(self, context: BrowserContext, file: Path) -> None:
         self.page: Page = context.new_page()
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.requested: list[str] = []
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("console", lambda message: self.messages.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requested.append(request.url))
         self.page.goto(file.as_uri())
 
     def faults(self, **options: Any) -> list[str]:
-        """What axe-core finds serious or critical."""
-        found = Axe().run(self.page, options=options or None).response["violations"]
+        """Serious and critical findings of axe-core."""
+        violations = Axe().run(self.page, options=options or None).response["violations"]
         return [
             f"{fault['impact']}: {fault['id']}: {[node['html'] for node in fault['nodes']]}"
-            for fault in found
+            for fault in violations
             if fault["impact"] in ("serious", "critical")
         ]
 
     def keep_screenshot(self, name: str) -> None:
-        """Where screenshots are wanted."""
+        """Save a screenshot if SPIN_SCREENSHOTS is set."""
         if SCREENSHOTS:
             self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Any]:
-    """Opens a file in a profile of its own; keyword arguments are the profile's."""
+    """Opens a file in a new browser context; keyword arguments are those of the context."""
     contexts: list[BrowserContext] = []
 
     def visit(file: Path, **options: Any) -> Visit:
@@ -149,9 +149,9 @@ def figure(page: Page, title: str) -> Any:
     return page.locator("figure.chart", has=page.locator("figcaption", has_text=title))
 
 
-def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, report: Path) -> None:
+def test_the_report_opens_without_console_messages_or_requests(open_page: Any, report: Path) -> None:
     visit = open_page(report)
-    assert visit.said == []
+    assert visit.messages == []
     assert visit.requested == [report.as_uri()]
     page = visit.page
     expect(page.locator("h1")).to_contain_text("base model.")
@@ -169,14 +169,14 @@ def test_the_report_opens_whole_without_a_word_or_a_request(open_page: Any, repo
     visit.keep_screenshot("report-desktop-light")
 
 
-def test_lines_have_a_point_for_every_step_and_keys_read_them_out(
+def test_plots_have_a_point_for_every_step_and_keyboard_navigation(
     open_page: Any, report: Path, hostile: LocalRun
 ) -> None:
     page, rows = open_page(report).page, steps_of(hostile)
     loss = figure(page, "Loss, nats a pair")
     line = loss.locator("path.line").get_attribute("d")
     assert len(re.findall("[ML]", line)) == len(rows) == 18
-    assert line.count("M") == 2  # each iteration begins anew
+    assert line.count("M") == 2  # one line for each iteration
     loss.locator("svg").focus()
     page.keyboard.press("End")
     expect(loss.locator("output")).to_have_text(f"step 18 · {rows[-1]['loss']:.3f}")
@@ -226,18 +226,18 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, ho
     expect(page.locator("tr.detail")).to_have_count(0)
 
 
-def test_markup_in_prompts_answers_and_addresses_is_only_text(open_page: Any, report: Path) -> None:
+def test_markup_in_prompts_answers_and_addresses_is_escaped(open_page: Any, report: Path) -> None:
     visit = open_page(report)
     page = visit.page
     page.get_by_label("Find").fill("question window.broken")
     page.locator(".open-row").first.click()
-    # the tokenizer gives back what it was given, markup, line separator and all
+    # the text is decoded from token ids, including markup and line separator
     expect(page.locator("tr.detail .by-human .text")).to_contain_text(HOSTILE)
     expect(page.locator("tr.detail .prompt-text .text")).to_contain_text(HOSTILE)
     assert "<b>run" in page.locator("#lineage").inner_text()
     assert page.evaluate("window.broken") is None
     assert page.locator("img, main b").count() == 0
-    assert visit.said == []
+    assert visit.messages == []
     assert visit.requested == [report.as_uri()]
 
 
@@ -257,7 +257,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(open_page: Any, report
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_everything_in_its_width(open_page: Any, report: Path, scheme: str) -> None:
+def test_the_page_fits_the_width_of_a_phone(open_page: Any, report: Path, scheme: str) -> None:
     visit = open_page(report, viewport=PHONE, color_scheme=scheme)
     page = visit.page
     page.locator(".open-row").first.click()
@@ -271,9 +271,9 @@ def test_a_phone_shows_everything_in_its_width(open_page: Any, report: Path, sch
     visit.keep_screenshot(f"report-phone-{scheme}")
 
 
-def test_axe_finds_no_serious_fault(open_page: Any, report: Path) -> None:
+def test_axe_finds_no_serious_accessibility_issue(open_page: Any, report: Path) -> None:
     visit = open_page(report)
-    visit.page.get_by_label("Find").fill("question broken")  # fewer rows: axe takes its time over each
+    visit.page.get_by_label("Find").fill("question broken")  # fewer rows: axe is slow on each
     visit.page.locator(".open-row").first.click()
     visit.page.locator("summary").click()
     assert visit.faults() == []
@@ -294,7 +294,7 @@ def test_runs_are_compared_in_the_terminal_and_as_a_page(
     best = [run.read_json(layout.BEST)["val_loss"] for run in (hostile, slower)]
     assert re.search(rf"best val_loss +{best[0]:.4f} +{best[1]:.4f}", printed)
     visit = open_page(tmp_path / "compare.html")
-    assert visit.said == []
+    assert visit.messages == []
     assert visit.requested == [(tmp_path / "compare.html").as_uri()]
     expect(visit.page.locator(".lead")).to_contain_text("the same base model, training data and held-out answers")
     expect(visit.page.locator("figure.chart svg")).to_have_count(2)
@@ -314,6 +314,6 @@ def test_runs_on_other_data_are_compared_with_a_warning(
     assert "Other validation data than tiny: other; val_loss was measured on different answers" in printed
     assert "Other base model" not in printed
     assert "No iteration finished yet: other." in printed
-    # and a report of what there is
+    # the report of the unfinished run
     assert main(["report", settings.run.uri]) == 0
     assert "No iteration is finished yet." in (tmp_path / "other" / layout.REPORT).read_text("utf-8")

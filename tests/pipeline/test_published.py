@@ -1,4 +1,4 @@
-"""What is done with finished iterations: export, fork, gc. Through the command line, in this process."""
+"""Export, fork and gc of finished runs, through the command line in this process."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MakeSettings = Callable[..., Settings]
 
 @pytest.fixture
 def run(finished: LocalRun, tmp_path: Path) -> LocalRun:
-    """A copy of it, at another address, so with manifests of the old one."""
+    """A copy of the finished run at another address; its manifests have the old address."""
     shutil.copytree(finished.root, tmp_path / "copy")
     return LocalRun(tmp_path / "copy")
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """All that was printed, in one line."""
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed text in one line."""
     captured = capsys.readouterr()
     return " ".join((captured.out + captured.err).split())
 
@@ -42,7 +42,7 @@ def test_the_best_iteration_is_exported_as_a_folder_that_transformers_loads(
 ) -> None:
     assert main(["export", finished.uri, str(tmp_path / "model")]) == 0
     best = finished.read_json(layout.BEST)
-    assert f"wrote iteration {best['iteration']} to {tmp_path / 'model'}" in said(capsys)
+    assert f"wrote iteration {best['iteration']} to {tmp_path / 'model'}" in printed(capsys)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     trained = AutoModelForCausalLM.from_pretrained(best["uri"])
     for name, tensor in trained.state_dict().items():
@@ -52,7 +52,7 @@ def test_the_best_iteration_is_exported_as_a_folder_that_transformers_loads(
     assert exported.generate(**ids, max_new_tokens=2).shape[0] == 1
 
 
-def test_the_model_card_tells_the_lineage(finished: LocalRun, tmp_path: Path) -> None:
+def test_the_model_card_contains_the_lineage(finished: LocalRun, tmp_path: Path) -> None:
     assert main(["export", finished.uri, str(tmp_path / "model"), "--iteration", "1"]) == 0
     card = (tmp_path / "model/README.md").read_text("utf-8")
     record = finished.read_json(layout.RUN)
@@ -74,11 +74,13 @@ def test_a_model_is_exported_to_object_storage(finished: LocalRun, s3: S3Server)
     AutoModelForCausalLM.from_pretrained(s3.path("models/mine"))
 
 
-def test_nothing_is_written_over(finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_does_not_overwrite_files(
+    finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine").write_text("x")
     assert main(["export", finished.uri, str(tmp_path / "model")]) == 2
-    assert "holds 1 files already; choose another DEST" in said(capsys)
+    assert "has 1 files already; choose another DEST" in printed(capsys)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 
@@ -87,14 +89,14 @@ def test_nothing_is_written_over(finished: LocalRun, tmp_path: Path, capsys: pyt
     [
         ("7", 2, "iteration 7 of"),
         ("last", 2, "expected a number, or best"),
-        ("0", 1, "the weights of iteration 0 are gone"),
+        ("0", 1, "the weights of iteration 0 are no longer at"),
     ],
 )
 def test_an_iteration_that_cannot_be_exported_is_refused(
     finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str, code: int, message: str
 ) -> None:
     assert main(["export", finished.uri, str(tmp_path / "model"), "--iteration", which]) == code
-    assert message in said(capsys)
+    assert message in printed(capsys)
     assert not (tmp_path / "model").exists()
 
 
@@ -107,12 +109,12 @@ def test_an_altered_policy_is_not_exported(
     content[-1] ^= 1
     weights.write_bytes(content)
     assert main(["export", run.uri, str(tmp_path / "model")]) == 1
-    text = said(capsys)
+    text = printed(capsys)
     assert f"IntegrityError: {weights} has SHA-256" in text
     assert "epochs/0/manifest.json to have its step run again" in text
 
 
-def test_a_fork_begins_where_an_iteration_ended_with_its_settings(
+def test_a_fork_starts_from_an_iterations_policy_and_the_runs_settings(
     finished: LocalRun, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     from spin_pipeline.config import check_settings
@@ -124,14 +126,14 @@ def test_a_fork_begins_where_an_iteration_ended_with_its_settings(
     assert forked.generation.max_new_tokens == 8
     assert forked.model.forked_from == f"{finished.uri}, iteration 1"
     run = play(forked)
-    # the base of the fork is the other run's last policy, so its loss on the same held-out answers is the same
+    # the base model of the fork is the other run's last policy, so both have the same validation loss
     ended = finished.read_json(layout.checkpoint(1))["facts"]["val_loss"]
     assert read_manifest(run, layout.BASE_VALIDATION).facts["val_loss"] == pytest.approx(ended, abs=1e-6)
     policy = LocalRun(Path(finished.read_json(layout.checkpoint(1))["facts"]["checkpoint_uri"]))
     assert forked.model.sha256 == digest_of(digest_tree(policy.root))
 
 
-def test_a_base_model_of_another_digest_is_refused(
+def test_a_base_model_with_another_digest_is_refused(
     finished: LocalRun, make_settings: MakeSettings, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from spin_components.errors import ModelError
@@ -147,22 +149,22 @@ def test_a_base_model_of_another_digest_is_refused(
         ([], "say where it shall lie with --run-uri"),
     ],
 )
-def test_a_fork_that_cannot_begin_is_refused(
+def test_an_invalid_fork_is_refused(
     finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     target = ["--run-uri", str(tmp_path / "forked")] if arguments else []
     assert main(["run", "--fork-from", finished.uri, *arguments, *target]) == 2
-    assert message in said(capsys)
+    assert message in printed(capsys)
 
 
 def test_gc_finds_nothing_in_a_finished_run(finished: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
     before = finished.sizes("")
     assert main(["gc", finished.uri]) == 0
-    assert "freed 0.0 MiB in 0 files, and 0 unfinished writes" in said(capsys)
+    assert "freed 0.0 MiB in 0 files, and 0 unfinished writes" in printed(capsys)
     assert before.keys() <= finished.sizes("").keys()
 
 
-def test_gc_removes_what_no_manifest_names_and_nothing_else(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_removes_only_files_that_no_manifest_references(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
     before = run.sizes("")
     garbage = {
         "iterations/0/epochs/0/partial/3/policy/model.safetensors": 2 << 20,
@@ -175,16 +177,16 @@ def test_gc_removes_what_no_manifest_names_and_nothing_else(run: LocalRun, capsy
         run.path(key).parent.mkdir(parents=True, exist_ok=True)
         run.path(key).write_bytes(b"x" * size)
     assert main(["gc", run.uri, "--dry-run"]) == 0
-    text = said(capsys)
+    text = printed(capsys)
     assert "would free 2.0 MiB in 3 files, and 1 unfinished writes" in text
     assert all(run.path(key).exists() for key in garbage)
     assert main(["gc", run.uri]) == 0
-    assert "freed 2.0 MiB in 3 files, and 1 unfinished writes" in said(capsys)
+    assert "freed 2.0 MiB in 3 files, and 1 unfinished writes" in printed(capsys)
     assert run.sizes("").keys() | {".lock"} == before.keys() | mine.keys() | {".lock"}
     assert not list(run.root.rglob("*.part"))
 
 
-def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> None:
+def test_gc_keeps_the_save_of_an_unfinished_epoch(run: LocalRun) -> None:
     manifest = run.read_json(layout.epoch_manifest(1, 0))
     key = "iterations/2/epochs/0/partial/1/trainer/state.json"
     run.write(key, b"{}")
@@ -193,22 +195,20 @@ def test_gc_keeps_the_save_of_an_epoch_that_is_not_finished(run: LocalRun) -> No
     assert run.exists(key)
 
 
-def test_gc_leaves_a_run_alone_that_is_worked_on_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_does_not_touch_a_run_that_is_in_use_or_damaged(run: LocalRun, capsys: pytest.CaptureFixture[str]) -> None:
     lease = LeaseHolder(run, "somebody else", take_over=True)
     assert main(["gc", run.uri]) == 2
-    assert "another runner is at work" in said(capsys)
+    assert "another runner is at work" in printed(capsys)
     lease.close()
     lease.release()
     before = run.sizes("")
     run.path(layout.epoch_manifest(0, 0)).write_text("{")
     assert main(["gc", run.uri]) == 1
-    assert "manifest.json is not JSON" in said(capsys)
+    assert "manifest.json is not JSON" in printed(capsys)
     assert before.keys() == run.sizes("").keys()
 
 
-def test_gc_aborts_uploads_that_nobody_ends(
-    finished: LocalRun, s3: S3Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gc_aborts_unfinished_uploads(finished: LocalRun, s3: S3Server, capsys: pytest.CaptureFixture[str]) -> None:
     from spin_components.store.bucket import Bucket
 
     for key, size in finished.sizes("").items():
@@ -219,13 +219,13 @@ def test_gc_aborts_uploads_that_nobody_ends(
     upload = bucket.begin_upload("gc/iterations/0/epochs/0/policy/model.safetensors")
     assert bucket.uploads("gc/") == [("gc/iterations/0/epochs/0/policy/model.safetensors", upload)]
     assert main(["gc", f"s3://{BUCKET}/gc"]) == 0
-    assert "and 1 unfinished writes" in said(capsys)
+    assert "and 1 unfinished writes" in printed(capsys)
     assert bucket.uploads("gc/") == []
 
 
 @pytest.mark.parametrize("command", ["export", "gc", "status"])
-def test_no_run_is_an_error_in_words(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(tmp_path / "model")] if command == "export" else []
     assert main([command, str(tmp_path / "nowhere"), *arguments]) == 2
-    assert "no run at" in said(capsys)
+    assert "no run at" in printed(capsys)
     assert not open_run(str(tmp_path / "nowhere")).sizes("")

@@ -1,4 +1,4 @@
-"""`report` and `compare` without a browser: what they write where and refuse, and the report as steps leave it."""
+"""The commands `report` and `compare`, and the report that the checkpoint writes, without a browser."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from spin_pipeline.cli import main
     ("command", "message"),
     [
         (["report", "{nowhere}"], "has nothing to report yet: no data/manifest.json"),
-        (["compare", "{run}"], "compare takes two runs or more, each once"),
-        (["compare", "{run}", "{run}/"], "compare takes two runs or more, each once"),
+        (["compare", "{run}"], "compare: expected two or more different runs"),
+        (["compare", "{run}", "{run}/"], "compare: expected two or more different runs"),
         (["compare", "{run}", "{nowhere}"], "has nothing to report yet"),
         (["report", "{run}", "-o", "{run}"], "cannot be written: Is a directory"),
     ],
 )
-def test_what_cannot_be_shown_is_said_with_code_2(
+def test_a_report_or_comparison_that_cannot_be_made_exits_with_code_2(
     finished: LocalRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
     arguments = [part.format(run=finished.uri, nowhere=tmp_path / "nowhere") for part in command]
@@ -39,13 +39,13 @@ def test_what_cannot_be_shown_is_said_with_code_2(
     assert message in capsys.readouterr().err
 
 
-def test_the_command_writes_what_the_last_checkpoint_wrote(
+def test_the_command_writes_the_same_report_as_the_last_checkpoint(
     finished: LocalRun, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = finished.path(layout.REPORT).read_bytes()
     assert main(["report", finished.uri, "-o", str(tmp_path / "deep/er/report.html")]) == 0
     assert (tmp_path / "deep/er/report.html").read_bytes() == written
-    # of a run in object storage too; but for its address it is the same
+    # in object storage, the report is the same except for the address
     shutil.copytree(finished.root, s3.path("runs/copied"))
     uri = f"s3://{BUCKET}/runs/copied"
     s3.path(f"runs/copied/{layout.REPORT}").unlink()
@@ -70,7 +70,7 @@ def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_publish
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
     policy = validate(run.uri, 0, 0, train(run.uri, 0, 0, reference, scores, machine), machine, reference)
-    pairs = run.path(layout.generations(0, 0))  # which the checkpoint has no need of, and the report has
+    pairs = run.path(layout.generations(0, 0))  # read by the report, not by the checkpoint
     content = pairs.read_bytes()
     pairs.write_bytes(b"not what was written")
     publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
@@ -78,7 +78,7 @@ def test_a_report_that_cannot_be_built_is_a_warning_and_the_iteration_is_publish
     assert not run.exists(layout.REPORT)
     (warning,) = [event for event in read_events(run) if event["kind"] == "warning" and event["step"] == "checkpoint"]
     assert "the report could not be written (IntegrityError: " in warning["message"]
-    # the same step again, with the file as it was, finds its work done, and writes the report
+    # repeating the finished step with the restored file writes the report
     pairs.write_bytes(content)
     publish(run.uri, 0, reference, policy, 1, settings.selection.model_dump(mode="json"))
     assert b"Iteration 0" in (run.read(layout.REPORT) or b"")

@@ -1,4 +1,4 @@
-"""What the Kubeflow UI is given of each step, in KFP's own artifacts."""
+"""The KFP artifacts of each step, which the Kubeflow UI shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RUNNER, raising=False)
 
 
-def test_the_data_set_says_what_it_was_made_of(finished: LocalRun, tmp_path: Path) -> None:
+def test_the_dataset_artifact_names_its_sources(finished: LocalRun, tmp_path: Path) -> None:
     dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
     shown.show_data(dataset, finished.uri, "model")
     record = finished.read_json(layout.RUN)
@@ -31,7 +31,7 @@ def test_the_data_set_says_what_it_was_made_of(finished: LocalRun, tmp_path: Pat
     assert json.loads((tmp_path / "dataset").read_text("utf-8")) == dataset.metadata
 
 
-def test_generation_shows_answers_that_cannot_leave_their_block(finished: LocalRun, tmp_path: Path) -> None:
+def test_generated_answers_cannot_escape_their_markdown_block(finished: LocalRun, tmp_path: Path) -> None:
     samples = dsl.Markdown(uri=str(tmp_path / "samples.md"))
     shown.show_samples(samples, finished.uri, 1, 0, "generations")
     text = (tmp_path / "samples.md").read_text("utf-8")
@@ -42,7 +42,7 @@ def test_generation_shows_answers_that_cannot_leave_their_block(finished: LocalR
         assert all(line.startswith("    ") for line in answer.strip("\n").splitlines())
 
 
-def test_training_and_validation_log_their_numbers(finished: LocalRun) -> None:
+def test_training_and_validation_log_metrics_artifacts(finished: LocalRun) -> None:
     metrics = dsl.Metrics(uri="unused")
     shown.show_training(metrics, finished.uri, 1, 0, "policy")
     assert (metrics.metadata["num_pairs"], metrics.metadata["num_history"]) == (32, 16)
@@ -52,7 +52,7 @@ def test_training_and_validation_log_their_numbers(finished: LocalRun) -> None:
     assert metrics.metadata["val_loss"] == base
 
 
-def test_the_last_checkpoint_shows_its_model_though_the_run_stops_with_it(finished: LocalRun, tmp_path: Path) -> None:
+def test_the_last_checkpoint_has_a_model_artifact_although_the_run_stops(finished: LocalRun, tmp_path: Path) -> None:
     model, metrics = dsl.Model(uri=str(tmp_path / "model")), dsl.Metrics(uri="unused")
     shown.show_checkpoint(model, metrics, dsl.HTML(uri=str(tmp_path / "report")), finished.uri, 1, "policy")
     facts = finished.read_json(layout.checkpoint(1))["facts"]
@@ -68,13 +68,13 @@ def test_the_last_checkpoint_shows_its_model_though_the_run_stops_with_it(finish
         assert shown_change == [change["mean"], change["low"], change["high"]]
 
 
-def test_a_step_that_stopped_shows_nothing(finished: LocalRun, tmp_path: Path) -> None:
+def test_a_stopped_step_has_no_artifacts(finished: LocalRun, tmp_path: Path) -> None:
     samples = dsl.Markdown(uri=str(tmp_path / "samples.md"))
     shown.show_samples(samples, finished.uri, 1, 0, "")
     assert not (tmp_path / "samples.md").exists()
 
 
-def test_what_cannot_be_shown_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_artifact_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = dsl.Metrics(uri="unused")
     shown.show_validation(metrics, str(tmp_path / "nothing"), 0, 0, "policy")
     assert metrics.metadata == {}

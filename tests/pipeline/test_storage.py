@@ -1,4 +1,4 @@
-"""A run in object storage as a person types it: processes, another machine's cache, and what is wrong with storage."""
+"""Runs in object storage through the command line: two machines, data from a bucket, and unusable storage."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 
 
 def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end, in this process's environment and what is given."""
+    """Run a command to its end, with additional environment variables."""
     variables = {**os.environ, **environment}
     return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, timeout=300, env=variables, check=False)
 
 
-def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S3Server, tmp_path: Path) -> None:
+def test_a_second_machine_is_refused_then_resumes_after_the_first_died(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
     command = ["run", "--config", "tiny", "--run-uri", uri, "--set", "spin.max_iterations=1"]
     elsewhere = {"SPIN_CACHE_DIR": str(tmp_path / "other-machine")}
@@ -47,7 +47,7 @@ def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S
     first.send_signal(signal.SIGKILL)
     first.communicate()
     third = subprocess.CompletedProcess(command, 2, "", "")
-    for _ in range(20):  # the steps of the first need a moment to notice that it is gone
+    for _ in range(20):  # the first run's steps need a moment to notice that it died
         third = spin(*command, **elsewhere)
         if third.returncode != 2:
             break
@@ -60,7 +60,7 @@ def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S
     assert run.exists(checkpoint(0))
 
 
-def test_who_loses_the_race_for_a_run_is_told_who_won(
+def test_the_loser_of_a_race_for_a_run_is_told_the_winner(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose(settings: Settings, run: RunStore, *others: object) -> int:
@@ -84,7 +84,7 @@ def test_who_loses_the_race_for_a_run_is_told_who_won(
         ({"S3_ENDPOINT": "127.0.0.1/path"}, "expected http://host:port"),
     ],
 )
-def test_storage_that_cannot_be_used_is_one_line_and_code_2(
+def test_unusable_storage_is_a_one_line_error_with_code_2(
     s3: S3Server, tmp_path: Path, environment: dict[str, str], message: str
 ) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", **environment)
@@ -95,14 +95,14 @@ def test_storage_that_cannot_be_used_is_one_line_and_code_2(
     assert "guessed-wrong" not in result.stderr + result.stdout
 
 
-def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
+def test_a_missing_bucket_is_named(s3: S3Server) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x")
     assert result.returncode == 2
     assert "s3://no-such-bucket/x/" in result.stderr
     assert "NoSuchBucket: the bucket does not exist; create it, or correct its name" in result.stderr
 
 
-def test_data_and_model_come_from_object_storage(
+def test_data_and_model_are_read_from_object_storage(
     s3: S3Server, tmp_path: Path, tiny_llama: Path, question_file: Path
 ) -> None:
     prefix = tmp_path.name

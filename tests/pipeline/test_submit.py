@@ -1,4 +1,4 @@
-"""Submitting, as typed: to a KFP API that keeps what it is given, the runs played for real in storage."""
+"""`submit` and `follow` with a KFP API server whose runs are executed in this process."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from spin_pipeline.cli import main
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """All that was printed."""
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed text."""
     captured = capsys.readouterr()
     return captured.out + captured.err
 
 
 def play(run: dict[str, Any]) -> None:
-    """Play a run's steps in its storage, from the parameters that KFP was given."""
+    """Execute a run's steps in this process, with the parameters that KFP received."""
     given = as_kfp_gives(run["runtime_config"]["parameters"])
     uri, max_iterations = given.pop("run_uri"), given.pop("max_iterations")
     given["run"]["uri"], given["spin"]["max_iterations"] = uri, max_iterations
@@ -48,7 +48,7 @@ def play(run: dict[str, Any]) -> None:
 
 @pytest.fixture
 def data(s3: S3Server, tmp_path: Path) -> Callable[[int], str]:
-    """Puts so many records into storage, always under the same address."""
+    """Writes a number of records to storage, always at the same address."""
 
     def put(count: int) -> str:
         lines = [json.dumps({"prompt": question, "response": answer}) for question, answer in docstrings(limit=count)]
@@ -62,7 +62,7 @@ def data(s3: S3Server, tmp_path: Path) -> Callable[[int], str]:
 
 @pytest.fixture
 def command(data: Callable[[int], str], tiny_llama: Path, tmp_path: Path) -> list[str]:
-    """A run of a few seconds, below a folder of the test's own."""
+    """A submission of a run of a few seconds, in a separate folder for each test."""
     settings = [
         f"data.train={data(24)}",
         "data.validation_size=6",
@@ -78,7 +78,7 @@ def command(data: Callable[[int], str], tiny_llama: Path, tmp_path: Path) -> lis
     return ["submit", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/{tmp_path.name}/runs/{{time}}", *overrides]
 
 
-def test_a_run_is_submitted_followed_and_judged_by_its_storage(
+def test_a_run_is_submitted_and_followed_and_its_exit_code_comes_from_storage(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
@@ -89,12 +89,12 @@ def test_a_run_is_submitted_followed_and_judged_by_its_storage(
         Look("SUCCEEDED", [task("prepare", "SUCCEEDED"), task("generate", "SUCCEEDED")]),
     ]
     assert main([*command, "--wait", "--service-account", "trainer"]) == 0
-    output = said(capsys)
+    output = printed(capsys)
     [run] = kfp.runs
     assert f"{kfp.endpoint}/#/runs/details/{run['run_id']}" in output
     lines = [line[10:] for line in output.splitlines() if line[2:3] == ":"]
-    told = [tuple(line.split()) for line in lines]
-    assert told == [
+    changes = [tuple(line.split()) for line in lines]
+    assert changes == [
         ("run", "pending"),
         ("prepare", "running"),
         ("run", "running"),
@@ -111,7 +111,7 @@ def test_a_run_is_submitted_followed_and_judged_by_its_storage(
     assert main(["follow", run["run_id"]]) == 0
 
 
-def test_the_same_content_is_the_same_version(
+def test_equal_content_has_an_equal_version(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -125,10 +125,10 @@ def test_the_same_content_is_the_same_version(
     assert used[0] == used[1] != used[2]
     versions = kfp.versions[pipeline["pipeline_id"]].values()
     assert all(version["display_name"].startswith("sha256-") for version in versions)
-    assert said(capsys).count("uploaded version") == 2
+    assert printed(capsys).count("uploaded version") == 2
 
 
-def test_answers_that_are_lost_make_nothing_twice(kfp: KfpServer, command: list[str]) -> None:
+def test_lost_responses_create_nothing_twice(kfp: KfpServer, command: list[str]) -> None:
     for path in ("/pipelines", "/upload_version", "/experiments", "/runs"):
         kfp.troubles += [Trouble("POST", path, after=True), Trouble("POST", path, status=503, after=True)]
     assert main(command) == 0
@@ -137,7 +137,7 @@ def test_answers_that_are_lost_make_nothing_twice(kfp: KfpServer, command: list[
     assert len(versions) == 1
 
 
-def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: list[str]) -> None:
+def test_a_request_that_did_not_reach_kfp_is_repeated(kfp: KfpServer, command: list[str]) -> None:
     kfp.troubles = [Trouble("POST", "/runs", status=500, times=2)]
     assert main(command) == 0
     assert len(kfp.runs) == 1
@@ -146,25 +146,25 @@ def test_a_run_that_never_reached_kfp_is_sent_again(kfp: KfpServer, command: lis
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run-uri", "runs/here"], "run.uri = 'runs/here' lies on this machine"),
-        (["--run-uri", "/data/runs"], "object storage: s3://bucket/prefix"),
-        (["--continue-from", "/data/runs"], "--continue-from = '/data/runs' lies on this machine"),
+        (["--run-uri", "runs/here"], "run.uri = 'runs/here' is on this machine"),
+        (["--run-uri", "/data/runs"], "storage: s3://bucket/prefix"),
+        (["--continue-from", "/data/runs"], "--continue-from = '/data/runs' is on this machine"),
         (["--run-uri", "s3://a/b"], "is not a valid bucket name"),
-        (["--set", "data.train=answers.jsonl"], "data.train = 'answers.jsonl' is a path below this folder"),
+        (["--set", "data.train=answers.jsonl"], "data.train = 'answers.jsonl' is a relative path"),
         (["--set", "model.base=ftp://host/x"], "scheme 'ftp' is not supported"),
         (["--set", "spin.max_epoch=1"], "did you mean 'max_epochs'?"),
         (["--continue-from", "gs://x/y"], "scheme 'gs' is not supported"),
     ],
 )
-def test_what_no_pod_could_use_is_refused_before_anything_is_sent(
+def test_local_addresses_are_refused_before_any_request(
     kfp: KfpServer, command: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, *arguments]) == 2
-    assert message in said(capsys)
+    assert message in printed(capsys)
     assert kfp.requests == []
 
 
-def test_a_failure_names_the_step_its_pod_and_its_words(
+def test_a_failure_names_the_step_and_pod_and_quotes_the_error(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
@@ -174,23 +174,23 @@ def test_a_failure_names_the_step_its_pod_and_its_words(
     )
     kfp.looks = [Look("FAILED", [task("root", "FAILED"), failed, task("prepare", "SUCCEEDED")], "child failed")]
     assert main([*command, "--wait", "--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0"]) == 1
-    output = said(capsys)
+    output = printed(capsys)
     assert "failed: train-epoch (pod spin-train-7)" in output
     assert "line 39" in output
     assert "line 20" not in output
     assert "child failed" in output
-    assert "failed in train-epoch iteration 0 epoch 0: NonFiniteError" in output, "what the run itself recorded"
+    assert "failed in train-epoch iteration 0 epoch 0: NonFiniteError" in output, "the failure that the run recorded"
 
 
-def test_succeeded_is_not_believed_of_a_run_that_stopped(
+def test_a_stopped_run_does_not_count_as_succeeded(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
     assert main([*command, "--wait", "--set", "run.max_time=0.001"]) == 3
-    assert "KFP says SUCCEEDED, but the run is not finished: stopped" in said(capsys)
+    assert "KFP reports SUCCEEDED, but the run is not finished: stopped" in printed(capsys)
     kfp.on_create = None
     assert main([*command, "--wait"]) == 0
-    assert "by KFP's word alone" in said(capsys), "nothing lies there"
+    assert "the state is KFP's only" in printed(capsys), "storage has no run"
 
 
 def test_a_run_cancelled_elsewhere_ends_with_code_3(
@@ -199,31 +199,31 @@ def test_a_run_cancelled_elsewhere_ends_with_code_3(
     for looks in ([Look("RUNNING"), Look("CANCELING"), Look("FAILED")], [Look("CANCELED")]):
         kfp.looks = looks
         assert main([*command, "--wait"]) == 3
-        assert "the run was cancelled" in said(capsys)
+        assert "the run was cancelled" in printed(capsys)
 
 
-def test_a_run_that_takes_too_long_is_left_alone(
+def test_waiting_stops_at_the_timeout_and_the_run_goes_on(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.looks = [Look("RUNNING")]
     assert main([*command, "--wait", "--timeout", "0.1"]) == 3
-    assert f"spin-pipeline follow {kfp.runs[0]['run_id']}" in said(capsys)
+    assert f"spin-pipeline follow {kfp.runs[0]['run_id']}" in printed(capsys)
     assert kfp.count("POST", ":terminate") == 0
 
 
-def test_following_survives_what_connections_do(
+def test_following_survives_connection_failures(
     kfp: KfpServer, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")  # so that it is given up, and taken up, on the way
+    monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")  # shorter than the outage, so that requests fail and are repeated
     kfp.looks = [Look("RUNNING"), Look("SUCCEEDED")]
     kfp.troubles = [Trouble("GET", "/runs/", status=503, times=4), Trouble("GET", "/runs/", times=12)]
     assert main([*command, "--wait"]) == 0
-    assert "KFP is away" in said(capsys)
+    assert "KFP is unreachable" in printed(capsys)
 
 
-def test_a_run_that_is_not_there_is_one_line(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_run_is_a_one_line_error(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["follow", "nowhere"]) == 2
-    output = said(capsys)
+    output = printed(capsys)
     assert "runs nowhere not found" in output
     assert len(output.splitlines()) == 1
 
@@ -231,7 +231,7 @@ def test_a_run_that_is_not_there_is_one_line(kfp: KfpServer, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("options", "ended", "number"), [([], 0, signal.SIGINT), (["--cancel-on-interrupt"], 1, signal.SIGTERM)]
 )
-def test_a_signal_leaves_the_run_alone_unless_told(
+def test_a_signal_does_not_cancel_the_run_unless_asked_to(
     kfp: KfpServer, command: list[str], options: list[str], ended: int, number: signal.Signals
 ) -> None:
     kfp.looks = [Look("RUNNING")]
@@ -246,10 +246,12 @@ def test_a_signal_leaves_the_run_alone_unless_told(
     assert process.returncode == 3, output
     assert kfp.count("POST", ":terminate") == ended
     assert "Traceback" not in output
-    assert ("was told to end" if ended else "the run goes on. Follow it with `spin-pipeline follow") in output
+    assert (
+        "KFP was asked to terminate run" if ended else "the run goes on. Follow it with `spin-pipeline follow"
+    ) in output
 
 
-def test_retraining_goes_on_from_the_best_and_only_with_new_data(
+def test_retraining_starts_from_the_best_model_and_needs_new_data(
     kfp: KfpServer,
     command: list[str],
     data: Callable[[int], str],
@@ -260,10 +262,10 @@ def test_retraining_goes_on_from_the_best_and_only_with_new_data(
     retrain = [*command, "--continue-from", folder, "--once-for-data", "--wait"]
     kfp.on_create = play
     assert main(retrain) == 0
-    assert f"no finished run in {folder} yet" in said(capsys)
+    assert f"no finished run in {folder} yet" in printed(capsys)
     first = kfp.runs[0]["runtime_config"]["parameters"]
     assert main(retrain) == 4
-    assert f"AlreadyTrainedError: {first['run_uri']} has trained on this data already" in said(capsys)
+    assert f"AlreadyTrainedError: {first['run_uri']} has trained on this data already" in printed(capsys)
     assert len(kfp.runs) == 1
     data(30)
     assert main(retrain) == 0
@@ -272,16 +274,16 @@ def test_retraining_goes_on_from_the_best_and_only_with_new_data(
     assert second["model"]["forked_from"] == f"{first['run_uri']}, iteration 0"
     assert open_run(second["run_uri"]).read_json("run.json")["base_model"]["uri"] == second["model"]["base"]
     versions = {run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs}
-    assert len(versions) == 1, "another base model is no other pipeline"
+    assert len(versions) == 1, "another base model does not change the pipeline"
 
 
-def test_data_is_refused_while_a_run_that_has_it_goes_on(
+def test_data_of_an_unfinished_run_is_refused(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--once-for-data"]) == 0
     assert main([*command, "--once-for-data"]) == 4
-    assert "has this data already" in said(capsys)
+    assert "has this data already" in printed(capsys)
     kfp.runs[0]["state"] = "FAILED"
-    assert main([*command, "--once-for-data"]) == 0, "a run that failed has not trained on it"
+    assert main([*command, "--once-for-data"]) == 0, "a failed run has not trained on the data"
     kfp.runs[1]["state"] = "SUCCEEDED"
-    assert main([*command, "--once-for-data"]) == 0, "nor has one whose storage is not there"
+    assert main([*command, "--once-for-data"]) == 0, "nor has a run without storage"

@@ -32,24 +32,24 @@ def test_the_shipped_configurations_are_all_in_the_folder() -> None:
     assert set(shipped_configs()) == {path.stem for path in folder.glob("*.toml")} >= {"tiny", DEFAULT}
 
 
-def test_without_a_name_it_is_the_demo() -> None:
+def test_the_default_configuration_is_the_demo() -> None:
     assert load_settings() == load_settings(DEFAULT)
 
 
-def test_an_unknown_file_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_configuration_is_named_with_the_shipped_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--config .*absent\.toml: no such file; shipped by name: .*demo.*tiny"):
         find_config(str(tmp_path / "absent.toml"))
 
 
 @pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = 1\nrun = 2\n"])
-def test_what_is_no_toml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"run\.toml is not TOML"):
         load_settings(str(path))
 
 
-def test_mistakes_name_the_file_and_whether_overrides_took_part(tmp_path: Path) -> None:
+def test_mistakes_name_the_file_and_whether_overrides_were_applied(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + "[spin]\nmax_epochs = 0\n")
     with pytest.raises(ConfigError, match=r"^1 mistake in .*run\.toml:\n  spin\.max_epochs = 0"):
         load_settings(path)
@@ -81,14 +81,14 @@ def test_mistakes_name_the_file_and_whether_overrides_took_part(tmp_path: Path) 
     ],
 )
 def test_overrides(tmp_path: Path, override: str, section: str, name: str, value: object) -> None:
-    found = getattr(getattr(load_settings(written(tmp_path), [override]), section), name)
-    assert (found, type(found)) == (value, type(value))
+    parsed = getattr(getattr(load_settings(written(tmp_path), [override]), section), name)
+    assert (parsed, type(parsed)) == (value, type(value))
 
 
-def test_the_last_override_counts_and_the_file_keeps_the_rest(tmp_path: Path) -> None:
+def test_the_last_override_wins_and_other_settings_come_from_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + "[spin]\nmax_epochs = 2\nmax_iterations = 4\n")
-    found = load_settings(path, ["spin.max_epochs=3", "spin.max_epochs=5"])
-    assert (found.spin.max_epochs, found.spin.max_iterations) == (5, 4)
+    settings = load_settings(path, ["spin.max_epochs=3", "spin.max_epochs=5"])
+    assert (settings.spin.max_epochs, settings.spin.max_iterations) == (5, 4)
 
 
 @pytest.mark.parametrize("override", ["max_iterations=2", "spin.max_iterations", "spin.=2", ".x=2", "=", ""])
@@ -100,25 +100,25 @@ def test_an_override_without_section_key_and_value_is_refused(tmp_path: Path, ov
 @pytest.mark.parametrize(
     "override", ["spin.max_epochs.x=1", "model.base.x=1", "generation.sampling_params.top_k.x=1", "spni.max_epochs=1"]
 )
-def test_an_override_below_what_is_no_table_is_refused(tmp_path: Path, override: str) -> None:
+def test_an_override_below_a_value_is_refused(tmp_path: Path, override: str) -> None:
     path = written(tmp_path, MINIMAL + "[spin]\nmax_epochs = 2\n[generation.sampling_params]\ntop_k = 5\n")
     with pytest.raises(ConfigError):
         load_settings(path, [override])
 
 
-def test_the_run_uri_of_the_command_goes_before_the_files(tmp_path: Path) -> None:
+def test_the_run_uri_option_overrides_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL + '[run]\nuri = "a"\nseed = 3\n')
-    found = load_settings(path, run_uri="b")
-    assert (found.run.uri, found.run.seed) == ("b", 3)
+    settings = load_settings(path, run_uri="b")
+    assert (settings.run.uri, settings.run.seed) == ("b", 3)
     assert load_settings(written(tmp_path), run_uri="b").run.uri == "b"
 
 
-def test_a_section_that_is_no_table_is_refused_with_a_run_uri_too(tmp_path: Path) -> None:
+def test_a_section_that_is_not_a_table_is_refused_with_a_run_uri(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run"):
         load_settings(written(tmp_path, "run = 3\n" + MINIMAL), run_uri="b")
 
 
-def test_pipeline_parameters_give_the_settings_back() -> None:
+def test_pipeline_parameters_contain_all_settings() -> None:
     settings = load_settings("tiny", ["training.warmup=1"], run_uri="somewhere")
     parameters: dict[str, Any] = pipeline_parameters(settings)
     assert (parameters.pop("run_uri"), parameters.pop("max_iterations")) == ("somewhere", 2)

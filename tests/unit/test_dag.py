@@ -33,7 +33,7 @@ def ir_of(pipeline: Any) -> dict[str, Any]:
 
 
 def tasks(ir: dict[str, Any], component: dict[str, Any] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every task that runs in a container, through all nested graphs: the function's name and the task's spec."""
+    """Name of the function and spec of every container task, including nested graphs."""
     graph = (component or ir["root"])["dag"]["tasks"]
     for task in graph.values():
         inner = ir["components"][task["componentRef"]["name"]]
@@ -45,7 +45,7 @@ def tasks(ir: dict[str, Any], component: dict[str, Any] | None = None) -> Iterat
 
 
 def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
-    # once: prepare, and validate of the base; 4 iterations of 2 epochs, one train and one validate each
+    # prepare and validation of the base once; 4 iterations of 2 epochs with one train and one validate each
     assert Counter(name for name, _ in tasks(compiled(4, 2))) == {
         "prepare": 1,
         "validate": 1 + 4 * 2,
@@ -56,11 +56,11 @@ def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
     }
 
 
-def test_iterations_of_as_many_epochs_share_a_pipeline() -> None:
+def test_iterations_with_equal_numbers_of_epochs_share_a_pipeline() -> None:
     ir = compiled(4, [2, 2, 1, 2])
     names = [name for name, _ in tasks(ir)]
     assert (names.count("train_epoch"), names.count("validate")) == (7, 1 + 7)
-    # in the order in which they are nested: the pipeline that each iteration is an instance of
+    # names of the iterations' pipelines, in the order of nesting
     order = []
     graph = ir["root"]
     while graph:
@@ -73,10 +73,10 @@ def test_iterations_of_as_many_epochs_share_a_pipeline() -> None:
     assert sum(name.startswith("comp-spin-iteration") for name in ir["components"]) == 2
 
 
-def test_the_compiled_numbers_of_epochs_are_told_to_prepare() -> None:
-    for epochs, told in ((2, [2.0, 2.0, 2.0]), ([2, 2, 1], [2.0, 2.0, 1.0])):
+def test_the_compiled_numbers_of_epochs_are_passed_to_prepare() -> None:
+    for epochs, expected in ((2, [2.0, 2.0, 2.0]), ([2, 2, 1], [2.0, 2.0, 1.0])):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(compiled(3, epochs)) if name == "prepare"]
-        assert values["compiled"]["runtimeValue"]["constant"]["max_epochs"] == told
+        assert values["compiled"]["runtimeValue"]["constant"]["max_epochs"] == expected
 
 
 def test_a_single_iteration_has_no_condition() -> None:
@@ -120,40 +120,40 @@ def evaluating(*overrides: str) -> dict[str, Any]:
     return ir_of(build(load_settings("tiny", ["spin.max_iterations=3", *overrides])))
 
 
-def test_models_are_evaluated_only_where_something_is_asked_for() -> None:
+def test_models_are_evaluated_only_if_evaluation_is_configured() -> None:
     assert not [name for name, _ in tasks(evaluating()) if name == "evaluate"]
     assert "evaluate" not in str(evaluating()["components"].keys() | evaluating()["deploymentSpec"]["executors"].keys())
     for asked in (["evaluation.tasks=['arc_easy']"], ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"]):
-        found = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
-        assert sorted(found) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
+        names = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
+        assert sorted(names) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
 
 
-def test_no_step_waits_for_an_evaluation_and_it_waits_for_its_model_alone() -> None:
+def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> None:
     ir = evaluating("evaluation.tasks=['arc_easy']")
     graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
-    found = []
+    dependencies = []
     for graph in graphs:
         for name, task in graph["dag"]["tasks"].items():
             needed = task.get("dependentTasks", [])
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
-                found.append(sorted(other.rstrip("-0123456789") for other in needed))
-    assert sorted(found) == [*[["spin-iteration"]] * 3, ["validate-base"]]
+                dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
+    assert sorted(dependencies) == [*[["spin-iteration"]] * 3, ["validate-base"]]
 
 
-def test_prepare_is_told_whether_models_are_evaluated() -> None:
-    for asked, told in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
+def test_prepare_knows_whether_models_are_evaluated() -> None:
+    for asked, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*asked)) if name == "prepare"]
-        assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is told
+        assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is expected
 
 
 def test_the_settings_are_the_parameters_defaults() -> None:
     parameters = compiled(4, 2)["root"]["inputDefinitions"]["parameters"]
     assert parameters["max_iterations"]["defaultValue"] == 4
-    assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, so that a count stays a count
+    assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, to distinguish a count from a fraction
     assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
     assert parameters["lora"]["defaultValue"]["r"] == 0
-    assert len(parameters) == len(Settings.model_fields) + 2  # run_uri and max_iterations besides
+    assert len(parameters) == len(Settings.model_fields) + 2  # plus run_uri and max_iterations
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

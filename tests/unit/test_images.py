@@ -1,4 +1,4 @@
-"""What can be said of the images without building them: names, sources, what they share, what they install."""
+"""The Dockerfiles, without building them: names, sources, shared parts and requirements."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from spin_components import __version__, images
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = {path.stem: path for path in (ROOT / "docker").glob("*.Dockerfile")}
-SHARED = "# The same in every image from here on"
+SHARED = "# Identical in all images from here on"
 
 
 def lines(name: str) -> list[str]:
-    """A Dockerfile's instructions, continued lines joined."""
+    """The instructions of a Dockerfile, with continued lines joined."""
     text = DOCKERFILES[name].read_text("utf-8").replace("\\\n", " ")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 @pytest.fixture
 def environment() -> ModuleType:
-    """`docker/environment.py`, which no package holds."""
+    """The module `docker/environment.py`, which is in no package."""
     spec = importlib.util.spec_from_file_location("environment", ROOT / "docker" / "environment.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -106,7 +106,7 @@ def test_an_image_installs_what_pyproject_names(environment: ModuleType) -> None
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_a_dockerfile_installs_and_leaves_out_exists(environment: ModuleType, name: str) -> None:
+def test_extras_and_exclusions_of_a_dockerfile_exist(environment: ModuleType, name: str) -> None:
     calls = re.findall(
         r"environment\.py install ([a-z ]+?)(?: --without ([a-z ]+?))? *(?:&&|$)", "\n".join(lines(name)), re.MULTILINE
     )

@@ -31,7 +31,7 @@ def holder(root: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_run_that_is_not_there_is_not_locked(tmp_path: Path) -> None:
+def test_a_missing_run_is_not_locked(tmp_path: Path) -> None:
     assert not is_locked(tmp_path / "absent")
     assert not is_locked(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -45,7 +45,7 @@ def test_a_run_is_locked_as_long_as_the_block_lasts(tmp_path: Path) -> None:
         assert is_locked(tmp_path / "run")
 
 
-def test_looking_does_not_take_the_lock(tmp_path: Path) -> None:
+def test_checking_does_not_take_the_lock(tmp_path: Path) -> None:
     with locked(tmp_path):
         pass
     assert not is_locked(tmp_path)
@@ -54,12 +54,12 @@ def test_looking_does_not_take_the_lock(tmp_path: Path) -> None:
         assert is_locked(tmp_path)
 
 
-def test_other_runs_are_free(tmp_path: Path) -> None:
+def test_other_runs_are_not_locked(tmp_path: Path) -> None:
     with locked(tmp_path / "1"), locked(tmp_path / "2"):
         assert not is_locked(tmp_path)
 
 
-def test_a_failure_lets_go(tmp_path: Path) -> None:
+def test_an_exception_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="on the way"), locked(tmp_path):
         raise RuntimeError("on the way")
     assert not is_locked(tmp_path)
@@ -76,7 +76,7 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
         raise AssertionError("both hold the run")
 
 
-def test_the_lock_goes_with_a_holder_that_is_killed(tmp_path: Path) -> None:
+def test_killing_the_holder_releases_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         assert is_locked(tmp_path)
         process.kill()

@@ -1,4 +1,4 @@
-"""What a cluster is asked for: the compiled IR's platform document and resources, and the values behind them."""
+"""Placement: the platform document and resources of the compiled IR, and the values of prepare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spin_components.placement import pod_requests
 from spin_components.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
-from spin_pipeline.placement import PLACES
+from spin_pipeline.placement import POD_FIELDS
 
 GPU = [
     "placement.accelerator=nvidia.com/gpu",
@@ -24,29 +24,32 @@ GPU = [
 
 
 def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Executors of a tiny pipeline for a cluster, by name: the containers, and what Kubernetes shall do with them."""
+    """Containers and pod configurations of a tiny pipeline for a cluster, by executor."""
     settings = load_settings("tiny", overrides)
     pipeline: Any = build(settings, settings.cluster)
     ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {name: found["container"] for name, found in ir["deploymentSpec"]["executors"].items()}, pods
+    return {name: executor["container"] for name, executor in ir["deploymentSpec"]["executors"].items()}, pods
 
 
 def values(*overrides: str) -> dict[str, Any]:
     settings = load_settings("tiny", overrides).model_dump(mode="json", include=set(Settings.model_fields))
-    return dict(zip(PLACES, pod_requests(settings), strict=True))
+    return dict(zip(POD_FIELDS, pod_requests(settings), strict=True))
 
 
 def test_gpus_follow_from_the_work_of_a_step() -> None:
-    found = values(*GPU)
-    assert found["accelerator"] == "nvidia.com/gpu"
-    counts = [found[f"{step}_accelerators"] for step in ("generate", "train", "score")]
+    pod_fields = values(*GPU)
+    assert pod_fields["accelerator"] == "nvidia.com/gpu"
+    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")]
     assert counts == ["2", "4", "1"]
 
 
-def test_without_an_accelerator_no_gpu_is_asked_for() -> None:
-    found = values("generation.tensor_parallel=2", "hardware.ranks=2")
-    assert [found["accelerator"], *(found[f"{step}_accelerators"] for step in ("generate", "train", "score"))] == [
+def test_without_an_accelerator_no_gpu_is_requested() -> None:
+    pod_fields = values("generation.tensor_parallel=2", "hardware.ranks=2")
+    assert [
+        pod_fields["accelerator"],
+        *(pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")),
+    ] == [
         "",
         "0",
         "0",
@@ -54,7 +57,7 @@ def test_without_an_accelerator_no_gpu_is_asked_for() -> None:
     ]
 
 
-def test_what_is_asked_for_is_a_parameter() -> None:
+def test_requested_resources_are_parameters() -> None:
     containers, pods = compiled()
     for name in ("exec-generate", "exec-ref-logprob", "exec-train-epoch", "exec-validate"):
         resources = containers[name]["resources"]
@@ -77,7 +80,7 @@ def test_each_step_has_its_image() -> None:
     }
 
 
-def test_storage_keys_come_from_a_secret_and_nowhere_else() -> None:
+def test_storage_keys_come_from_a_secret_only() -> None:
     containers, pods = compiled("cluster.storage_secret=keys", 'cluster.storage_env={AWS_ACCESS_KEY_ID = "accesskey"}')
     for name, pod in pods.items():
         (secret,) = pod["secretAsEnv"]
@@ -99,7 +102,7 @@ def test_pods_run_as_a_user_without_rights() -> None:
     assert not any("securityContext" in pod for pod in pods.values())
 
 
-def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
+def test_configured_secrets_volumes_and_limits_are_in_every_pod() -> None:
     _, pods = compiled(
         "cluster.hub_secret=hub",
         "cluster.tracking_secret=trackers",
@@ -119,7 +122,7 @@ def test_secrets_volumes_and_limits_that_are_named_are_there() -> None:
     assert pods["exec-generate"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
-def test_evaluations_are_placed_as_scores_and_alone_have_the_judges_key() -> None:
+def test_evaluations_are_placed_like_scoring_and_only_they_have_the_judges_key() -> None:
     judge = ("evaluation.judge_url=http://judge/v1", "evaluation.judge_model=j", "cluster.judge_secret=judge")
     containers, pods = compiled(*judge, "spin.max_iterations=3")
     evaluating = {name for name in containers if name.startswith("exec-evaluate")}
@@ -187,12 +190,15 @@ def test_a_pipeline_for_a_cluster_is_yaml_of_two_documents(tmp_path: Any) -> Non
     )
 
 
-def test_every_parameter_that_a_task_reads_is_given_to_the_graph_it_is_in() -> None:
+def test_every_parameter_of_a_task_is_an_input_of_its_graph() -> None:
     # KFP's compiler forgets those of resources within a loop, and a cluster would fail there
     settings = load_settings("tiny", ["spin.max_iterations=3"])
     pipeline: Any = build(settings, settings.cluster)
     ir = json_format.MessageToDict(pipeline.pipeline_spec)
-    graphs = {"root": ir["root"], **{name: found for name, found in ir["components"].items() if "dag" in found}}
+    graphs = {
+        "root": ir["root"],
+        **{name: component for name, component in ir["components"].items() if "dag" in component},
+    }
     for name, graph in graphs.items():
         given = set(graph.get("inputDefinitions", {}).get("parameters", {}))
         for task in graph["dag"]["tasks"].values():

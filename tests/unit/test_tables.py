@@ -33,25 +33,25 @@ def printed(*iterations: IterationStatus) -> list[str]:
     return text.getvalue().splitlines()
 
 
-def test_pairs_of_earlier_iterations_and_dropped_ones_are_told_within_80_columns() -> None:
+def test_history_pairs_and_dropped_pairs_are_printed_within_80_columns() -> None:
     lines = printed(
         iteration(0, num_pairs=1998, num_dropped=2, dropped={"empty": 2, "identical": 0}),
         iteration(1, num_pairs=3998, num_history=1998, num_by_origin={"1": 2000, "0": 1998}),
     )
     (row,) = [line for line in lines if line.startswith("iteration 1 ")]
     assert row.split() == ["iteration", "1", "3.5000", "0.900", "0.500", "-0.500", "2000", "+", "1998", "61"]
-    assert "pairs: the iteration's own + those of iterations before it" in lines
+    assert "pairs: the iteration's own + those from earlier iterations" in lines
     assert "iteration 0 dropped of its own pairs: 2 empty" in lines
 
 
-def test_without_history_and_drops_there_is_nothing_to_tell() -> None:
-    lines = printed(iteration(0, num_pairs=32))  # as a run from before there was history has it, too
+def test_without_history_and_drops_there_are_no_notes_on_pairs() -> None:
+    lines = printed(iteration(0, num_pairs=32))  # like runs of versions without history
     assert not [line for line in lines if "pairs:" in line]
     (row,) = [line for line in lines if line.startswith("iteration 0 ")]
     assert row.split()[-2:] == ["32", "61"]
 
 
-def test_evaluations_stand_side_by_side_and_what_is_lacking_is_a_dash() -> None:
+def test_evaluations_are_side_by_side_and_missing_ones_are_dashes() -> None:
     results = {"arc": {"num_documents": 4, "metrics": {"acc": {"value": 0.75, "stderr": 0.25}}}}
     evaluation = {
         "tasks": {"results": results},

@@ -1,4 +1,4 @@
-"""What is to be run on a cluster: a configuration, under which names, and what is to be done about earlier runs."""
+"""A submission to a cluster: the configuration, its names in KFP, and its relation to earlier runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from spin_pipeline.cluster_settings import Configuration
 from spin_pipeline.config import check_settings
 
 TIME = "{time}"
-"""In `run.uri`: the time of each submission, so that each has storage of its own."""
+"""Placeholder in `run.uri` for the time of submission, which gives each run separate storage."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One submission, or each submission of a schedule.
+class Submission:
+    """One submission, or the template of a schedule's submissions.
 
     Attributes:
         settings: the configuration; `run.uri` may contain `TIME`.
         pipeline: name of the pipeline in KFP; empty for `run.name`.
         experiment: name of the experiment; empty for the pipeline's.
         run_name: shown in the UI; empty for the pipeline's name and the time.
-        service_account: of the pods; empty for KFP's default.
-        continue_from: a run, or a folder of runs, whose best iteration is the base model; empty for `model.base`.
-        once_for_data: whether to refuse data that a run has trained on.
-        schedule: name of the schedule that it belongs to.
+        service_account: service account of the pods; empty for KFP's default.
+        continue_from: a run or a folder of runs whose best model is the base model; empty for `model.base`.
+        once_for_data: whether to refuse data that an earlier run has trained on.
+        schedule: name of the schedule that it belongs to; empty for none.
     """
 
     settings: Configuration
@@ -52,41 +52,41 @@ class Order:
 
     @property
     def runs_folder(self) -> str:
-        """Below which earlier runs lie; empty where that is not said."""
+        """Folder of the earlier runs; empty if it is not configured."""
         if self.continue_from:
             return self.continue_from
         before, time, _ = self.settings.run.uri.partition(TIME)
         return before.rpartition("/")[0] if time else ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for a parameter of KFP; see `from_json`."""
+        """JSON values for a KFP parameter; see `from_json`."""
         names = [field.name for field in fields(self) if field.name != "settings"]
         return {name: getattr(self, name) for name in names} | {"settings": self.settings.model_dump(mode="json")}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Order:
-        """What `as_json` gave.
+    def from_json(cls, values: dict[str, Any]) -> Submission:
+        """Read the values of `as_json`.
 
         Raises:
-            ConfigError: the settings are none for this version.
+            ConfigError: this version does not accept the settings.
         """
         return cls(**{**values, "settings": check_settings(values["settings"], source="the schedule's settings")})
 
     def check(self) -> None:
-        """Refuse what no pod could use; nothing is contacted.
+        """Check that pods can use the addresses, without connecting to anything.
 
         Raises:
-            ConfigError: an address is of this machine, or none.
+            ConfigError: an address is invalid, missing or local to this machine.
         """
         settings = self.settings
         if not settings.run.uri:
-            raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri s3://bucket/prefix")
+            raise ConfigError("run.uri is empty; set the run's storage with --run-uri s3://bucket/prefix")
         for what, uri in {"run.uri": settings.run.uri, "--continue-from": self.continue_from}.items():
             if uri and scheme_of(uri) != "s3":
                 parse_address(uri, what=what)
                 raise ConfigError(
-                    f"{what} = {uri!r} lies on this machine; the pods of a cluster share no folder with it. Name "
-                    "object storage: s3://bucket/prefix"
+                    f"{what} = {uri!r} is on this machine, where the pods of a cluster cannot read it. Use object "
+                    "storage: s3://bucket/prefix"
                 )
             if uri:
                 parse_address(uri.replace(TIME, "0"), what=what)
@@ -98,27 +98,27 @@ class Order:
             check_address(uri, what=what)
             if scheme_of(uri) == "file" and not uri.removeprefix("file://").startswith("/"):
                 raise ConfigError(
-                    f"{what} = {uri!r} is a path below this folder, which no pod has; use s3://…, hf://…, or the "
+                    f"{what} = {uri!r} is a relative path, which pods cannot read; use s3://…, hf://…, or the "
                     "absolute path of a folder in the images or on a mounted volume"
                 )
 
-    def at(self, moment: datetime) -> Order:
-        """The order as it is placed at a moment: with an address for its run, and a name."""
+    def at(self, moment: datetime) -> Submission:
+        """A copy with the placeholder in `run.uri` and the name filled in for a time of submission."""
         stamp = moment.astimezone(UTC)
         uri = self.settings.run.uri.replace(TIME, stamp.strftime("%Y%m%dT%H%M%SZ"))
         run = self.settings.run.model_copy(update={"uri": uri})
         name = self.run_name or f"{self.pipeline_name} {stamp:%Y-%m-%d %H:%M:%S}"
         return replace(self, settings=self.settings.model_copy(update={"run": run}), run_name=name)
 
-    def of_schedule(self, name: str) -> Order:
-        """The order as a schedule places it."""
+    def of_schedule(self, name: str) -> Submission:
+        """A copy that belongs to a schedule."""
         return replace(self, schedule=name)
 
-    def with_model(self, model: dict[str, Any]) -> Order:
-        """The order with another base model; `model` is what changes in `[model]`.
+    def with_model(self, model: dict[str, Any]) -> Submission:
+        """A copy with another base model; `model` has the changed values of `[model]`.
 
         Raises:
-            ConfigError: it cannot be one.
+            ConfigError: a value is invalid.
         """
         overrides = [f"model.{name}={json.dumps(value)}" for name, value in model.items()]
         values = self.settings.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""A configuration's pipeline as KFP keeps it: compiled, named, its version told by its content."""
+"""Uploads pipelines to KFP, with the digest of their content as the version's name, and finds experiments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ _EXISTS = 409
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A pipeline's version in KFP.
-
-    Attributes:
-        is_new: whether it was not there before.
-    """
+    """A version of a pipeline in KFP; `is_new` if this process uploaded it."""
 
     pipeline_id: str
     version_id: str
@@ -30,7 +26,7 @@ class Version:
 
 
 def compile_package(pipeline: Any, path: Path) -> str:
-    """Write the IR; returns the name of its version, which only its content decides, not the order it is written in."""
+    """Write the IR to a file; returns the version's name, a digest that does not depend on the order of its keys."""
     import yaml
     from kfp import compiler
 
@@ -41,7 +37,7 @@ def compile_package(pipeline: Any, path: Path) -> str:
 
 
 def upload(api: Api, name: str, pipeline: Any) -> Version:
-    """Have a pipeline in KFP, under its name and a version of this very content; uploads only what is not there.
+    """Create the pipeline and upload the version, unless KFP has them already.
 
     Raises:
         ClusterAccessError, ClusterError: see `Api`.
@@ -50,44 +46,44 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
         path = Path(folder, "spin.yaml")
         version = compile_package(pipeline, path)
         pipeline_id = _pipeline_id(api, name)
-        if found := _version_id(api, pipeline_id, version):
-            return Version(pipeline_id, found, version, is_new=False)
+        if version_id := _version_id(api, pipeline_id, version):
+            return Version(pipeline_id, version_id, version, is_new=False)
         what = f"uploading version {version} of pipeline {name}"
         try:
-            made = api.call(
+            created = api.call(
                 what,
                 api.client.pipeline_uploads.upload_pipeline_version,
                 str(path),
                 name=version,
                 pipelineid=pipeline_id,
             )
-            return Version(pipeline_id, _id(what, made.pipeline_version_id), version, is_new=True)
+            return Version(pipeline_id, _id(what, created.pipeline_version_id), version, is_new=True)
         except ClusterAccessError as error:
-            # somebody else's upload of the same, or our own whose answer was lost
-            if refused_with(error) == _EXISTS and (found := _version_id(api, pipeline_id, version)):
-                return Version(pipeline_id, found, version, is_new=True)
+            # another process uploaded the same version, or this one did and the response was lost
+            if refused_with(error) == _EXISTS and (version_id := _version_id(api, pipeline_id, version)):
+                return Version(pipeline_id, version_id, version, is_new=True)
             raise
 
 
 def experiment_id(api: Api, name: str) -> str:
-    """The id of an experiment by its name; it is created if need be."""
+    """The id of an experiment, which is created if it does not exist."""
     from kfp_server_api import V2beta1Experiment
 
-    if found := find_experiment(api, name):
-        return found
+    if existing := find_experiment(api, name):
+        return existing
     what = f"creating the experiment {name}"
     body = V2beta1Experiment(display_name=name, namespace=api.namespace or None)
     try:
-        made = api.call(what, api.client.experiments.experiment_service_create_experiment, experiment=body)
-        return _id(what, made.experiment_id)
+        created = api.call(what, api.client.experiments.experiment_service_create_experiment, experiment=body)
+        return _id(what, created.experiment_id)
     except ClusterAccessError as error:
-        if refused_with(error) == _EXISTS and (found := find_experiment(api, name)):
-            return found
+        if refused_with(error) == _EXISTS and (existing := find_experiment(api, name)):
+            return existing
         raise
 
 
 def find_experiment(api: Api, name: str) -> str:
-    """The id of an experiment by its name; empty where there is none."""
+    """The id of an experiment; empty if it does not exist."""
     experiments = api.pages(
         f"looking for the experiment {name}",
         api.client.experiments.experiment_service_list_experiments,
@@ -95,14 +91,14 @@ def find_experiment(api: Api, name: str) -> str:
         filter=named(name),
         **_of_namespace(api),
     )
-    return next((str(found.experiment_id) for found in experiments if found.display_name == name), "")
+    return next((str(each.experiment_id) for each in experiments if each.display_name == name), "")
 
 
 def _pipeline_id(api: Api, name: str) -> str:
     from kfp_server_api import V2beta1Pipeline
 
-    if found := _find_pipeline(api, name):
-        return found
+    if existing := _find_pipeline(api, name):
+        return existing
     what = f"creating the pipeline {name}"
     body = V2beta1Pipeline(
         name=name,
@@ -111,11 +107,11 @@ def _pipeline_id(api: Api, name: str) -> str:
         namespace=api.namespace or None,
     )
     try:
-        made = api.call(what, api.client.pipelines.pipeline_service_create_pipeline, pipeline=body)
-        return _id(what, made.pipeline_id)
+        created = api.call(what, api.client.pipelines.pipeline_service_create_pipeline, pipeline=body)
+        return _id(what, created.pipeline_id)
     except ClusterAccessError as error:
-        if refused_with(error) == _EXISTS and (found := _find_pipeline(api, name)):
-            return found
+        if refused_with(error) == _EXISTS and (existing := _find_pipeline(api, name)):
+            return existing
         raise
 
 
@@ -127,7 +123,7 @@ def _find_pipeline(api: Api, name: str) -> str:
         filter=named(name),
         **_of_namespace(api),
     )
-    return next((str(found.pipeline_id) for found in pipelines if found.display_name == name), "")
+    return next((str(each.pipeline_id) for each in pipelines if each.display_name == name), "")
 
 
 def _version_id(api: Api, pipeline_id: str, name: str) -> str:
@@ -138,14 +134,14 @@ def _version_id(api: Api, pipeline_id: str, name: str) -> str:
         pipeline_id=pipeline_id,
         filter=named(name),
     )
-    return next((str(found.pipeline_version_id) for found in versions if found.display_name == name), "")
+    return next((str(each.pipeline_version_id) for each in versions if each.display_name == name), "")
 
 
 def _of_namespace(api: Api) -> dict[str, str]:
     return {"namespace": api.namespace} if api.namespace else {}
 
 
-def _id(what: str, found: str | None) -> str:
-    if not found:
-        raise ClusterError(f"{what}: the answer has no id; is this KFP 2.15 or newer?")
-    return found
+def _id(what: str, value: str | None) -> str:
+    if not value:
+        raise ClusterError(f"{what}: the response has no id; is this KFP 2.15 or newer?")
+    return value

@@ -1,4 +1,4 @@
-"""One run of a schedule, in its pod: an unfinished run of the schedule is followed, else a new one is submitted."""
+"""One execution of a schedule, in its pod: follows an unfinished run of the schedule, or submits a new run."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from rich.console import Console
 from spin_components.errors import AlreadyTrainedError, SpinError
 from spin_pipeline.cluster.client import Api, connect
 from spin_pipeline.cluster.follow import DONE, FAILED, Follower
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.cluster.package import find_experiment
-from spin_pipeline.cluster.submit import find_unfinished, pipeline_of, prepared, submit
+from spin_pipeline.cluster.submit import find_unfinished, pipeline_of, resolve, submit
 from spin_pipeline.cluster.target import find_target
 
 
-def launch(order: dict[str, Any], endpoint: str, namespace: str) -> str:
-    """Do what the schedule is for.
+def launch(submission: dict[str, Any], endpoint: str, namespace: str) -> str:
+    """Submit a run of the schedule and follow it, or follow the one that is unfinished.
 
     Args:
-        order: as `Order.as_json` gave it.
-        endpoint, namespace: of KFP; empty for the pod's own.
+        submission: the submission, as written by `Submission.as_json`.
+        endpoint, namespace: of the KFP API; empty for the pod's own.
 
-    Returns: `done`, `stopped`, or `nothing new` where the data was trained on before.
+    Returns: `done`, `stopped`, or `nothing new` if an earlier run has trained on the data.
 
     Raises:
-        SystemExit: the run failed, or none could be started; standard error says why.
+        SystemExit: the run failed or could not be started; the error is printed to stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     console = Console(width=200)
     try:
-        code = _run(Order.from_json(order), connect(find_target(endpoint, namespace=namespace)), console)
+        code = _run(Submission.from_json(submission), connect(find_target(endpoint, namespace=namespace)), console)
     except AlreadyTrainedError as error:
         console.print(f"nothing to do: {error}", highlight=False, markup=False, soft_wrap=True)
         return "nothing new"
@@ -44,13 +44,13 @@ def launch(order: dict[str, Any], endpoint: str, namespace: str) -> str:
     return "done" if code == DONE else "stopped"
 
 
-def _run(order: Order, api: Api, console: Console) -> int:
-    experiment = find_experiment(api, order.experiment_name)
-    run_id = find_unfinished(api, experiment, order.schedule) if experiment else ""
+def _run(submission: Submission, api: Api, console: Console) -> int:
+    experiment = find_experiment(api, submission.experiment_name)
+    run_id = find_unfinished(api, experiment, submission.schedule) if experiment else ""
     if run_id:
-        console.print(f"run {run_id} of this schedule is not finished; it is followed, and no other started")
+        console.print(f"run {run_id} of this schedule is not finished; following it instead of starting another")
     else:
-        package = pipeline_of(order.settings)
-        placed, digest = prepared(order, console)
-        run_id = submit(api, placed, digest, console, package=package).run_id
+        package = pipeline_of(submission.settings)
+        resolved, digest = resolve(submission, console)
+        run_id = submit(api, resolved, digest, console, package=package).run_id
     return Follower(api, run_id, console).wait()

@@ -1,8 +1,8 @@
-"""Training again: from the best model so far, and once for each data set. Told from what runs recorded in storage."""
+"""Finds earlier runs in storage: the best model to continue from, and whether data has been trained on before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,57 +19,54 @@ from spin_pipeline.status import read_status
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """A run that was recorded.
-
-    Attributes:
-        record: its `run.json`.
-    """
+class EarlierRun:
+    """A run in storage; `record` is its `run.json`."""
 
     uri: str
     record: dict[str, Any]
 
     @property
     def state(self) -> str:
-        """As `spin-pipeline status` says."""
+        """State of the run; see `read_status`."""
         return read_status(self.uri).state
 
 
 def data_digest(settings: Settings) -> str:
-    """One SHA-256 for the data that a configuration names, read as `prepare` reads it.
+    """SHA-256 over the data of a configuration, read as in `prepare`.
 
     Raises:
-        ConfigError, DataError: it cannot be read.
-        StorageAccessError, StorageError: storage refuses, or does not answer.
+        ConfigError, DataError: the data cannot be read.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
     """
     contents = {}
     with Sources() as sources:
         for name, uri in named_sources(settings).items():
-            given = uri if builtin.is_builtin(uri) else None
-            contents[name] = given or content_of(sources.open_data(uri, what=f"data.{name}").digests)
+            builtin_name = uri if builtin.is_builtin(uri) else None
+            contents[name] = builtin_name or content_of(sources.open_data(uri, what=f"data.{name}").digests)
     return digest_json(contents)
 
 
 def recorded_digest(record: dict[str, Any]) -> str:
-    """The same for the data of a recorded run."""
+    """SHA-256 over the data of a recorded run, comparable with `data_digest`."""
     contents = {}
     for name, source in record["data"].items():
-        given = str(record["settings"]["data"][name])  # what is made of Python's own files may differ in a pod
+        uri = str(
+            record["settings"]["data"][name]
+        )  # built-in data has no fixed content: it depends on the Python version
         files = {file: FileDigest.model_validate(digest) for file, digest in source["files"].items()}
-        contents[name] = given if builtin.is_builtin(given) else content_of(files)
+        contents[name] = uri if builtin.is_builtin(uri) else content_of(files)
     return digest_json(contents)
 
 
-def earlier_runs(folder: str) -> list[Earlier]:
-    """Runs at an address or below it, the newest first; damaged records are passed over."""
+def earlier_runs(folder: str) -> list[EarlierRun]:
+    """Runs at or below an address, the newest first; damaged records are skipped."""
     with open_run(folder) as store:
         keys = [key for key in store.sizes("") if key == layout.RUN or key.endswith(f"/{layout.RUN}")]
-        places = [(key.removesuffix(layout.RUN).rstrip("/"), store.uri) for key in keys]
-    found = list(_read(f"{uri}/{place}".rstrip("/") for place, uri in places))
-    return sorted(found, key=lambda run: str(run.record.get("created_at", "")), reverse=True)
+        uris = [f"{store.uri}/{key.removesuffix(layout.RUN)}".rstrip("/") for key in keys]
+    return sorted(_read(uris), key=lambda run: str(run.record.get("created_at", "")), reverse=True)
 
 
-def _read(uris: Iterator[str]) -> Iterator[Earlier]:
+def _read(uris: Iterable[str]) -> Iterator[EarlierRun]:
     for uri in uris:
         with open_run(uri) as run:
             try:
@@ -77,17 +74,17 @@ def _read(uris: Iterator[str]) -> Iterator[Earlier]:
             except SpinError:
                 continue
         if {"data", "settings"} <= record.keys():
-            yield Earlier(uri, record)
+            yield EarlierRun(uri, record)
 
 
 def best_model(source: str) -> dict[str, Any] | None:
-    """What `[model]` says to go on from the best iteration of a run, or of the newest finished run below a folder.
+    """Values of `[model]` to continue from the best model of a run, or of the newest finished run below a folder.
 
-    Returns: None where the folder has no finished run yet.
+    Returns: None if the folder has no finished run.
 
     Raises:
         ConfigError: the run has no finished iteration.
-        IntegrityError: it is damaged, or its weights are gone.
+        IntegrityError: the run is damaged, or its weights were deleted.
     """
     with open_run(source) as run:
         if run.exists(layout.RUN):
@@ -104,16 +101,15 @@ def _forked(run: RunStore) -> dict[str, Any]:
 
 
 def check_new(digest: str, folder: str) -> None:
-    """Refuse data that a run below a folder has trained on, or is training on.
+    """Check that no run below a folder has trained, or is training, on the data.
 
     Raises:
-        AlreadyTrainedError: names the run.
+        AlreadyTrainedError: a run has or is.
     """
     for earlier in earlier_runs(folder):
         if recorded_digest(earlier.record) == digest and (state := earlier.state) in ("done", "running"):
             trained = "has trained" if state == "done" else "is training"
             raise AlreadyTrainedError(
-                f"{earlier.uri} {trained} on this data already (digest {digest[:12]}…, begun "
-                f"{str(earlier.record.get('created_at', ''))[:19]}); there is nothing new to learn from. Change the "
-                "data, or leave out --once-for-data"
+                f"{earlier.uri} {trained} on this data already (digest {digest[:12]}…, started "
+                f"{str(earlier.record.get('created_at', ''))[:19]}). Change the data, or leave out --once-for-data"
             )

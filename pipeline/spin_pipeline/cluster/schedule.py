@@ -1,4 +1,4 @@
-"""Recurring runs: set under a name, replaced so that no two are ever on, removed, listed."""
+"""Schedules of recurring runs in KFP: create or replace, remove and list them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from spin_components.errors import ClusterAccessError, ClusterError, ConfigError
 from spin_pipeline.cluster.client import Api, named, refused_with
 from spin_pipeline.cluster.launcher import launcher
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.cluster.package import Version, experiment_id, upload
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -19,11 +19,11 @@ _FIELD = re.compile(r"[0-9A-Za-z*/,?#-]+")
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """When: a cron expression of six fields, seconds first, or seconds between two runs.
+    """When a schedule starts a run: by a cron expression or by an interval.
 
     Attributes:
-        cron: empty where the interval counts.
-        every_s: 0 where cron counts.
+        cron: six fields, seconds first; empty for an interval.
+        every_s: interval in seconds; 0 for cron.
     """
 
     cron: str = ""
@@ -34,12 +34,12 @@ class Trigger:
 
 
 def parse_cron(text: str) -> Trigger:
-    """The usual five fields, or KFP's six.
+    """Parse a cron expression of the usual five fields, or of KFP's six.
 
-    KFP reads five fields too, but takes the first for seconds, so that `0 3 * * 1` would be each hour of each January.
+    KFP accepts five fields but reads the first as seconds: `0 3 * * 1` would mean every hour in January.
 
     Raises:
-        ConfigError: it has another number of fields, or a field no cron has.
+        ConfigError: the number of fields is not 5 or 6, or a field is invalid.
     """
     fields = text.split()
     if len(fields) not in (5, 6) or not all(_FIELD.fullmatch(field) for field in fields):
@@ -52,44 +52,46 @@ def parse_cron(text: str) -> Trigger:
 
 
 def parse_interval(text: str) -> Trigger:
-    """`90`, `90s`, `30m`, `6h` or `7d`.
+    """Parse an interval such as `90`, `90s`, `30m`, `6h` or `7d`.
 
     Raises:
-        ConfigError: it is none of these, or 0.
+        ConfigError: the text is no interval, or 0.
     """
-    found = re.fullmatch(r"(\d+)([smhd]?)", text.strip())
-    every_s = int(found[1]) * _UNITS_S[found[2]] if found else 0
+    match = re.fullmatch(r"(\d+)([smhd]?)", text.strip())
+    every_s = int(match[1]) * _UNITS_S[match[2]] if match else 0
     if every_s < 1:
         raise ConfigError(f"--every {text!r}: expected a time such as 30m, 6h or 7d")
     return Trigger(every_s=every_s)
 
 
 def schedules(api: Api, name: str = "") -> list[Any]:
-    """KFP's recurring runs, all or those of a name."""
-    wanted = {"filter": named(name)} if name else {}
-    where = {"namespace": api.namespace} if api.namespace else {}
-    listing = api.client.recurring_runs.recurring_run_service_list_recurring_runs
-    found = api.pages("listing schedules", listing, "recurring_runs", **wanted, **where)
-    return [schedule for schedule in found if not name or schedule.display_name == name]
+    """KFP's recurring runs, all of them or those with a name."""
+    by_name = {"filter": named(name)} if name else {}
+    by_namespace = {"namespace": api.namespace} if api.namespace else {}
+    list_page = api.client.recurring_runs.recurring_run_service_list_recurring_runs
+    listed = api.pages("listing schedules", list_page, "recurring_runs", **by_name, **by_namespace)
+    return [schedule for schedule in listed if not name or schedule.display_name == name]
 
 
-def set_schedule(api: Api, name: str, order: Order, trigger: Trigger, *, pod_endpoint: str = "") -> tuple[str, str]:
-    """Have one schedule of this name, with this content, and none other.
+def set_schedule(
+    api: Api, name: str, submission: Submission, trigger: Trigger, *, pod_endpoint: str = ""
+) -> tuple[str, str]:
+    """Create the schedule, replacing all others of its name.
 
-    The new one is made off, the old ones are switched off and removed, and only then the new one goes on: so two are
-    never on, and whatever interrupts this, the same command mends.
+    The new schedule is created disabled, the old ones are disabled and deleted, then the new one is enabled. So no two
+    are ever enabled, and an interrupted command can be repeated.
 
     Args:
-        api: connected.
+        api: the KFP API.
         name: of the schedule.
-        order: of each run; its own `schedule` is set to the name.
-        trigger: when.
-        pod_endpoint: of KFP as pods reach it; empty for the usual service.
+        submission: submission of each run; its `schedule` is set to the name.
+        trigger: when runs start.
+        pod_endpoint: address of the KFP API for pods; empty for the default service.
 
-    Returns: the schedule's id, and what was done: `set`, `replaced` or `unchanged`.
+    Returns: KFP's id of the schedule, and `set`, `replaced` or `unchanged`.
     """
-    version = upload(api, f"{order.pipeline_name}-schedule", launcher(order.settings.cluster))
-    body = _body(api, name, order, trigger, version, pod_endpoint)
+    version = upload(api, f"{submission.pipeline_name}-schedule", launcher(submission.settings.cluster))
+    body = _body(api, name, submission, trigger, version, pod_endpoint)
     before = schedules(api, name)
     if len(before) == 1 and _is_same(before[0], body):
         return str(before[0].recurring_run_id), "unchanged"
@@ -104,15 +106,15 @@ def set_schedule(api: Api, name: str, order: Order, trigger: Trigger, *, pod_end
 
 
 def remove_schedule(api: Api, name: str) -> int:
-    """Remove every schedule of a name; returns how many there were. Runs that it has started go on."""
-    found = schedules(api, name)
-    for schedule in found:
+    """Remove all schedules of a name; returns their number. Runs that they have started go on."""
+    existing = schedules(api, name)
+    for schedule in existing:
         _remove(api, str(schedule.recurring_run_id))
-    return len(found)
+    return len(existing)
 
 
 def trigger_of(schedule: Any) -> Trigger:
-    """When a schedule of KFP runs."""
+    """The trigger of one of KFP's recurring runs."""
     if not schedule.trigger:
         return Trigger()
     cron, periodic = schedule.trigger.cron_schedule, schedule.trigger.periodic_schedule
@@ -122,7 +124,7 @@ def trigger_of(schedule: Any) -> Trigger:
     )
 
 
-def _body(api: Api, name: str, order: Order, trigger: Trigger, version: Version, pod_endpoint: str) -> Any:
+def _body(api: Api, name: str, submission: Submission, trigger: Trigger, version: Version, pod_endpoint: str) -> Any:
     import kfp_server_api as kfp
 
     when = (
@@ -130,16 +132,16 @@ def _body(api: Api, name: str, order: Order, trigger: Trigger, version: Version,
         if trigger.cron
         else kfp.V2beta1Trigger(periodic_schedule=kfp.V2beta1PeriodicSchedule(interval_second=str(trigger.every_s)))
     )
-    parameters = {"order": order.of_schedule(name).as_json(), "endpoint": pod_endpoint, "namespace": api.namespace}
+    parameters = {"order": submission.of_schedule(name).as_json(), "endpoint": pod_endpoint, "namespace": api.namespace}
     return kfp.V2beta1RecurringRun(
         display_name=name,
         description=f"spin-pipeline schedule, {uuid.uuid4().hex}",
-        experiment_id=experiment_id(api, order.experiment_name),
+        experiment_id=experiment_id(api, submission.experiment_name),
         pipeline_version_reference=kfp.V2beta1PipelineVersionReference(
             pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
         ),
         runtime_config=kfp.V2beta1RuntimeConfig(parameters=parameters),
-        service_account=order.service_account or None,
+        service_account=submission.service_account or None,
         trigger=when,
         mode="ENABLE",
         max_concurrency="1",
@@ -147,13 +149,13 @@ def _body(api: Api, name: str, order: Order, trigger: Trigger, version: Version,
     )
 
 
-def _is_same(found: Any, body: Any) -> bool:
-    """Whether a schedule of KFP says what another would; KFP fills in a service account where none is named."""
-    account = body.service_account or found.service_account
-    return _says(found) == _says(body) and (found.service_account or None) == (account or None)
+def _is_same(existing: Any, body: Any) -> bool:
+    """Whether an existing schedule equals a new one, which may leave the service account to KFP."""
+    account = body.service_account or existing.service_account
+    return _content(existing) == _content(body) and (existing.service_account or None) == (account or None)
 
 
-def _says(schedule: Any) -> tuple[Any, ...]:
+def _content(schedule: Any) -> tuple[Any, ...]:
     version, config = schedule.pipeline_version_reference, schedule.runtime_config
     return (
         trigger_of(schedule),
@@ -165,17 +167,17 @@ def _says(schedule: Any) -> tuple[Any, ...]:
 
 
 def _create(api: Api, body: Any) -> str:
-    """Create it; where the answer is lost, look for it by its mark."""
+    """Create a schedule; if the response is lost, look it up by the unique id in its description."""
     operation = api.client.recurring_runs.recurring_run_service_create_recurring_run
     what = f"creating the schedule {body.display_name}"
     try:
-        made = api.call(what, operation, recurring_run=body, tries=1)
+        created = api.call(what, operation, recurring_run=body, tries=1)
     except ClusterError:
-        found = [one for one in schedules(api, body.display_name) if one.description == body.description]
-        made = found[0] if found else api.call(what, operation, recurring_run=body)
-    if not made.recurring_run_id:
-        raise ClusterError(f"{what}: the answer has no id; is this KFP 2.15 or newer?")
-    return str(made.recurring_run_id)
+        matching = [one for one in schedules(api, body.display_name) if one.description == body.description]
+        created = matching[0] if matching else api.call(what, operation, recurring_run=body)
+    if not created.recurring_run_id:
+        raise ClusterError(f"{what}: the response has no id; is this KFP 2.15 or newer?")
+    return str(created.recurring_run_id)
 
 
 def _remove(api: Api, schedule_id: str) -> None:
@@ -187,5 +189,5 @@ def _remove(api: Api, schedule_id: str) -> None:
         try:
             api.call("removing the schedule", operation, schedule_id)
         except ClusterAccessError as error:
-            if refused_with(error) != 404:  # somebody was faster
+            if refused_with(error) != 404:  # it was deleted in the meantime
                 raise

@@ -1,4 +1,4 @@
-"""Start a run on a cluster, once, whatever becomes of the connection."""
+"""Starts a run on a cluster, exactly once even if connections fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from spin_components.errors import AlreadyTrainedError, ClusterError, ConfigError, SpinError
 from spin_pipeline.cluster.client import Api
-from spin_pipeline.cluster.order import TIME, Order
+from spin_pipeline.cluster.order import TIME, Submission
 from spin_pipeline.cluster.package import experiment_id, find_experiment, upload
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest
 from spin_pipeline.cluster_settings import Configuration
@@ -25,71 +25,74 @@ _BETWEEN = "; "
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """A run that KFP has taken.
+class SubmittedRun:
+    """A run that KFP has accepted.
 
     Attributes:
-        run_id: KFP's.
-        run_uri: where it lies in storage.
+        run_id: KFP's id.
+        run_uri: address of its storage.
     """
 
     run_id: str
     run_uri: str
 
 
-def prepared(order: Order, console: Console) -> tuple[Order, str]:
-    """What can be decided from storage, before KFP is asked: the base model, and the digest of the data.
+def resolve(submission: Submission, console: Console) -> tuple[Submission, str]:
+    """Fill in the address, the name and the base model of a submission, and compute the digest of its data.
 
-    Returns: the order with an address and a base model of its own; the digest, empty where it does not matter.
+    Returns: the completed submission; the digest, empty without `once_for_data`.
 
     Raises:
-        AlreadyTrainedError: a run has this data, and the order is once for data.
+        AlreadyTrainedError: `once_for_data` is set and an earlier run has this data.
     """
-    order.check()
+    submission.check()
     digest = ""
-    if order.once_for_data:
-        digest = data_digest(order.settings)
-        if order.runs_folder:
-            check_new(digest, order.runs_folder)
-    if order.continue_from:
-        model = best_model(order.continue_from)
+    if submission.once_for_data:
+        digest = data_digest(submission.settings)
+        if submission.runs_folder:
+            check_new(digest, submission.runs_folder)
+    if submission.continue_from:
+        model = best_model(submission.continue_from)
         if model is None:
-            console.print(f"no finished run in {order.continue_from} yet: from {order.settings.model.base}", **_PLAIN)
+            console.print(
+                f"no finished run in {submission.continue_from} yet; starting from {submission.settings.model.base}",
+                **_PLAIN,
+            )
         else:
             console.print(f"continues from {model['base']}", **_PLAIN)
-            order = order.with_model(model)
-    return order.at(datetime.now(UTC)), digest
+            submission = submission.with_model(model)
+    return submission.at(datetime.now(UTC)), digest
 
 
-def submit(api: Api, order: Order, digest: str, console: Console, *, package: Any) -> Submission:
-    """Upload what is not there yet, and start the run.
+def submit(api: Api, submission: Submission, digest: str, console: Console, *, package: Any) -> SubmittedRun:
+    """Upload the pipeline if KFP does not have it, and start the run.
 
     Args:
-        api: connected.
-        order: as `prepared` returns it.
-        digest: of its data; if given, KFP's runs of the experiment are asked for it too.
-        console: where each step is told.
-        package: the pipeline, as the configuration's `spin_pipeline` makes it.
+        api: the KFP API.
+        submission: as returned by `resolve`.
+        digest: of its data; if not empty, the experiment's runs are searched for the same data.
+        console: to print to.
+        package: the pipeline; see `pipeline_of`.
 
     Raises:
         AlreadyTrainedError: a run of the experiment has this data.
         ClusterAccessError, ClusterError: see `Api`.
     """
-    if digest and (found := find_experiment(api, order.experiment_name)):
-        _check_new_in(api, found, order.experiment_name, digest)
-    version = upload(api, order.pipeline_name, package)
+    if digest and (experiment := find_experiment(api, submission.experiment_name)):
+        _check_new_in(api, experiment, submission.experiment_name, digest)
+    version = upload(api, submission.pipeline_name, package)
     verb = "uploaded" if version.is_new else "has"
-    console.print(f"pipeline {order.pipeline_name}: {verb} version {version.name}", **_PLAIN)
-    body = _run_body(order, digest, version.pipeline_id, version.version_id)
-    body.experiment_id = experiment_id(api, order.experiment_name)
+    console.print(f"pipeline {submission.pipeline_name}: {verb} version {version.name}", **_PLAIN)
+    body = _run_body(submission, digest, version.pipeline_id, version.version_id)
+    body.experiment_id = experiment_id(api, submission.experiment_name)
     run_id = _create_once(api, body)
-    console.print(f"run {order.run_name}: {order.settings.run.uri}", **_PLAIN)
+    console.print(f"run {submission.run_name}: {submission.settings.run.uri}", **_PLAIN)
     console.print(run_url(api, run_id), **_PLAIN)
-    return Submission(run_id, order.settings.run.uri)
+    return SubmittedRun(run_id, submission.settings.run.uri)
 
 
 def pipeline_of(settings: Configuration) -> Any:
-    """The DAG of a configuration; where a run lies must be given to each if it is no single address."""
+    """The pipeline of a configuration; without a default for `run_uri` if that contains the time."""
     from spin_pipeline.dag import build
 
     if TIME in settings.run.uri:
@@ -98,39 +101,39 @@ def pipeline_of(settings: Configuration) -> Any:
 
 
 def run_url(api: Api, run_id: str) -> str:
-    """Where the UI shows a run."""
+    """Address of a run in the KFP UI."""
     return f"{api.target.ui}/#/runs/details/{run_id}"
 
 
-def _run_body(order: Order, digest: str, pipeline_id: str, version_id: str) -> Any:
+def _run_body(submission: Submission, digest: str, pipeline_id: str, version_id: str) -> Any:
     from kfp_server_api import V2beta1PipelineVersionReference, V2beta1Run, V2beta1RuntimeConfig
 
     marks = [f"submission {uuid.uuid4().hex}"]
-    marks += [_data(digest)] * bool(digest) + [_schedule(order.schedule)] * bool(order.schedule)
+    marks += [_data(digest)] * bool(digest) + [_schedule(submission.schedule)] * bool(submission.schedule)
     return V2beta1Run(
-        display_name=order.run_name,
+        display_name=submission.run_name,
         description=_BETWEEN.join(["by spin-pipeline", *marks]),
         pipeline_version_reference=V2beta1PipelineVersionReference(
             pipeline_id=pipeline_id, pipeline_version_id=version_id
         ),
-        runtime_config=V2beta1RuntimeConfig(parameters=pipeline_parameters(order.settings)),
-        service_account=order.service_account or None,
+        runtime_config=V2beta1RuntimeConfig(parameters=pipeline_parameters(submission.settings)),
+        service_account=submission.service_account or None,
     )
 
 
 def _create_once(api: Api, body: Any) -> str:
-    """Create the run; where an answer is lost, look whether it was created before asking again."""
+    """Create the run; if a response is lost, check whether the run exists before trying again."""
 
     def create() -> str:
         try:
-            made = api.client.runs.run_service_create_run
-            run = api.call("starting the run", made, run=body, tries=1)
+            operation = api.client.runs.run_service_create_run
+            run = api.call("starting the run", operation, run=body, tries=1)
         except ClusterError:
-            if found := _find_run(api, body):
-                return found
+            if existing := _find_run(api, body):
+                return existing
             raise
         if not run.run_id:
-            raise ConfigError("KFP's answer to a new run has no id; is this KFP 2.15 or newer?")
+            raise ConfigError("starting the run: the response has no id; is this KFP 2.15 or newer?")
         return str(run.run_id)
 
     retrying = tenacity.Retrying(
@@ -158,7 +161,7 @@ def _runs(api: Api, experiment: str) -> Any:
 
 
 def _check_new_in(api: Api, experiment: str, name: str, digest: str) -> None:
-    """Refuse data that a run of the experiment has, whose storage may not know it yet."""
+    """Check that no run of the experiment has the data; a pending run has not recorded it in storage yet."""
     for run in _runs(api, experiment):
         if not _has(run, _data(digest)):
             continue
@@ -170,24 +173,24 @@ def _check_new_in(api: Api, experiment: str, name: str, digest: str) -> None:
 
 
 def _is_done(run: Any) -> bool:
-    """Whether its storage says so too; SUCCEEDED may be said of a run that stopped early."""
+    """Whether a run is finished in its storage; KFP reports SUCCEEDED for a run that stopped early, too."""
     uri = run_uri_of(run)
     try:
         return read_status(uri).state == "done"
     except ConfigError:
-        return False  # removed
+        return False  # the run was deleted
     except SpinError:
-        return True  # it cannot be asked; then KFP's word counts
+        return True  # storage cannot be read from here; rely on KFP's state
 
 
 def run_uri_of(run: Any) -> str:
-    """Where a run lies in storage, by its parameters; empty where it is no run of ours."""
+    """Address of a run's storage, from its parameters; empty if the run has none."""
     config = run.runtime_config
     return str((config.parameters or {}).get("run_uri", "")) if config else ""
 
 
 def find_unfinished(api: Api, experiment: str, schedule: str) -> str:
-    """The id of a run that a schedule has submitted and that has not ended; empty where there is none."""
+    """The id of an unfinished run that a schedule has submitted; empty if there is none."""
     runs = (run for run in _runs(api, experiment) if _has(run, _schedule(schedule)))
     return next((str(run.run_id) for run in runs if run.state in UNFINISHED), "")
 

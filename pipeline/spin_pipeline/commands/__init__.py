@@ -1,4 +1,4 @@
-"""The commands of `spin-pipeline`: a module each, with `add(commands)` and what it does.
+"""The commands of `spin-pipeline`: one module each, with `add` for the parser and the function that it calls.
 
-A module's top-level imports stay light; what a command needs is imported when it runs.
+Top-level imports are limited to light modules; a command imports the others when it runs.
 """

@@ -1,4 +1,4 @@
-"""`spin-pipeline compare`: several runs side by side."""
+"""`spin-pipeline compare`: compare several runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console
 
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("compare", help="several runs side by side: what differs, and what came of it")
+    parser = commands.add_parser("compare", help="compare the settings and results of several runs")
     parser.add_argument("run_uris", metavar="RUN_URI", nargs="+")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write an HTML page too")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write an HTML page")
     parser.set_defaults(do=compare)
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print the comparison, and write it as a page where one is asked for."""
+    """Print the comparison, and write it as a page with --output."""
     from spin_pipeline.comparison import compare_runs, comparison_page
     from spin_pipeline.comparison_tables import print_comparison
     from spin_pipeline.reporting import write_page

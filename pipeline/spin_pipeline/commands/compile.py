@@ -1,4 +1,4 @@
-"""`spin-pipeline compile`: the pipeline as IR YAML."""
+"""`spin-pipeline compile`: write the pipeline as IR YAML."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(commands: Any, exit_codes: str) -> None:
 
 
 def compile_(options: argparse.Namespace) -> int:
-    """Write the IR."""
+    """Write the IR to a file."""
     settings = settings_of(options)
     from kfp import compiler
 

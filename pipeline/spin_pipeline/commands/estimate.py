@@ -1,4 +1,4 @@
-"""`spin-pipeline estimate`: the memory each step will take, and what bounds it; no cluster and no weights needed."""
+"""`spin-pipeline estimate`: memory of each step and its bottleneck; needs no cluster and no weights."""
 
 from __future__ import annotations
 
@@ -26,19 +26,17 @@ GPU_NAMES = ("a100-80g", "h100-80g", "h200")
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "estimate", help="memory of each step, and what bounds it, from the configuration alone", epilog=exit_codes
+        "estimate", help="estimate the memory and the bottleneck of each step from the configuration", epilog=exit_codes
     )
     add_config(parser)
-    parser.add_argument("--model-config", metavar="FILE", help="a config.json, where model.base is out of reach")
-    parser.add_argument(
-        "--gpu", choices=GPU_NAMES, help="the steps run in pods with such GPUs; default: on this machine"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--model-config", metavar="FILE", help="config.json of the model, if model.base is unreachable")
+    parser.add_argument("--gpu", choices=GPU_NAMES, help="estimate for pods with these GPUs; default: for this machine")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(do=estimate)
 
 
 def estimate(options: argparse.Namespace) -> int:
-    """Print what is estimated; 1 where a step clearly does not fit."""
+    """Print the estimate; returns 1 if a step certainly does not fit into memory."""
     settings = settings_of(options)
     from spin_components.memory.finding import find_shape
     from spin_components.memory.fit import shortages
@@ -57,16 +55,16 @@ def estimate(options: argparse.Namespace) -> int:
     machine = pod_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
     work = resolve_zero_stage(shape, Workload(settings, machine, longest_allowed(settings)))
     estimates, bounding = estimate_steps(shape, work), bounds(shape, work, gpu) if gpu else []
-    found = shortages(estimates, work)
-    code = int(any(shortage.is_certain for shortage in found))
+    too_large = shortages(estimates, work)
+    code = int(any(shortage.is_certain for shortage in too_large))
     if options.json:
-        sys.stdout.write(json.dumps(_as_value(estimates, bounding, found), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_value(estimates, bounding, too_large), indent=2) + "\n")
         return code
     console = Console()
     where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
     size = f"{shape.num_parameters / 1e9:.3g} billion parameters"
     console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)
-    _print(estimates, bounding, found, console)
+    _print(estimates, bounding, too_large, console)
     return code
 
 
@@ -80,17 +78,17 @@ def _config(path: str) -> dict[str, Any]:
     return config
 
 
-def _as_value(estimates: list[Estimate], bounding: list[Bound], found: list[Shortage]) -> dict[str, Any]:
+def _as_value(estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage]) -> dict[str, Any]:
     return {
         "steps": [
             {**asdict(each), "device_bytes": each.device_bytes, "host_bytes": each.host_bytes} for each in estimates
         ],
         "bounds": [{**asdict(each), "by": each.by} for each in bounding],
-        "shortages": [asdict(each) for each in found],
+        "shortages": [asdict(each) for each in too_large],
     }
 
 
-def _print(estimates: list[Estimate], bounding: list[Bound], found: list[Shortage], console: Console) -> None:
+def _print(estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage], console: Console) -> None:
     from spin_components.memory.fit import in_gib
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -104,8 +102,9 @@ def _print(estimates: list[Estimate], bounding: list[Bound], found: list[Shortag
         table.add_row(each.step, device, in_gib(each.host_bytes), shown)
     console.print(table)
     for bound in bounding:
-        rest = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in bound.seconds.items())
-        console.print(f"{bound.step} is bound by {bound.by}: {bound.unit} take {rest}", highlight=False, soft_wrap=True)
-    for shortage in found:
+        times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in bound.seconds.items())
+        line = f"{bound.step} is bound by {bound.by}: {bound.unit} take {times}"
+        console.print(line, highlight=False, soft_wrap=True)
+    for shortage in too_large:
         style = "red" if shortage.is_certain else "yellow"
         console.print(str(shortage), style=style, highlight=False, soft_wrap=True)

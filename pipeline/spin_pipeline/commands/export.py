@@ -1,4 +1,4 @@
-"""`spin-pipeline export`: a trained model as a plain folder."""
+"""`spin-pipeline export`: write a trained model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from rich.console import Console
 
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("export", help="write a trained model as a plain Hugging Face folder")
+    parser = commands.add_parser("export", help="write a trained model as a Hugging Face folder")
     parser.add_argument("run_uri", metavar="RUN_URI")
-    parser.add_argument("destination", metavar="DEST", help="a folder or s3://bucket/prefix that is free")
+    parser.add_argument("destination", metavar="DEST", help="an empty folder or s3://bucket/prefix")
     parser.add_argument(
         "--iteration",
         metavar="N",
         default="best",
-        help="or best, the base model where no iteration is better; default: %(default)s",
+        help="number of the iteration, or best: the base model if no iteration is better; default: %(default)s",
     )
     parser.add_argument(
-        "--adapter", action="store_true", help="of a run with [lora]: one adapter upon the base model, for peft to load"
+        "--adapter", action="store_true", help="write a peft adapter for the base model; for runs with [lora]"
     )
     parser.set_defaults(do=export)
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the model."""
+    """Write the model, and print its address."""
     from spin_pipeline.export import export_model
 
     published, address = export_model(

@@ -14,7 +14,7 @@ from spin_pipeline.commands.submit import add_wait
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
     parser = commands.add_parser("follow", help="wait for a run on a cluster", epilog=exit_codes)
-    parser.add_argument("run_id", metavar="RUN_ID", help="KFP's, as `submit` prints it at the end of the run's address")
+    parser.add_argument("run_id", metavar="RUN_ID", help="KFP's id: the last part of the UI address that submit prints")
     add_target(parser)
     add_wait(parser)
     parser.set_defaults(do=follow)

@@ -1,4 +1,4 @@
-"""`spin-pipeline gc`: delete what no manifest names."""
+"""`spin-pipeline gc`: delete files that no manifest references."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console
 
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("gc", help="delete what no manifest of a run names")
+    parser = commands.add_parser("gc", help="delete files of a run that no manifest references")
     parser.add_argument("run_uri", metavar="RUN_URI")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
     parser.set_defaults(do=gc)
 
 
 def gc(options: argparse.Namespace) -> int:
-    """Delete, or say what would be."""
+    """Delete the files, and print them."""
     from spin_pipeline.garbage import collect_garbage
     from spin_pipeline.tables import print_garbage
 

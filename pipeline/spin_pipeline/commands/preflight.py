@@ -25,27 +25,32 @@ def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
     parser = commands.add_parser("preflight", help="check that a cluster has what a run needs", epilog=exit_codes)
     add_config(parser)
-    parser.add_argument("--endpoint", metavar="URL", help="of the KFP API; else KFP_ENDPOINT, or the cluster one is in")
     parser.add_argument(
-        "--token-file", metavar="FILE", help="holds the token for KFP; else KFP_TOKEN or KFP_TOKEN_FILE"
-    )
-    parser.add_argument("--ca-cert", metavar="FILE", help="certificates to trust at KFP's endpoint")
-    parser.add_argument("--namespace", metavar="NS", help="that runs execute in; default: kubeflow")
-    parser.add_argument(
-        "--service-account", metavar="NAME", default="", help="of the pods; default: pipeline-runner, or default-editor"
+        "--endpoint", metavar="URL", help="address of the KFP API; default: KFP_ENDPOINT, or that of the pod's cluster"
     )
     parser.add_argument(
-        "--context", metavar="NAME", default="", help="of the kubeconfig file; default: the current one"
+        "--token-file", metavar="FILE", help="file with the token for KFP; default: KFP_TOKEN or KFP_TOKEN_FILE"
+    )
+    parser.add_argument("--ca-cert", metavar="FILE", help="CA certificates to trust; default: KFP_CA_CERT")
+    parser.add_argument("--namespace", metavar="NS", help="namespace of the runs; default: kubeflow")
+    parser.add_argument(
+        "--service-account",
+        metavar="NAME",
+        default="",
+        help="service account of the pods; default: pipeline-runner, or default-editor",
     )
     parser.add_argument(
-        "--autoscaled", action="store_true", help="nodes are added on demand: too few of them is a warning"
+        "--context", metavar="NAME", default="", help="context of the kubeconfig file; default: the current one"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--autoscaled", action="store_true", help="nodes are added on demand: too few nodes are only a warning"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(do=preflight)
 
 
 def preflight(options: argparse.Namespace) -> int:
-    """Check, say what was found, and return 0 only if nothing that is required is missing."""
+    """Print the result of each check; returns 0 if all requirements are met, else 1."""
     configuration = settings_of(options)
     from spin_components.kubernetes_api import connect_kubernetes
     from spin_pipeline.cluster.client import Api
@@ -61,21 +66,21 @@ def preflight(options: argparse.Namespace) -> int:
         options.service_account,
         options.autoscaled,
     )
-    found = check_all(configuration, cluster)
-    return _as_json(found) if options.json else _as_lines(found, Console())
+    findings = check_all(configuration, cluster)
+    return _as_json(findings) if options.json else _as_lines(findings, Console())
 
 
-def _as_json(found: Iterable[Finding]) -> int:
-    findings = list(found)
+def _as_json(iterator: Iterable[Finding]) -> int:
+    findings = list(iterator)
     code = _exit_code(findings)
     value = {"ready": code == 0, "checks": [asdict(finding) for finding in findings]}
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     return code
 
 
-def _as_lines(found: Iterable[Finding], console: Console) -> int:
+def _as_lines(iterator: Iterable[Finding], console: Console) -> int:
     findings = []
-    for finding in found:
+    for finding in iterator:
         findings.append(finding)
         line = Text.assemble((finding.verdict, _STYLES[finding.verdict]), f"  {finding.subject}: {finding.message}")
         console.print(line, soft_wrap=True)

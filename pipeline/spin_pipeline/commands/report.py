@@ -1,4 +1,4 @@
-"""`spin-pipeline report`: a run as one HTML page."""
+"""`spin-pipeline report`: write the report of a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console
 
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("report", help="write a run as one HTML page, as far as it is")
+    parser = commands.add_parser("report", help="write the report of a run, finished or not, as one HTML page")
     parser.add_argument("run_uri", metavar="RUN_URI")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: report/index.html in the run's storage")
     parser.set_defaults(do=report)
 
 
 def report(options: argparse.Namespace) -> int:
-    """Write the page."""
+    """Write the page, and print its address."""
     from spin_pipeline.reporting import write_report
 
     address, num_bytes = write_report(options.run_uri, options.output)

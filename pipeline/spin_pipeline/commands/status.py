@@ -1,4 +1,4 @@
-"""`spin-pipeline status`: how a run stands."""
+"""`spin-pipeline status`: print the status of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.console import Console
 
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("status", help="how a run stands, from its storage alone")
+    parser = commands.add_parser("status", help="print the status of a run, read from its storage")
     parser.add_argument("run_uri", metavar="RUN_URI")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(do=status)
 
 
@@ -21,11 +21,11 @@ def status(options: argparse.Namespace) -> int:
     """Print the run's status as a table or as JSON."""
     from spin_pipeline.status import read_status
 
-    found = read_status(options.run_uri)
+    run_status = read_status(options.run_uri)
     if options.json:
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(run_status.model_dump_json(indent=2) + "\n")
         return 0
     from spin_pipeline.tables import print_status
 
-    print_status(found, Console())
+    print_status(run_status, Console())
     return 0

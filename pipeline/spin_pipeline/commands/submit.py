@@ -1,4 +1,4 @@
-"""`spin-pipeline submit`: run on a cluster."""
+"""`spin-pipeline submit`: start a run on a cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from spin_pipeline.commands.cluster_options import add_order, add_target, api_of, order_of
+from spin_pipeline.commands.cluster_options import add_submission, add_target, api_of, submission_of
 from spin_pipeline.commands.config_options import add_config
 
 
@@ -16,41 +16,43 @@ def add(commands: Any, exit_codes: str) -> None:
     parser = commands.add_parser(
         "submit",
         help="upload the pipeline to KFP and start a run",
-        epilog=f"{exit_codes}; {{time}} in the run's URI stands for the time of submission",
+        epilog=f"{exit_codes}; {{time}} in the run's URI is replaced by the time of submission",
     )
     add_config(parser)
     add_target(parser)
-    add_order(parser)
+    add_submission(parser)
     add_wait(parser)
-    parser.add_argument("--wait", action="store_true", help="follow the run to its end; 0 only if it succeeded")
+    parser.add_argument(
+        "--wait", action="store_true", help="follow the run to its end; exit with 0 only if it succeeded"
+    )
     parser.set_defaults(do=submit)
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Add --timeout and --cancel-on-interrupt."""
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=0, help="stop waiting, not the run, after S seconds"
+        "--timeout", metavar="S", type=float, default=0, help="stop waiting after S seconds; the run goes on"
     )
-    parser.add_argument("--cancel-on-interrupt", action="store_true", help="Ctrl-C ends the run too")
+    parser.add_argument("--cancel-on-interrupt", action="store_true", help="terminate the run on Ctrl-C")
 
 
 def submit(options: argparse.Namespace) -> int:
-    """Start a run, and follow it if asked."""
+    """Start a run, and follow it with --wait."""
     from spin_pipeline.cluster.follow import Follower
-    from spin_pipeline.cluster.submit import pipeline_of, prepared
+    from spin_pipeline.cluster.submit import pipeline_of, resolve
     from spin_pipeline.cluster.submit import submit as start
 
     console = Console()
-    order = order_of(options)
-    package = pipeline_of(order.settings)
-    order, digest = prepared(order, console)
+    submission = submission_of(options)
+    package = pipeline_of(submission.settings)
+    submission, digest = resolve(submission, console)
     api = api_of(options)
-    submission = start(api, order, digest, console, package=package)
+    run = start(api, submission, digest, console, package=package)
     if not options.wait:
         return 0
     follower = Follower(
         api,
-        submission.run_id,
+        run.run_id,
         console,
         timeout_s=options.timeout,
         cancel_on_interrupt=options.cancel_on_interrupt,

@@ -1,4 +1,4 @@
-"""`spin-pipeline watch`: see a run as it goes on, wherever it runs."""
+"""`spin-pipeline watch`: show the progress of a run, on this machine or elsewhere."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
         "watch",
-        help="see a run as it goes on, from its storage alone",
-        epilog=f"{exit_codes}. Ctrl-C leaves the run alone and ends with code {_INTERRUPTED}.",
+        help="show the progress of a run, read from its storage",
+        epilog=f"{exit_codes}. Ctrl-C does not affect the run; it exits with code {_INTERRUPTED}.",
     )
     parser.add_argument("run_uri", metavar="RUN_URI")
-    parser.add_argument("--json", action="store_true", help="events as JSON lines; the last has kind `end`")
-    parser.add_argument("--wait-for-start", action="store_true", help="wait where no run is yet")
+    parser.add_argument("--json", action="store_true", help="print events as JSON lines; the last has kind `end`")
+    parser.add_argument("--wait-for-start", action="store_true", help="wait until the run exists")
     parser.add_argument(
         "--patience",
         metavar="SECONDS",
         type=float,
         default=300.0,
-        help="for how long a failed or silent run on another machine may still go on; default: %(default).0f",
+        help="seconds to wait for a failed or silent run on another machine to continue; default: %(default).0f",
     )
     parser.set_defaults(do=watch)
 
 
 def watch(options: argparse.Namespace) -> int:
-    """Follow a run to its end; returns the run's own exit code."""
+    """Follow a run to its end; returns the run's exit code."""
     from spin_components.store.run import open_run
 
     try:
@@ -45,7 +45,7 @@ def watch(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids a second error at interpreter exit
         return _BROKEN_PIPE
 
 
@@ -60,7 +60,7 @@ def _watch(run: Any, options: argparse.Namespace) -> int:
     check_there(run, wait=options.wait_for_start)
     display = open_display(console, run.uri)
     try:
-        status = follow(run, display.tell, display.state, options.patience)
+        status = follow(run, display.show, display.state, options.patience)
     finally:
         display.close()
     print_status(status, console)

@@ -1,1 +1,1 @@
-"""A run made again from its own record, and held against it."""
+"""Reproduces a run from its record, and compares the new run with the recorded one."""

@@ -1,4 +1,4 @@
-"""A place where two runs part, and all that was held against each other."""
+"""Mismatches between a recorded run and its reproduction."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["fixed", "exact", "number"]
-"""What a tolerance means to a difference: `fixed`, nothing, it always counts (data, decisions, what is missing);
-`exact`, it counts where none is given (sampled answers, weights); `number`, it counts where it is greater."""
+"""How the tolerance applies to a mismatch: `fixed` ones (data, decisions, missing records) exceed any tolerance;
+`exact` ones (sampled answers, weights) exceed a tolerance of 0 only; `number` ones exceed it if they are greater."""
 
 Measure = Literal["data", "answers", "log-probs", "loss", "rewards", "grad norm", "val_loss", "weights", "decision"]
-"""A column of the table."""
+"""What is compared; a column of the table."""
 
-BEFORE = -2
-"""The row of what comes before any model is used: the data. The base model's is `layout.BASE`."""
+DATA_ROW = -2
+"""Row number of the data; the base model's is `layout.BASE`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
-    """A place where two runs recorded different things.
+class Mismatch:
+    """A mismatch between the records of two runs.
 
     Attributes:
-        row: iteration, `layout.BASE` or `BEFORE`.
-        where: in words, as "iteration 1, generations shard 0".
-        what: differs, in words, as "3 of 192 answers differ".
-        size: greatest difference of a number, in its own unit; how many things differ where they are none.
+        row: iteration, `layout.BASE` or `DATA_ROW`.
+        where: location, e.g. "iteration 1, generations shard 0".
+        what: description, e.g. "3 of 192 answers differ".
+        size: greatest absolute difference, in the unit of the measure; for other kinds than `number`, a count.
     """
 
     row: int
@@ -36,10 +36,10 @@ class Parting:
     what: str
     size: float
 
-    def counts(self, tolerance: float) -> bool:
-        """Whether the runs are unlike by this alone."""
+    def exceeds(self, tolerance: float) -> bool:
+        """Whether it makes the runs unequal."""
         if self.kind == "number":
-            return not self.size <= tolerance  # NaN counts
+            return not self.size <= tolerance  # true for NaN
         return self.kind == "fixed" or tolerance == 0
 
     def __str__(self) -> str:
@@ -47,49 +47,49 @@ class Parting:
 
 
 @dataclass(slots=True)
-class Held:
-    """Two runs held against each other.
+class ReproductionResult:
+    """Result of comparing a recorded run with its reproduction.
 
     Attributes:
-        partings: every one, in the order of the run.
-        num: how many things of a row were compared under a measure; a cell that is not there had none.
+        mismatches: in the order in which the run produced the compared records.
+        num_compared: number of compared items by row and measure; absent if there were none.
     """
 
-    partings: list[Parting] = field(default_factory=list)
-    num: dict[tuple[int, Measure], int] = field(default_factory=dict)
+    mismatches: list[Mismatch] = field(default_factory=list)
+    num_compared: dict[tuple[int, Measure], int] = field(default_factory=dict)
 
-    def compared(self, row: int, measure: Measure, num: int = 1) -> None:
-        """Count what is compared."""
-        self.num[row, measure] = self.num.get((row, measure), 0) + num
+    def count(self, row: int, measure: Measure, num: int = 1) -> None:
+        """Add to the number of compared items."""
+        self.num_compared[row, measure] = self.num_compared.get((row, measure), 0) + num
 
-    def part(self, row: int, measure: Measure, kind: Kind, where: str, what: str, size: float = 1.0) -> None:
-        """Note a difference."""
-        self.partings.append(Parting(row, measure, kind, where, what, size))
+    def add(self, row: int, measure: Measure, kind: Kind, where: str, what: str, size: float = 1.0) -> None:
+        """Add a mismatch; see `Mismatch`."""
+        self.mismatches.append(Mismatch(row, measure, kind, where, what, size))
 
-    def number(self, row: int, measure: Measure, where: str, name: str, old: float | None, new: float | None) -> None:
-        """Compare two numbers; None is one that is not finite, or not there."""
-        self.compared(row, measure)
+    def compare(self, row: int, measure: Measure, where: str, name: str, old: float | None, new: float | None) -> None:
+        """Compare two numbers; None stands for one that is not finite or missing."""
+        self.count(row, measure)
         if old is None or new is None:
             if old is not new:
-                self.part(row, measure, "fixed", where, f"{name} {_or_none(old)} against {_or_none(new)}", math.inf)
+                self.add(row, measure, "fixed", where, f"{name} {_or_none(old)} against {_or_none(new)}", math.inf)
         elif old != new and not (math.isnan(old) and math.isnan(new)):
-            self.part(row, measure, "number", where, f"{name} {told_apart(old, new)}", abs(old - new))
+            self.add(row, measure, "number", where, f"{name} {format_pair(old, new)}", abs(old - new))
 
     def rows(self) -> list[int]:
-        """Rows under which something was compared, in order."""
-        return sorted({row for row, _ in self.num})
+        """Rows with compared items, in order."""
+        return sorted({row for row, _ in self.num_compared})
 
-    def at(self, row: int, measure: Measure) -> list[Parting]:
-        """What differs in a cell."""
-        return [found for found in self.partings if (found.row, found.measure) == (row, measure)]
+    def at(self, row: int, measure: Measure) -> list[Mismatch]:
+        """Mismatches of one cell of the table."""
+        return [mismatch for mismatch in self.mismatches if (mismatch.row, mismatch.measure) == (row, measure)]
 
-    def counting(self, tolerance: float) -> Iterator[Parting]:
-        """Partings that make the runs unlike."""
-        return (found for found in self.partings if found.counts(tolerance))
+    def exceeding(self, tolerance: float) -> Iterator[Mismatch]:
+        """Mismatches that make the runs unequal."""
+        return (mismatch for mismatch in self.mismatches if mismatch.exceeds(tolerance))
 
 
-def told_apart(old: float, new: float) -> str:
-    """Two numbers that differ, with as few digits as show it."""
+def format_pair(old: float, new: float) -> str:
+    """Two different numbers, as text with as many digits as needed to distinguish them."""
     for digits in range(4, 17):
         texts = [f"{value:.{digits}g}" for value in (old, new)]
         if texts[0] != texts[1]:

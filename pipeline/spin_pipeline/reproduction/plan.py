@@ -1,4 +1,4 @@
-"""What is to run: a run's settings as it recorded them, pinned to the model, the data and the means that it used."""
+"""Settings of a reproduction: those that the run recorded, with the model, data and automatic choices that it used."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _AGAIN = "-again"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A run to make, and how much of the recorded one it is held against.
+class ReproductionPlan:
+    """The new run, and the number of iterations to compare.
 
     Attributes:
-        settings: of the new run, its address among them.
-        num_iterations: the first ones.
+        settings: of the new run, including its address.
+        num_iterations: number of iterations, from the first on.
     """
 
     settings: Configuration
@@ -38,63 +38,64 @@ class Plan:
 
 def plan(
     run: RunStore, history: History, into: str | None, num_iterations: int | None, overrides: Sequence[str] = ()
-) -> Plan:
-    """Work out what to run.
+) -> ReproductionPlan:
+    """Plan the reproduction of a run.
 
     Args:
         run: the recorded run.
         history: its manifests.
         into: address of the new run; None for a sibling of the recorded one.
-        num_iterations: at most so many; None for all that are finished.
+        num_iterations: number of iterations to reproduce; None for all that are finished.
         overrides: `hardware.key=value`.
 
     Raises:
-        ConfigError: the address is the recorded run's, or the run cannot be repeated here.
-        DataError, ModelError: what it began with is not what it was.
+        ConfigError: the addresses of the two runs overlap, or the run cannot be reproduced on this machine.
+        DataError, ModelError: the data or the base model changed.
     """
     uri = address_of(run.uri, into)
     num = _num_iterations(history, num_iterations)
     if wrong := [override for override in overrides if not override.strip().startswith("hardware.")]:
         raise ConfigError(
-            f"--set {wrong[0]}: a run is reproduced with its own settings; only hardware.key=value may be others. "
-            "For other settings, start a run of its own"
+            f"--set {wrong[0]}: a run is reproduced with its own settings; only hardware.key=value may be changed. "
+            "For other settings, start a new run"
         )
     values = _values(run, history, num)
     settings = check_settings(values, overrides, uri, source=f"the settings of {run.uri}")
     _check_engine(settings, run.uri)
     _check_contents(history, settings)
-    return Plan(settings, num)
+    return ReproductionPlan(settings, num)
 
 
 def address_of(run_uri: str, into: str | None) -> str:
-    """Where a run is made again; its folder and the recorded one's are not within each other.
+    """Address of the reproduction.
 
     Raises:
-        ConfigError: they would be, or there is no place beside it.
+        ConfigError: one run's folder contains the other's, or the recorded run is a whole bucket and `into` is None.
     """
     old = parse_address(run_uri, what="RUN_URI")
     if into:
         new = parse_address(into, what="--into")
     elif isinstance(old, S3Address):
         if not old.key:
-            raise ConfigError(f"{run_uri} is a whole bucket; say where the new run shall lie with --into URI")
+            raise ConfigError(f"{run_uri} is a whole bucket; give an address for the new run with --into URI")
         new = S3Address(old.bucket, old.key + _AGAIN)
     else:
         new = old.parent / f"{old.name}{_AGAIN}"
-    paths = [f"{place.resolve() if isinstance(place, Path) else place}/" for place in (old, new)]
+    paths = [f"{address.resolve() if isinstance(address, Path) else address}/" for address in (old, new)]
     if paths[0].startswith(paths[1]) or paths[1].startswith(paths[0]):
         raise ConfigError(
-            f"--into {into} lies in the run that is to be reproduced, {run_uri}, or is around it; "
-            "name a folder or prefix of its own"
+            f"--into {into} is inside the recorded run {run_uri}, or contains it; name a separate folder or prefix"
         )
     return str(new)
 
 
 def _num_iterations(history: History, wanted: int | None) -> int:
-    """How many of the recorded iterations are made again: those that are finished, or else the first that has begun."""
+    """Number of iterations to reproduce: the finished ones, or the first if it has started but not finished."""
     num = len(history.published) or min(len(history.iterations), 1)
     if not num:
-        raise ConfigError(f"no iteration of {history.uri} has begun yet, so there is nothing to hold a new run against")
+        raise ConfigError(
+            f"no iteration of {history.uri} has started yet, so there is nothing to compare a new run with"
+        )
     if wanted is None:
         return num
     if not 1 <= wanted <= num:
@@ -103,7 +104,7 @@ def _num_iterations(history: History, wanted: int | None) -> int:
 
 
 def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, dict[str, Any]]:
-    """Section tables of the new run: the recorded ones, `auto` where the record says what it came to."""
+    """Tables of the new run by section: the recorded ones, with `auto` replaced by the recorded choices."""
     recorded = {name: dict(table) for name, table in history.settings.items()}
     began = history.record["base_model"]
     base = run.uri_of(layout.BUILTIN_MODEL) if builtin.is_builtin(recorded["model"]["base"]) else began["uri"]
@@ -133,7 +134,7 @@ def _digests(files: dict[str, Any]) -> dict[str, FileDigest]:
 
 
 def _pinned(table: dict[str, Any], name: str, used: Sequence[Any]) -> dict[str, Any]:
-    """A section in which `auto` is what the first step took it for."""
+    """A section with `auto` replaced by the value that the first step used."""
     return {**table, name: used[0]} if table.get(name) == "auto" and used and used[0] else table
 
 
@@ -146,9 +147,9 @@ def _trained(iterations: Sequence[IterationHistory]) -> list[EpochHistory]:
 
 
 def _hardware(table: dict[str, Any], iterations: Sequence[IterationHistory]) -> dict[str, Any]:
-    """As many ranks and threads as the record says that were used, on one machine, on the kind of device it says.
+    """`[hardware]` with the recorded ranks, threads and kind of device, on one node.
 
-    Threads are one setting for all steps, which on several ranks have not the same number: then they stay open.
+    The number of threads is left open for several ranks: steps then use different numbers, but the setting is one.
     """
     manifests: list[Manifest] = [epoch.trained for epoch in _trained(iterations)]
     manifests += [made for iteration in iterations for made, _ in iteration.shards]
@@ -173,10 +174,10 @@ def _check_engine(settings: Configuration, uri: str) -> None:
 
 
 def _check_contents(history: History, settings: Configuration) -> None:
-    """Hold the base model and the data, as they are now, to the digests in the record.
+    """Compare the base model and the data with the recorded digests.
 
     Raises:
-        DataError, ModelError: naming what changed.
+        DataError, ModelError: files changed; names them.
     """
     with Sources() as sources:
         base = sources.open_model(settings.model.base, what="the recorded base model")
@@ -184,19 +185,19 @@ def _check_contents(history: History, settings: Configuration) -> None:
             raise ModelError(_explained("base model", settings.model.base, changed, history.uri))
         for name, recorded in history.record["data"].items():
             uri = getattr(settings.data, name)
-            found = sources.open_data(uri, what=f"the recorded data.{name}")
-            if changed := _changed(_digests(recorded["files"]), found.digests):
+            opened = sources.open_data(uri, what=f"the recorded data.{name}")
+            if changed := _changed(_digests(recorded["files"]), opened.digests):
                 raise DataError(_explained(f"data.{name}", uri, changed, history.uri))
 
 
-def _changed(recorded: FileDigests, found: FileDigests) -> list[str]:
-    """Names of files that are missing, new, or of other content."""
-    return sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+def _changed(recorded: FileDigests, present: FileDigests) -> list[str]:
+    """Names of files that are missing, new or changed."""
+    return sorted(name for name in recorded.keys() | present.keys() if recorded.get(name) != present.get(name))
 
 
 def _explained(what: str, address: str, changed: list[str], run_uri: str) -> str:
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return (
-        f"{address} is not what {run_uri} began with as its {what}: {', '.join(changed[:3])}{more} changed, or came or "
-        "went, since. The run can be reproduced with those very files alone; put them back"
+        f"{address} differs from the {what} that {run_uri} started from: {', '.join(changed[:3])}{more} changed, or "
+        "were added or removed. The run can only be reproduced with the original files; restore them"
     )

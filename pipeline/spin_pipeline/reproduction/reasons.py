@@ -1,4 +1,4 @@
-"""Why two runs of the same thing may part, as far as their records tell."""
+"""Possible causes of a mismatch between a run and its reproduction, from their records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spin_components.report.history import History
 from spin_components.store.manifests import Manifest
 
 _NOT_NUMBERS = ("kfp",)
-"""Packages that no number depends on."""
+"""Packages that do not affect any number."""
 _MACHINE = {
     "processor": "processor",
     "instructions": "vector instructions",
@@ -20,14 +20,14 @@ _MACHINE = {
 
 
 def reasons(old: History, new: History) -> list[str]:
-    """Sentences, the likeliest reason first; "there" is the recorded run, "here" the one that was made again."""
-    found = [*_versions(old, new), *_machines(old, new), *_means(old, new), *_unsteady(old, new)]
-    if found:
-        return found
+    """Possible causes in words, the likeliest first; "there" is the recorded run, "here" the reproduction."""
+    causes = [*_versions(old, new), *_machines(old, new), *_choices(old, new), *_nondeterminism(old, new)]
+    if causes:
+        return causes
     known = "versions, machine, threads and settings are the same in both records"
     if not _values(_computing(old), lambda manifest: manifest.machine.get("processor")):
-        known = "versions and settings are the same; the record is too old to tell the processor and the threads"
-    return [f"nothing that is recorded explains it: {known}"]
+        known = "versions and settings are the same; the record is too old to contain the processor and the threads"
+    return [f"the records do not explain it: {known}"]
 
 
 def _versions(old: History, new: History) -> list[str]:
@@ -36,10 +36,10 @@ def _versions(old: History, new: History) -> list[str]:
         for record in (old.record, new.record)
     ]
     names = [name for name in tables[0] if name in tables[1] and name not in _NOT_NUMBERS]
-    found = {name: (tables[0][name], tables[1][name]) for name in names if tables[0][name] != tables[1][name]}
-    lines = [f"{name} {there} there, {here} here" for name, (there, here) in found.items()]
-    # a run that went on under other versions began with what its record says, and each step tells what it had
-    used = sorted({name for m in _computing(old) for name in m.machine.get("packages", {})} - found.keys())
+    changed = {name: (tables[0][name], tables[1][name]) for name in names if tables[0][name] != tables[1][name]}
+    lines = [f"{name} {there} there, {here} here" for name, (there, here) in changed.items()]
+    # run.json has the versions that a run started with; it may have been resumed with others, which each step records
+    used = sorted({name for m in _computing(old) for name in m.machine.get("packages", {})} - changed.keys())
     for name in used:
         lines += _apart(name, old, new, partial(_version, name))
     return lines
@@ -66,8 +66,8 @@ def _device(manifest: Manifest) -> str | None:
     return str(manifest.machine.get("gpu") or "the CPU")
 
 
-def _means(old: History, new: History) -> list[str]:
-    """What `auto` came to, and what may change between attempts."""
+def _choices(old: History, new: History) -> list[str]:
+    """Differences in settings that `auto` decided or that may change between attempts."""
     return [
         *_apart("precision", old, new, lambda manifest: manifest.inputs.get("precision")),
         *_apart("sequences", old, new, lambda manifest: manifest.inputs.get("packing")),
@@ -77,34 +77,34 @@ def _means(old: History, new: History) -> list[str]:
     ]
 
 
-def _unsteady(old: History, new: History) -> list[str]:
-    """What need not give the same twice even on one machine."""
+def _nondeterminism(old: History, new: History) -> list[str]:
+    """Sources of different results even on the same machine."""
     manifests = [*_computing(old), *_computing(new)]
     lines = []
     if any(manifest.facts.get("engine") == "vllm" for manifest in manifests):
         lines.append(
-            "answers were sampled by vLLM, which has one seed for all of them and rounds by how it happens to batch "
-            "them: they need not repeat (generation.engine = 'transformers' gives the same answers again)"
+            "answers were sampled by vLLM, which has one seed for all of them and whose rounding depends on its "
+            "batches: they may differ each time (generation.engine = 'transformers' repeats its answers)"
         )
     if any(manifest.machine.get("num_gpus") for manifest in manifests):
-        lines.append("computed on GPUs, some of whose kernels add in another order each time")
+        lines.append("computed on GPUs, some of whose kernels sum in a different order each time")
     if any(manifest.machine.get("ranks", 1) > 1 for manifest in manifests):
-        lines.append("trained by several processes, whose gradients are summed in no fixed order on some backends")
+        lines.append("trained by several processes; some backends sum their gradients in no fixed order")
     return lines
 
 
 def _computing(history: History) -> list[Manifest]:
-    """Manifests of the steps that worked with a model."""
+    """Manifests of the steps that used a model."""
     return [manifest for manifest in history.manifests() if manifest.step not in ("prepare", "checkpoint")]
 
 
 def _values(manifests: Iterable[Manifest], read: Callable[[Manifest], Any]) -> list[str]:
-    """Each value once, in the order it comes."""
+    """Distinct values, in the order of the manifests."""
     return list(dict.fromkeys(str(value) for manifest in manifests if (value := read(manifest)) is not None))
 
 
 def _apart(label: str, old: History, new: History, read: Callable[[Manifest], Any]) -> list[str]:
-    """A line where both records tell something, and not the same."""
+    """One line if both records have a value and the values differ; else none."""
     there, here = _values(_computing(old), read), _values(_computing(new), read)
     if not there or not here or set(there) == set(here):
         return []

@@ -1,4 +1,4 @@
-"""Two runs held against each other, in the terminal."""
+"""Prints the comparison of a run with its reproduction."""
 
 from __future__ import annotations
 
@@ -9,69 +9,69 @@ from rich.table import Table
 from rich.text import Text
 
 from spin_components.store.layout import BASE
-from spin_pipeline.reproduction.parting import BEFORE, Held, Measure
+from spin_pipeline.reproduction.parting import DATA_ROW, Measure, ReproductionResult
 
 _COLUMNS: tuple[Measure, ...] = (
     *("answers", "log-probs", "loss", "rewards", "grad norm", "val_loss", "weights", "decision"),
 )
-_NAMED = ("weights", "decision")
+_NOT_NUMBERS = ("weights", "decision")
 
 
-def print_held(held: Held, console: Console, *, tolerance: float, reasons: Sequence[str]) -> None:
-    """The greatest differences by iteration, the first place where the runs part, and why that may be.
+def print_result(result: ReproductionResult, console: Console, *, tolerance: float, reasons: Sequence[str]) -> None:
+    """Print the greatest differences by iteration, the first mismatch and its possible causes.
 
     Args:
-        held: what was found.
+        result: the comparison.
         console: to print to.
-        tolerance: of numbers.
-        reasons: for a difference, in sentences.
+        tolerance: greatest absolute difference of numbers that counts as equal.
+        reasons: possible causes of a mismatch, in words.
     """
-    rows = [row for row in held.rows() if row != BEFORE]
-    columns = [name for name in _COLUMNS if any((row, name) in held.num for row in rows)]
+    rows = [row for row in result.rows() if row != DATA_ROW]
+    columns = [name for name in _COLUMNS if any((row, name) in result.num_compared for row in rows)]
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for place, name in enumerate(["iteration", *columns]):
-        table.add_column(name, justify="right" if place else "left")
+    for index, name in enumerate(["iteration", *columns]):
+        table.add_column(name, justify="right" if index else "left")
     for row in rows:
-        table.add_row("base" if row == BASE else str(row), *(_cell(held, row, name, tolerance) for name in columns))
+        table.add_row("base" if row == BASE else str(row), *(_cell(result, row, name, tolerance) for name in columns))
     console.print()
     console.print("greatest differences:", style="dim")
     console.print(table)
     console.print()
-    _print_verdict(held, console, tolerance, reasons)
+    _print_conclusion(result, console, tolerance, reasons)
 
 
-def _cell(held: Held, row: int, name: Measure, tolerance: float) -> Text:
-    num, found = held.num.get((row, name)), held.at(row, name)
+def _cell(result: ReproductionResult, row: int, name: Measure, tolerance: float) -> Text:
+    num, mismatches = result.num_compared.get((row, name)), result.at(row, name)
     if num is None:
         return Text("")
-    if name in _NAMED:
-        text = "other" if found else "same"
+    if name in _NOT_NUMBERS:
+        text = "other" if mismatches else "same"
     elif name == "answers":
-        missing = any(parting.kind == "fixed" for parting in found)
-        text = "missing" if missing else f"{sum(parting.size for parting in found):.0f}/{num}"
+        is_missing = any(mismatch.kind == "fixed" for mismatch in mismatches)
+        text = "missing" if is_missing else f"{sum(mismatch.size for mismatch in mismatches):.0f}/{num}"
     else:
-        text = f"{max((parting.size for parting in found if parting.kind == 'number'), default=0.0):.2g}"
-        if text == "0" and found:
+        text = f"{max((mismatch.size for mismatch in mismatches if mismatch.kind == 'number'), default=0.0):.2g}"
+        if text == "0" and mismatches:
             text = "other"
-    return Text(text, style="yellow" if any(parting.counts(tolerance) for parting in found) else "")
+    return Text(text, style="yellow" if any(mismatch.exceeds(tolerance) for mismatch in mismatches) else "")
 
 
-def _print_verdict(held: Held, console: Console, tolerance: float, reasons: Sequence[str]) -> None:
-    counting = list(held.counting(tolerance))
-    if not held.partings:
-        _say(console, "equal: data, answers, log-probabilities, losses, weights and decisions, bit for bit", "green")
+def _print_conclusion(result: ReproductionResult, console: Console, tolerance: float, reasons: Sequence[str]) -> None:
+    exceeding = list(result.exceeding(tolerance))
+    if not result.mismatches:
+        _print(console, "equal: data, answers, log-probabilities, losses, weights and decisions, bit for bit", "green")
         return
-    _say(console, f"the runs part first at {held.partings[0]}", "" if counting else "dim")
-    _say(console, "(recorded against made again)", "dim")
-    if counting and tolerance and counting[0] is not held.partings[0]:
-        _say(console, f"beyond the tolerance of {tolerance:g} first at {counting[0]}", "")
+    _print(console, f"first mismatch: {result.mismatches[0]}", "" if exceeding else "dim")
+    _print(console, "(recorded against reproduced)", "dim")
+    if exceeding and tolerance and exceeding[0] is not result.mismatches[0]:
+        _print(console, f"first mismatch beyond the tolerance of {tolerance:g}: {exceeding[0]}", "")
     for reason in reasons:
-        _say(console, f"  - {reason}", "")
-    if counting:
-        _say(console, "not equal" + (f" within {tolerance:g}" if tolerance else ""), "yellow")
+        _print(console, f"  - {reason}", "")
+    if exceeding:
+        _print(console, "not equal" + (f" within {tolerance:g}" if tolerance else ""), "yellow")
     else:
-        _say(console, f"equal within {tolerance:g}", "green")
+        _print(console, f"equal within {tolerance:g}", "green")
 
 
-def _say(console: Console, line: str, style: str) -> None:
+def _print(console: Console, line: str, style: str) -> None:
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""A run as it goes on: events to a picture of where it stands, and that picture in a terminal."""
+"""Live view of a run: its state computed from events, and drawn in a terminal."""

@@ -1,4 +1,4 @@
-"""Events of a run from its beginning to its end, read from its storage alone."""
+"""Follows the events of a run from its start to its end, reading its storage only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PATIENCE_S = 300.0
 
 
 def check_there(run: RunStore, *, wait: bool) -> None:
-    """Make sure that there is a run, or wait until there is.
+    """Check that a run exists, or wait until it does.
 
     Raises:
-        ConfigError: there is none, and `wait` is not set.
+        ConfigError: it does not exist and `wait` is not set.
     """
     while not run.exists(layout.ATTEMPT) and not run.sizes(layout.EVENTS):
         if not wait:
@@ -38,16 +38,16 @@ def follow(
     say: Callable[[str], None],
     patience_s: float = PATIENCE_S,
 ) -> RunStatus:
-    """Show all events that there are and those that come, until the run has ended.
+    """Pass on all events of a run, past and new, until it has ended; returns its final status.
 
-    A step that failed on a cluster may be tried again, and an attempt that is silent may only wait for a machine; so
-    where another machine works on the run, its end is believed after `patience_s` without a sign of life.
+    On a cluster, a failed step may be retried, and an attempt without events may be waiting for a node. So a run on
+    another machine counts as ended only after `patience_s` without events and lease renewals.
 
     Args:
-        run: to read.
-        show: given events in the order of their time.
-        say: told in a few words how the run stands.
-        patience_s: see above; on this machine it is known whether a runner is alive.
+        run: the run to read.
+        show: called with new events, ordered by time.
+        say: called with the state of the run in a few words.
+        patience_s: see above; not used for a run on this machine, where the lock shows whether a process is alive.
 
     Raises:
         StorageError: storage does not answer for minutes.
@@ -66,7 +66,7 @@ def follow(
         else:
             quiet_since = quiet_since or time.monotonic()
             if not run.exists(layout.ATTEMPT) and time.monotonic() - quiet_since < _GRACE_S:
-                time.sleep(run.poll_s)  # prepare has begun, and not got far
+                time.sleep(run.poll_s)  # prepare has started and not written the attempt yet
                 continue
             status = read_status(run.uri)
             left_s = _patience_left(run, status, patience_s, time.monotonic() - quiet_since)
@@ -79,7 +79,7 @@ def follow(
 
 
 def _patience_left(run: RunStore, status: RunStatus, patience_s: float, quiet_s: float) -> float:
-    """Seconds until the end of a run that nobody works on is believed."""
+    """Seconds until a run without a live process counts as ended; 0 or less if it does already."""
     if status.state == "done" or status.state == "stopped":
         return 0.0
     lease = read_lease(run)

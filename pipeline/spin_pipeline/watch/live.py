@@ -1,4 +1,4 @@
-"""A run's events on a terminal: a picture that moves, or lines where there is no terminal."""
+"""Shows a run's events: as a live view on a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
-from spin_pipeline.progress import Narrator
+from spin_pipeline.progress import LinePrinter
 from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.view import MIN_WIDTH, Frame, draw
 
@@ -19,35 +19,35 @@ _STYLES = {"starting": "cyan", "running": "cyan", "done": "green", "failed": "re
 
 
 class Display(Protocol):
-    """Shows events as they come.
+    """Shows the events of a run as they arrive.
 
     Attributes:
-        wants_history: whether events of before it was opened are of use to it.
+        wants_history: whether it needs the events from before it was opened.
     """
 
     wants_history: bool
 
-    def tell(self, events: Sequence[dict[str, Any]]) -> None:
-        """Show some events."""
+    def show(self, events: Sequence[dict[str, Any]]) -> None:
+        """Show new events, ordered by time."""
 
     def state(self, text: str) -> None:
-        """Say in a few words how the run stands: "running" until told otherwise."""
+        """Set the state of the run in a few words; it is "running" at first."""
 
     def interrupted(self) -> None:
-        """Say that the run was asked to end."""
+        """Show that the run was interrupted."""
 
     def close(self) -> None:
-        """Leave the terminal as it was, with the last picture on it."""
+        """Restore the terminal and leave the final state on it."""
 
 
 def open_display(console: Console, uri: str) -> Display:
-    """A moving picture on a terminal that can show one, else lines."""
-    is_able = console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
-    return LiveView(console, uri) if is_able and console.width >= MIN_WIDTH else Narrator(console)
+    """A live view if the console is a terminal that supports it, else a line printer."""
+    is_supported = console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
+    return LiveView(console, uri) if is_supported and console.width >= MIN_WIDTH else LinePrinter(console)
 
 
 class LiveView:
-    """Redraws the whole screen some times a second; at the end the last picture stays in the terminal's history."""
+    """Redraws the whole screen several times a second, and leaves the last frame in the terminal's scrollback."""
 
     wants_history = True
 
@@ -59,8 +59,8 @@ class LiveView:
         self._live: Live | None = None
         logging.getLogger("spin_components").addHandler(self._notices)
 
-    def tell(self, events: Sequence[dict[str, Any]]) -> None:
-        self._model.take(events)
+    def show(self, events: Sequence[dict[str, Any]]) -> None:
+        self._model.apply(events)
         if self._live is None:
             self._live = Live(self, console=self._console, screen=True, refresh_per_second=_FRAMES_A_SECOND)
             self._live.start()
@@ -71,7 +71,7 @@ class LiveView:
     def interrupted(self) -> None:
         self._state = "interrupted"
         self.close()
-        self._console.print("interrupted; the same command goes on from the last save", style="yellow")
+        self._console.print("interrupted; the same command resumes from the last save", style="yellow")
 
     def close(self) -> None:
         logging.getLogger("spin_components").removeHandler(self._notices)
@@ -101,18 +101,18 @@ class LiveView:
 
 
 class _Notices(logging.Handler):
-    """Keeps what this process itself has to say: storage that does not answer, for example."""
+    """Keeps the newest warning logged by this process, e.g. that storage does not answer."""
 
     _SHOWN_S = 30.0
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._message, self._said = "", 0.0
+        self._message, self._logged_at = "", 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._message, self._said = record.getMessage(), time.monotonic()
+        self._message, self._logged_at = record.getMessage(), time.monotonic()
 
     @property
     def latest(self) -> str:
-        """The newest, for a while."""
-        return self._message if time.monotonic() - self._said < self._SHOWN_S else ""
+        """The newest warning if it is less than 30 s old, else empty."""
+        return self._message if time.monotonic() - self._logged_at < self._SHOWN_S else ""

@@ -1,4 +1,4 @@
-"""Where a run stands, from its events alone: nothing here reads storage, a clock or a terminal."""
+"""State of a run, computed from its events alone; nothing here reads storage, a clock or a terminal."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ SERIES = (
     "step_time",
     "avg_generated_lengths",
 )
-"""Metrics of a training step that are kept."""
+"""The metrics of a training step that the view shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """Which step of the DAG; `part` is its epoch or shard."""
+class StepKey:
+    """Identifies a step of the DAG; `part` is its epoch or shard."""
 
     name: str
     iteration: int | None = None
     part: int | None = None
 
     @property
-    def words(self) -> str:
-        """For a person, e.g. `iteration 0 train-epoch 1`."""
+    def label(self) -> str:
+        """Label, e.g. `iteration 0 train-epoch 1`."""
         if self.iteration == BASE:
             return f"{self.name} base"
-        place = "" if self.iteration is None else f"iteration {self.iteration} "
-        return f"{place}{self.name}" + ("" if self.part is None else f" {self.part}")
+        prefix = "" if self.iteration is None else f"iteration {self.iteration} "
+        return f"{prefix}{self.name}" + ("" if self.part is None else f" {self.part}")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """How far a piece of work is.
+class ProgressStatus:
+    """Progress of a step or of a transfer.
 
     Attributes:
-        what: a transfer in words; empty for the step's own work.
-        rate: units a second; None where nothing is known yet, as for eta_s (seconds left) and tokens_per_s.
+        done, total: in `unit`.
+        what: description of a transfer; empty for the step itself.
+        rate: units a second; None while unknown, as are `eta_s` (seconds left) and `tokens_per_s`.
     """
 
     done: float
@@ -64,27 +65,27 @@ class Work:
 
 
 @dataclass(slots=True)
-class Step:
-    """One step as far as its events tell.
+class StepStatus:
+    """State of one step, computed from its events.
 
     Attributes:
-        started: seconds since 1970, of its newest start.
-        ended: likewise; None while it runs.
+        started: time of its newest start, in seconds since 1970.
+        ended: time of its end, in seconds since 1970; None while it runs.
         work: the newest progress.
-        facts: of its manifest, once it is done.
+        facts: the facts of its manifest; empty until it is done.
     """
 
-    key: Key
+    key: StepKey
     state: StepState = "waiting"
     started: float | None = None
     ended: float | None = None
-    work: Work | None = None
+    work: ProgressStatus | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The attempt's shape."""
+class RunPlan:
+    """Planned iterations, epochs and shards of an attempt; `deadline` in seconds since 1970."""
 
     name: str
     max_iterations: int
@@ -93,47 +94,47 @@ class Plan:
     deadline: float | None = None
 
     def epochs(self, iteration: int) -> int:
-        """Of an iteration, as far as it is planned."""
+        """Number of epochs of an iteration; 1 for an iteration beyond the plan."""
         if isinstance(self.max_epochs, int):
             return self.max_epochs
         return self.max_epochs[iteration] if iteration < len(self.max_epochs) else 1
 
 
 @dataclass(frozen=True, slots=True)
-class Warned:
-    """Something a person should know, and how often it was said."""
+class RunWarning:
+    """A warning, and how often it occurred."""
 
     time: float
-    where: Key
+    where: StepKey
     message: str
     count: int = 1
 
 
 class RunModel:
-    """Takes events and knows the run they tell of.
+    """State of a run, updated by its events.
 
     Attributes:
-        plan: None until the first attempt has said it.
-        attempts: begun so far.
-        started: of the newest attempt; `latest` is the time of the newest event.
-        metrics: by global step, each of `SERIES` that it has; a step that is trained again replaces what it was.
-        val_losses: by global step, where it was measured inside an epoch.
-        base_val_loss: of the base model.
+        plan: None before the first `plan` event.
+        attempts: number of attempts so far.
+        started: start of the newest attempt, in seconds since 1970; `latest` is the time of the newest event.
+        metrics: the values of `SERIES` by global step; a step that is trained again replaces its older values.
+        val_losses: validation losses measured inside an epoch, by global step.
+        base_val_loss: val_loss of the base model.
         validated: val_loss by iteration and epoch.
-        decisions: by iteration, of those that are published.
-        outcomes: likewise: better, unclear or regressed.
-        references: iteration that each one's reference comes from; -1 for the base model.
+        decisions: decisions of the published iterations.
+        outcomes: better, unclear or regressed, of the published iterations.
+        references: the iteration that each iteration's reference comes from; -1 for the base model.
         best: iteration of the best model; -1 for the base model.
-        samples: the newest answers, with their iteration in `samples_iteration`.
-        failure: the event that failed the attempt, unless its step was begun again; likewise `stop_reason`.
+        samples: the newest sampled answers; their iteration is `samples_iteration`.
+        failure: the event that failed the attempt; None after its step was started again. `stop_reason` likewise.
     """
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: RunPlan | None = None
         self.attempts = 0
         self.started: float | None = None
         self.latest: float | None = None
-        self.steps: dict[Key, Step] = {}
+        self.steps: dict[StepKey, StepStatus] = {}
         self.metrics: dict[int, dict[str, float]] = {}
         self.val_losses: dict[int, float] = {}
         self.base_val_loss: float | None = None
@@ -144,17 +145,17 @@ class RunModel:
         self.best: int | None = None
         self.samples: list[dict[str, Any]] = []
         self.samples_iteration: int | None = None
-        self.warnings: deque[Warned] = deque(maxlen=50)
+        self.warnings: deque[RunWarning] = deque(maxlen=50)
         self.failure: Event | None = None
         self.stop_reason: str | None = None
 
-    def take(self, events: Iterable[Event]) -> None:
-        """Take events in the order of their time; what is not understood is passed over."""
+    def apply(self, events: Iterable[Event]) -> None:
+        """Update the state by events, ordered by time; unknown or malformed ones are skipped."""
         for event in events:
             try:
-                self._take(event)
+                self._apply(event)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-                continue  # written by another version, or damaged: a view shows what it can
+                continue  # written by another version, or damaged
 
     @property
     def is_over(self) -> bool:
@@ -163,29 +164,29 @@ class RunModel:
 
     @property
     def outcome(self) -> str:
-        """How the newest attempt has ended: done, failed or stopped; empty where its events do not tell."""
+        """How the newest attempt ended: done, failed or stopped; empty while it is not known."""
         if self.failure and (self.is_over or self.failure["step"] not in OPTIONAL):
             return "failed"
         return "stopped" if self.stop_reason else "done" if self.is_over else ""
 
     @property
-    def running(self) -> list[Step]:
-        """Steps at work, in the order they began."""
-        found = [step for step in self.steps.values() if step.state == "running"]
-        return sorted(found, key=lambda step: step.started or 0.0)
+    def running(self) -> list[StepStatus]:
+        """Running steps, ordered by their start."""
+        running = [step for step in self.steps.values() if step.state == "running"]
+        return sorted(running, key=lambda step: step.started or 0.0)
 
-    def step(self, name: str, iteration: int | None = None, part: int | None = None) -> Step:
-        """A step by its place; one that has not been heard of waits."""
-        key = Key(name, iteration, part)
-        return self.steps.get(key) or Step(key)
+    def step(self, name: str, iteration: int | None = None, part: int | None = None) -> StepStatus:
+        """Look up a step; one without events is waiting."""
+        key = StepKey(name, iteration, part)
+        return self.steps.get(key) or StepStatus(key)
 
-    def _take(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:
         kind, time = str(event["kind"]), float(event["time"])
         self.latest = max(time, self.latest or time)
         key = _key(event)
         if kind == "start" and key.name == "prepare":
             self._begin_attempt(time)
-        step = self.steps.setdefault(key, Step(key))
+        step = self.steps.setdefault(key, StepStatus(key))
         if handler := getattr(self, f"_on_{kind}", None):
             handler(event, step, time)
 
@@ -200,14 +201,14 @@ class RunModel:
             elif step.state in ("failed", "stopped"):
                 step.state = "waiting"
 
-    def _on_start(self, event: Event, step: Step, time: float) -> None:
+    def _on_start(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.started, step.ended, step.work = "running", time, None, None
         if self.failure and _key(self.failure) == step.key:
             self.failure = None
 
-    def _on_plan(self, event: Event, step: Step, time: float) -> None:
+    def _on_plan(self, event: Event, step: StepStatus, time: float) -> None:
         epochs = event["max_epochs"]
-        self.plan = Plan(
+        self.plan = RunPlan(
             str(event["name"]),
             int(event["max_iterations"]),
             tuple(int(number) for number in epochs) if isinstance(epochs, list) else int(epochs),
@@ -215,37 +216,37 @@ class RunModel:
             event.get("deadline"),
         )
 
-    def _on_progress(self, event: Event, step: Step, time: float) -> None:
+    def _on_progress(self, event: Event, step: StepStatus, time: float) -> None:
         numbers = {name: event.get(name) for name in ("rate", "eta_s", "tokens_per_s")}
         known = {name: float(value) for name, value in numbers.items() if value is not None}
-        step.work = Work(
+        step.work = ProgressStatus(
             float(event["done"]), float(event["total"]), str(event["unit"]), str(event.get("what", "")), **known
         )
 
     _on_transfer = _on_progress
 
-    def _on_metrics(self, event: Event, step: Step, time: float) -> None:
+    def _on_metrics(self, event: Event, step: StepStatus, time: float) -> None:
         values = {name: float(event[name]) for name in SERIES if event.get(name) is not None}
         self.metrics[int(event["global_step"])] = values
 
-    def _on_validation(self, event: Event, step: Step, time: float) -> None:
+    def _on_validation(self, event: Event, step: StepStatus, time: float) -> None:
         self.val_losses[int(event["global_step"])] = float(event["val_loss"])
 
-    def _on_samples(self, event: Event, step: Step, time: float) -> None:
+    def _on_samples(self, event: Event, step: StepStatus, time: float) -> None:
         self.samples = [dict(sample) for sample in event["samples"]]
         self.samples_iteration = step.key.iteration
 
-    def _on_warning(self, event: Event, step: Step, time: float) -> None:
+    def _on_warning(self, event: Event, step: StepStatus, time: float) -> None:
         message = str(event["message"])
         known = next((w for w in self.warnings if w.message == message and w.where == step.key), None)
         if known:
             self.warnings.remove(known)
-        self.warnings.append(Warned(time, step.key, message, known.count + 1 if known else 1))
+        self.warnings.append(RunWarning(time, step.key, message, known.count + 1 if known else 1))
 
-    def _on_reuse(self, event: Event, step: Step, time: float) -> None:
+    def _on_reuse(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.ended = "reused", time
 
-    def _on_done(self, event: Event, step: Step, time: float) -> None:
+    def _on_done(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.ended, step.facts = "done", time, dict(event["facts"])
         if step.work:
             step.work = replace(step.work, done=step.work.total)
@@ -257,7 +258,7 @@ class RunModel:
         elif step.key.name == "checkpoint" and step.key.iteration is not None:
             self.decisions[step.key.iteration] = str(step.facts["decision"])
 
-    def _on_published(self, event: Event, step: Step, time: float) -> None:
+    def _on_published(self, event: Event, step: StepStatus, time: float) -> None:
         self.best = int(event["iteration_best"])
         if step.key.iteration is not None:
             self.decisions[step.key.iteration] = str(event["decision"])
@@ -265,16 +266,16 @@ class RunModel:
             if event.get("next") is not None:
                 self.references[step.key.iteration + 1] = int(event["next"])
 
-    def _on_stop(self, event: Event, step: Step, time: float) -> None:
+    def _on_stop(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.ended, self.stop_reason = "stopped", time, str(event["reason"])
 
-    def _on_fail(self, event: Event, step: Step, time: float) -> None:
+    def _on_fail(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.ended = "failed", time
-        if self.failure is None or step.key.name not in OPTIONAL:  # which ends nothing
+        if self.failure is None or step.key.name not in OPTIONAL:  # an optional step's failure ends no attempt
             self.failure = event
 
 
-def _key(event: Event) -> Key:
+def _key(event: Event) -> StepKey:
     name, iteration = str(event["step"]), event.get("iteration")
     part = event.get("shard" if name in SHARDED else "epoch")
-    return Key(name, None if iteration is None else int(iteration), None if part is None else int(part))
+    return StepKey(name, None if iteration is None else int(iteration), None if part is None else int(part))

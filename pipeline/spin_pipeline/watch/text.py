@@ -1,4 +1,4 @@
-"""Text that is safe to show, and small drawings made of characters."""
+"""Text formatting for terminals: sanitising, fitting to a width, sparklines, durations and numbers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from rich.cells import cell_len, set_cell_size
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_KEPT = "\u200d"  # joins emoji
+_ALLOWED = "\u200d"  # zero-width joiner, used in emoji
 
 
 def clean(text: object) -> str:
-    """One line of text in which nothing can move the cursor, change colours or turn the reading direction.
+    """One line of text without characters that move the cursor, change colours or the reading direction.
 
-    Line ends become `⏎`, other white space a space; control characters become their pictures (ESC is `␛`), and what
-    has no picture `�`.
+    Line ends become `⏎`, other white space a space. Control characters become their Unicode pictures (ESC is `␛`), or
+    `�` if they have none.
     """
     lines = (" ".join(line.split()) for line in str(text).replace("\r\n", "\n").split("\n"))
     return harmless(" ⏎ ".join(line for line in lines if line))
 
 
 def harmless(text: str) -> str:
-    """The text with the characters replaced that `clean` replaces; line ends are left alone."""
+    """The text with control characters replaced as in `clean`, but line ends kept."""
     return "".join(_visible(character) for character in text)
 
 
@@ -36,21 +36,21 @@ def _visible(character: str) -> str:
     if (
         character != "\n"
         and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Cs", "Co", "Zl", "Zp")
-        and character not in _KEPT
+        and character not in _ALLOWED
     ):
         return "�"
     return character
 
 
 def fit(text: str, width: int) -> str:
-    """Exactly so many cells: cut with `…`, or filled with spaces."""
+    """Text of exactly `width` cells: cut with `…`, or padded with spaces."""
     if cell_len(text) > width:
         return set_cell_size(text, max(width - 1, 0)) + "…" * min(width, 1)
     return text + " " * (width - cell_len(text))
 
 
 def wrapped(text: str, width: int, num_lines: int) -> list[str]:
-    """At most so many lines, broken between words where that is possible; the last one cut with `…`."""
+    """Break text between words into at most `num_lines` lines of `width` cells; the last is cut with `…`."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < num_lines:
@@ -67,9 +67,9 @@ def wrapped(text: str, width: int, num_lines: int) -> list[str]:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """At most `width` blocks, from the lowest value to the highest; where there are more values, means of several."""
+    """Values as at most `width` block characters, scaled from the lowest to the highest; more values are averaged."""
     if len(values) > width:
-        edges = [place * len(values) // width for place in range(width + 1)]
+        edges = [column * len(values) // width for column in range(width + 1)]
         values = [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
     if not values:
         return ""
@@ -80,7 +80,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.4 s`, `1:05`, `2:03:04`, `3 d 4 h`."""
+    """Format seconds as `0.4 s`, `1:05`, `2:03:04` or `3 d 4 h`."""
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
@@ -94,7 +94,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits that count."""
+    """Format a number with four significant digits."""
     size = abs(value)
     if value == 0:
         return "0"

@@ -1,4 +1,4 @@
-"""The picture of a run, line by line, for any width from 60 columns on and any height."""
+"""Draws the state of a run as lines of text, for any width from 60 columns and any height."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from spin_components.checkpoint.decisions import name_of
-from spin_pipeline.watch.model import BASE, RunModel, StepState, Work
-from spin_pipeline.watch.steps import Row, rows
+from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepState
+from spin_pipeline.watch.steps import DagRow, rows
 from spin_pipeline.watch.text import clean, duration, fit, number, sparkline, wrapped
 
 MIN_WIDTH = 60
@@ -40,15 +40,15 @@ _SAMPLE_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a picture is drawn with, beside the run.
+    """Input of a drawing beside the run's events.
 
     Attributes:
-        uri: the run's address.
+        uri: address of the run.
         now: seconds since 1970.
-        state: the run in a word or a few.
-        style: of that.
-        notice: trouble of the viewer itself; empty for none.
-        is_last: whether nothing will change any more.
+        state: state of the run in a few words.
+        style: rich style of `state`.
+        notice: warning of the viewer itself; empty for none.
+        is_last: whether this is the final drawing.
     """
 
     uri: str
@@ -60,9 +60,9 @@ class Frame:
 
 
 def draw(model: RunModel, frame: Frame, width: int, height: int) -> list[Text]:
-    """Lines of exactly `width` cells at most, `height` of them at most.
+    """Draw the run in at most `height` lines of at most `width` cells.
 
-    What matters most is kept where there is little room: the head and the steps, then metrics, warnings, a sample.
+    If there is not enough space, parts are left out in this order: the sample, warnings, metrics; never the head.
     """
     width = max(width, MIN_WIDTH)
     head = _head(model, frame, width)
@@ -80,8 +80,8 @@ def draw(model: RunModel, frame: Frame, width: int, height: int) -> list[Text]:
         *[block for name in (metrics, sample, warnings) for block in blocks[1:] if block[0] is _first(name)],
     ]
     lines = list(head)
-    for place, block in enumerate(order):
-        lines += [Text()] * bool(place) + block
+    for index, block in enumerate(order):
+        lines += [Text()] * bool(index) + block
     return lines[:height]
 
 
@@ -105,7 +105,7 @@ def _head(model: RunModel, frame: Frame, width: int) -> list[Text]:
     return [line, Text()]
 
 
-def _step(row: Row, frame: Frame, width: int) -> Text:
+def _step(row: DagRow, frame: Frame, width: int) -> Text:
     icon, style = _ICONS[row.state]
     if row.state == "running":
         icon = "▸" if frame.is_last else _SPINNER[int(frame.now * 8) % len(_SPINNER)]
@@ -116,17 +116,17 @@ def _step(row: Row, frame: Frame, width: int) -> Text:
     if row.state == "running" and row.work:
         _bar(line, row.work, middle, with_note=row.note)
     else:
-        told = row.note if row.state != "running" or row.label.startswith("iteration") or row.note else "…"
-        line.append(fit(clean(told), middle), style="" if row.state in ("done", "running") else style)
-    passed = ""
+        text = row.note if row.state != "running" or row.label.startswith("iteration") or row.note else "…"
+        line.append(fit(clean(text), middle), style="" if row.state in ("done", "running") else style)
+    elapsed = ""
     if row.started is not None:
-        passed = duration((frame.now if row.state == "running" else row.ended or row.started) - row.started)
-    line.append(f" {passed:>{_TIME}}" if row.state not in ("waiting", "reused") else " " * (_TIME + 1), style="dim")
+        elapsed = duration((frame.now if row.state == "running" else row.ended or row.started) - row.started)
+    line.append(f" {elapsed:>{_TIME}}" if row.state not in ("waiting", "reused") else " " * (_TIME + 1), style="dim")
     return line
 
 
-def _bar(line: Text, work: Work, width: int, *, with_note: str) -> None:
-    """A bar with counts, then as many of time left, rate and tokens as there is room for."""
+def _bar(line: Text, work: ProgressStatus, width: int, *, with_note: str) -> None:
+    """Append a progress bar with counts, and time left, rate and tokens/s as far as they fit."""
     counts = f"{work.done:,.0f}/{work.total:,.0f} {work.unit}"
     if work.what:
         counts = fit(clean(work.what), min(cell_len(work.what), 24)).rstrip() + f" {counts}"
@@ -137,20 +137,20 @@ def _bar(line: Text, work: Work, width: int, *, with_note: str) -> None:
         extras.append(f"{number(work.rate)}/s")
     if work.tokens_per_s:
         extras.append(f"{work.tokens_per_s:,.0f} tokens/s")
-    told = counts
+    text = counts
     for extra in extras:
-        if len(told) + len(extra) + 2 + 8 <= width:
-            told += f"  {extra}"
-    length = min(max(width - cell_len(told) - 2, 0), 30)
+        if len(text) + len(extra) + 2 + 8 <= width:
+            text += f"  {extra}"
+    length = min(max(width - cell_len(text) - 2, 0), 30)
     share = min(max(work.done / work.total, 0.0), 1.0) if work.total > 0 else 0.0
     full = round(share * length)
     line.append("━" * full, style="cyan")
     line.append("─" * (length - full), style="bright_black")
-    line.append(fit(f"  {told}" if length else told, width - length))
+    line.append(fit(f"  {text}" if length else text, width - length))
 
 
 def _metrics(model: RunModel, width: int) -> list[Text]:
-    """The newest value of each metric with its course, as many side by side as fit; then val_loss."""
+    """The newest value and a sparkline of each metric, in as many columns as fit; then val_loss."""
     lines: list[Text] = []
     ordered = [model.metrics[step] for step in sorted(model.metrics)]
     columns = max(1, width // _CELL)
@@ -180,30 +180,30 @@ def _metric(name: str, values: list[float], width: int) -> Text:
 
 
 def _val_loss(model: RunModel, width: int) -> Text:
-    measured = [model.base_val_loss or 0.0, *(model.validated[place] for place in sorted(model.validated))]
+    losses = [model.base_val_loss or 0.0, *(model.validated[key] for key in sorted(model.validated))]
     line = Text()
     line.append(f"{'val_loss':<9} ", style="dim")
-    line.append(f"{number(measured[-1]):>7} ")
-    line.append(sparkline(measured, 10), style="cyan")
-    told = f"  base {number(measured[0])}"
-    if len(measured) > 1:
-        told += f", {measured[-1] - measured[0]:+.4f}"
+    line.append(f"{number(losses[-1]):>7} ")
+    line.append(sparkline(losses, 10), style="cyan")
+    text = f"  base {number(losses[0])}"
+    if len(losses) > 1:
+        text += f", {losses[-1] - losses[0]:+.4f}"
     if model.best is not None:
-        told += f", best: {name_of(model.best)}"
-    line.append(fit(told, width - cell_len(line.plain)).rstrip())
+        text += f", best: {name_of(model.best)}"
+    line.append(fit(text, width - cell_len(line.plain)).rstrip())
     return line
 
 
 def _sample(model: RunModel, frame: Frame, width: int) -> list[Text]:
-    """One of the newest answers beside the human's; each is shown for a while."""
+    """One of the newest generated answers with its prompt and the human answer; it changes every 6 s."""
     if not model.samples:
         return []
-    place = 0 if frame.is_last else int(frame.now / _SAMPLE_S) % len(model.samples)
-    sample = model.samples[place]
-    played = model.samples_iteration or 0
-    reference = model.references.get(played, played - 1)
+    index = 0 if frame.is_last else int(frame.now / _SAMPLE_S) % len(model.samples)
+    sample = model.samples[index]
+    iteration = model.samples_iteration or 0
+    reference = model.references.get(iteration, iteration - 1)
     by = "base" if reference == BASE else f"iteration {reference}"
-    title = f"sample {place + 1} of {len(model.samples)}, played in iteration {model.samples_iteration}"
+    title = f"sample {index + 1} of {len(model.samples)}, generated in iteration {model.samples_iteration}"
     lines = [Text(title, style="dim")]
     columns = (("prompt", "prompt", "dim"), ("human", "actual", "green"), (by, "generated", "cyan"))
     for label, name, style in columns:
@@ -217,12 +217,12 @@ def _sample(model: RunModel, frame: Frame, width: int) -> list[Text]:
 def _warnings(model: RunModel, frame: Frame, width: int) -> list[Text]:
     lines = [Text(fit(clean(frame.notice), width).rstrip(), style="yellow")] if frame.notice else []
     if model.failure:
-        told = f"{model.failure.get('error')}: {model.failure.get('message')}"
-        lines += [Text(part, style="red") for part in wrapped(clean(told), width, 3)]
-    for warned in list(model.warnings)[-3:]:
-        times = f" ({warned.count} times)" if warned.count > 1 else ""
-        told = clean(f"! {warned.where.words}: {warned.message}{times}")
-        lines.append(Text(fit(told, width).rstrip(), style="yellow"))
+        text = f"{model.failure.get('error')}: {model.failure.get('message')}"
+        lines += [Text(part, style="red") for part in wrapped(clean(text), width, 3)]
+    for warning in list(model.warnings)[-3:]:
+        times = f" ({warning.count} times)" if warning.count > 1 else ""
+        text = clean(f"! {warning.where.label}: {warning.message}{times}")
+        lines.append(Text(fit(text, width).rstrip(), style="yellow"))
     return lines
 
 

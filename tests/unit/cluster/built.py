@@ -1,4 +1,4 @@
-"""What the manifests are when kubectl has built them."""
+"""Helpers for the objects that kubectl builds from the manifests."""
 
 from __future__ import annotations
 
@@ -17,5 +17,7 @@ def of_kind(items: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
 
 
 def only(items: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
-    (found,) = [item for item in of_kind(items, kind) if item["metadata"]["name"] == (name or item["metadata"]["name"])]
-    return found
+    (selected,) = [
+        item for item in of_kind(items, kind) if item["metadata"]["name"] == (name or item["metadata"]["name"])
+    ]
+    return selected

@@ -1,4 +1,4 @@
-"""What the tests of clusters share."""
+"""Fixtures of the cluster tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VARIABLES = (
 
 @pytest.fixture
 def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesServer]:
-    """A cluster that is ready, and the kubeconfig in the environment."""
+    """A Kubernetes server with all required objects; the environment has its kubeconfig."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SPIN_CACHE_DIR", str(tmp_path / "cache"))
@@ -42,14 +42,14 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
 
 @pytest.fixture
 def health() -> Iterator[Kfp]:
-    """KFP, as far as its health."""
+    """A KFP server with only a health endpoint."""
     with kfp_health() as server:
         yield server
 
 
 @pytest.fixture
 def check(kubernetes: KubernetesServer, health: Kfp, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Types the command with `--json`; gives its exit code and what it found, and looks for leaks."""
+    """Runs preflight with `--json`; returns its exit code and findings, and checks that no secret is printed."""
 
     def run(*arguments: str, run_uri: str = f"s3://{BUCKET}/runs/x") -> tuple[int, list[dict[str, str]]]:
         command = ["preflight", "--config", "tiny", "--run-uri", run_uri, "--endpoint", health.endpoint, "--json"]
@@ -65,7 +65,7 @@ def check(kubernetes: KubernetesServer, health: Kfp, capsys: pytest.CaptureFixtu
 
 @pytest.fixture(scope="session")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pinned kubectl."""
+    """The pinned kubectl binary."""
     return unpack_kubectl(tmp_path_factory.mktemp("kubectl"))
 
 

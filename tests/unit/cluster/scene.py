@@ -1,4 +1,4 @@
-"""A cluster on which the tiny configuration is ready to run, to be spoilt."""
+"""Objects of a cluster that is ready for the tiny configuration; tests remove or change some."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRET = "a-value-that-must-not-leak"
 
 
 def ready(server: KubernetesServer) -> None:
-    """Put what KFP brings, and what manifests/README.md adds."""
+    """Add the objects of KFP and of manifests/README.md."""
     server.put(
         cluster_object("v1", "Namespace", NAMESPACE),
         in_namespace("v1", "ServiceAccount", "pipeline-runner"),
@@ -33,18 +33,18 @@ def ready(server: KubernetesServer) -> None:
 
 
 def cluster_object(api_version: str, kind: str, name: str, **fields: Any) -> Object:
-    """An object of the whole cluster."""
+    """A cluster-scoped object."""
     return {"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, **fields}
 
 
 def in_namespace(api_version: str, kind: str, name: str, **fields: Any) -> Object:
-    """An object of the namespace that runs execute in."""
+    """An object in the namespace of the runs."""
     metadata = {"name": name, "namespace": NAMESPACE}
     return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields}
 
 
 def secret(name: str, values: dict[str, str], kind: str = "Opaque") -> Object:
-    """A Secret, as the API gives it back."""
+    """A Secret as the API returns it."""
     data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
     return in_namespace("v1", "Secret", name, type=kind, data=data)
 
@@ -75,7 +75,7 @@ def node(
     is_ready: bool = True,
     **allocatable: str,
 ) -> Object:
-    """A Node; of its resources, `gpu` stands for nvidia.com/gpu."""
+    """A Node with allocatable resources; `gpu` stands for nvidia.com/gpu."""
     quantities = {"nvidia.com/gpu" if key == "gpu" else key: value for key, value in allocatable.items()}
     return {
         "apiVersion": "v1",
@@ -90,17 +90,17 @@ def node(
 
 
 class Kfp(HTTPServer):
-    """KFP's API as far as its health, in the JSON that its API server writes.
+    """KFP's health endpoint.
 
     Attributes:
-        says: its health.
-        status: it answers with.
-        tokens: it was shown, one a request.
+        health: the JSON value that it returns.
+        status: the HTTP status that it returns.
+        tokens: the authorization header of each request.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Health)
-        self.says: dict[str, Any] = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
+        self.health: dict[str, Any] = {"commit_sha": "0" * 40, "tag_name": "2.17.2", "multi_user": False}
         self.status = 200
         self.tokens: list[str] = []
 
@@ -111,7 +111,7 @@ class Kfp(HTTPServer):
 
 @contextmanager
 def kfp_health() -> Iterator[Kfp]:
-    """A server that answers as long as the block lasts."""
+    """Serve until the end of the block."""
     with Kfp() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="kfp")
         thread.start()
@@ -126,12 +126,12 @@ class _Health(BaseHTTPRequestHandler):
     server: Kfp
 
     def log_message(self, format: str, *args: object) -> None:
-        """Be quiet."""
+        """Do not log requests."""
 
     def do_GET(self) -> None:
         self.server.tokens.append(self.headers.get("authorization", ""))
         is_known = self.path == "/apis/v2beta1/healthz"
-        content = json.dumps(self.server.says if is_known else {"error": "no such path"}).encode()
+        content = json.dumps(self.server.health if is_known else {"error": "no such path"}).encode()
         self.send_response(self.server.status if is_known else 404)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

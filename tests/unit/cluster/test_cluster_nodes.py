@@ -1,4 +1,4 @@
-"""Whether nodes can hold a run's pods, with numbers worked out by hand."""
+"""Capacity of nodes for a run's pods, with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def affinity(*expressions: dict[str, Any]) -> dict[str, Any]:
     return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
 
 
-def test_each_kind_of_pod_asks_for_what_its_step_uses() -> None:
+def test_each_kind_of_pod_requests_the_resources_of_its_step() -> None:
     overrides = [
         "generation.shards=3",
         "generation.tensor_parallel=2",
@@ -45,16 +45,16 @@ def test_each_kind_of_pod_asks_for_what_its_step_uses() -> None:
     assert train.is_joint and not generate.is_joint
 
 
-def test_without_an_accelerator_no_pod_asks_for_one() -> None:
+def test_without_an_accelerator_no_pod_requests_one() -> None:
     configuration = load_settings("tiny")
     assert all(set(one.resources) == {"cpu", "memory"} for one in demands_of(configuration, configuration.cluster))
 
 
 def test_a_node_holds_as_many_pods_as_its_scarcest_resource_allows() -> None:
-    found = read_node(node("a", cpu="31850m", memory="120Gi", gpu="8"))
-    assert found.holds({"cpu": Decimal(4), "memory": Decimal(16 * 2**30)}) == 7  # cores: 31.85 / 4; memory: 7.5
-    assert found.holds({"cpu": Decimal(1), GPU: Decimal(3)}) == 2
-    assert found.holds({"cpu": Decimal(1), "amd.com/gpu": Decimal(1)}) == 0
+    worker = read_node(node("a", cpu="31850m", memory="120Gi", gpu="8"))
+    assert worker.holds({"cpu": Decimal(4), "memory": Decimal(16 * 2**30)}) == 7  # cores: 31.85 / 4; memory: 7.5
+    assert worker.holds({"cpu": Decimal(1), GPU: Decimal(3)}) == 2
+    assert worker.holds({"cpu": Decimal(1), "amd.com/gpu": Decimal(1)}) == 0
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_a_node_holds_as_many_pods_as_its_scarcest_resource_allows() -> None:
         ({"key": "other", "operator": "Exists"}, False),
     ],
 )
-def test_a_taint_keeps_away_what_does_not_tolerate_it(toleration: dict[str, str], is_borne: bool) -> None:
-    found = read_node(node("a", taints=[GPU_TAINT], cpu="8"))
-    assert obstacle(found, demand()) == f"taint {GPU}=present:NoSchedule"
-    assert obstacle(found, demand(tolerations=[toleration])) == ("" if is_borne else f"taint {GPU}=present:NoSchedule")
+def test_a_taint_excludes_pods_that_do_not_tolerate_it(toleration: dict[str, str], is_borne: bool) -> None:
+    worker = read_node(node("a", taints=[GPU_TAINT], cpu="8"))
+    assert obstacle(worker, demand()) == f"taint {GPU}=present:NoSchedule"
+    assert obstacle(worker, demand(tolerations=[toleration])) == ("" if is_borne else f"taint {GPU}=present:NoSchedule")
 
 
-def test_a_taint_that_only_prefers_keeps_nobody_away() -> None:
+def test_a_prefer_no_schedule_taint_excludes_no_pod() -> None:
     taint = {"key": "slow", "effect": "PreferNoSchedule"}
     assert obstacle(read_node(node("a", taints=[taint], cpu="8")), demand()) == ""
 
 
-def test_a_cordoned_or_unready_node_takes_nothing() -> None:
+def test_a_cordoned_or_unready_node_takes_no_pod() -> None:
     cordoned = node("a", cpu="8")
     cordoned["spec"]["unschedulable"] = True
     assert obstacle(read_node(cordoned), demand()) == "not ready, or cordoned"
@@ -90,9 +90,9 @@ def test_a_cordoned_or_unready_node_takes_nothing() -> None:
 
 
 def test_a_selector_needs_the_label_with_that_value() -> None:
-    found = read_node(node("a", labels={"pool": "gpu"}, cpu="8"))
-    assert obstacle(found, demand(node_selector={"pool": "gpu"})) == ""
-    assert obstacle(found, demand(node_selector={"pool": "cpu"})) == "no label pool=cpu"
+    worker = read_node(node("a", labels={"pool": "gpu"}, cpu="8"))
+    assert obstacle(worker, demand(node_selector={"pool": "gpu"})) == ""
+    assert obstacle(worker, demand(node_selector={"pool": "cpu"})) == "no label pool=cpu"
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_a_selector_needs_the_label_with_that_value() -> None:
         ({"key": "zone", "operator": "Gt", "values": ["1"]}, False),
     ],
 )
-def test_affinity_is_read_as_the_scheduler_reads_it(expression: dict[str, Any], is_within: bool) -> None:
-    found = read_node(node("a", labels={"zone": "a", "gpu-memory": "81920"}, cpu="8"))
-    assert (obstacle(found, demand(affinity=affinity(expression))) == "") is is_within
+def test_affinity_is_evaluated_like_the_scheduler_does(expression: dict[str, Any], is_within: bool) -> None:
+    worker = read_node(node("a", labels={"zone": "a", "gpu-memory": "81920"}, cpu="8"))
+    assert (obstacle(worker, demand(affinity=affinity(expression))) == "") is is_within
 
 
-def test_one_of_several_affinity_terms_is_enough_and_preferences_do_not_count() -> None:
-    found = read_node(node("a", labels={"zone": "a"}, cpu="8"))
+def test_one_matching_affinity_term_is_enough_and_preferences_are_ignored() -> None:
+    worker = read_node(node("a", labels={"zone": "a"}, cpu="8"))
     elsewhere = {"key": "zone", "operator": "In", "values": ["b"]}
     here = {"key": "zone", "operator": "In", "values": ["a"]}
-    assert obstacle(found, demand(affinity=affinity(elsewhere, here))) == ""
+    assert obstacle(worker, demand(affinity=affinity(elsewhere, here))) == ""
     preferred = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": {}}]}
-    assert obstacle(found, demand(affinity=preferred)) == ""
+    assert obstacle(worker, demand(affinity=preferred)) == ""
 
 
 def test_an_affinity_may_name_the_node_itself() -> None:

@@ -1,4 +1,4 @@
-"""manifests/README.md: its commands are commands, its files are there, its overlay builds."""
+"""manifests/README.md: its commands parse, its files exist, its overlay builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubectl import build
-from kubernetes_rights import Deed, User, may, service_account
+from kubernetes_rights import Access, User, may, service_account
 from kubernetes_server import kubernetes_server
 from spin_pipeline.cli import _parser
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS
@@ -22,23 +22,23 @@ README = (MANIFESTS / "README.md").read_text("utf-8")
 
 
 def commands(word: str) -> list[list[str]]:
-    """The commands of the guide that begin so, in words; `"$@"` is what `set --` last made it."""
+    """The guide's commands that start with a word, split; `"$@"` is replaced by the last `set --`."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE)
-    found, given = [], []
+    matching, given = [], []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:2] == ["set", "--"]:
             given = words[2:]
         elif words[:1] == [word]:
-            found.append([part for one in words for part in (given if one == "$@" else [one])])
-    return found
+            matching.append([part for one in words for part in (given if one == "$@" else [one])])
+    return matching
 
 
-def test_every_spin_pipeline_command_of_the_guide_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_spin_pipeline_command_of_the_guide_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = commands("spin-pipeline")
-    assert {command[1] for command in found} >= {"preflight", "submit", "schedule"}
-    for command in found:
+    listed = commands("spin-pipeline")
+    assert {command[1] for command in listed} >= {"preflight", "submit", "schedule"}
+    for command in listed:
         options = _parser().parse_args(command[1:])
         if "config" in options:
             settings_of(options)
@@ -60,15 +60,15 @@ def test_the_guides_overlay_for_a_users_namespace_moves_everything(kubectl: Path
     (tmp_path / "manifests" / "base").symlink_to(MANIFESTS / "base")
     (folder / "kustomization.yaml").write_text(text, "utf-8")
     items = build(kubectl, folder)
-    assert not of_kind(items, "Namespace")  # the profile's own
+    assert not of_kind(items, "Namespace")  # the profile has its own namespace
     assert {item["metadata"].get("namespace", "alice") for item in items} == {"alice"}
     bindings = of_kind(items, "RoleBinding", "ClusterRoleBinding")
     assert {subject["namespace"] for item in bindings for subject in item["subjects"]} == {"alice"}
     with kubernetes_server() as server:
         server.put(*items)
         for right in (*STEP_RIGHTS, *TRAIN_JOB_RIGHTS):
-            deed = Deed(right.verbs[0], right.group, right.resource, "alice", right.name)
-            assert may(server.objects, service_account("alice", "default-editor"), deed)
-            assert not may(server.objects, service_account("alice", "pipeline-runner"), deed)
-        assert may(server.objects, service_account("alice", "spin-submitter"), Deed("list", "", "nodes"))
-        assert not may(server.objects, User("somebody"), Deed("list", "", "nodes"))
+            access = Access(right.verbs[0], right.group, right.resource, "alice", right.name)
+            assert may(server.objects, service_account("alice", "default-editor"), access)
+            assert not may(server.objects, service_account("alice", "pipeline-runner"), access)
+        assert may(server.objects, service_account("alice", "spin-submitter"), Access("list", "", "nodes"))
+        assert not may(server.objects, User("somebody"), Access("list", "", "nodes"))

@@ -1,4 +1,4 @@
-"""Reaching a KFP API: what is tried again, what is refused at once and in which words, and what never shows."""
+"""The KFP client: targets, tokens, retries and error messages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TOKEN = "a-token-that-must-not-leak"
 
 
 def connected(**named: str | None) -> Api:
-    """What a command does first."""
+    """Connect as the commands do."""
     return connect(find_target(**named))
 
 
-def test_the_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KFP_ENDPOINT", "http://one:8888/")
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://two")
     assert find_target().endpoint == "http://one:8888"
@@ -57,7 +57,7 @@ def test_a_pod_finds_its_cluster_and_its_token(monkeypatch: pytest.MonkeyPatch, 
         ("http://user:secret@host", "holds a name or a password"),
     ],
 )
-def test_an_endpoint_that_is_none_is_refused(endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint_is_refused(endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -65,7 +65,7 @@ def test_an_endpoint_that_is_none_is_refused(endpoint: str, message: str, monkey
     assert "secret" not in str(caught.value)
 
 
-def test_a_token_file_that_holds_none_is_refused(tmp_path: Path) -> None:
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         find_target("http://host", str(tmp_path / "nowhere"))
     (tmp_path / "empty").write_text(" \n")
@@ -75,7 +75,7 @@ def test_a_token_file_that_holds_none_is_refused(tmp_path: Path) -> None:
         find_target("http://host", ca_cert=str(tmp_path / "nowhere"))
 
 
-def test_no_token_shows_and_none_can_be_typed() -> None:
+def test_tokens_are_never_printed_and_not_accepted_as_arguments() -> None:
     assert TOKEN not in repr(Target("http://host", token=TOKEN))
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     add_target(parser)
@@ -83,7 +83,7 @@ def test_no_token_shows_and_none_can_be_typed() -> None:
         parser.parse_args(["--token", TOKEN])
 
 
-def test_a_token_is_sent_and_a_wrong_one_is_one_line(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_sent_and_a_wrong_one_is_a_one_line_error(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     kfp.tokens = {TOKEN}
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     connected()
@@ -95,10 +95,10 @@ def test_a_token_is_sent_and_a_wrong_one_is_one_line(kfp: KfpServer, monkeypatch
     assert "--token-file" in message
     assert "\n" not in message
     assert TOKEN not in message
-    assert kfp.count("GET", "healthz") == 2, "a refusal is not tried again"
+    assert kfp.count("GET", "healthz") == 2, "a refusal is not retried"
 
 
-def test_a_renewed_token_is_taken_up_even_when_it_is_late(kfp: KfpServer, tmp_path: Path) -> None:
+def test_a_renewed_token_is_used_even_if_it_arrives_late(kfp: KfpServer, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("first")
     kfp.tokens = {"first"}
@@ -107,11 +107,13 @@ def test_a_renewed_token_is_taken_up_even_when_it_is_late(kfp: KfpServer, tmp_pa
     path.write_text("second")
     assert find_experiment(api, "none") == ""
     kfp.tokens = {"second"}
-    kfp.troubles = [Trouble("GET", "experiments", status=401, times=2)]  # the server has it later than the file
+    kfp.troubles = [
+        Trouble("GET", "experiments", status=401, times=2)
+    ]  # the server accepts the new token later than the file has it
     assert find_experiment(api, "none") == ""
 
 
-def test_a_fixed_token_that_expires_ends_at_once(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fixed_token_that_expires_fails_at_once(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     kfp.tokens = {TOKEN}
     monkeypatch.setenv("KFP_TOKEN", TOKEN)
     api = connected()
@@ -126,11 +128,11 @@ def test_a_fixed_token_that_expires_ends_at_once(kfp: KfpServer, monkeypatch: py
         Trouble("GET", "experiments", status=500, times=2),
         Trouble("GET", "experiments", status=503, body=b"\xff\xfe upstream connect error", content_type="text/plain"),
         Trouble("GET", "experiments", status=429),
-        Trouble("GET", "experiments", times=5),  # dropped; the client's own library takes three of them
+        Trouble("GET", "experiments", times=5),  # dropped connections; the client library retries three times itself
         Trouble("GET", "experiments", delay_s=0.5),
     ],
 )
-def test_passing_trouble_passes(kfp: KfpServer, trouble: Trouble) -> None:
+def test_temporary_errors_are_retried(kfp: KfpServer, trouble: Trouble) -> None:
     api = connected()
     made = experiment_id(api, "spin")
     kfp.troubles = [trouble]
@@ -138,13 +140,13 @@ def test_passing_trouble_passes(kfp: KfpServer, trouble: Trouble) -> None:
     assert trouble.times == 0
 
 
-def test_a_server_that_hangs_is_asked_again(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_times_out_is_retried(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_TIMEOUT_S", (1.0, 0.3))
     kfp.troubles = [Trouble("GET", "healthz", delay_s=30, times=2)]
     connected()
 
 
-def test_trouble_that_stays_is_told_in_one_line(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_failure_is_a_one_line_error(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "1")
     kfp.troubles = [Trouble("GET", "healthz", status=502, times=1000)]
     with pytest.raises(ClusterError, match=r"no useful answer from http://127\.0\.0\.1:\d+ \(HTTP 502\)"):
@@ -159,25 +161,25 @@ def test_trouble_that_stays_is_told_in_one_line(kfp: KfpServer, monkeypatch: pyt
     ("body", "kind"),
     [(b"<html>Sign in</html>", "text/html"), (b"[1, 2]", "application/json"), (b'{"multi_', "application/json")],
 )
-def test_what_is_no_kfp_is_not_taken_for_one(kfp: KfpServer, body: bytes, kind: str) -> None:
+def test_a_server_that_is_not_kfp_is_refused(kfp: KfpServer, body: bytes, kind: str) -> None:
     kfp.troubles = [Trouble("GET", "healthz", status=200, times=1000, body=body, content_type=kind)]
     with pytest.raises(ClusterAccessError, match="is not the KFP API"):
         connected()
 
 
-def test_a_refusal_says_what_kfp_says(kfp: KfpServer) -> None:
+def test_a_refusal_quotes_kfps_message(kfp: KfpServer) -> None:
     body = json.dumps({"error": "x", "code": 7, "message": "User is not authorized:\n no verb list"}).encode()
     kfp.troubles = [Trouble("GET", "experiments", status=403, body=body)]
     with pytest.raises(ClusterAccessError, match=r"HTTP 403: User is not authorized: no verb list; this account"):
         find_experiment(connected(), "spin")
 
 
-def test_a_wrong_path_is_one_line(kfp: KfpServer) -> None:
+def test_a_wrong_path_is_a_one_line_error(kfp: KfpServer) -> None:
     with pytest.raises(ClusterAccessError, match="HTTP 404"):
         connected(endpoint=f"{kfp.endpoint}/elsewhere")
 
 
-def test_namespaces_are_named_where_kfp_serves_several(kfp: KfpServer) -> None:
+def test_requests_to_multi_user_kfp_name_the_namespace(kfp: KfpServer) -> None:
     kfp.multi_user = True
     with pytest.raises(ConfigError, match="--namespace"):
         connected()
@@ -185,12 +187,12 @@ def test_namespaces_are_named_where_kfp_serves_several(kfp: KfpServer) -> None:
     assert experiment_id(api, "spin") == experiment_id(api, "spin")
     assert next(iter(kfp.stores["experiments"].values()))["namespace"] == "team-a"
     kfp.multi_user = False
-    assert connected(namespace="team-a").namespace == "", "one that serves nobody in particular takes none"
+    assert connected(namespace="team-a").namespace == "", "single-user KFP has no namespaces"
 
 
-def test_everything_is_found_whatever_the_page(kfp: KfpServer) -> None:
+def test_lists_are_read_over_all_pages(kfp: KfpServer) -> None:
     api = connected()
     kfp.page_limit = 2
     ids = [experiment_id(api, f"number-{number}") for number in range(5)]
     listing = api.client.experiments.experiment_service_list_experiments
-    assert [found.experiment_id for found in api.pages("listing", listing, "experiments")] == ids
+    assert [each.experiment_id for each in api.pages("listing", listing, "experiments")] == ids

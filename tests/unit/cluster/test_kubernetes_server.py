@@ -1,4 +1,4 @@
-"""The small Kubernetes API that other tests lean on, as the real client sees it."""
+"""The Kubernetes API server of the tests, used through the real client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def server() -> Iterator[KubernetesServer]:
 
 
 def api_client(server: KubernetesServer, folder: Path, **token: str) -> Any:
-    """The real client, through a kubeconfig file."""
+    """The real client, configured by a kubeconfig file."""
     return config.new_client_from_config(str(server.write_kubeconfig(folder / "kubeconfig", **token)))
 
 
@@ -34,7 +34,7 @@ def train_job(name: str, **fields: Any) -> dict[str, Any]:
     return in_namespace("trainer.kubeflow.org/v1alpha1", "TrainJob", name, **fields)
 
 
-def test_a_custom_object_lives_and_its_pods_go_with_it(server: KubernetesServer, tmp_path: Path) -> None:
+def test_a_custom_object_is_created_and_deleted_with_its_pods(server: KubernetesServer, tmp_path: Path) -> None:
     connection = api_client(server, tmp_path)
     jobs, core = client.CustomObjectsApi(connection), client.CoreV1Api(connection)
     made = jobs.create_namespaced_custom_object(*TRAIN_JOBS, train_job("a", spec={"suspend": True}))
@@ -58,7 +58,7 @@ def test_a_custom_object_lives_and_its_pods_go_with_it(server: KubernetesServer,
     assert gone.value.status == 404
 
 
-def test_a_watch_sees_what_happens_in_order(server: KubernetesServer, tmp_path: Path) -> None:
+def test_a_watch_reports_changes_in_order(server: KubernetesServer, tmp_path: Path) -> None:
     jobs = client.CustomObjectsApi(api_client(server, tmp_path))
     server.put(train_job("a"))
 
@@ -92,7 +92,7 @@ def test_a_log_is_followed_to_the_end_of_its_pod(server: KubernetesServer, tmp_p
     assert core.read_namespaced_pod_log("a", NAMESPACE, tail_lines=1, timestamps=True).endswith("Z three\n")
 
 
-def test_only_what_a_role_allows_is_done(server: KubernetesServer, tmp_path: Path) -> None:
+def test_requests_need_the_rights_of_a_role(server: KubernetesServer, tmp_path: Path) -> None:
     server.users["runner-token"] = service_account(NAMESPACE, "runner")
     jobs = client.CustomObjectsApi(api_client(server, tmp_path, token="runner-token"))
     server.put(
@@ -109,7 +109,7 @@ def test_only_what_a_role_allows_is_done(server: KubernetesServer, tmp_path: Pat
     assert unknown.value.status == 401
 
 
-def test_what_is_not_served_and_what_a_test_spoils_fails(server: KubernetesServer, tmp_path: Path) -> None:
+def test_unsupported_requests_and_injected_errors_fail(server: KubernetesServer, tmp_path: Path) -> None:
     core = client.CoreV1Api(api_client(server, tmp_path))
     server.script = lambda request: 500 if request.startswith("GET /api/v1/nodes") else None
     with pytest.raises(client.ApiException) as broken:

@@ -1,4 +1,4 @@
-"""The manifests: built by kubectl, held against Kubernetes' schemas, and against what the code needs of them."""
+"""The manifests: built by kubectl, and checked against Kubernetes' schemas and the needs of the code."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def examples() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_every_object_is_strictly_of_its_schema(built: Objects, version: str) -> None:
+def test_every_object_validates_strictly_against_its_schema(built: Objects, version: str) -> None:
     different = {json.dumps(item, sort_keys=True): item for items in built.values() for item in items}
-    assert len(different) == 12 + 2 + 2 + 2  # each overlay changes two of the base
+    assert len(different) == 12 + 2 + 2 + 2  # each overlay patches two objects of the base
     for item in different.values():
         assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_the_secrets_shapes_are_secrets_without_a_value(version: str) -> None:
+def test_the_example_secrets_have_empty_values(version: str) -> None:
     for item in examples():
         kubernetes_validate.validate(item, version, strict=True)
         assert "data" not in item and set(item["stringData"].values()) == {""}
 
 
-def test_a_misspelt_field_would_be_found(built: Objects) -> None:
+def test_a_misspelt_field_is_detected(built: Objects) -> None:
     claim = only(built["base"], "PersistentVolumeClaim")
     misspelt = {**claim, "spec": {**claim["spec"], "accessMode": ["ReadWriteOnce"]}}
     for version in KUBERNETES:
@@ -52,7 +52,7 @@ def test_a_misspelt_field_would_be_found(built: Objects) -> None:
             kubernetes_validate.validate(misspelt, version, strict=True)
 
 
-def test_no_kustomization_holds_a_secret(built: Objects) -> None:
+def test_no_kustomization_contains_a_secret(built: Objects) -> None:
     assert not [item for items in built.values() for item in of_kind(items, "Secret")]
 
 
@@ -64,7 +64,7 @@ def test_everything_is_in_the_namespace_that_kfp_runs_in(built: Objects) -> None
             assert "namespace" not in item["metadata"]
 
 
-def test_no_rule_has_a_star_and_secrets_are_named(built: Objects) -> None:
+def test_no_rule_has_a_wildcard_and_secrets_are_named(built: Objects) -> None:
     rules = [rule for item in of_kind(built["base"], "Role", "ClusterRole") for rule in item["rules"]]
     assert len(rules) > 10
     for rule in rules:
@@ -73,7 +73,7 @@ def test_no_rule_has_a_star_and_secrets_are_named(built: Objects) -> None:
             assert rule["resourceNames"] == ["mlpipeline-minio-artifact"] and rule["verbs"] == ["get"]
 
 
-def test_the_network_policy_is_about_the_pods_that_steps_are(built: Objects, tmp_path: Path) -> None:
+def test_the_network_policy_selects_the_pods_of_steps(built: Objects, tmp_path: Path) -> None:
     label = dict([STEP_LABEL])
     policy = only(built["base"], "NetworkPolicy")["spec"]
     assert policy["podSelector"] == {"matchLabels": label}
@@ -87,7 +87,7 @@ def test_the_network_policy_is_about_the_pods_that_steps_are(built: Objects, tmp
     assert label.items() <= only(built["schedule"], "Job")["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_steps_may_reach_what_kfp_storage_and_training_need(built: Objects) -> None:
+def test_the_network_policy_allows_kfp_storage_and_training(built: Objects) -> None:
     rules = only(built["base"], "NetworkPolicy")["spec"]["egress"]
     reached = {
         (_peer(rule), port["protocol"], port["port"]) for rule in rules for port in rule.get("ports", [{}]) if port
@@ -97,12 +97,14 @@ def test_steps_may_reach_what_kfp_storage_and_training_need(built: Objects) -> N
         ("kubeflow: app=ml-pipeline", "TCP", 8887),
         ("kubeflow: app=ml-pipeline", "TCP", 8888),
         ("kubeflow: component=metadata-grpc-server", "TCP", 8080),
-        ("kubeflow: app in seaweedfs, minio", "TCP", 8333),  # of the pod, behind the service's 9000
+        ("kubeflow: app in seaweedfs, minio", "TCP", 8333),  # port of the pod; the service's port is 9000
         ("anywhere", "TCP", 443),
         ("anywhere", "TCP", 6443),
     ):
         assert needed in reached
-    assert all("to" in rule or "ports" in rule for rule in rules)  # a rule without both would allow everything
+    assert all(
+        "to" in rule or "ports" in rule for rule in rules
+    )  # a rule without peers and ports would allow everything
 
 
 def _peer(rule: dict[str, Any]) -> str:
@@ -116,7 +118,7 @@ def _peer(rule: dict[str, Any]) -> str:
     return f"{place}: {' and '.join(labels)}"
 
 
-def test_our_own_pod_is_restricted_and_of_this_version(built: Objects) -> None:
+def test_the_schedules_job_is_restricted_and_uses_this_version(built: Objects) -> None:
     pod = only(built["schedule"], "Job")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["image"] == f"spin-pipelines/cpu:{__version__}"
@@ -128,7 +130,7 @@ def test_our_own_pod_is_restricted_and_of_this_version(built: Objects) -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
-def test_what_the_schedules_job_types_sets_one_schedule_however_often(
+def test_repeating_the_schedules_job_leaves_one_schedule(
     built: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -158,7 +160,7 @@ def test_the_configurations_are_for_a_cluster(folder: str) -> None:
     assert claim in ("", "spin-model-cache")
 
 
-def test_the_example_secrets_are_the_ones_that_are_looked_for() -> None:
+def test_the_example_secrets_are_those_that_preflight_checks() -> None:
     storage, hub, trackers, judge, registry = examples()
     cluster = load_settings("tiny").cluster
     assert storage["metadata"]["name"] == cluster.storage_secret

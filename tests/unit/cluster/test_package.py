@@ -1,4 +1,4 @@
-"""What a pipeline's version is: its content, whatever process compiled it."""
+"""The version of a pipeline depends on its content, not on the process that compiled it."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ print(json.dumps([name, *map(json_format.MessageToDict, specs)]))
 
 @pytest.fixture(scope="module")
 def compiled() -> list[Any]:
-    """Version, IR and platform document, as processes with other hash tables make them."""
-    found = []
-    for seed in "01":  # with 0, KFP's compiler mixed up executors of one name; with 1 it did not
+    """Version, IR and platform document, compiled by processes with different hash seeds."""
+    versions = []
+    for seed in "01":  # KFP's compiler swapped executors of the same name with seed 0, not with seed 1
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         result = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _CODE], capture_output=True, text=True, env=environment, check=True
         )
-        found.append(json.loads(result.stdout.splitlines()[-1]))
-    return found
+        versions.append(json.loads(result.stdout.splitlines()[-1]))
+    return versions
 
 
-def test_every_process_makes_the_same_version(compiled: list[Any]) -> None:
+def test_every_process_computes_the_same_version(compiled: list[Any]) -> None:
     assert len({name for name, _, _ in compiled}) == 1
     assert all(entry == compiled[0] for entry in compiled)
 
 
-def test_a_pod_is_configured_only_by_what_its_pipeline_has(compiled: list[Any]) -> None:
+def test_a_pods_configuration_only_uses_inputs_of_its_pipeline(compiled: list[Any]) -> None:
     for _, ir, platform in compiled:
         configs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         dags = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]

@@ -1,4 +1,4 @@
-"""What is told from recorded runs: which data they had, which is the newest, whether data is new."""
+"""Earlier runs in storage: digests of their data, their order, and whether data is new."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from spin_components.errors import AlreadyTrainedError, ConfigError
 from spin_components.store import layout
 from spin_components.store.digests import digest_file
 from spin_components.store.run import open_run
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest, earlier_runs, recorded_digest
 from spin_pipeline.config import check_settings
 
 
 def settings_of(train: Path | str, validation: str = "") -> Any:
-    """A configuration with that data."""
+    """A configuration with the given data."""
     return check_settings(
         {"model": {"base": "hf://org/name"}, "data": {"train": str(train), "validation": validation}}, source="the test"
     )
 
 
 def record(folder: Path, data: Path, created_at: str, state: str = "done") -> None:
-    """What a run leaves in storage, as far as is asked here."""
+    """Write the files of a run that these tests need."""
     folder.mkdir(parents=True)
     digest = digest_file(data).model_dump()
     with open_run(str(folder)) as run:
@@ -57,13 +57,13 @@ def record(folder: Path, data: Path, created_at: str, state: str = "done") -> No
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A file of data; nobody reads it as records here."""
+    """A data file, which is not parsed here."""
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n')
     return path
 
 
-def test_a_digest_is_that_of_the_content_wherever_it_lies(data: Path, tmp_path: Path) -> None:
+def test_a_digest_depends_on_the_content_and_not_the_address(data: Path, tmp_path: Path) -> None:
     record(tmp_path / "runs/one", data, "2026-01-01")
     [earlier] = earlier_runs(str(tmp_path / "runs"))
     digest = data_digest(settings_of(data))
@@ -72,7 +72,7 @@ def test_a_digest_is_that_of_the_content_wherever_it_lies(data: Path, tmp_path: 
     assert data_digest(settings_of(moved)) == digest
     moved.write_text("other\n")
     assert data_digest(settings_of(moved)) != digest
-    assert data_digest(settings_of(moved, str(moved))) != data_digest(settings_of(moved)), "validation counts too"
+    assert data_digest(settings_of(moved, str(moved))) != data_digest(settings_of(moved)), "validation data is included"
     assert data_digest(settings_of("builtin:stdlib-docstrings")) == data_digest(
         settings_of("builtin:stdlib-docstrings")
     )
@@ -83,12 +83,12 @@ def test_runs_are_found_at_any_depth_the_newest_first(data: Path, tmp_path: Path
         record(tmp_path / "runs" / name, data, day)
     (tmp_path / "runs/damaged").mkdir()
     (tmp_path / "runs/damaged/run.json").write_text("{}")
-    found = [Path(earlier.uri).name for earlier in earlier_runs(str(tmp_path / "runs"))]
-    assert found == ["deep", "b", "c"]
+    names = [Path(earlier.uri).name for earlier in earlier_runs(str(tmp_path / "runs"))]
+    assert names == ["deep", "b", "c"]
     assert earlier_runs(str(tmp_path / "nowhere")) == []
 
 
-def test_only_a_run_that_finished_has_trained(data: Path, tmp_path: Path) -> None:
+def test_only_finished_runs_count_as_trained(data: Path, tmp_path: Path) -> None:
     digest = data_digest(settings_of(data))
     record(tmp_path / "runs/broken", data, "2026-01-01", state="interrupted")
     check_new(digest, str(tmp_path / "runs"))
@@ -111,12 +111,12 @@ def test_a_folder_without_a_finished_run_gives_no_model_and_a_run_without_iterat
         best_model(str(tmp_path / "runs/broken"))
 
 
-def test_runs_are_looked_for_where_they_are_put() -> None:
+def test_earlier_runs_are_searched_in_the_folder_of_the_new_run() -> None:
     def folder(uri: str, continue_from: str = "") -> str:
         settings = check_settings(
             {"run": {"uri": uri}, "model": {"base": "x"}, "data": {"train": "x"}}, source="the test"
         )
-        return Order(settings, continue_from=continue_from).runs_folder
+        return Submission(settings, continue_from=continue_from).runs_folder
 
     assert folder("s3://bucket/retrain/{time}") == "s3://bucket/retrain"
     assert folder("s3://bucket/retrain/run-{time}") == "s3://bucket/retrain"

@@ -1,4 +1,4 @@
-"""The workflow that retrains says what the product understands, and its configuration is one."""
+"""The retraining workflow: its triggers, its command and its configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from spin_pipeline.cli import _parser
-from spin_pipeline.cluster.order import Order
+from spin_pipeline.cluster.order import Submission
 from spin_pipeline.config import load_settings
 
 ROOT = Path(__file__).parents[3]
@@ -18,25 +18,25 @@ CONFIG = ".github/retrain.toml"
 
 
 def workflow() -> dict[Any, Any]:
-    """The file; `on` is a truth value to YAML."""
+    """The parsed workflow file; YAML parses the key `on` as True."""
     return dict(yaml.safe_load(WORKFLOW.read_text("utf-8")))
 
 
-def test_it_runs_by_hand_by_time_and_when_the_data_pointer_changes() -> None:
+def test_the_workflow_is_triggered_manually_by_time_and_by_the_data_pointer() -> None:
     triggers = workflow()[True]
     assert set(triggers) == {"workflow_dispatch", "schedule", "push"}
     assert triggers["push"]["paths"] == [CONFIG]
     assert triggers["workflow_dispatch"]["inputs"]["config"]["default"] == CONFIG
 
 
-def test_its_command_is_one_and_its_configuration_can_be_submitted() -> None:
+def test_the_workflows_command_parses_and_its_configuration_can_be_submitted() -> None:
     words = shlex.split(workflow()["jobs"]["retrain"]["steps"][-1]["run"].partition("||")[0])
     assert words[0] == "spin-pipeline"
     options = _parser().parse_args(words[1:])
     assert (options.wait, options.once_for_data, options.config) == (True, True, "$CONFIG")
     settings = load_settings(str(ROOT / CONFIG))
-    Order(settings, continue_from=options.continue_from).check()
-    assert Order(settings).runs_folder == options.continue_from, "runs are looked for where they are put"
+    Submission(settings, continue_from=options.continue_from).check()
+    assert Submission(settings).runs_folder == options.continue_from, "earlier runs are in the folder of new runs"
 
 
 def test_no_secret_is_on_its_command_line() -> None:

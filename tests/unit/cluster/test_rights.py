@@ -1,4 +1,4 @@
-"""What the roles of the manifests allow: all that is asked for, and little else."""
+"""Permissions of the roles in the manifests: all that are needed, and few others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kubernetes_objects import TRAINER
-from kubernetes_rights import Deed, may, service_account
+from kubernetes_rights import Access, may, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components.errors import ConfigError
 from spin_components.kubernetes_api import connect_kubernetes
@@ -25,7 +25,7 @@ from unit.cluster.scene import SECRET, cluster_object, in_namespace, kfp_health,
 
 @pytest.fixture
 def applied(built: Objects) -> Iterator[KubernetesServer]:
-    """A cluster to which overlays/dev was applied, with KFP's own account and no role of KFP's."""
+    """A server with the objects of overlays/dev and KFP's service account, without KFP's roles."""
     with kubernetes_server() as server:
         server.put(*built["overlays/dev"], in_namespace("v1", "ServiceAccount", "pipeline-runner"))
         yield server
@@ -36,11 +36,11 @@ def test_the_pods_accounts_have_the_rights_that_steps_need(applied: KubernetesSe
     user = service_account("kubeflow", account)
     for right in (*STEP_RIGHTS, *TRAIN_JOB_RIGHTS):
         for verb in right.verbs:
-            deed = Deed(verb, right.group, right.resource, "kubeflow", right.name)
-            assert may(applied.objects, user, deed), (account, str(right))
+            access = Access(verb, right.group, right.resource, "kubeflow", right.name)
+            assert may(applied.objects, user, access), (account, str(right))
 
 
-def test_what_train_epoch_asks_of_kubernetes_is_within_the_role(
+def test_the_requests_of_train_epoch_are_within_the_role(
     applied: KubernetesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     applied.objects.kinds.extend(TRAINER)
@@ -62,37 +62,37 @@ def test_what_train_epoch_asks_of_kubernetes_is_within_the_role(
 
 
 @pytest.mark.parametrize(
-    "deed",
+    "access",
     [
-        Deed("get", "", "secrets", "kubeflow", "spin-storage"),
-        Deed("list", "", "secrets", "kubeflow"),
-        Deed("create", "", "pods", "kubeflow"),
-        Deed("create", "", "pods/exec", "kubeflow"),
-        Deed("delete", "", "pods", "kubeflow"),
-        Deed("get", "", "configmaps", "kubeflow", "another"),
-        Deed("create", "rbac.authorization.k8s.io", "rolebindings", "kubeflow"),
-        Deed("create", "trainer.kubeflow.org", "trainjobs", "default"),
-        Deed("list", "", "nodes"),
+        Access("get", "", "secrets", "kubeflow", "spin-storage"),
+        Access("list", "", "secrets", "kubeflow"),
+        Access("create", "", "pods", "kubeflow"),
+        Access("create", "", "pods/exec", "kubeflow"),
+        Access("delete", "", "pods", "kubeflow"),
+        Access("get", "", "configmaps", "kubeflow", "another"),
+        Access("create", "rbac.authorization.k8s.io", "rolebindings", "kubeflow"),
+        Access("create", "trainer.kubeflow.org", "trainjobs", "default"),
+        Access("list", "", "nodes"),
     ],
 )
-def test_the_pods_account_has_no_others(applied: KubernetesServer, deed: Deed) -> None:
-    assert not may(applied.objects, service_account("kubeflow", "spin-runner"), deed)
+def test_the_pods_accounts_have_no_other_rights(applied: KubernetesServer, access: Access) -> None:
+    assert not may(applied.objects, service_account("kubeflow", "spin-runner"), access)
 
 
-def test_the_submitters_account_reaches_no_secret_and_starts_no_pod(applied: KubernetesServer) -> None:
+def test_the_submitters_account_can_neither_read_secrets_nor_create_pods(applied: KubernetesServer) -> None:
     user = service_account("kubeflow", "spin-submitter")
-    assert may(applied.objects, user, Deed("create", "pipelines.kubeflow.org", "runs", "kubeflow"))
-    for deed in (
-        Deed("get", "", "secrets", "kubeflow", "spin-storage"),
-        Deed("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
-        Deed("create", "", "pods", "kubeflow"),
-        Deed("create", "trainer.kubeflow.org", "trainjobs", "kubeflow"),
-        Deed("create", "pipelines.kubeflow.org", "runs", "default"),
+    assert may(applied.objects, user, Access("create", "pipelines.kubeflow.org", "runs", "kubeflow"))
+    for access in (
+        Access("get", "", "secrets", "kubeflow", "spin-storage"),
+        Access("get", "", "secrets", "kubeflow", "mlpipeline-minio-artifact"),
+        Access("create", "", "pods", "kubeflow"),
+        Access("create", "trainer.kubeflow.org", "trainjobs", "kubeflow"),
+        Access("create", "pipelines.kubeflow.org", "runs", "default"),
     ):
-        assert not may(applied.objects, user, deed), deed
+        assert not may(applied.objects, user, access), access
 
 
-def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
+def test_preflight_as_the_submitter_warns_about_the_secret_only(
     applied: KubernetesServer, built: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
@@ -115,15 +115,17 @@ def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
     configuration = load_settings(str(MANIFESTS / "overlays/dev/run.toml"), overrides)
     with kfp_health() as kfp:
         connections = connect_kubernetes(environment={"KUBECONFIG": str(path)}), Api(Target(kfp.endpoint))
-        found = [finding for finding in check_all(configuration, Cluster(*connections)) if finding.verdict != "pass"]
-    assert [(one.subject, str(one.verdict)) for one in found] == [
+        not_passed = [
+            finding for finding in check_all(configuration, Cluster(*connections)) if finding.verdict != "pass"
+        ]
+    assert [(one.subject, str(one.verdict)) for one in not_passed] == [
         ("storage", "warn"),
         ("storage secret", "warn"),
-        ("model cache", "warn"),  # ReadWriteOnce, on a cluster of one node
+        ("model cache", "warn"),  # ReadWriteOnce; the cluster has one node
     ]
 
 
-def test_without_the_manifests_preflight_names_what_is_lacking(tmp_path: Path) -> None:
+def test_without_the_manifests_preflight_names_what_is_missing(tmp_path: Path) -> None:
     with kubernetes_server() as bare:
         kubernetes = connect_kubernetes(environment={"KUBECONFIG": str(bare.write_kubeconfig(tmp_path / "kubeconfig"))})
         (finding,) = check_step_rights(kubernetes, "kubeflow", "pipeline-runner", with_jobs=True)

@@ -1,4 +1,4 @@
-"""Schedules: set, replaced, removed and listed, as typed; what each run of one does in its pod."""
+"""Schedules: created, replaced, removed and listed by the command; executions of a schedule."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COMMAND = ["schedule", "--name", "weekly", "--config", "tiny", "--run-uri", "s3:
 MONDAYS = [*COMMAND, "--cron", "0 3 * * 1"]
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """All that was printed."""
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed text."""
     captured = capsys.readouterr()
     return captured.out + captured.err
 
 
 def recur(kfp: KfpServer) -> str:
-    """What the schedule's step does each time."""
+    """Execute the schedule's step once."""
     given = as_kfp_gives(kfp.schedules[0]["runtime_config"]["parameters"])
     return str(retrain.python_func(**{**given, "endpoint": kfp.endpoint}))
 
@@ -37,14 +37,14 @@ def recur(kfp: KfpServer) -> str:
         (" 0  3 ? * mon-fri ", "0 0 3 ? * mon-fri"),
     ],
 )
-def test_five_fields_get_the_second_that_kfp_wants_first(text: str, cron: str) -> None:
+def test_five_cron_fields_get_a_leading_field_for_seconds(text: str, cron: str) -> None:
     assert parse_cron(text) == Trigger(cron=cron)
 
 
 @pytest.mark.parametrize(
     "text", ["", "0 3 * *", "0 0 3 * * 1 2026", "@daily", "0 3 * * mon;tue", "every monday at 3 o'clock"]
 )
-def test_what_is_no_cron_is_refused(text: str) -> None:
+def test_an_invalid_cron_expression_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="'0 3 \\* \\* 1' for Mondays"):
         parse_cron(text)
 
@@ -63,46 +63,46 @@ def test_intervals_have_units() -> None:
         ([*MONDAYS, "--every", "6h"], "either --cron EXPR or --every TIME"),
         (["schedule", "--cron", "0 3 * * 1"], "--name NAME"),
         ([*COMMAND, "--cron", "0 3 * *"], "expected minute, hour"),
-        (["schedule", "--name", "x", "--every", "6h", "--run-uri", "runs/here"], "lies on this machine"),
+        (["schedule", "--name", "x", "--every", "6h", "--run-uri", "runs/here"], "is on this machine"),
     ],
 )
-def test_what_is_no_schedule_is_refused_before_anything_is_sent(
+def test_an_invalid_schedule_is_refused_before_any_request(
     kfp: KfpServer, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    assert message in said(capsys)
+    assert message in printed(capsys)
     assert kfp.requests == []
 
 
 def test_a_schedule_is_set_kept_replaced_listed_and_removed(kfp: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MONDAYS, "--service-account", "trainer"]) == 0
-    assert "set: weekly, cron 0 0 3 * * 1" in said(capsys)
+    assert "set: weekly, cron 0 0 3 * * 1" in printed(capsys)
     [first] = kfp.schedules
     assert first["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
     assert (first["max_concurrency"], first["no_catchup"], first["mode"]) == ("1", True, "ENABLE")
     assert first["service_account"] == "trainer"
     assert main([*MONDAYS, "--service-account", "trainer"]) == 0
-    assert "unchanged: weekly" in said(capsys)
+    assert "unchanged: weekly" in printed(capsys)
     assert kfp.schedules == [first]
     assert main([*COMMAND, "--every", "6h"]) == 0
-    assert "replaced: weekly, every 21600 s" in said(capsys)
+    assert "replaced: weekly, every 21600 s" in printed(capsys)
     [second] = kfp.schedules
     assert second["recurring_run_id"] != first["recurring_run_id"]
     assert main([*COMMAND, "--every", "6h"]) == 0
-    assert "unchanged: weekly" in said(capsys), "that KFP names an account itself is no change"
+    assert "unchanged: weekly" in printed(capsys), "a service account that KFP fills in is not a change"
     assert main([*COMMAND, "--every", "6h", "--name", "other"]) == 0
     assert main(["schedule", "--list"]) == 0
-    assert [line.split()[:5] for line in said(capsys).splitlines()[-2:]] == [
+    assert [line.split()[:5] for line in printed(capsys).splitlines()[-2:]] == [
         ["weekly", "on", "every", "21600", "s"],
         ["other", "on", "every", "21600", "s"],
     ]
     assert main(["schedule", "--remove", "--name", "weekly"]) == 0
     assert [schedule["display_name"] for schedule in kfp.schedules] == ["other"]
     assert main(["schedule", "--remove", "--name", "weekly"]) == 2
-    assert "there is no schedule weekly" in said(capsys)
+    assert "there is no schedule weekly" in printed(capsys)
 
 
-def test_two_of_one_name_are_never_on_whatever_interrupts(
+def test_two_schedules_of_one_name_are_never_enabled_even_after_interruptions(
     kfp: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "0.5")
@@ -112,14 +112,14 @@ def test_two_of_one_name_are_never_on_whatever_interrupts(
         assert main([*COMMAND, "--every", f"{len(path)}h"]) == 1
         assert sum(schedule["mode"] == "ENABLE" for schedule in kfp.schedules) <= 1
         kfp.troubles = []
-        assert main([*COMMAND, "--every", f"{len(path)}h"]) == 0, "the same command mends it"
+        assert main([*COMMAND, "--every", f"{len(path)}h"]) == 0, "repeating the command completes it"
         assert [schedule["mode"] for schedule in kfp.schedules] == ["ENABLE"]
     kfp.troubles = [Trouble("POST", "/recurringruns", after=True)]
     assert main([*COMMAND, "--every", "1h"]) == 0
-    assert len(kfp.schedules) == 1, "an answer that is lost makes nothing twice"
+    assert len(kfp.schedules) == 1, "a lost response creates nothing twice"
 
 
-def test_each_time_a_run_of_its_own_is_submitted_and_followed(kfp: KfpServer) -> None:
+def test_each_execution_submits_and_follows_a_new_run(kfp: KfpServer) -> None:
     assert main(MONDAYS) == 0
     kfp.looks = [Look("RUNNING"), Look("SUCCEEDED")]
     assert recur(kfp) == "done"
@@ -133,26 +133,26 @@ def test_each_time_a_run_of_its_own_is_submitted_and_followed(kfp: KfpServer) ->
     assert caught.value.code == 1
 
 
-def test_a_run_that_is_not_finished_is_followed_and_no_other_started(kfp: KfpServer) -> None:
+def test_an_unfinished_run_is_followed_instead_of_starting_another(kfp: KfpServer) -> None:
     assert main(MONDAYS) == 0
     assert main(["submit", "--config", "tiny", "--run-uri", "s3://bucket/runs/mine"]) == 0
-    assert recur(kfp) == "done", "a run that somebody submitted is none of the schedule's"
+    assert recur(kfp) == "done", "a run submitted by hand does not belong to the schedule"
     assert len(kfp.runs) == 2
     kfp.runs[1]["state"] = "RUNNING"
     assert recur(kfp) == "done"
     assert len(kfp.runs) == 2
 
 
-def test_data_that_was_trained_on_is_no_failure_of_the_schedule(
+def test_data_that_was_trained_on_before_does_not_fail_the_schedule(
     kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*MONDAYS, "--once-for-data", "--run-uri", "s3://bucket/run"]) == 0
     assert main(["submit", "--config", "tiny", "--run-uri", "s3://bucket/run", "--once-for-data"]) == 0
     assert recur(kfp) == "nothing new"
-    assert "nothing to do: run tiny" in said(capsys)
+    assert "nothing to do: run tiny" in printed(capsys)
 
 
-def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
+def test_an_invalid_submission_fails_the_step_with_its_error(
     kfp: KfpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(MONDAYS) == 0
@@ -160,16 +160,16 @@ def test_what_cannot_be_submitted_fails_the_step_with_its_reason(
     with pytest.raises(SystemExit) as caught:
         recur(kfp)
     assert caught.value.code == 2
-    assert "ClusterAccessError: starting the run" in said(capsys)
+    assert "ClusterAccessError: starting the run" in printed(capsys)
 
 
-def test_the_step_of_a_schedule_is_small_patient_and_never_repeated() -> None:
+def test_the_step_of_a_schedule_is_small_without_time_limit_and_not_retried() -> None:
     cluster = ClusterSettings(timeout_s=60, retries=3, image_prefix="registry/spin", image_tag="7")
     pipeline = launcher(cluster)
     ir = json_format.MessageToDict(pipeline.pipeline_spec)
     platform = json_format.MessageToDict(pipeline.platform_spec)["platforms"]["kubernetes"]["deploymentSpec"]
     [task] = ir["root"]["dag"]["tasks"].values()
-    assert "retryPolicy" not in task, "a retry would submit another run after one that failed"
+    assert "retryPolicy" not in task, "a retry would submit another run after a failed one"
     [executor] = ir["deploymentSpec"]["executors"].values()
     assert executor["container"]["image"] == "registry/spin/cpu:7"
     assert executor["container"]["resources"]["resourceMemoryLimit"] == "2Gi"

@@ -1,4 +1,4 @@
-"""Events as steps write them, by hand."""
+"""Builders of events in the form that steps write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def event(
 
 
 def prepared(start: float = 0.0, **plan: Any) -> list[Event]:
-    """`prepare` from its start to its end, two seconds later."""
+    """Events of prepare, which takes two seconds."""
     return [
         event(start, "start", "prepare", pid=1),
         event(start, "plan", "prepare", **{**PLAN, **plan}),
@@ -30,7 +30,7 @@ def prepared(start: float = 0.0, **plan: Any) -> list[Event]:
 
 
 def validated(start: float, iteration: int, val_loss: float, epoch: int = 0) -> list[Event]:
-    """A validation that takes a second."""
+    """Events of a validation, which takes a second."""
     facts = {"val_loss": val_loss, "num_answers": 16}
     return [
         event(start, "start", "validate", iteration, epoch, pid=1),
@@ -39,7 +39,7 @@ def validated(start: float, iteration: int, val_loss: float, epoch: int = 0) -> 
 
 
 def generated(start: float, iteration: int, shard: int = 0) -> list[Event]:
-    """A shard of 4 answers in two seconds."""
+    """Events of a shard of 4 answers, which takes two seconds."""
     facts = {"num_pairs": 4, "tokens_per_s": 50.0, "engine": "transformers"}
     sample = {"index": 0, "prompt": "What is 1 + 1?", "actual": "2", "generated": "3", "finish_reason": "stop"}
     return [
@@ -53,27 +53,27 @@ def generated(start: float, iteration: int, shard: int = 0) -> list[Event]:
 
 
 def metrics(time: float, global_step: int, loss: float, iteration: int = 0, **more: Any) -> Event:
-    """A training step's metrics."""
+    """The metrics event of a training step."""
     values = {"loss": loss, "acc": 0.5, "rewards_actual_mean": 0.25, "rewards_generated_mean": -0.5, **more}
     return event(time, "metrics", "train-epoch", iteration, 0, global_step=global_step, **values)
 
 
 def trained(start: float, iteration: int, losses: dict[int, float]) -> list[Event]:
-    """An epoch of a second a step, from its start on and not to its end."""
-    found = [event(start, "start", "train-epoch", iteration, 0, pid=1)]
+    """Events of an unfinished epoch with one step a second."""
+    events = [event(start, "start", "train-epoch", iteration, 0, pid=1)]
     for place, (step, loss) in enumerate(losses.items(), start=1):
-        found.append(metrics(start + place, step, loss, iteration))
+        events.append(metrics(start + place, step, loss, iteration))
         work = {"done": place, "total": 4, "unit": "steps", "rate": 1.0, "eta_s": 4.0 - place}
-        found.append(event(start + place, "progress", "train-epoch", iteration, 0, **work))
-    return found
+        events.append(event(start + place, "progress", "train-epoch", iteration, 0, **work))
+    return events
 
 
 def published(start: float, iteration: int, val_loss: float | None, decision: str, **more: Any) -> list[Event]:
-    """A checkpoint."""
+    """Events of a checkpoint."""
     facts = {"iteration": iteration, "val_loss": val_loss, "acc": 0.75, "decision": decision}
-    told = {"decision": decision, "val_loss": val_loss, "iteration_best": iteration, **more}
+    fields = {"decision": decision, "val_loss": val_loss, "iteration_best": iteration, **more}
     return [
         event(start, "start", "checkpoint", iteration, pid=1),
         event(start, "done", "checkpoint", iteration, facts=facts, duration_s=0.1),
-        event(start, "published", "checkpoint", iteration, **told),
+        event(start, "published", "checkpoint", iteration, **fields),
     ]

@@ -14,7 +14,7 @@ from unit.watch.made_events import event, generated, metrics, prepared, publishe
 def model_of(*groups: list[dict[str, Any]]) -> RunModel:
     model = RunModel()
     for group in groups:
-        model.take(group)
+        model.apply(group)
     return model
 
 
@@ -22,35 +22,35 @@ def test_a_step_goes_from_waiting_by_running_to_done() -> None:
     model = model_of(prepared())
     assert model.step("generate", 0, 0).state == "waiting"
     start, progress, _, done = generated(10.0, 0)
-    model.take([start, progress])
+    model.apply([start, progress])
     step = model.step("generate", 0, 0)
     assert (step.state, step.started, step.ended) == ("running", 10.0, None)
     assert step.work is not None
     assert (step.work.done, step.work.total, step.work.unit, step.work.eta_s) == (2, 4, "answers", 1.0)
-    model.take([done])
+    model.apply([done])
     assert (step.state, step.ended, step.facts["engine"]) == ("done", 12.0, "transformers")
     assert model.running == []
 
 
-def test_metrics_and_losses_are_kept_by_step_and_place() -> None:
+def test_metrics_and_losses_are_stored_by_step_iteration_and_epoch() -> None:
     model = model_of(prepared(), validated(3.0, BASE, 6.5), trained(5.0, 0, {1: 0.69, 2: 0.5}), validated(8.0, 0, 6.0))
     assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.5}
     assert model.base_val_loss == 6.5
     assert model.validated == {(0, 0): 6.0}
-    model.take([event(7.5, "validation", "train-epoch", 0, 0, global_step=2, val_loss=6.2)])
+    model.apply([event(7.5, "validation", "train-epoch", 0, 0, global_step=2, val_loss=6.2)])
     assert model.val_losses == {2: 6.2}
 
 
-def test_a_step_that_is_trained_again_replaces_what_it_was() -> None:
+def test_a_step_that_is_trained_again_replaces_its_metrics() -> None:
     model = model_of(prepared(), trained(5.0, 0, {1: 0.69, 2: 0.5}), prepared(20.0), trained(25.0, 0, {2: 0.4}))
     assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.4}
 
 
-def test_a_new_attempt_ends_what_the_one_before_left_running() -> None:
+def test_a_new_attempt_interrupts_the_steps_of_the_previous_one() -> None:
     fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
     model = model_of(prepared(), trained(5.0, 0, {1: 0.69}), [fail])
     assert model.outcome == "failed"
-    model.take(prepared(60.0))
+    model.apply(prepared(60.0))
     assert model.attempts == 2
     assert model.started == 60.0
     assert model.outcome == ""
@@ -59,11 +59,11 @@ def test_a_new_attempt_ends_what_the_one_before_left_running() -> None:
     assert model.step("prepare").state == "done"
 
 
-def test_a_failed_step_that_begins_again_has_not_failed() -> None:
+def test_a_failed_step_that_succeeds_on_retry_is_done() -> None:
     fail = event(9.0, "fail", "generate", 0, 0, error="EngineError", message="no", exit_code=1)
     model = model_of(prepared(), generated(5.0, 0)[:1], [fail])
     assert model.step("generate", 0, 0).state == "failed"
-    model.take(generated(15.0, 0))
+    model.apply(generated(15.0, 0))
     assert model.failure is None
     assert model.step("generate", 0, 0).state == "done"
 
@@ -75,20 +75,20 @@ def test_an_evaluation_that_fails_ends_the_run_only_once_training_has() -> None:
     assert (model.outcome, model.step("evaluate", 0).state) == ("", "failed")
     lines = [line.plain for line in draw(model, Frame("u", 11.0, "running", ""), 100, 60)]
     assert any("evaluate" in line and "failed" in line for line in lines)
-    model.take(published(19.0, 1, 5.5, "done"))
+    model.apply(published(19.0, 1, 5.5, "done"))
     assert model.outcome == "failed"
     again = [
         event(20.0, "start", "evaluate", 0),
         event(21.0, "done", "evaluate", 0, facts={"judge": {"mean": 7.0, "stderr": None}}),
     ]
-    model.take(again)
+    model.apply(again)
     assert model.outcome == "done"
 
 
-def test_the_end_is_what_the_last_checkpoint_decided() -> None:
+def test_the_decision_of_the_last_checkpoint_ends_the_run() -> None:
     model = model_of(prepared(), published(9.0, 0, 6.0, "continue"))
     before = model.is_over
-    model.take(published(19.0, 1, 5.5, "done"))
+    model.apply(published(19.0, 1, 5.5, "done"))
     assert (before, model.is_over) == (False, True)
     assert (model.best, model.decisions, model.outcome) == (1, {0: "continue", 1: "done"}, "done")
 
@@ -103,11 +103,11 @@ def test_after_a_roll_back_the_run_is_not_over_and_its_reference_is_known() -> N
     }
     model = model_of(prepared(), [event(9.0, "published", "checkpoint", 0, val_loss=None, **rolled)])
     assert (model.best, model.references[1], model.outcomes, model.is_over) == (-1, -1, {0: "regressed"}, False)
-    model.take([event(10.0, "done", "validate", 1, 0, facts={"val_loss": None}, duration_s=1.0)])
+    model.apply([event(10.0, "done", "validate", 1, 0, facts={"val_loss": None}, duration_s=1.0)])
     assert (model.step("validate", 1, 0).state, model.validated) == ("done", {})
 
 
-def test_a_stop_is_no_failure() -> None:
+def test_a_stop_is_not_a_failure() -> None:
     model = model_of(prepared(), [event(5.0, "stop", "generate", 0, 0, reason="max_time")])
     assert (model.outcome, model.stop_reason, model.failure) == ("stopped", "max_time", None)
 
@@ -118,7 +118,7 @@ def test_the_same_warning_is_kept_once_and_counted() -> None:
     assert [(warned.message, warned.count) for warned in model.warnings] == [("8 answers were cut", 2), ("other", 1)]
 
 
-def test_the_newest_samples_say_which_iteration_they_are_of() -> None:
+def test_the_newest_samples_have_their_iteration() -> None:
     model = model_of(prepared(), generated(5.0, 0), generated(15.0, 1))
     assert model.samples_iteration == 1
     assert model.samples[0]["generated"] == "3"
@@ -131,7 +131,7 @@ def test_events_of_several_shards_may_come_in_any_order() -> None:
     assert [model.step("generate", 0, shard).state for shard in range(4)] == ["done"] * 4
 
 
-def test_what_is_not_understood_is_passed_over() -> None:
+def test_malformed_and_unknown_events_are_skipped() -> None:
     odd: list[dict[str, Any]] = [
         {"time": 1.0},
         {"time": 1.0, "kind": "progress", "step": "generate"},
@@ -161,7 +161,7 @@ NAMES = ("time", "step", "iteration", "epoch", "shard", "done", "total", "facts"
     st.lists(st.tuples(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6)), max_size=6)
 )
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-def test_no_event_stops_the_view(events: list[tuple[str, dict[str, Any]]]) -> None:
+def test_no_event_raises_an_error_in_the_view(events: list[tuple[str, dict[str, Any]]]) -> None:
     model = model_of(prepared(), [{"kind": kind, **fields} for kind, fields in events])
     frame = Frame("runs/tiny", 10.0, "running")
     assert all(line.cell_len <= 80 for line in draw(model, frame, 80, 40))

@@ -14,16 +14,16 @@ from spin_pipeline.watch.text import clean, duration, fit, harmless, number, spa
         ("plain", "plain"),
         ("two\nlines\n\n  and more", "two ⏎ lines ⏎ and more"),
         ("\x1b[2J\x1b]0;title\x07", "␛[2J␛]0;title␇"),
-        ("a\x9b31mb", "a�31mb"),  # the one-byte form of ESC [
+        ("a\x9b31mb", "a�31mb"),  # one-byte form of ESC [
         ("back\x08space\x7f", "back␈space␡"),
         ("abc\u202edef", "abc�def"),  # right-to-left override
-        ("abc\u2d68def", "abc�def"),  # stands for nothing in Unicode
+        ("abc\u2d68def", "abc�def"),  # unassigned in Unicode
         ("line\u2028paragraph", "line paragraph"),
         ("[red]markup[/red]", "[red]markup[/red]"),
         ("👩\u200d🔬", "👩\u200d🔬"),
     ],
 )
-def test_nothing_in_a_text_can_move_the_cursor(text: str, shown: str) -> None:
+def test_control_characters_are_replaced(text: str, shown: str) -> None:
     assert clean(text) == shown
 
 
@@ -39,7 +39,7 @@ def test_harmless_text_keeps_its_lines_and_spaces() -> None:
 
 
 @given(st.text(), st.integers(0, 40))
-def test_a_text_is_fitted_to_exactly_so_many_cells(text: str, width: int) -> None:
+def test_text_is_fitted_to_the_exact_width(text: str, width: int) -> None:
     assert cell_len(fit(clean(text), width)) == width
 
 
@@ -50,7 +50,7 @@ def test_wrapped_lines_keep_within_width_and_number(text: str, width: int, num_l
     assert all(cell_len(line) <= width for line in lines)
 
 
-def test_lines_break_between_words_and_the_last_one_says_that_there_is_more() -> None:
+def test_lines_break_between_words_and_the_last_one_ends_with_an_ellipsis() -> None:
     assert wrapped("one two three four five", 9, 2) == ["one two", "three fo…"]
 
 
@@ -60,7 +60,7 @@ def test_lines_break_between_words_and_the_last_one_says_that_there_is_more() ->
         ([], 5, ""),
         ([3.0, 3.0], 5, "▁▁"),
         ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], 8, "▁▂▃▄▅▆▇█"),
-        ([0.0, 0.0, 4.0, 4.0], 2, "▁█"),  # means of two
+        ([0.0, 0.0, 4.0, 4.0], 2, "▁█"),  # each the mean of two values
     ],
 )
 def test_a_sparkline_goes_from_the_lowest_to_the_highest(values: list[float], width: int, drawn: str) -> None:
@@ -86,5 +86,5 @@ def test_durations_are_short(seconds: float, shown: str) -> None:
     ("value", "shown"),
     [(0.0, "0"), (0.693147, "0.6931"), (-2.5, "-2.500"), (5e-7, "5.0e-07"), (1234.5, "1,234"), (2.5e7, "2.5e+07")],
 )
-def test_numbers_have_the_digits_that_count(value: float, shown: str) -> None:
+def test_numbers_have_four_significant_digits(value: float, shown: str) -> None:
     assert number(value) == shown
