@@ -210,9 +210,8 @@ def test_on_4_bit_weights_reference_and_policy_agree_too(quantized: LocalRun, me
     assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=STEP_ZERO_TOLERANCE["float32"])
     assert losses(quantized)[7] < math.log(2) - 0.01
     assert val_losses(quantized)[0] != val_losses(merged)[0]  # the base is validated as it is trained on
-    assert val_losses(quantized)[0] == pytest.approx(
-        val_losses(merged)[0], abs=0.2
-    )  # of six nats: 4 bits are off by hundredths
+    # of six nats; the error of a 4-bit code, a 15th of the largest weight of its block, mostly cancels in a product
+    assert val_losses(quantized)[0] == pytest.approx(val_losses(merged)[0], abs=0.2)
 
 
 def test_a_policy_on_4_bit_weights_is_exported_as_it_computes(quantized: LocalRun, tmp_path: Path) -> None:
