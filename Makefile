@@ -19,7 +19,7 @@ comma := ,
 
 BENCHMARKS := training growth generation memory overhead
 
-.PHONY: help demo test bench faults check lint types docs site clean images cpu-images test-images $(IMAGES)
+.PHONY: help demo test test-matrix bench faults check lint types docs site clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 
 test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real KFP runner
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-matrix: $(VENV)/.test  ## numeric and watch tests on other instructions, thread counts, load and order; ARGS: tests/matrix.py
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faults instead of the fixed list
 	SPIN_FAULTS=$(N) $(BIN)/python -m pytest tests/faults$(if $(N),/test_faults.py)

@@ -8,9 +8,12 @@ Where the maths is the point of a test, it runs in `float64`.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,19 +48,15 @@ def of_sum(terms: Iterable[float], dtype: torch.dtype = torch.float32) -> float:
     return gamma(len(sizes), dtype) * sum(sizes)
 
 
-def forward_roundings(config: Any, length: int) -> int:
-    """Roundings in a row from the embedding to a log-probability, for a sequence of `length` tokens.
+def forward_roundings(config: Any) -> int:
+    """Operations in a row from the embedding to a log-probability.
 
-    An inner product of k terms is k of them, a norm of H values and a softmax over k as many. A layer: two norms and
-    three products over H (queries, output, gate), scores over D, softmax and weighted sum over the tokens, and the
-    product back from the inner size; the activation and the residual sums are the 16. Then the last norm, the head's
-    product over H, and the logarithm of a sum over the vocabulary.
+    14 a layer: two norms, the projections of queries, keys and outputs, rotation, scores, softmax, weighted sum, gate,
+    activation, the product back, two residual sums. Then the last norm, the head, and the logarithm of a sum. Each
+    counts as one rounding: the error of a product of vectors whose terms have either sign does not grow with their
+    number (Higham and Mary, SIAM J. Sci. Comput. 42(5), 2020), and sums of one sign are short here.
     """
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = 5 * hidden + head + 2 * length + inner + 16
-    return int(layers * layer + 2 * hidden + config.vocab_size)
+    return 14 * int(config.num_hidden_layers) + 3
 
 
 def logit_size(model: Any) -> float:
@@ -71,21 +70,98 @@ def logit_size(model: Any) -> float:
     return scale * math.sqrt(weight.shape[1]) * float(weight.norm(dim=1).max())
 
 
-def of_logprob(model: Any, num_tokens: int, *, length: int = 64, dtype: torch.dtype | None = None) -> float:
-    """Nats that a sum of `num_tokens` log-probabilities may differ by between two ways to compute it.
-
-    probable_gamma(roundings of a forward pass) * the size of a logit, for the logit and for the logarithm of the sum
-    over all, in both ways: 4 times a token; and the sum itself.
+def of_logit(model: Any, *, dtype: torch.dtype | None = None) -> float:
+    """What a logit may differ by between two ways to compute it: 2 * the gamma of a forward pass * `logit_size`.
 
     Args:
         model: whose sizes and weights count; its dtype is that of the computation unless `dtype` is given.
-        num_tokens: of the answer.
-        length: tokens of the longest sequence, prompt and answer.
         dtype: of the matrix products, where it is not that of the weights.
     """
-    dtype = dtype or next(model.parameters()).dtype
-    num = forward_roundings(model.config.get_text_config(), length) + num_tokens
-    return 4 * num_tokens * probable_gamma(num, dtype) * logit_size(model)
+    num = forward_roundings(model.config.get_text_config())
+    return 2 * probable_gamma(num, dtype or next(model.parameters()).dtype) * logit_size(model)
+
+
+def of_logprob(model: Any, num_tokens: int, *, dtype: torch.dtype | None = None) -> float:
+    """Nats that a sum of `num_tokens` log-probabilities may differ by between two ways to compute it.
+
+    Each token has the error of its logit, and that of the logarithm of the sum over all. See `of_logit`.
+    """
+    return 2 * num_tokens * of_logit(model, dtype=dtype)
+
+
+def of_losses(model: Any, *, beta: float, num_tokens: int, num_pairs: int, num_steps: int = 0) -> float:
+    """What a global batch's mean loss may differ by between two ways to train, after `num_steps` updates.
+
+    A margin is beta times four sums of `num_tokens` log-probabilities, and no loss here is steeper than its margin.
+    Tokens and pairs round independently, so their sum grows with the square root and their mean falls with it. Each
+    update hands on what rounding did to it, at most as much again.
+    """
+    margin = 4 * beta * math.sqrt(num_tokens) * of_logprob(model, 1)
+    return (1 + num_steps) * margin / math.sqrt(num_pairs)
+
+
+def of_small_run(folder: Path, num_steps: int, num_pairs: int = 4) -> float:
+    """`of_losses` for the tests' small runs: beta 0.1, answers of 160 tokens at most, batches of 4 pairs at least.
+
+    Args:
+        folder: of the base model.
+        num_steps: updates before the last loss that is compared.
+        num_pairs: over which the mean is taken; 1 for a pair's rewards.
+    """
+    return of_losses(model_in(folder), beta=0.1, num_tokens=160, num_pairs=num_pairs, num_steps=num_steps)
+
+
+def of_gradient_norm(folder: Path, num_steps: int, num_tokens: int = 8 * 2 * 160) -> float:
+    """Relative, of the norm of all gradients or of a moment of them, after `num_steps` updates; see `of_losses`.
+
+    Each token's share has the roundings of three forward passes; shares of either answer cancel, and what they leave
+    is taken as no less than the root of their number.
+    """
+    num = 3 * forward_roundings(model_in(folder).config)
+    return (1 + num_steps) * math.sqrt(num_tokens) * probable_gamma(num)
+
+
+def assert_trained_alike(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    *,
+    lr: float,
+    num_steps: int,
+) -> None:
+    """Weights, by two ways to compute the same steps of AdamW.
+
+    It moves each entry by about lr a step, also one whose gradient is nothing but rounding, which may go either way.
+    Those are few: the distance in the mean is below a hundredth of the way.
+    """
+    assert found.keys() == expected.keys()
+    apart = {name: (found[name].float() - expected[name].float()).abs() for name in expected}
+    assert max(float(tensor.max()) for tensor in apart.values()) < 4 * lr * num_steps
+    way = sum(float((expected[name].float() - start[name].float()).abs().sum()) for name in expected)
+    assert sum(float(tensor.sum()) for tensor in apart.values()) < way / 100
+
+
+@functools.cache
+def model_in(folder: Path) -> Any:
+    """The model of a folder, for its sizes; not to be changed."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def same_but_for_ties(found: Sequence[int], expected: Sequence[int], scores: Sequence[Tensor], bound: float) -> bool:
+    """Whether two greedy answers are one, or part at a tie: where both tokens' scores are equal but for rounding.
+
+    Args:
+        found: token ids.
+        expected: token ids.
+        scores: what `expected` was chosen by at each place; (V,) each.
+        bound: see `of_logit`.
+    """
+    for one, other, score in zip(found, expected, scores, strict=False):
+        if one != other:
+            return abs(float(score[one] - score[other])) <= bound
+    return len(found) == len(expected)
 
 
 def of_gradients(model: Any, gradients: Mapping[str, Tensor], weights: Sequence[float], num_tokens: int) -> float:
@@ -102,9 +178,14 @@ def of_gradients(model: Any, gradients: Mapping[str, Tensor], weights: Sequence[
     """
     dtype = next(model.parameters()).dtype
     largest = max(float(tensor.abs().max()) for tensor in gradients.values())
-    num = 3 * forward_roundings(model.config.get_text_config(), 64) + num_tokens
+    num = 3 * forward_roundings(model.config.get_text_config()) + num_tokens
     most = max(1.0, *map(abs, weights))
     return 2 * num_tokens * probable_gamma(num, dtype) * max(largest, most)
+
+
+def few_threads() -> None:
+    """One thread, or what OMP_NUM_THREADS says: for tiny models more of them only wait for each other."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 class _Float64(TorchFunctionMode):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bounds
 from faults.attempts import Attempt, Outcome
 from faults.ends import read_losses
 from faults.ground import Ground, Tally, describe, repeat, tables
@@ -20,7 +22,7 @@ RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_killed_ranks_resume_from_their_save(ground: Ground, tally: Tally) -> None:
+def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally, tiny_llama: Path) -> None:
     ground.restore("prepare", warm=True)
 
     def play(number: int) -> Outcome:
@@ -44,5 +46,5 @@ def test_killed_ranks_resume_from_their_save(ground: Ground, tally: Tally) -> No
     with ground.store() as run:
         losses = read_losses(run, metrics)
         assert not run.exists(layout.partial(0, 0))
-    assert losses == pytest.approx(ground.end.losses[metrics], abs=1e-5)
+    assert losses == pytest.approx(ground.end.losses[metrics], abs=bounds.of_small_run(tiny_llama, num_steps=3))
     tally("kill ranks", describe(outcomes))

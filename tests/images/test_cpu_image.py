@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import bounds
 from playing import losses, val_losses
 from s3_server import BUCKET, S3Server
 from spin_components.settings import Settings
@@ -123,8 +124,10 @@ def test_the_tiny_pipeline_ends_in_containers_as_it_does_here(
     inside_run, run = (open_run(uri) for uri in uris)
     for key in ("data/train-00000.parquet", "data/validation-00000.parquet"):
         assert inside_run.read(key) == run.read(key)
-    assert losses(inside_run) == pytest.approx(losses(run), abs=1e-3)
-    assert val_losses(inside_run) == pytest.approx(val_losses(run), abs=1e-3)
+    # other builds of the libraries, and maybe another number of threads: other orders of the same sums
+    bound = bounds.of_small_run(tiny_llama, num_steps=statuses[0].step)
+    assert losses(inside_run) == pytest.approx(losses(run), abs=bound)
+    assert val_losses(inside_run) == pytest.approx(val_losses(run), abs=bound)
     base, trained = val_losses(inside_run)
     assert trained < base
 

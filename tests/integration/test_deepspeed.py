@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import bounds
 from integration.uneven_ranks import LR, OF_RANK, make_model
 from playing import begin, hardware, losses, play, play_scores
 from s3_server import free_port
@@ -40,8 +41,17 @@ def val_losses_inside(run: LocalRun) -> list[float]:
     return [row["val_loss"] for row in rows if "val_loss" in row]
 
 
+def assert_weights_alike(base: Path, found: LocalRun, expected: LocalRun, epoch: int) -> None:
+    """Of the policies after an epoch, of three steps each."""
+    paths = [run.path(f"{layout.epoch(0, epoch)}/policy/model.safetensors") for run in (found, expected)]
+    start = load_file(base / "model.safetensors")
+    bounds.assert_trained_alike(*map(load_file, paths), start, lr=1e-3, num_steps=3 * (1 + epoch))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, tmp_path: Path, stage: int) -> None:
+def test_two_ranks_give_the_losses_of_plain_torch(
+    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path, stage: int
+) -> None:
     # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
     # leave a last batch of 4, where ranks get padding
     common = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
@@ -51,45 +61,49 @@ def test_two_ranks_give_the_losses_of_plain_torch(make_settings: MakeSettings, t
     trained = read_manifest(zero, layout.epoch_manifest(0, 1))
     assert (trained.facts["backend"], trained.facts["zero_stage"]) == ("deepspeed", stage)
     assert (trained.machine["ranks"], trained.machine["threads"]) == (2, 1)
-    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    assert val_losses_inside(zero) == pytest.approx(val_losses_inside(plain), abs=1e-5)
-    weights = [load_file(run.path("iterations/0/epochs/1/policy/model.safetensors")) for run in (plain, zero)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+    assert losses(zero) == pytest.approx(losses(plain), abs=bounds.of_small_run(tiny_llama, num_steps=6))
+    # a mean over tokens, not beta times a sum
+    bound = bounds.of_small_run(tiny_llama, num_steps=6)
+    assert val_losses_inside(zero) == pytest.approx(val_losses_inside(plain), abs=bound)
+    assert_weights_alike(tiny_llama, zero, plain, epoch=1)
     rewards = [read_rows(run.path(layout.rewards(0, 1)), PairReward) for run in (plain, zero)]
     assert [(row.index, row.step) for row in rewards[0]] == [(row.index, row.step) for row in rewards[1]]
     for kind in ("reward_actual", "reward_generated"):
-        expected, computed = ([getattr(row, kind) for row in rows] for rows in rewards)
-        assert computed == pytest.approx(expected, abs=1e-4)
+        expected, found = ([getattr(row, kind) for row in rows] for rows in rewards)
+        assert found == pytest.approx(expected, abs=bounds.of_small_run(tiny_llama, num_steps=6, num_pairs=1))
 
 
 @pytest.mark.parametrize(("stage", "max_epochs"), [(2, 1), (3, 2)])
 def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
-    make_settings: MakeSettings, tmp_path: Path, stage: int, max_epochs: int
+    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path, stage: int, max_epochs: int
 ) -> None:
     common = {"spin": {"max_epochs": max_epochs}}
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "offload_optimizer": True, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
-    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    expected, computed = (
+    assert losses(zero) == pytest.approx(losses(plain), abs=bounds.of_small_run(tiny_llama, 3 * max_epochs))
+    expected, found = (
         dict(read_state(run.path(f"{layout.epoch(0, max_epochs - 1)}/trainer"))) for run in (plain, zero)
     )
-    assert computed.keys() == expected.keys()
-    assert all((computed[name] - expected[name]).abs().max() < 1e-5 for name in expected)
+    assert found.keys() == expected.keys()
+    for kind, power in (("exp_avg/", 1), ("exp_avg_sq/", 2)):
+        names = [name for name in expected if name.startswith(kind)]
+        apart, whole = (
+            torch.cat([tensor.flatten() for tensor in tensors]).norm()
+            for tensors in ([found[name] - expected[name] for name in names], [expected[name] for name in names])
+        )
+        assert apart < power * bounds.of_gradient_norm(tiny_llama, 3 * max_epochs) * whole
 
 
 def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
-    make_settings: MakeSettings, tmp_path: Path
+    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path
 ) -> None:
     unpacked = {"packing": "off"}  # as on a GPU; with packing, every rank loads all weights
     plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
     training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
-    assert losses(zero) == pytest.approx(losses(plain), abs=1e-5)
-    weights = [load_file(run.path("iterations/0/epochs/0/policy/model.safetensors")) for run in (plain, zero)]
-    assert weights[0].keys() == weights[1].keys()
-    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
+    assert losses(zero) == pytest.approx(losses(plain), abs=bounds.of_small_run(tiny_llama, num_steps=3))
+    assert_weights_alike(tiny_llama, zero, plain, epoch=0)
 
 
 _LOADING = """
@@ -122,7 +136,9 @@ def test_weights_are_partitioned_while_loading_unless_packed(
     assert (held, divided) == ((number, 0) if is_whole else (0, number))
 
 
-def test_deepspeed_resumes_from_a_save_of_plain_torch(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_deepspeed_goes_on_from_a_save_of_plain_torch(
+    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path
+) -> None:
     spin = {"max_epochs": 2}
     settings = make_settings(run={"uri": str(tmp_path / "run")}, spin=spin)
     reference = begin(settings)
@@ -137,7 +153,7 @@ def test_deepspeed_resumes_from_a_save_of_plain_torch(make_settings: MakeSetting
     shutil.copytree(twin, uri)
     shutil.rmtree(LocalRun(Path(uri)).path(layout.epoch(0, 1)))
     train(uri, 0, 1, policy, scores, TWO_RANKS)
-    assert losses(LocalRun(Path(uri))) == pytest.approx(expected, abs=1e-5)
+    assert losses(LocalRun(Path(uri))) == pytest.approx(expected, abs=bounds.of_small_run(tiny_llama, num_steps=6))
 
 
 def test_a_failing_rank_reports_its_error_and_no_weights_change(make_settings: MakeSettings) -> None:
@@ -161,5 +177,7 @@ def test_ranks_with_different_numbers_of_chunks_do_not_deadlock_under_zero_3(tmp
     torch.optim.SGD(model.parameters(), lr=LR).step()
     after = answer_logprobs(model, OF_RANK)
     expected = torch.stack([before, after], dim=1).detach()
-    torch.testing.assert_close(torch.tensor(results), expected, rtol=0.0, atol=1e-4)
-    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update changed the weights
+    atol = 2 * bounds.of_logprob(model, num_tokens=9)  # of the forward pass, and of the update's
+    assert atol < 1e-3
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=0.0, atol=atol)
+    assert (expected[:, 0] - expected[:, 1]).abs().min() > 1e-2  # the update shows

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from playing import begin, hardware, losses, play_iteration, play_scores
+from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.data.shards import Pair, PairReward, Score, read_rows, write_rows
 from spin_components.errors import DataError, InputsChangedError, IntegrityError, StepZeroError
 from spin_components.ref_logprob.step import score_shard
@@ -88,7 +89,7 @@ def test_history_pairs_scored_by_the_old_reference_stop_the_run_at_step_zero(beg
 def test_history_pairs_scored_by_the_current_reference_start_at_ln_2(begun: Begun) -> None:
     first = len(losses(begun.run))
     play_iteration(begun.settings, 1, begun.reference)
-    assert losses(begun.run)[first] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses(begun.run)[first] == pytest.approx(math.log(2), abs=STEP_ZERO_TOLERANCE["float32"])
     facts = read_manifest(begun.run, layout.manifest_of(SCORES)).facts
     counts = {name: value for name, value in facts.items() if not name.startswith("sampler_")}
     rewards = read_rows(begun.run.path(layout.rewards(1, 0)), PairReward)

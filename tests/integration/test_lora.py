@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import bounds
 from playing import begin, hardware, losses, play, play_anywhere, play_iteration, play_scores, val_losses
 from small import small_settings
+from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.errors import ConfigError, InputsChangedError, IntegrityError
 from spin_components.execution import Step
 from spin_components.lora.files import read_base
@@ -87,8 +89,8 @@ def plain(folder: Path) -> Any:
     return load_model(folder, ModelSettings(base="x"))
 
 
-def test_each_iteration_starts_at_ln_2_and_learns(merged: LocalRun) -> None:
-    assert first_losses(merged) == pytest.approx([math.log(2)] * 2, abs=1e-7)
+def test_each_iteration_begins_at_ln_2_and_learns(merged: LocalRun) -> None:
+    assert first_losses(merged) == pytest.approx([math.log(2)] * 2, abs=STEP_ZERO_TOLERANCE["float32"])
     assert len(losses(merged)) == 8
     assert all(loss < math.log(2) - 0.01 for loss in (losses(merged)[3], losses(merged)[7]))
     assert len(set(val_losses(merged))) == 3
@@ -137,10 +139,11 @@ def test_peft_loads_the_exported_adapter_on_the_base_model(
     export_model(run.uri, "1", str(tmp_path / "whole"))
     export_model(run.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
-    assert config["r"] == 2 * LORA["r"]  # merged from both iterations
-    adapted = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
-    expected = logits(plain(tmp_path / "whole"))
-    torch.testing.assert_close(logits(adapted), expected, atol=1e-5, rtol=1e-5)
+    assert config["r"] == 2 * LORA["r"]  # of both iterations
+    found = PeftModel.from_pretrained(plain(Path(config["base_model_name_or_path"])), str(tmp_path / "adapter"))
+    whole = plain(tmp_path / "whole")
+    expected = logits(whole)
+    torch.testing.assert_close(logits(found), expected, rtol=0.0, atol=bounds.of_logit(whole))
     assert (logits(plain(Path(config["base_model_name_or_path"]))) - expected).abs().max() > 1e-3
     card = (tmp_path / "adapter" / "README.md").read_text("utf-8")
     assert "library_name: peft" in card
@@ -203,12 +206,11 @@ def test_an_altered_adapter_is_detected_before_it_is_used(
         export_model(run.uri, "0", str(tmp_path / "out"), as_adapter=True)
 
 
-def test_reference_and_policy_agree_on_4_bit_weights(quantized: LocalRun, merged: LocalRun) -> None:
-    assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=1e-7)
+def test_on_4_bit_weights_reference_and_policy_agree_too(quantized: LocalRun, merged: LocalRun) -> None:
+    assert first_losses(quantized) == pytest.approx([math.log(2)] * 2, abs=STEP_ZERO_TOLERANCE["float32"])
     assert losses(quantized)[7] < math.log(2) - 0.01
-    assert (
-        val_losses(quantized)[0] != val_losses(merged)[0]
-    )  # the base model is validated in the same precision as in training
+    assert val_losses(quantized)[0] != val_losses(merged)[0]  # the base is validated as it is trained on
+    # of six nats; the error of a 4-bit code, a 15th of the largest weight of its block, mostly cancels in a product
     assert val_losses(quantized)[0] == pytest.approx(val_losses(merged)[0], abs=0.2)
 
 
@@ -219,8 +221,10 @@ def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: Loca
     export_model(quantized.uri, "1", str(tmp_path / "whole"))
     export_model(quantized.uri, "1", str(tmp_path / "adapter"), as_adapter=True)
     base = load_quantized(Path(settings.model.base), settings, torch.device("cpu"), "float32")
-    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    torch.testing.assert_close(logits(adapted), logits(plain(tmp_path / "whole")), atol=1e-4, rtol=1e-4)
+    found = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    whole = plain(tmp_path / "whole")
+    # a product with 4-bit weights is one more chain: codes, scales of blocks, scales of those
+    torch.testing.assert_close(logits(found), logits(whole), rtol=0.0, atol=4 * bounds.of_logit(whole))
     assert "quantised to nf4" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
 
 
@@ -246,11 +250,11 @@ def test_two_ranks_train_an_adapter_like_plain_torch(
     play_anywhere(settings)
     expected = merged if quantize == "none" else quantized
     run = LocalRun(tmp_path / "run")
-    assert losses(run) == pytest.approx(losses(expected)[:4], abs=1e-5)
+    assert losses(run) == pytest.approx(losses(expected)[:4], abs=bounds.of_small_run(tiny_llama, num_steps=4))
     part = "adapter" if quantize == "none" else "policy"
     loaded, known = (
         load_file(each.path(f"{layout.epoch(0, 1)}/{name}/adapter_model.safetensors"))
         for each, name in ((run, "policy"), (expected, part))
     )
-    assert loaded.keys() == known.keys()
-    assert all((loaded[name] - known[name]).abs().max() < 1e-4 for name in known)
+    begun = {name: torch.zeros_like(tensor) for name, tensor in known.items()}  # B is 0, A small
+    bounds.assert_trained_alike(found, known, begun, lr=1e-2, num_steps=4)

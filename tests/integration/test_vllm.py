@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from playing import losses, play, val_losses
 from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, read_rows
 from spin_components.device import Compute
@@ -19,11 +21,13 @@ from spin_components.generate.transformers_engine import TransformersEngine
 from spin_components.generate.vllm_engine import VllmEngine
 from spin_components.generation_settings import GenerationSettings
 from spin_components.modeling import load_model
+from spin_components.ref_logprob.agreement import SAMPLER_TOLERANCE
 from spin_components.settings import ModelSettings, Settings
 from spin_components.store.manifests import read_manifest
 from spin_components.tokenizer import load_tokenizer
 
 CPU = Compute(torch.device("cpu"), "float32")
+TOLERANCE = SAMPLER_TOLERANCE["vllm", "float32"]  # which every run keeps to, a token
 EOS = 2  # <|im_end|> of the tiny model
 
 
@@ -79,7 +83,7 @@ def test_greedy_answers_equal_those_of_transformers(
         if place is not None:
             with torch.inference_mode():
                 logits = model(torch.tensor([prompt + ours_here.token_ids[:place]])).logits[0, -1]
-            assert abs(float(logits[pairs[place][0]] - logits[pairs[place][1]])) < 2e-3
+            assert abs(float(logits[pairs[place][0]] - logits[pairs[place][1]])) < TOLERANCE
 
 
 def test_no_answer_is_shorter_than_the_minimum(engine: VllmEngine, prompts: list[list[int]]) -> None:
@@ -105,10 +109,10 @@ def test_a_run_with_vllm_completes_like_one_with_transformers(make_settings: Cal
     run = play(settings)
     assert read_manifest(run, "iterations/0/generations/00000.json").facts["engine"] == "vllm"
     facts = read_manifest(run, "iterations/0/ref_logprobs/00000.json").facts
-    assert 0.0 < facts["sampler_difference"] < 1e-3  # of tolerance 0.01: two engines never round alike
+    assert 0.0 < facts["sampler_difference"] < TOLERANCE  # two engines never round alike
     base, trained = val_losses(run)
     assert trained < base
-    assert losses(run)[0] == pytest.approx(0.693147, abs=1e-5)
+    assert losses(run)[0] == pytest.approx(math.log(2), abs=STEP_ZERO_TOLERANCE["float32"])
 
 
 def test_sampled_tokens_are_likely_under_their_model(
@@ -124,8 +128,9 @@ def test_sampled_tokens_are_likely_under_their_model(
         logits = model(torch.tensor([prompts[0]])).logits[0, -1]
     entropy = float(-(logits.softmax(-1) * logits.log_softmax(-1)).sum())
     num_tokens = sum(len(answer.token_ids) for answer in answers)
+    # entropies of other places differ by tenths, and a mean of hundreds of tokens has one of spread
     assert float(logprobs.sum()) / num_tokens == pytest.approx(-entropy, abs=0.5)
-    assert [answer.logprob for answer in answers] == pytest.approx(logprobs.tolist(), abs=0.01)
+    assert [answer.logprob for answer in answers] == pytest.approx(logprobs.tolist(), abs=TOLERANCE)
 
 
 def test_log_probabilities_are_those_of_the_model_without_warping(
@@ -140,7 +145,7 @@ def test_log_probabilities_are_those_of_the_model_without_warping(
     rows = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(prompts, answers, strict=True)]
     with torch.inference_mode():
         expected = answer_logprobs(model, rows).tolist()
-    assert [answer.logprob for answer in answers] == pytest.approx(expected, abs=0.01)
+    assert [answer.logprob for answer in answers] == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_an_abandoned_call_does_not_affect_the_next(engine: VllmEngine, prompts: list[list[int]]) -> None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds
+from bounds import float64
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import (
     AnswerLengths,
@@ -36,6 +38,8 @@ PAIRS = [
     ([30, 31, 32, 33, 34, 35, 36], [37, 38, 39, 40, 41, EOS], [42, EOS]),
     ([50, 51], [EOS, 52, EOS], [53]),  # EOS within an answer, and an answer of one token
 ]
+
+NUM_TOKENS = sum(len(y) + len(other) for _, y, other in PAIRS)
 
 Pairs = Sequence[tuple[list[int], list[int], list[int]]]
 Trainers = Callable[[str], Any]
@@ -128,22 +132,29 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def assert_close(computed: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
-    """Compare gradients, to 1e-5 of the largest."""
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+    """Gradients. Theirs pass through float32 on their way back: a few roundings of each token's share."""
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     assert largest > 1e-3
-    scaled = {name: tensor * scale for name, tensor in computed.items()}
-    torch.testing.assert_close(scaled, expected, rtol=0.0, atol=1e-5 * max(1.0, largest))
+    scaled = {name: tensor * scale for name, tensor in found.items()}
+    atol = NUM_TOKENS * bounds.gamma(4) * largest
+    torch.testing.assert_close(scaled, expected, rtol=0.0, atol=atol)
+
+
+def bound_of(family: str) -> float:
+    """Of the loss and the rewards: four sums of log-probabilities, beta times."""
+    return 4 * BETA * bounds.of_logprob(model_of(family), num_tokens=6)
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
-def test_loss_rewards_accuracy_and_gradients_equal_trls(trainers: Trainers, family: str, attention: str) -> None:
+@float64()
+def test_loss_rewards_accuracy_and_gradients_are_trls(trainers: Trainers, family: str, attention: str) -> None:
     expected = of_trl(trainers(family), PAIRS, BETA, "sigmoid")
-    ours = of_ours(family, attention, PAIRS, Objective(BETA))
-    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert ours.metrics == pytest.approx(expected.metrics, abs=1e-5)
-    assert_close(ours.gradients, expected.gradients)
+    found = of_ours(family, attention, PAIRS, Objective(BETA))
+    assert found.loss == pytest.approx(expected.loss, abs=bound_of(family))
+    assert found.metrics == pytest.approx(expected.metrics, abs=bound_of(family))
+    assert_close(found.gradients, expected.gradients)
 
 
 def test_accuracy_is_strictly_between_0_and_1_for_some_model() -> None:
@@ -152,25 +163,28 @@ def test_accuracy_is_strictly_between_0_and_1_for_some_model() -> None:
     assert any(0.0 < acc < 1.0 for acc in accuracies.values()), accuracies
 
 
-def test_hinge_loss_and_gradients_equal_trls(trainers: Trainers) -> None:
+@float64()
+def test_hinge_and_its_gradients_are_trls(trainers: Trainers) -> None:
     expected = of_trl(trainers("llama"), PAIRS, BETA, "hinge")
-    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
-    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(ours.gradients, expected.gradients)
+    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "hinge"))
+    assert found.loss == pytest.approx(expected.loss, abs=bound_of("llama"))
+    assert_close(found.gradients, expected.gradients)
 
 
-def test_length_normalised_least_squares_equals_trls_ipo(trainers: Trainers) -> None:
+@float64()
+def test_least_squares_a_token_is_trls_ipo(trainers: Trainers) -> None:
     # TRL's (h - 1 / (2 b))^2 with b = beta / 2 is (beta h - 1)^2 / beta^2; its h is of means over tokens
     expected = of_trl(trainers("llama"), PAIRS, BETA / 2, "ipo")
-    ours = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
-    assert ours.loss / BETA**2 == pytest.approx(expected.loss, rel=1e-5)
-    assert_close(ours.gradients, expected.gradients, scale=1 / BETA**2)
+    found = of_ours("llama", "eager", PAIRS, Objective(BETA, "least_squares", length_normalized=True))
+    assert found.loss / BETA**2 == pytest.approx(expected.loss, abs=bound_of("llama") / BETA**2 * 8)
+    assert_close(found.gradients, expected.gradients, scale=1 / BETA**2)
 
 
 @pytest.mark.parametrize("pair", PAIRS[:2], ids=["longer", "shorter"])
-def test_the_sft_term_of_one_pair_equals_trls(trainers: Trainers, pair: Any) -> None:
-    # for several pairs, TRL averages over all tokens, this project over pairs as in arXiv:2404.19733
+@float64()
+def test_the_sft_term_of_one_pair_is_trls(trainers: Trainers, pair: Any) -> None:
+    # of several pairs TRL takes the mean over all tokens at once, this project over pairs, as in arXiv:2404.19733
     expected = of_trl(trainers("llama"), [pair], BETA, "sigmoid", "sft")
-    ours = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
-    assert ours.loss == pytest.approx(expected.loss, abs=1e-5)
-    assert_close(ours.gradients, expected.gradients)
+    found = of_ours("llama", "eager", [pair], Objective(BETA, sft_weight=1.0))
+    assert found.loss == pytest.approx(expected.loss, abs=bound_of("llama"))
+    assert_close(found.gradients, expected.gradients)

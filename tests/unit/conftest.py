@@ -14,7 +14,9 @@ def make_random_llama() -> Callable[[], Any]:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        torch.set_num_threads(1)  # for models this small more of them only wait for each other
+        from bounds import few_threads
+
+        few_threads()
         config = LlamaConfig(
             vocab_size=64,
             hidden_size=32,

@@ -65,7 +65,7 @@ def model_of(family: str, attention: str = "eager") -> Any:
 
 @functools.cache
 def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
-    torch.set_num_threads(1)  # for models this small more of them only wait for each other
+    bounds.few_threads()
     AttentionInterface.register(PACKED, packed_attention)
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIGS[family])  # a model changes its own

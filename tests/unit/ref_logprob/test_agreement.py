@@ -30,7 +30,7 @@ def found(pairs: list[Pair] = PAIRS, scores: list[Score] = SCORES, **changes: An
 
 def test_differences_are_added_without_their_signs_and_shared_out_over_tokens() -> None:
     # (0.2 + 0.3) / (4 + 1); the pair of iteration 2 does not count
-    assert found() == pytest.approx({"sampler_difference": 0.1, "sampler_tolerance": 0.1}, abs=1e-9)
+    assert found() == pytest.approx({"sampler_difference": 0.1, "sampler_tolerance": 0.1})
 
 
 def test_more_than_is_allowed_is_an_error_that_says_what_may_differ() -> None:
