@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from clock import Clock
+from spin_components import events
 from spin_components.events import EventLog, EventTail, Progress, read_events
 from spin_components.store.local import LocalRun
 
 LABELS = {"step": "train-epoch", "iteration": 0, "epoch": 1, "shard": None}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of events; it stands."""
+    clock = Clock()
+    monkeypatch.setattr(events, "time", clock)
+    return clock
 
 
 def test_events_carry_their_kind_time_and_the_labels_that_are_set(tmp_path: Path) -> None:
@@ -114,19 +124,21 @@ def kinds(run_folder: Path) -> list[str]:
     return [event["kind"] for event in read_events(LocalRun(run_folder))]
 
 
-def test_what_comes_often_is_limited_and_its_last_one_is_kept(tmp_path: Path) -> None:
+def test_what_comes_often_is_limited_and_its_last_one_is_kept(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
-    for step in range(1000):
+    for step in range(1000):  # a hundredth of a second each, and a little, which keeps clear of rounding
+        clock.now = 1000.0 + 0.010001 * step
         log.write("metrics", global_step=step)
         log.write("progress", done=step, total=1000, unit="steps")
     log.write("done", facts={})
     found = read_events(LocalRun(tmp_path))
-    assert len(found) < 500  # as many as were asked for, if writing each took a millisecond
-    assert [event["global_step"] for event in found if event["kind"] == "metrics"][-1] == 999
-    assert [event["done"] for event in found if event["kind"] == "progress"][-1] == 999
+    # a metric each fifth of a second and progress each half: every 20th and every 50th step, and the last
+    assert [event["global_step"] for event in found if event["kind"] == "metrics"] == [*range(0, 1000, 20), 999]
+    assert [event["done"] for event in found if event["kind"] == "progress"] == [*range(0, 1000, 50), 999]
     assert found[-1]["kind"] == "done"
 
 
+@pytest.mark.usefixtures("clock")
 def test_closing_writes_what_was_held_back(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("metrics", global_step=1)
@@ -136,14 +148,10 @@ def test_closing_writes_what_was_held_back(tmp_path: Path) -> None:
     assert [event["global_step"] for event in read_events(LocalRun(tmp_path))] == [1, 2]
 
 
-def test_progress_has_rate_and_time_left_of_what_this_attempt_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("spin_components.events.time.monotonic", lambda: clock[0])
+def test_progress_has_rate_and_time_left_of_what_this_attempt_did(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     progress = Progress(log, 20, "steps", done=10)
-    clock[0] = 104.0
+    clock.now += 4.0
     progress.update(12, num_tokens=80)  # two steps in four seconds; eight are left
     first, second = read_events(LocalRun(tmp_path))
     assert (first["done"], first["total"], first["unit"]) == (10, 20, "steps")

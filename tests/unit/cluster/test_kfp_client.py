@@ -139,8 +139,8 @@ def test_passing_trouble_passes(kfp: KfpServer, trouble: Trouble) -> None:
 
 
 def test_a_server_that_hangs_is_asked_again(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_TIMEOUT_S", (1.0, 0.3))
-    kfp.troubles = [Trouble("GET", "healthz", delay_s=30, times=2)]
+    monkeypatch.setattr(client_module, "_TIMEOUT_S", (5.0, 1.0))
+    kfp.troubles = [Trouble("GET", "healthz", delay_s=600, times=2)]
     connected()
 
 

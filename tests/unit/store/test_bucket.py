@@ -19,13 +19,13 @@ KEY = "folder/ü b+%.json"
 
 @pytest.fixture
 def bucket(s3: S3Server) -> Bucket:
-    return Bucket(BUCKET, deadline_s=20.0)
+    return Bucket(BUCKET)
 
 
-def through(server: Loopback, monkeypatch: pytest.MonkeyPatch, deadline_s: float = 20.0) -> Bucket:
+def through(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """The bucket as it is seen through a server of the test."""
     monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
-    return Bucket(BUCKET, deadline_s=deadline_s)
+    return Bucket(BUCKET)
 
 
 def refused(bucket: Bucket, kind: type[SpinError] = StorageAccessError) -> str:
@@ -167,21 +167,21 @@ def test_keys_that_may_not_delete_are_told_which_object(s3: S3Server, monkeypatc
         through(server, monkeypatch).delete(["a/b", "a/c"])
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_a_port_that_nobody_listens_on_is_named_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("S3_ENDPOINT", endpoint)
-    monkeypatch.setenv("SPIN_STORAGE_DEADLINE_S", "1")
+    monkeypatch.setenv("SPIN_STORAGE_DEADLINE_S", "10")
     message = refused(Bucket(BUCKET), StorageError)
     assert f"no useful answer from {endpoint}" in message
-    assert "1 s" in message
+    assert "within 10 s" in message
     assert "check that the storage runs and S3_ENDPOINT is right" in message
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_a_host_that_does_not_exist_is_named_after_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", "http://storage.invalid:9000")
-    assert "http://storage.invalid:9000" in refused(Bucket(BUCKET, deadline_s=0.5), StorageError)
+    assert "http://storage.invalid:9000" in refused(Bucket(BUCKET, deadline_s=2.0), StorageError)
 
 
 def test_https_to_a_server_without_certificates_is_said_in_words(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,17 +214,17 @@ def test_a_website_does_not_speak_s3(website: str, monkeypatch: pytest.MonkeyPat
         Bucket(BUCKET).get(KEY)
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_a_website_that_cannot_be_written_does_not_speak_s3(website: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT", website)
-    assert "does not speak S3 (HTTP 501); check S3_ENDPOINT" in refused(Bucket(BUCKET, deadline_s=3.0))
+    assert "does not speak S3 (HTTP 501); check S3_ENDPOINT" in refused(Bucket(BUCKET))
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_a_website_that_answers_everything_does_not_speak_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     page = reply(200, b"<!doctype html><p>Please log in", "text/html")
     with listening(lambda request: page) as server:
-        bucket = through(server, monkeypatch, deadline_s=3.0)
+        bucket = through(server, monkeypatch)
         with pytest.raises(SpinError, match="S3_ENDPOINT"):
             list(bucket.objects("a/"))
         with pytest.raises(SpinError, match="S3_ENDPOINT"):
@@ -263,6 +263,7 @@ def test_a_website_that_answers_everything_does_not_speak_s3(monkeypatch: pytest
     ],
 )
 @pytest.mark.parametrize("verb", ["GET", "PUT"])
+@pytest.mark.usefixtures("retry_clock")
 def test_trouble_that_passes_is_tried_again(
     bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch, answer: bytes, verb: str
 ) -> None:
@@ -276,6 +277,7 @@ def test_trouble_that_passes_is_tried_again(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
+@pytest.mark.usefixtures("retry_clock")
 def test_trouble_of_head_that_passes_is_tried_again(
     bucket: Bucket, s3: S3Server, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -300,20 +302,20 @@ def test_a_part_that_breaks_off_is_streamed_again_from_its_beginning(
     assert received[10:110] == bytes(range(10, 110))
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_trouble_that_lasts_is_an_error_that_names_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(lambda request: refusal(503, "SlowDown")) as server:
-        message = refused(through(server, monkeypatch, deadline_s=1.0), StorageError)
+        message = refused(through(server, monkeypatch), StorageError)
         assert len(server.requests) > 1
     assert "SlowDown" in message
     assert "then run the same command" in message
 
 
-@pytest.mark.usefixtures("s3")
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_a_server_that_takes_a_request_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("S3_ENDPOINT", f"http://127.0.0.1:{mute.getsockname()[1]}")
-        refused(Bucket(BUCKET, deadline_s=0.5, timeout_s=0.3), StorageError)
+        refused(Bucket(BUCKET, deadline_s=1.0, timeout_s=0.3), StorageError)
 
 
 def test_a_server_that_comes_back_in_time_is_not_missed(
@@ -321,7 +323,7 @@ def test_a_server_that_comes_back_in_time_is_not_missed(
 ) -> None:
     server = S3Server(tmp_path / "s3")
     monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
-    bucket = Bucket(BUCKET, deadline_s=60.0)
+    bucket = Bucket(BUCKET)
     bucket.put(KEY, b"before")
     server.kill()
     starting = threading.Timer(0.5, server.start)
