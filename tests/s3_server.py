@@ -73,14 +73,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until a process listens on the port."""
-    deadline = time.monotonic() + timeout_s
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
             return
         except OSError:
-            assert process.poll() is None, "the S3 server ended during its start"
-            assert time.monotonic() < deadline, "the S3 server does not listen"
+            assert process.poll() is None, "the S3 server ended as it was started"
             time.sleep(0.05)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from faults.attempts import Attempt, Outcome
+from faults.attempts import MOMENT, Attempt, Outcome
 from faults.damage import damage
 from faults.disks import enlarge, small_disk
 from faults.ends import End, leftovers, read_end
@@ -35,9 +34,9 @@ class FileGround:
         self._logs = folder / "logs"
         self._sources = {"model": {"base": str(model)}, "data": {"train": str(questions)}}
 
-    def begin(self) -> Attempt:
+    def begin(self, **variables: str) -> Attempt:
         """Start an attempt at the run."""
-        variables = {"SPIN_CACHE_DIR": str(self.root.parent.with_name("cache"))}
+        variables = {"SPIN_CACHE_DIR": str(self.root.parent.with_name("cache")), **variables}
         return Attempt(tables(str(self.root), **self._sources), variables, self._logs)
 
     def play_undisturbed(self) -> None:
@@ -62,16 +61,12 @@ class FileGround:
         return describe(outcomes)
 
     def _play(self, fault: Fault, number: int) -> Outcome:
-        attempt = self.begin()
-        if number == 0 and fault.kind != "full disk":
-            moment = self.root / fault.step
-            while attempt.is_alive and not moment.exists():
-                time.sleep(0.002)
-            time.sleep(fault.moment_s)
-            attempt.kill()
-            if fault.kind in DAMAGE:
-                damage(LocalRun(self.root), fault)
-        return attempt.wait()
+        if number or fault.kind == "full disk":
+            return self.begin().wait()
+        outcome = self.begin(**{MOMENT: str(self.root / fault.step)}).wait()
+        if fault.kind in DAMAGE:
+            damage(LocalRun(self.root), fault)
+        return outcome
 
     def _obey(self, outcome: Outcome, fault: Fault) -> None:
         if fault.kind == "full disk":

@@ -16,10 +16,8 @@ from faults.attempts import Attempt, Outcome
 from faults.ground import Ground, Tally, tables
 from faults.harms import Rule
 from spin_components.store import layout
-from spin_components.store.lease import check_free
+from spin_components.store.lease import check_free, read_lease
 from spin_components.store.run import open_run
-
-LEASE_S = 3.0
 
 
 def second(ground: Ground, **variables: str) -> Attempt:
@@ -34,12 +32,13 @@ def restore_released(ground: Ground) -> None:
         run.delete(layout.LEASE)
 
 
-def play_until_free(ground: Ground, **variables: str) -> Outcome:
+def end_lease(ground: Ground) -> None:
     """Repeat the command while the run is held by another attempt."""
-    deadline = time.monotonic() + 60
-    while (outcome := second(ground, **variables).wait()).error == "BusyError" and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return outcome
+    with ground.store() as run:
+        lease = read_lease(run)
+        assert lease is not None
+        earlier = lease.model_copy(update={"renewed_at": lease.renewed_at - lease.duration_s})
+        run.write_json(layout.LEASE, earlier.model_dump(mode="json"))
 
 
 def test_a_second_attempt_is_refused_while_the_first_lives(ground: Ground, tally: Tally) -> None:
@@ -69,14 +68,15 @@ def test_a_second_attempt_on_this_machine_takes_over_at_once_from_one_that_was_k
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a process another host name needs root")
 def test_a_second_attempt_takes_over_from_another_machine_after_the_lease_expires(ground: Ground, tally: Tally) -> None:
     restore_released(ground)
-    first = second(ground, FAULTS_HOST="elsewhere", SPIN_LEASE_S=str(LEASE_S))
+    first = second(ground, FAULTS_HOST="elsewhere")
     ground.proxy.reset(Rule(r"PUT .*/epochs/0/partial\.json", "strike after", strike=first.kill))
     assert first.wait().kind == "killed"
     at_once = second(ground).wait()
     assert at_once.error == "BusyError"
     assert "on elsewhere" in at_once.message
     assert "if it has died, its lease expires in" in at_once.message
-    assert play_until_free(ground).kind == "done"
+    end_lease(ground)
+    assert second(ground).wait().kind == "done"
     ground.check_end("a second attempt took over from another machine")
     tally("two attempts", "killed, clear error, then the same end")
 
@@ -98,14 +98,15 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
     ground: Ground, tally: Tally, where: str, allowed: str
 ) -> None:
     restore_released(ground)
-    first = second(ground, FAULTS_HOST="elsewhere", SPIN_LEASE_S=str(LEASE_S))
+    first = second(ground, FAULTS_HOST="elsewhere")
     rule = Rule(where, "strike before", strike=lambda: os.kill(first.pid, signal.SIGSTOP))
     ground.proxy.reset(rule)
     try:
         while not rule.hits:
             assert first.is_alive, first.wait().message
             time.sleep(0.01)
-        assert play_until_free(ground, SPIN_LEASE_S=str(LEASE_S)).kind == "done"
+        end_lease(ground)
+        assert second(ground).wait().kind == "done"
     finally:
         os.kill(first.pid, signal.SIGCONT)
     late = first.wait()

@@ -257,4 +257,4 @@ def test_two_ranks_train_an_adapter_like_plain_torch(
         for each, name in ((run, "policy"), (expected, part))
     )
     begun = {name: torch.zeros_like(tensor) for name, tensor in known.items()}  # B is 0, A small
-    bounds.assert_trained_alike(found, known, begun, lr=1e-2, num_steps=4)
+    bounds.assert_trained_alike(loaded, known, begun, lr=1e-2, num_steps=4)

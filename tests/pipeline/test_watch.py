@@ -58,7 +58,7 @@ def label_of(event: dict[str, Any]) -> str:
 def test_watch_shows_each_step_begin_and_end_and_a_bar_that_moves(finished: LocalRun, tmp_path: Path) -> None:
     events = read_events(finished)
     num_shown = [event["kind"] for event in events].index("published")
-    run, bars = LocalRun(tmp_path / "run"), defaultdict[str, list[int]](list)
+    run, bars = LocalRun(tmp_path / "run"), defaultdict[tuple[str, str], list[int]](list)
     with Terminal([*SPIN, "watch", run.uri, "--wait-for-start"], 80, 30) as terminal:
         terminal.wait_for(lambda screen: "waiting for a run" in screen[0])
         with locked(run.scratch):
@@ -71,7 +71,8 @@ def test_watch_shows_each_step_begin_and_end_and_a_bar_that_moves(finished: Loca
                         terminal.wait_for(is_at_work(label))
                     case "progress":
                         counts = f"{event['done']}/{event['total']} {event['unit']}"
-                        bars[label].append(row(terminal.wait_for(is_at_work(label, counts)), label).count("━"))
+                        line = row(terminal.wait_for(is_at_work(label, counts)), label)
+                        bars[label, event["unit"]].append(line.count("━"))
                     case "metrics":
                         terminal.wait_for(lambda screen, step=event["global_step"]: f"after step {step}" in screen)  # type: ignore[misc]
                     case "samples":
@@ -82,8 +83,10 @@ def test_watch_shows_each_step_begin_and_end_and_a_bar_that_moves(finished: Loca
                 writer.write(json.dumps(event))
             shutil.copytree(finished.root, run.root, ignore=shutil.ignore_patterns("events"), dirs_exist_ok=True)
         assert terminal.wait() == 0
-    assert {"generate", "ref-logprob", "train-epoch", "validate"} <= bars.keys()
-    assert all(lengths == sorted(set(lengths)) and len(lengths) > 1 for lengths in bars.values()), bars
+    assert {"generate", "ref-logprob", "train-epoch", "validate"} <= {label for label, _ in bars}
+    for name in (("generate", "answers"), ("ref-logprob", "pairs"), ("train-epoch", "steps")):
+        assert len(bars[name]) > 1
+        assert bars[name] == sorted(set(bars[name]))
     assert is_done("iteration 0")(terminal.last_words)
     assert is_done("iteration 1")(terminal.last_words)
     assert any(line.startswith("done: ") for line in terminal.last_words), "the summary comes after the moving picture"
@@ -93,9 +96,9 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
     small = ["spin.max_iterations=1", "spin.max_epochs=1", "data.max_train_records=24", "training.save_interval=1"]
     settings = [part for setting in small for part in ("--set", setting)]
-    # the run waits in front of these: while it generates, and after each of the first two of three training steps
+    # the run waits in front of these: when it has generated, and after each of the first two of three training steps
     gates = [Gate(rf"PUT .*/iterations/0/{key}") for key in ("generations/", "epochs/0/partial/2/", "epochs/0/policy/")]
-    shown = [("generate", "0/24 "), ("train-epoch", "1/3 steps"), ("train-epoch", "2/3 steps")]
+    shown = [("generate", "24/24 answers"), ("train-epoch", "1/3 steps"), ("train-epoch", "2/3 steps")]
     with ExitStack() as stack:
         proxy = stack.enter_context(closing(Proxy(s3.port)))
         proxy.reset(*(gate.rule for gate in gates))
@@ -120,8 +123,9 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3
         assert running.wait() == 0, "a watch that is left must not end the run"
         assert watching.wait() == 0
     for terminal in (running, watching):
-        begun, one_third, two_thirds = bars[terminal]
-        assert begun == 0 < one_third < two_thirds
+        whole, one_third, two_thirds = bars[terminal]
+        assert 0 < one_third < two_thirds
+        assert whole > 0
     late = watch(uri, "--json")
     assert late.returncode == 0, late.stderr
     events = [json.loads(line) for line in late.stdout.splitlines()]

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from clock import Clock
+from spin_components import events
 from spin_components.events import EventLog, EventTail, Progress, read_events
 from spin_components.store.local import LocalRun
 
 LABELS = {"step": "train-epoch", "iteration": 0, "epoch": 1, "shard": None}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of events; it stands."""
+    clock = Clock()
+    monkeypatch.setattr(events, "time", clock)
+    return clock
 
 
 def test_events_have_kind_time_and_the_labels_that_are_set(tmp_path: Path) -> None:
@@ -112,19 +122,21 @@ def kinds(run_folder: Path) -> list[str]:
     return [event["kind"] for event in read_events(LocalRun(run_folder))]
 
 
-def test_frequent_events_are_limited_and_the_last_one_is_kept(tmp_path: Path) -> None:
+def test_frequent_events_are_limited_and_the_last_one_is_kept(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
-    for step in range(1000):
+    for step in range(1000):  # a hundredth of a second each, and a little, which keeps clear of rounding
+        clock.now = 1000.0 + 0.010001 * step
         log.write("metrics", global_step=step)
         log.write("progress", done=step, total=1000, unit="steps")
     log.write("done", facts={})
-    events = read_events(LocalRun(tmp_path))
-    assert len(events) < 500  # 2000 events without the limit
-    assert [event["global_step"] for event in events if event["kind"] == "metrics"][-1] == 999
-    assert [event["done"] for event in events if event["kind"] == "progress"][-1] == 999
-    assert events[-1]["kind"] == "done"
+    found = read_events(LocalRun(tmp_path))
+    # a metric each fifth of a second and progress each half: every 20th and every 50th step, and the last
+    assert [event["global_step"] for event in found if event["kind"] == "metrics"] == [*range(0, 1000, 20), 999]
+    assert [event["done"] for event in found if event["kind"] == "progress"] == [*range(0, 1000, 50), 999]
+    assert found[-1]["kind"] == "done"
 
 
+@pytest.mark.usefixtures("clock")
 def test_closing_writes_held_back_events(tmp_path: Path) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     log.write("metrics", global_step=1)
@@ -134,13 +146,11 @@ def test_closing_writes_held_back_events(tmp_path: Path) -> None:
     assert [event["global_step"] for event in read_events(LocalRun(tmp_path))] == [1, 2]
 
 
-def test_progress_has_rate_and_remaining_time_of_this_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("spin_components.events.time.monotonic", lambda: clock[0])
+def test_progress_has_rate_and_remaining_time_of_this_attempt(tmp_path: Path, clock: Clock) -> None:
     log = EventLog(LocalRun(tmp_path), LABELS)
     progress = Progress(log, 20, "steps", done=10)
-    clock[0] = 104.0
-    progress.update(12, num_tokens=80)  # two steps in four seconds; eight remain
+    clock.now += 4.0
+    progress.update(12, num_tokens=80)  # two steps in four seconds; eight are left
     first, second = read_events(LocalRun(tmp_path))
     assert (first["done"], first["total"], first["unit"]) == (10, 20, "steps")
     assert (second["rate"], second["eta_s"], second["tokens_per_s"]) == (0.5, 16.0, 20.0)

@@ -238,6 +238,6 @@ def test_processes_share_a_cache_that_is_too_small(s3: S3Server, tmp_path: Path)
         subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for _ in range(3)
     ]
-    failures = [process.communicate(lines, timeout=120)[1] for process in processes]
+    failures = [process.communicate(lines)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], failures
     assert list((tmp_path / "cache" / "views").iterdir()) == []

@@ -33,7 +33,6 @@ def numbers(events: list[dict[str, int]]) -> list[int]:
     return [event["number"] for event in events]
 
 
-@pytest.mark.timeout(60)
 def test_lines_are_stored_while_the_writer_continues(s3: S3Server) -> None:
     with open_run(f"s3://{BUCKET}/appended") as run:
         lines = run.appender("events/a.jsonl")
@@ -84,7 +83,6 @@ def test_no_lines_create_no_object(s3: S3Server) -> None:
         assert run.sizes("") == {}
 
 
-@pytest.mark.timeout(60)
 def test_unreachable_storage_is_one_warning_and_no_error(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,7 +102,6 @@ def test_unreachable_storage_is_one_warning_and_no_error(
     assert f"events could not be stored: PUT s3://{BUCKET}/down/events/a-00000.jsonl" in record.getMessage()
 
 
-@pytest.mark.timeout(60)
 def test_pending_lines_are_stored_when_storage_returns(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_CHUNK_BYTES", 100)
     with listening(times(3, "PUT", refusal(403, "AccessDenied")), s3.port) as server:

@@ -139,7 +139,7 @@ def opened(script: Script, tmp_path: Path) -> str:
         variables = {"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
         environment = {**os.environ, **variables, "NO_PROXY": "127.0.0.1"}
         command = [sys.executable, "-c", OPEN]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert server.requests
     assert done.returncode == 0, done.stderr
     return done.stdout

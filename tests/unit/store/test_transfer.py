@@ -30,7 +30,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bucket(s3: S3Server) -> Bucket:
-    return Bucket(BUCKET, deadline_s=20.0)
+    return Bucket(BUCKET)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def uploading(s3: S3Server, monkeypatch: pytest.MonkeyPatch, path: Path, key: st
     """Upload a file through a scripted server; returns the server, which has stopped."""
     with listening(script, s3.port) as server:
         monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
-        transfers = Transfers(Bucket(BUCKET, deadline_s=5.0))
+        transfers = Transfers(Bucket(BUCKET))
         try:
             assert transfers.upload(path, key) == digest_file(path)
         finally:
@@ -226,7 +226,7 @@ def test_truncated_parts_are_downloaded_again(
     bucket.put("cut", path.read_bytes())
     with listening(times(3, "GET", reply(206, b"\0" * 1000, length=PART)), s3.port) as server:
         monkeypatch.setenv("S3_ENDPOINT", server.endpoint)
-        transfers = Transfers(Bucket(BUCKET, deadline_s=20.0))
+        transfers = Transfers(Bucket(BUCKET))
         assert transfers.download("cut", tmp_path / "down", 10 * PART) == digest_file(path)
         transfers.close()
         assert server.count("GET") == 13
