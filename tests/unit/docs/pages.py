@@ -46,6 +46,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 """A record of each form that `data.formats` reads."""
 
+_APOSTROPHES = {"trls": "TRL's", "an answers": "an answer's", "the models own": "the model's own"}
+"""Words of tests' names, which have none."""
+
 
 def settings_page() -> str:
     """Every section and key of a configuration file, from the pydantic models."""
@@ -234,8 +237,16 @@ def _tested_families() -> list[tuple[str, str, str]]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef) and (named := _families_of(node)):
-                words = _sentence(node.name.removeprefix("test_").replace("_", " ").replace("trls", "TRL's"))
-                rows.append((words, ", ".join(f"`{name}`" for name in named), f"`{path.relative_to(ROOT).as_posix()}`"))
+                words = node.name.removeprefix("test_").replace("_", " ")
+                for plain, written in _APOSTROPHES.items():
+                    words = words.replace(plain, written)
+                rows.append(
+                    (
+                        _sentence(words),
+                        ", ".join(f"`{name}`" for name in named),
+                        f"`{path.relative_to(ROOT).as_posix()}`",
+                    )
+                )
     return rows
 
 
