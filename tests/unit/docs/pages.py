@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from spin_components.data.formats import Conversation, parse_record
 from spin_pipeline.cli import EXIT_CODES, _parser
 from spin_pipeline.cluster_settings import Configuration
@@ -65,34 +67,21 @@ def settings_page() -> str:
     ]
     for name, field in Configuration.model_fields.items():
         model = field.annotation
-        assert isinstance(model, type)
-        lines += ["", f"## [{name}]", "", *_docstring(model), "", *_keys(schema["$defs"][model.__name__], schema)]
+        assert isinstance(model, type) and issubclass(model, BaseModel)
+        text = _escaped(" ".join((model.__doc__ or "").split()))
+        lines += ["", f"## [{name}]", "", text, "", *_keys(model, schema)]
     return "\n".join(lines) + "\n"
 
 
-def _docstring(model: type) -> list[str]:
-    text = re.sub(r"\s*\n\s*", "\n", (model.__doc__ or "").strip())
-    return [_escaped(" ".join(text.split()))]
-
-
-def _keys(section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+def _keys(model: type[BaseModel], schema: dict[str, Any]) -> list[str]:
     rows = []
-    for key, value in section["properties"].items():
-        default = f"`{_toml(value['default'])}`" if "default" in value else _made_default(section, key)
+    for key, value in schema["$defs"][model.__name__]["properties"].items():
+        field = model.model_fields[key]
+        default = "none: must be given"
+        if not field.is_required():
+            default = f"`{_toml(value.get('default', field.get_default(call_default_factory=True)))}`"
         rows.append((f"`{key}`", _type(value, schema), default, _escaped(value.get("description", ""))))
     return _table(("key", "value", "default", "what it is"), rows)
-
-
-def _made_default(section: dict[str, Any], key: str) -> str:
-    """The default of a key that pydantic makes anew for each model, and so leaves out of its schema."""
-    if key in section.get("required", ()):
-        return "none: must be given"
-    (model,) = (
-        field.annotation
-        for field in Configuration.model_fields.values()
-        if isinstance(field.annotation, type) and field.annotation.__name__ == section["title"]
-    )
-    return f"`{_toml(model.model_fields[key].get_default(call_default_factory=True))}`"
 
 
 def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:

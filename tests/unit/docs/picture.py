@@ -53,7 +53,7 @@ def record_events(run_uri: str) -> None:
 
 
 def _is_halfway(event: dict[str, Any]) -> bool:
-    return event["kind"] == "progress" and event["step"] == "train-epoch" and 2 * event["done"] == event["total"]
+    return bool((event["kind"], event["step"]) == ("progress", "train-epoch") and event["total"] == 2 * event["done"])
 
 
 if __name__ == "__main__":
