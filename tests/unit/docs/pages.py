@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from spin_components.data.formats import Conversation, parse_record
 from spin_pipeline.cli import EXIT_CODES, _parser
 from spin_pipeline.cluster_settings import Configuration
@@ -46,6 +48,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 """A record of each form that `data.formats` reads."""
 
+_APOSTROPHES = {"trls": "TRL's", "an answers": "an answer's", "the models own": "the model's own"}
+"""Words of tests' names, which have none."""
+
 
 def settings_page() -> str:
     """Every section and key of a configuration file, from the pydantic models."""
@@ -62,34 +67,21 @@ def settings_page() -> str:
     ]
     for name, field in Configuration.model_fields.items():
         model = field.annotation
-        assert isinstance(model, type)
-        lines += ["", f"## [{name}]", "", *_docstring(model), "", *_keys(schema["$defs"][model.__name__], schema)]
+        assert isinstance(model, type) and issubclass(model, BaseModel)
+        text = _escaped(" ".join((model.__doc__ or "").split()))
+        lines += ["", f"## [{name}]", "", text, "", *_keys(model, schema)]
     return "\n".join(lines) + "\n"
 
 
-def _docstring(model: type) -> list[str]:
-    text = re.sub(r"\s*\n\s*", "\n", (model.__doc__ or "").strip())
-    return [_escaped(" ".join(text.split()))]
-
-
-def _keys(section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+def _keys(model: type[BaseModel], schema: dict[str, Any]) -> list[str]:
     rows = []
-    for key, value in section["properties"].items():
-        default = f"`{_toml(value['default'])}`" if "default" in value else _made_default(section, key)
+    for key, value in schema["$defs"][model.__name__]["properties"].items():
+        field = model.model_fields[key]
+        default = "none: must be given"
+        if not field.is_required():
+            default = f"`{_toml(value.get('default', field.get_default(call_default_factory=True)))}`"
         rows.append((f"`{key}`", _type(value, schema), default, _escaped(value.get("description", ""))))
     return _table(("key", "value", "default", "what it is"), rows)
-
-
-def _made_default(section: dict[str, Any], key: str) -> str:
-    """The default of a key that pydantic makes anew for each model, and so leaves out of its schema."""
-    if key in section.get("required", ()):
-        return "none: must be given"
-    (model,) = (
-        field.annotation
-        for field in Configuration.model_fields.values()
-        if isinstance(field.annotation, type) and field.annotation.__name__ == section["title"]
-    )
-    return f"`{_toml(model.model_fields[key].get_default(call_default_factory=True))}`"
 
 
 def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -234,8 +226,16 @@ def _tested_families() -> list[tuple[str, str, str]]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef) and (named := _families_of(node)):
-                words = _sentence(node.name.removeprefix("test_").replace("_", " ").replace("trls", "TRL's"))
-                rows.append((words, ", ".join(f"`{name}`" for name in named), f"`{path.relative_to(ROOT).as_posix()}`"))
+                words = node.name.removeprefix("test_").replace("_", " ")
+                for plain, written in _APOSTROPHES.items():
+                    words = words.replace(plain, written)
+                rows.append(
+                    (
+                        _sentence(words),
+                        ", ".join(f"`{name}`" for name in named),
+                        f"`{path.relative_to(ROOT).as_posix()}`",
+                    )
+                )
     return rows
 
 
