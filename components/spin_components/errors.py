@@ -7,9 +7,9 @@ SpinError                    a run cannot go on; the message says where, what, a
 ├── InputsChangedError       a finished step was made from other inputs         exit 2
 ├── BusyError                another runner is at work on the run              exit 2
 ├── StorageAccessError       storage refuses what the run needs                exit 2
-├── ClusterAccessError       KFP refuses what was asked                        exit 2
+├── ClusterAccessError       KFP refuses a request                             exit 2
 ├── StorageError             storage does not answer, or has no room           exit 1
-├── ClusterError             KFP does not answer, or cannot do what was asked   exit 1
+├── ClusterError             KFP or Kubernetes does not answer a request        exit 1
 ├── IntegrityError           an object is missing, truncated or altered         exit 1
 ├── NonFiniteError           a loss or a gradient is NaN or infinite            exit 1
 ├── StepZeroError            policy and reference differ before any update      exit 1
@@ -69,7 +69,7 @@ class ClusterAccessError(SpinError):
 
 
 class ClusterError(SpinError):
-    """KFP did not answer in the time allowed."""
+    """KFP, or Kubernetes, did not answer in the time allowed."""
 
 
 class AlreadyTrainedError(SpinError):

@@ -1,4 +1,4 @@
-"""What a step had of the machine it ran on, for the record, for its cost, and for whoever runs it again."""
+"""The machine that a step ran on, for its manifest: cores, GPUs, and what its rounding depends on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ _PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm")
 
 
 def describe(num_gpus: int, *, computes: bool = False, ranks: int = 0) -> dict[str, Any]:
-    """Cores, and GPUs where the step used some; of a step that computes, also what its rounding depends on.
+    """Describe the cores and the GPUs that the step used; for a step that computes, also what affects rounding.
 
     Args:
-        num_gpus: that the step takes if there are any. Whether there are is asked of torch where the step has imported
-            it; a step that has not used none.
-        computes: whether the step works with a model.
-        ranks: training processes, where the step has some.
+        num_gpus: that the step uses where there are any; a step that has not imported torch has used none.
+        computes: whether the step computes with a model.
+        ranks: training processes; 0 for none.
 
     Returns: `num_cores`, `num_gpus` and, above 0 of them, `gpu`, their name. Of a step that computes: `processor` and
         `instructions`, the vector extensions that torch takes; `threads` of this process; `ranks`; and `packages`, the
@@ -41,10 +40,10 @@ def describe(num_gpus: int, *, computes: bool = False, ranks: int = 0) -> dict[s
 
 
 def processor(root: Path = Path("/")) -> str:
-    """The processor's name, or its architecture where the system does not tell.
+    """The processor's name, or its architecture where the system does not name it.
 
     Args:
-        root: of the file system; tests lay out another.
+        root: of the file system, for tests.
     """
     try:
         lines = (root / "proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
@@ -55,6 +54,6 @@ def processor(root: Path = Path("/")) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that this process has imported: those it worked with, whatever is installed by now."""
+    """Versions of the packages that this process has imported, whatever is installed by now."""
     found = ((name, getattr(sys.modules.get(name), "__version__", None)) for name in _PACKAGES)
     return {name: str(version) for name, version in found if version}

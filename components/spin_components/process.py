@@ -1,92 +1,133 @@
-"""How a process performs a step: the one call that a component makes, logging, and the end of a process's family.
+"""The process that a step runs in: logging, exit codes, forked children, and their end with their parent.
 
-It imports nothing beyond the standard library but errors: with a warm server, the process that KFP starts for a step
-only hands it on.
+It imports the standard library and `spin_components.errors` alone: every component imports it first.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from spin_components.errors import SpinError
+from spin_components.signals import Interrupted
 
-WARM_SERVER = "SPIN_WARM_SERVER"
-"""Names the socket of a local run's server (`spin_components.warm`)."""
 RUNNER = "SPIN_RUNNER"
-"""Names the pid of the process that runs an attempt's steps one after another, on one machine."""
+"""Environment variable: pid of the process that runs an attempt's steps one after another, on one machine."""
 ATTEMPT = "SPIN_ATTEMPT"
-"""Names the attempt, the pipeline run, that a step's process works for."""
+"""Environment variable: id of the attempt (the pipeline run) that a step's process works for."""
 STOPPED = ""
-"""What a step returns instead of an address when the attempt's time is up: the steps after it pass it on."""
+"""What a step returns instead of an address when the attempt's time is up; the steps after it pass it on."""
 
 
-def perform(target: str, attempt: str, **arguments: Any) -> str:
-    """Run a step function, in the warm server of a local run where there is one, else in this process.
+@contextmanager
+def step_of(attempt: str) -> Iterator[None]:
+    """Run the block as a step of an attempt, with logging.
 
     Args:
-        target: `module:function` below this package.
-        attempt: id of the pipeline run that the step is part of.
-        arguments: plain JSON values.
-
-    Returns: what the function returns, one string.
+        attempt: id of the pipeline run that the step belongs to.
 
     Raises:
-        SystemExit: the step failed in a way that is explained on standard error.
+        SystemExit: in place of a SpinError, whose message goes to standard error, and of a signal.
     """
-    if address := os.environ.get(WARM_SERVER):
-        from spin_components.warm import request
-
-        return request(address, target, attempt, arguments)
-    return call(target, attempt, arguments)
-
-
-def perform_optional(target: str, attempt: str, **arguments: Any) -> str:
-    """As `perform`, for a step that others must not fall with: a failure stands in the run's events and in the log.
-
-    Returns: what the function returns; empty where it failed.
-    """
-    try:
-        return perform(target, attempt, **arguments)
-    except SystemExit as error:
-        sys.stderr.write(f"{target} ended with {error.code}; the run goes on without it, and says so at its end\n")
-        return STOPPED
-
-
-def call(target: str, attempt: str, arguments: dict[str, Any]) -> str:
-    """Import and call a step function; a SpinError becomes one message and an exit code."""
     configure_logging()
     os.environ[ATTEMPT] = attempt
-    module, function = target.split(":")
     try:
-        return str(getattr(importlib.import_module(f"spin_components.{module}"), function)(**arguments))
+        yield
     except SpinError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         raise SystemExit(error.exit_code) from error
+    except Interrupted as error:
+        raise SystemExit(128 + error.number) from error
     finally:
-        os.environ.pop(ATTEMPT, None)  # what this process does next is no part of the attempt
+        os.environ.pop(ATTEMPT, None)  # what this process does next is not part of the attempt
+
+
+def optional_step(attempt: str, step: Callable[..., str], **arguments: object) -> str:
+    """Run a step in a forked child, so that its failure, even a crash, does not fail the caller.
+
+    Args:
+        attempt: id of the pipeline run that the step belongs to.
+        step: the step's function.
+        arguments: its arguments.
+
+    Returns: what the step returns; `STOPPED` where it failed.
+    """
+    reader, writer = os.pipe()
+    if (child := fork()) == 0:
+        with ending(), step_of(attempt):
+            os.write(writer, step(**arguments).encode())  # an address: far shorter than a pipe's buffer
+    code = exit_code_of(child)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        returned = answer.read() if code == 0 else b""
+    if code:
+        sys.stderr.write(f"{step.__name__} ended with {code}; the run goes on without it and reports it at its end\n")
+        return STOPPED
+    return returned.decode()
+
+
+def fork() -> int:
+    """Fork this process.
+
+    Returns: the child's pid; 0 in the child, which leads a session of its own and ends when this process ends.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        die_with_parent(parent)
+    return child
+
+
+def exit_code_of(child: int) -> int:
+    """Wait for a forked child; returns its exit code, or minus the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End this process with the block: with 0, with the code of a SystemExit, or after a traceback with 1."""
+    code = 1
+    try:
+        yield
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def configure_logging() -> None:
-    """Lines of time, level and message on standard error."""
+    """Log time, level and message to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.captureWarnings(True)
     for name in ("httpx", "DeepSpeed", "vllm"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def die_with_parent(interval_s: float = 0.5) -> None:
-    """End this process, and the group it leads, soon after its parent has ended.
+def die_with_parent(parent: int = 0, interval_s: float = 0.5) -> None:
+    """Kill this process, and the group it leads, soon after its parent has ended.
 
-    A runner that is killed outright cannot end its children; without this they would go on writing beside the
-    run that replaces it.
+    A process that is killed outright cannot end its children, which would go on writing beside the run's next attempt.
+
+    Args:
+        parent: the parent's pid where it is known, since it may have ended already; 0 for the parent of this moment.
+        interval_s: seconds between two looks.
     """
-    parent = os.getppid()
+    parent = parent or os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -97,9 +138,7 @@ def die_with_parent(interval_s: float = 0.5) -> None:
 
 
 def end_process_group() -> None:
-    """Kill this process, and with it the group where it leads one."""
-    import signal
-
+    """Kill this process, and its group where it leads one."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)

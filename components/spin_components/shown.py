@@ -16,7 +16,7 @@ from typing import Any
 
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
-from spin_components.process import STOPPED, WARM_SERVER
+from spin_components.process import RUNNER, STOPPED
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
@@ -129,7 +129,7 @@ def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iterati
 
 def _fill(run_uri: str, returned: str, fill: Callable[[RunStore], None]) -> None:
     """Show something, unless the step stopped before its end, or nobody would look at it: on one machine."""
-    if returned == STOPPED or WARM_SERVER in os.environ:
+    if returned == STOPPED or RUNNER in os.environ:
         return
     with _never_an_error(), open_run(run_uri) as run:
         fill(run)

@@ -1,4 +1,4 @@
-"""`spin-pipeline`: what a person types."""
+"""The command line `spin-pipeline`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EXIT_CODES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, do what it says, and return the exit code."""
+    """Parse the arguments, run the command, and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.do(options))

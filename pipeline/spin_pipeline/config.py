@@ -1,4 +1,4 @@
-"""A run's configuration: a TOML file and overrides, checked as a whole, and what a pipeline takes of it."""
+"""Read a run's configuration, a TOML file and overrides, and make the pipeline's arguments of it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PACKAGE = Path(__file__).parent
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
+    """Paths of the configurations that come with the package, by name."""
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     folder = next(folder for folder in folders if folder.is_dir())
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def find_config(name_or_path: str) -> Path:
-    """A file, or one of the shipped configurations by its name.
+    """The path of a configuration: of a file, or of a shipped one by its name.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: there is neither.
     """
     shipped = shipped_configs()
     path = Path(name_or_path)
@@ -50,7 +50,7 @@ def load_settings(
         run_uri: replaces `run.uri`.
 
     Raises:
-        ConfigError: every mistake at once.
+        ConfigError: listing every mistake.
     """
     path = find_config(config or DEFAULT)
     try:
@@ -63,7 +63,7 @@ def load_settings(
 def check_settings(
     values: dict[str, Any], overrides: Sequence[str] = (), run_uri: str | None = None, *, source: str
 ) -> Configuration:
-    """Apply overrides to section tables and check the whole; see `load_settings`."""
+    """Apply overrides to tables of sections and check the result; see `load_settings`."""
     for override in overrides:
         _apply(values, override)
     if run_uri:
@@ -80,7 +80,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A value as in TOML; what is none, or would be a date, is text."""
+    """Parse a TOML value; anything else, and a date or time, is text."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -98,7 +98,7 @@ def _put(values: dict[str, Any], path: list[str], value: Any, *, source: str) ->
 
 
 def pipeline_parameters(settings: Settings) -> dict[str, Any]:
-    """The arguments of the compiled pipeline: one table a section, and the two a person changes most on their own."""
+    """The arguments of the compiled pipeline: a table for each section, and `run_uri` and `max_iterations`."""
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     run = sections.pop("run")
     uri = run.pop("uri")

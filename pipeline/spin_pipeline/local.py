@@ -1,4 +1,4 @@
-"""A run on this machine: the driver started, its events shown, its end judged by what lies in storage."""
+"""Run or resume a run on this machine: start the driver, show its events, read from storage how it ended."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from types import FrameType
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 
 from spin_components.errors import ConfigError
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.events import EventTail
-from spin_components.lora.packages import check_lora_packages
+from spin_components.lora.packages import check_packages
 from spin_components.prepare.checks import check_inputs
 from spin_components.settings import Settings
+from spin_components.signals import Interrupted, interruptible, uninterrupted
 from spin_components.store import layout
 from spin_components.store.lease import check_free
 from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import check_packages
 from spin_pipeline.lock import is_locked, locked
 from spin_pipeline.status import RunStatus, read_status
 from spin_pipeline.watch.live import Display, open_display
@@ -29,10 +28,7 @@ from spin_pipeline.watch.live import Display, open_display
 _WAIT_S = 0.2
 _GRACE_S = 3.0
 LOG = "driver.log"
-
-
-class _InterruptedError(Exception):
-    """A signal asked this process to end."""
+DRIVER = (sys.executable, "-m", "spin_pipeline.driver")
 
 
 def run_local(settings: Settings, console: Console) -> RunStatus:
@@ -52,20 +48,28 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     run = open_run(settings.run.uri)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": run.uri})})
     run.probe()
-    check_packages(settings.tracking)
-    check_lora_packages(settings.lora)
-    check_evaluation_packages(settings.evaluation)
+    check_packages(settings.tracking, settings.lora, settings.evaluation)
     check_inputs(settings)
     log = run.scratch / LOG
     console.print(
         f"run {settings.run.name}: {run.uri} (everything steps print: {log})", highlight=False, soft_wrap=True
     )
-    with locked(run.scratch) as lock:
+    with locked(run.scratch) as lock, log.open("ab") as output:
         check_free(run)
         display = open_display(console, run.uri)
-        code = _drive(settings, run, lock, EventTail(run, skip=not display.wants_history), display)
+        driver = subprocess.Popen(
+            [*DRIVER, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(lock,),
+            # keeps the current folder off the path: KFP imports `docker`, and would take a folder of that name for it
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+        )
+        code = _follow(driver, settings, EventTail(run, skip=not display.wants_history), display, run.poll_s)
         if code > 0:
-            check_free(run)  # another machine was first, between that look and the first step
+            check_free(run)  # another machine may have been first, between that look and the first step
     _wait_for_steps(run)
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
@@ -77,46 +81,41 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     return status
 
 
-def _drive(settings: Settings, run: RunStore, lock: int, tail: EventTail, display: Display) -> int:
-    """Start the driver, tell what happens, wait; a signal ends it and all its children. Returns its exit code."""
-    path = run.scratch / ".settings.json"
-    path.write_text(settings.model_dump_json(include=set(Settings.model_fields)), encoding="utf-8")
-    command = [sys.executable, "-m", "spin_pipeline.driver", str(path), str(lock)]
-    # the current folder is kept off the path: KFP imports `docker`, which a folder of that name would stand in for
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    with (run.scratch / LOG).open("ab") as log:
-        driver = subprocess.Popen(
-            command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,), env=environment
-        )
-    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        told = 0.0
-        while driver.poll() is None:
-            if time.monotonic() - told >= run.poll_s:
-                display.tell(tail.new())
-                told = time.monotonic()
-            time.sleep(_WAIT_S)
-        display.tell(tail.new())
-        return driver.returncode
-    except _InterruptedError:
-        display.interrupted()
-        return -signal.SIGTERM
-    finally:
-        for number in previous:
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave children behind
-        display.close()
-        _end(driver)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        path.unlink(missing_ok=True)
+def _follow(
+    driver: subprocess.Popen[bytes], settings: Settings, tail: EventTail, display: Display, poll_s: float
+) -> int:
+    """Give the driver its settings and show the run's events until it ends; returns its exit code.
+
+    SIGINT and SIGTERM end the driver and its children; the code is negative then.
+    """
+    with interruptible():
+        try:
+            _send(driver, settings)
+            shown = 0.0
+            while driver.poll() is None:
+                if time.monotonic() - shown >= poll_s:
+                    display.tell(tail.new())
+                    shown = time.monotonic()
+                time.sleep(_WAIT_S)
+            display.tell(tail.new())
+            return driver.returncode
+        except Interrupted as signal_:
+            display.interrupted()
+            return -signal_.number
+        finally:
+            with uninterrupted():
+                display.close()
+                _end(driver)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise _InterruptedError
+def _send(driver: subprocess.Popen[bytes], settings: Settings) -> None:
+    assert driver.stdin is not None
+    with suppress(BrokenPipeError), driver.stdin as pipe:  # it has ended: its log says why
+        pipe.write(settings.model_dump_json(include=set(Settings.model_fields)).encode())
 
 
 def _end(driver: subprocess.Popen[bytes]) -> None:
-    """End the driver's process group; the steps notice that their callers are gone and end themselves."""
+    """End the driver's process group; forked steps lead groups of their own and end when they find it gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(driver.pid, number)
@@ -130,7 +129,7 @@ def _end(driver: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for_steps(run: RunStore) -> None:
-    """Give steps whose runner was ended the moment they need to end themselves."""
+    """Wait a few seconds for steps whose driver was ended; they hold the run's lock until they end."""
     deadline = time.monotonic() + _GRACE_S
     while is_locked(run.scratch) and time.monotonic() < deadline:
         time.sleep(0.1)

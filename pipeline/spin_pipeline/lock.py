@@ -1,7 +1,7 @@
-"""One runner at a time on a run on this machine: a lock that the kernel lets go of when its holders are gone.
+"""A lock on a run, for the processes of this machine; the kernel releases it when all its holders have ended.
 
-The lease in the run's storage (`spin_components.store.lease`) does the same between machines, but cannot know at once
-that a process has died.
+The lease in the run's storage (`spin_components.store.lease`) does the same between machines, but holds for minutes
+after a process has died.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PATIENCE_S = 5.0
 
 @contextmanager
 def locked(scratch: Path) -> Iterator[int]:
-    """Hold a run; yields the descriptor that child processes are to inherit, so that the lock lasts as long as they do.
+    """Hold the lock of a run; yields its file descriptor, with which child processes that inherit it hold it too.
 
-    Waits a little, because the steps of a runner that was killed need a moment to notice.
+    Waits up to 5 seconds, in which the steps of a runner that was killed end.
 
     Args:
         scratch: the run's folder on this machine.
@@ -48,7 +48,7 @@ def locked(scratch: Path) -> Iterator[int]:
 
 
 def is_locked(scratch: Path) -> bool:
-    """Whether a runner, or a step it started, is alive on this machine."""
+    """Whether a process of this machine holds the lock: a runner, or a step that it started."""
     try:
         descriptor = os.open(scratch / _NAME, os.O_RDWR)
     except OSError:

@@ -36,8 +36,10 @@ TEMPLATE = {
 }
 STEP = """
 import json, sys
-from spin_components.process import call
-print(call("train_epoch.nodes.step:train_on_nodes", "attempt-1", json.loads(sys.argv[1])))
+from spin_components.process import step_of
+from spin_components.train_epoch.nodes.step import train_on_nodes
+with step_of("attempt-1"):
+    print(train_on_nodes(**json.loads(sys.argv[1])))
 """
 
 
@@ -186,7 +188,7 @@ def test_a_job_that_nobody_follows_ends_itself(
     step.kill()
     step.wait()
     wait_for(lambda: job.pods[0].exit_code is not None)
-    assert "has sent no heartbeat" in job.pods[0].log.read_text("utf-8")
+    assert "has written no heartbeat" in job.pods[0].log.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

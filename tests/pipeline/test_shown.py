@@ -9,7 +9,7 @@ import pytest
 from kfp import dsl
 
 from spin_components import shown
-from spin_components.process import WARM_SERVER
+from spin_components.process import RUNNER
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.local import LocalRun
@@ -19,7 +19,7 @@ from spin_components.store.models import model_files
 @pytest.fixture(autouse=True)
 def on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """On one machine nobody would look."""
-    monkeypatch.delenv(WARM_SERVER, raising=False)
+    monkeypatch.delenv(RUNNER, raising=False)
 
 
 def test_the_data_set_says_what_it_was_made_of(finished: LocalRun, tmp_path: Path) -> None:

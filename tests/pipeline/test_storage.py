@@ -18,11 +18,19 @@ from s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 from spin_components.errors import BusyError
 from spin_components.settings import Settings
 from spin_components.store.layout import BASE_VALIDATION, checkpoint
-from spin_components.store.lease import LeaseHolder
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.run import open_run
 from spin_pipeline import local
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+LOSE = """
+import json, os, sys
+from spin_components.store.lease import LeaseHolder
+from spin_components.store.run import open_run
+
+os.environ["SPIN_RUNNER"] = sys.argv[1]  # a process that lives on holds the lease
+LeaseHolder(open_run(json.load(sys.stdin)["run"]["uri"]), "winner", take_over=True).close()
+sys.exit(1)
+"""
 
 
 def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -63,11 +71,8 @@ def test_a_second_machine_is_refused_then_goes_on_where_the_first_one_died(s3: S
 def test_who_loses_the_race_for_a_run_is_told_who_won(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(settings: Settings, run: RunStore, *others: object) -> int:
-        LeaseHolder(run, "winner", take_over=True).close()
-        return 1  # as the driver does when `prepare` is refused
-
-    monkeypatch.setattr(local, "_drive", lose)
+    # a driver that finds its run taken: `prepare` is refused, which ends it with 1
+    monkeypatch.setattr(local, "DRIVER", (sys.executable, "-c", LOSE))
     with pytest.raises(BusyError, match=r"another runner is at work on .*: attempt winner"):
         local.run_local(make_settings(), Console())
 

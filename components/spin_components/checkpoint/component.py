@@ -1,4 +1,4 @@
-"""KFP component: choose, publish, decide."""
+"""KFP component: publish an iteration's policy and decide whether the run goes on."""
 
 from kfp import dsl
 
@@ -19,18 +19,19 @@ def checkpoint(
     report: dsl.Output[dsl.HTML],
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_checkpoint
 
-    uri = perform(
-        "checkpoint.step:publish",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        reference_uri=reference_uri,
-        policy_uri=policy_uri,
-        max_iterations=max_iterations,
-        selection=selection,
-    )
+    with step_of(attempt):
+        from spin_components.checkpoint.step import publish
+
+        uri = publish(
+            run_uri=run_uri,
+            iteration=iteration,
+            reference_uri=reference_uri,
+            policy_uri=policy_uri,
+            max_iterations=max_iterations,
+            selection=selection,
+        )
     show_checkpoint(model, metrics, report, run_uri, iteration, policy_uri)
     return uri

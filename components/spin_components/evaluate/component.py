@@ -1,4 +1,4 @@
-"""KFP component: evaluate a published model; what fails here ends nothing else."""
+"""KFP component: evaluate a published model; its failure does not end the run."""
 
 from kfp import dsl
 
@@ -16,13 +16,12 @@ def evaluate(
 ) -> str:
     """Evaluate what an iteration published; -1 is the base model. See `evaluate.step`.
 
-    `after` is what came out of the steps that must be over; KFP orders tasks by such values.
+    `after` is an output of the tasks that must be over before; KFP orders tasks by their inputs.
     """
-    from spin_components.process import perform_optional
+    from spin_components.evaluate import step
+    from spin_components.process import optional_step
     from spin_components.shown import show_evaluation
 
-    uri = perform_optional(
-        "evaluate.step:evaluate", attempt=attempt, run_uri=run_uri, iteration=iteration, hardware=hardware
-    )
+    uri = optional_step(attempt, step.evaluate, run_uri=run_uri, iteration=iteration, hardware=hardware)
     show_evaluation(metrics, run_uri, iteration, uri)
     return uri

@@ -13,8 +13,8 @@ from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.checkpoint.pruning import prune_evaluated
 from spin_components.errors import SpinError
 from spin_components.evaluate.figures import tracked
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.execution import Step
+from spin_components.lora.packages import check_packages
 from spin_components.report.refresh import refresh
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
@@ -88,7 +88,7 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
             replaces=True,
         ):
             step.is_last |= _is_over(step.run)  # also where it fails
-            check_evaluation_packages(step.evaluation)
+            check_packages(step.evaluation)
             _evaluate(step, model, parts)
         if not step.is_stopped and _is_over(step.run):
             step.is_last = True

@@ -1,4 +1,4 @@
-"""KFP component: one sampled answer a prompt, from the reference."""
+"""KFP component: sample an answer to each prompt from the reference."""
 
 from kfp import dsl
 
@@ -16,17 +16,18 @@ def generate(
     samples: dsl.Output[dsl.Markdown],
 ) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_samples
 
-    uri = perform(
-        "generate.step:generate_shard",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        shard=shard,
-        reference_uri=reference_uri,
-        hardware=hardware,
-    )
+    with step_of(attempt):
+        from spin_components.generate.step import generate_shard
+
+        uri = generate_shard(
+            run_uri=run_uri,
+            iteration=iteration,
+            shard=shard,
+            reference_uri=reference_uri,
+            hardware=hardware,
+        )
     show_samples(samples, run_uri, iteration, shard, uri)
     return uri

@@ -1,23 +1,49 @@
-"""Whether what adapters need is installed."""
+"""Whether the optional packages that settings need are installed."""
 
 from __future__ import annotations
 
 import importlib.util
 
+from spin_components.attempt_settings import TrackingSettings
 from spin_components.errors import ConfigError
+from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.lora_settings import LoraSettings
 
 
-def check_lora_packages(lora: LoraSettings) -> None:
-    """Refuse adapters, or 4-bit weights, where their package is not installed.
+def check_packages(*sections: LoraSettings | EvaluationSettings | TrackingSettings) -> None:
+    """Refuse sections of the settings that need a package which is not installed.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: naming the setting, the package, and the extra that installs it.
     """
-    wanted = {"peft": ("lora.r", lora.is_on), "bitsandbytes": ("lora.quantize", lora.is_quantized)}
-    for package, (setting, is_set) in wanted.items():
-        if is_set and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"{setting} is set, but the package {package} is not installed here; install the extra `lora`, "
-                "or leave the setting out"
-            )
+    for section in sections:
+        extra, packages = _needs(section)
+        for package, (setting, is_set) in packages.items():
+            if is_set and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"{setting} is set, but the package {package} is not installed here; install the extra `{extra}`, "
+                    "or leave the setting out"
+                )
+
+
+def _needs(
+    section: LoraSettings | EvaluationSettings | TrackingSettings,
+) -> tuple[str, dict[str, tuple[str, bool]]]:
+    """The extra of a section, and its packages: the setting that needs each, and whether it is set."""
+    match section:
+        case LoraSettings():
+            return "lora", {
+                "peft": ("lora.r", section.is_on),
+                "bitsandbytes": ("lora.quantize", section.is_quantized),
+            }
+        case EvaluationSettings():
+            return "evaluate", {
+                "lm_eval": ("evaluation.tasks", bool(section.tasks)),
+                "openai": ("evaluation.judge_url", bool(section.judge_url)),
+            }
+        case TrackingSettings():
+            return "tracking", {
+                "tensorboard": ("tracking.tensorboard", section.tensorboard),
+                "mlflow": ("tracking.mlflow_uri", bool(section.mlflow_uri)),
+                "wandb": ("tracking.wandb_project", bool(section.wandb_project)),
+            }

@@ -45,12 +45,12 @@ def prepare(
     tolerations=list,
     affinity=dict,
 ):
-    """Check configuration, model and data; write shards; return the base model's URI, and what pods shall ask for.
+    """Check configuration, model and data; write shards; return the base model's URI, and the pods' resource requests.
 
     See `prepare.step`.
     """
     from spin_components.placement import placed
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_data
 
     settings = {
@@ -69,6 +69,9 @@ def prepare(
         "placement": placement,
         "tracking": tracking,
     }
-    uri = perform("prepare.step:prepare", attempt=attempt, run_uri=run_uri, settings=settings, compiled=compiled)
+    with step_of(attempt):
+        from spin_components.prepare import step
+
+        uri = step.prepare(run_uri=run_uri, settings=settings, compiled=compiled)
     show_data(dataset, run_uri, uri)
     return uri, *placed(settings)

@@ -14,9 +14,8 @@ from spin_components import __version__
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.execution import Step
-from spin_components.lora.packages import check_lora_packages
+from spin_components.lora.packages import check_packages
 from spin_components.memory.work import longest_of
 from spin_components.model_folder import check_model_folder
 from spin_components.prepare import builtin
@@ -32,7 +31,6 @@ from spin_components.store.digests import FileDigest, FileDigests, content_of, d
 from spin_components.store.manifests import now
 from spin_components.store.sources import Source
 from spin_components.tokenizer import load_tokenizer
-from spin_components.tracking.trackers import check_packages
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +76,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
     with Step.begin("prepare", run_uri, checked.hardware.model_dump(mode="json")) as step:
         run = step.run
         _begin_attempt(step, checked)
-        check_packages(checked.tracking)
-        check_lora_packages(checked.lora)
-        check_evaluation_packages(checked.evaluation)
+        check_packages(checked.tracking, checked.lora, checked.evaluation)
         base = _base_model(step, checked)
         foresee(step, checked, base.folder, SHORTEST, quiet=True)
         if checked.evaluation.tasks:

@@ -1,4 +1,4 @@
-"""KFP component: two float32 sums a pair, under the reference."""
+"""KFP component: log-probabilities of both answers of each pair under the reference, as two float32 sums."""
 
 from kfp import dsl
 
@@ -10,15 +10,16 @@ def ref_logprob(
     attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
 ) -> str:
     """Score both answers of every pair of a shard; return the scores' URI. See `ref_logprob.step`."""
-    from spin_components.process import perform
+    from spin_components.process import step_of
 
-    return perform(
-        "ref_logprob.step:score_shard",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        shard=shard,
-        reference_uri=reference_uri,
-        generations_uri=generations_uri,
-        hardware=hardware,
-    )
+    with step_of(attempt):
+        from spin_components.ref_logprob.step import score_shard
+
+        return score_shard(
+            run_uri=run_uri,
+            iteration=iteration,
+            shard=shard,
+            reference_uri=reference_uri,
+            generations_uri=generations_uri,
+            hardware=hardware,
+        )

@@ -1,4 +1,4 @@
-"""Limits of this machine: its cores, and what its environment variables allow."""
+"""Limits of this machine: cores, memory, and limits that environment variables set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spin_components.errors import ConfigError
 
 
 def num_cores() -> int:
-    """Cores this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
-    """Memory of this machine, or of the control group this process is in, and how much of it is free to take.
+    """Total and available memory in bytes, of this machine or of this process's control group.
 
-    Pages of files that may be dropped count as free. (0, 0) where neither is told, as on systems other than Linux.
+    Pages of files that the kernel may drop count as available. (0, 0) on systems other than Linux.
 
     Args:
-        root: of the file system; tests lay out another.
+        root: of the file system, for tests.
     """
     try:
         lines = (root / "proc/meminfo").read_text("ascii").splitlines()
@@ -36,7 +36,7 @@ def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _control_groups(root: Path) -> list[tuple[int, int, int]]:
-    """Limit, use and droppable file pages of every control group that this process is in, from version 2 or 1."""
+    """Limit, use and inactive file pages, in bytes, of each control group of this process; of version 2 or 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except OSError:
@@ -69,19 +69,19 @@ def _inactive_file_bytes(folder: Path) -> int:
 
 
 def seconds(name: str, default: float) -> float:
-    """A time above 0 from a variable.
+    """A number of seconds above 0 from an environment variable.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is something else.
     """
     return _number(name, default, "a number of seconds above 0", least=math.ulp(0.0))
 
 
 def gibibytes(name: str, default: float) -> int:
-    """A size of 0 or more from a variable that counts GiB, in bytes.
+    """A size in bytes from an environment variable in GiB, 0 or more.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is something else.
     """
     return int(_number(name, default, "a number of GiB, 0 or more", least=0.0) * 2**30)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import queue
 import threading
@@ -12,8 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from spin_components.attempt_settings import TrackingSettings
-from spin_components.errors import ConfigError
 from spin_components.settings import Settings
 from spin_components.store.run import RunStore
 
@@ -85,25 +82,6 @@ def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]
 
         openers["Weights & Biases"] = lambda: WandbTracker(run, settings)
     return Trackers(openers, warn) if openers else None
-
-
-def check_packages(tracking: TrackingSettings) -> None:
-    """Refuse a tracker whose package is not installed here.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    wanted = {
-        "tensorboard": ("tracking.tensorboard", tracking.tensorboard),
-        "mlflow": ("tracking.mlflow_uri", bool(tracking.mlflow_uri)),
-        "wandb": ("tracking.wandb_project", bool(tracking.wandb_project)),
-    }
-    for package, (setting, is_set) in wanted.items():
-        if is_set and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"{setting} is set, but the package {package} is not installed here; install the extra `tracking`, "
-                f"or leave the setting out"
-            )
 
 
 class Trackers:

@@ -1,4 +1,4 @@
-"""KFP components: one epoch of training, in this pod or in several."""
+"""KFP components: train one epoch, in this pod or in several."""
 
 from kfp import dsl
 
@@ -17,19 +17,20 @@ def train_epoch(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_training
 
-    uri = perform(
-        "train_epoch.step:train",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        epoch=epoch,
-        policy_uri=policy_uri,
-        scores_uris=scores_uris,
-        hardware=hardware,
-    )
+    with step_of(attempt):
+        from spin_components.train_epoch.step import train
+
+        uri = train(
+            run_uri=run_uri,
+            iteration=iteration,
+            epoch=epoch,
+            policy_uri=policy_uri,
+            scores_uris=scores_uris,
+            hardware=hardware,
+        )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri
 
@@ -61,20 +62,21 @@ def train_epoch_on_nodes(
     """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.nodes.step`."""
     from dataclasses import asdict
 
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_training
 
-    uri = perform(
-        "train_epoch.nodes.step:train_on_nodes",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        epoch=epoch,
-        policy_uri=policy_uri,
-        scores_uris=scores_uris,
-        hardware=hardware,
-        template=template,
-        pod=asdict(pod),
-    )
+    with step_of(attempt):
+        from spin_components.train_epoch.nodes.step import train_on_nodes
+
+        uri = train_on_nodes(
+            run_uri=run_uri,
+            iteration=iteration,
+            epoch=epoch,
+            policy_uri=policy_uri,
+            scores_uris=scores_uris,
+            hardware=hardware,
+            template=template,
+            pod=asdict(pod),
+        )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri

@@ -1,4 +1,4 @@
-"""KFP component: negative log-likelihood of the held-out human answers."""
+"""KFP component: measure the negative log-likelihood of the held-out human answers."""
 
 from kfp import dsl
 
@@ -17,18 +17,19 @@ def validate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
-    from spin_components.process import perform
+    from spin_components.process import step_of
     from spin_components.shown import show_validation
 
-    uri = perform(
-        "validate.step:validate",
-        attempt=attempt,
-        run_uri=run_uri,
-        iteration=iteration,
-        epoch=epoch,
-        policy_uri=policy_uri,
-        reference_uri=reference_uri,
-        hardware=hardware,
-    )
+    with step_of(attempt):
+        from spin_components.validate import step
+
+        uri = step.validate(
+            run_uri=run_uri,
+            iteration=iteration,
+            epoch=epoch,
+            policy_uri=policy_uri,
+            reference_uri=reference_uri,
+            hardware=hardware,
+        )
     show_validation(metrics, run_uri, iteration, epoch, uri)
     return uri

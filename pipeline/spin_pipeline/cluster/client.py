@@ -1,4 +1,4 @@
-"""Requests to the KFP API through its client: each retried in this one place, each refusal said in words."""
+"""The client of the KFP API: requests, their retries, and refusals as errors that say what to do."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import tenacity
 import urllib3.exceptions
 
 from spin_components.errors import ClusterAccessError, ClusterError, ConfigError
+from spin_components.kubernetes_api import reason_of
 from spin_components.store.limits import seconds
 from spin_pipeline.cluster.target import Target, read_token
 
 logger = logging.getLogger(__name__)
 
 DEADLINE = "SPIN_KFP_DEADLINE_S"
-"""Names the seconds for which a request is tried again before it is given up; 120 by default."""
+"""Environment variable: seconds after which a request is given up; 120 by default."""
 
 _TIMEOUT_S = (5.0, 60.0)
 _UNREADABLE_TRIES = 3
@@ -34,17 +36,30 @@ class _UnreadableError(Exception):
     """An answer that is not KFP's."""
 
 
-class Api:
-    """KFP's API with patience.
-
-    Requests are tried again after time-outs, dropped connections, 5xx answers and throttling, with exponential
-    back-off and jitter, until a deadline; what trying again cannot mend fails at once. A request that creates something
-    may so arrive twice: whoever creates asks for it by its name when it is told that it exists.
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What KFP says of itself.
 
     Attributes:
-        target: where it is.
+        is_multi_user: runs execute in their user's namespace, else in KFP's own.
+        version: as it was tagged; empty where it was built without a tag.
+    """
+
+    is_multi_user: bool
+    version: str
+
+
+class Api:
+    """The KFP API; nothing is contacted before the first request.
+
+    A request is repeated after time-outs, dropped connections, 5xx answers and throttling, with exponential back-off
+    and jitter, until a deadline; other failures are final. A request that creates something may therefore arrive twice:
+    the caller looks for it by name when KFP answers that it exists.
+
+    Attributes:
+        target: the endpoint and its credentials.
         namespace: to name in requests: the user's where KFP serves several, else empty.
-        client: `kfp.Client`; its generated services (`runs`, `pipelines`, …) are what `call` takes.
+        client: `kfp.Client`; `call` takes the methods of its generated services (`runs`, `pipelines`, …).
 
     Raises (all methods):
         ClusterAccessError: KFP refuses, or what answers is no KFP.
@@ -60,12 +75,12 @@ class Api:
         self._http = self.client.runs.api_client
 
     def call(self, what: str, operation: Callable[..., Any], *arguments: Any, tries: int = 0, **named: Any) -> Any:
-        """One request.
+        """Make one request.
 
         Args:
-            what: it does, for the error.
+            what: what it is for; errors begin with it.
             operation: a method of one of the client's generated services.
-            tries: at most so many; 0 for as many as the deadline allows.
+            tries: most attempts; 0 for as many as the deadline allows.
             arguments, named: of the operation.
         """
         import kfp_server_api
@@ -99,8 +114,20 @@ class Api:
         self._was_let_in = True
         return answer
 
+    def health(self, tries: int = 0) -> Health:
+        """What KFP says of itself; `tries` as for `call`."""
+        self.call("reaching KFP", self.client.healthzs.healthz_service_get_healthz, tries=tries)
+        health = json.loads(self._http.last_response.data)  # the generated model leaves the version out
+        is_multi_user, tag = health.get("multi_user"), health.get("tag_name") or ""
+        if not isinstance(is_multi_user, bool):
+            raise ClusterAccessError(
+                f"reaching KFP: {self.target.endpoint} answers, but its health is {str(health)[:100]}, which is not "
+                "what KFP says; check --endpoint"
+            )
+        return Health(is_multi_user, "" if tag == "unknown" else str(tag))
+
     def pages(self, what: str, operation: Callable[..., Any], items: str, **named: Any) -> Iterator[Any]:
-        """Everything that a listing has, page by page; `items` names the list in its answers."""
+        """Yield the items of a listing, page by page; `items` names the list in its answers."""
         token = ""
         while True:
             page = self.call(what, operation, page_token=token, page_size=_PAGE, **named)
@@ -155,15 +182,14 @@ class Api:
 
 
 def connect(target: Target) -> Api:
-    """Reach the API and learn whether it serves several namespaces.
+    """Connect to the API, with the namespace where it serves several.
 
     Raises:
         ClusterAccessError, ClusterError: it refuses, or does not answer.
         ConfigError: it serves several, and none is named.
     """
     api = Api(target)
-    health = api.call("reaching KFP", api.client.healthzs.healthz_service_get_healthz)
-    if health.multi_user:
+    if api.health().is_multi_user:
         if not target.namespace:
             raise ConfigError(f"KFP at {target.endpoint} serves several namespaces; name yours with --namespace")
         api.namespace = target.namespace
@@ -176,7 +202,7 @@ def refused_with(error: ClusterAccessError) -> int:
 
 
 def named(name: str) -> str:
-    """KFP's filter for what has a display name."""
+    """KFP's filter for a display name."""
     predicate = {"operation": 1, "key": "display_name", "stringValue": name}  # 1: EQUALS
     return json.dumps({"predicates": [predicate]})
 
@@ -204,7 +230,7 @@ def _client(target: Target) -> Any:
 
 
 def _is_busy(status: int | None) -> bool:
-    """Whether an HTTP status speaks of a passing trouble; 501 is for good."""
+    """Whether an HTTP status may pass: 5xx but 501, time-outs and throttling."""
     number = status or 0
     return (number >= 500 and number != 501) or number in (408, 429)
 
@@ -221,7 +247,7 @@ def _is_object(text: str) -> bool:
 
 
 def _said(error: Any) -> str:
-    """What the server says, in one line."""
+    """The server's message, in one line."""
     try:
         body = json.loads(error.body or "")
     except ValueError:
@@ -232,9 +258,8 @@ def _said(error: Any) -> str:
 
 
 def _in_short(error: BaseException) -> str:
-    """An error without the address of a connection object in it."""
+    """An error in a few words, without the address of a connection object."""
     if (status := getattr(error, "status", None)) is not None:
         return f"HTTP {status}"
     cause = getattr(error, "reason", None) or error
-    text = str(cause).rpartition("object at 0x")[2].partition(">: ")[2] or str(cause)
-    return f"{type(cause).__name__}: {text}"[:200]
+    return f"{type(cause).__name__}: {reason_of(error)}"[:200]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from spin_components.errors import ClusterError, ConfigError, SpinError
+from spin_components.signals import Interrupted, interruptible
 from spin_components.store.addresses import scheme_of
 from spin_components.store.lease import read_lease
 from spin_components.store.limits import seconds
@@ -33,10 +30,6 @@ _LAST_LINES = 15
 # KFP tells of its own machinery as of tasks: drivers, the pods inside a task, the workflow itself
 _MACHINERY = re.compile(r"root|executor|.*-driver|.*-[a-z0-9]{5}(-\d+-\d+)?|")
 _STEPS = ("prepare", "generate", "ref-logprob", "train-epoch", "validate", "checkpoint", "evaluate", "retrain")
-
-
-class _InterruptedError(Exception):
-    """A signal asked this process to end."""
 
 
 class Follower:
@@ -67,13 +60,13 @@ class Follower:
             ClusterError: it was away for too long.
         """
         poll_s, started = seconds(POLL, 5), time.monotonic()
-        with _signals():
+        with interruptible():
             try:
                 while (run := self._look()).state in UNFINISHED or not run.state:
                     if time.monotonic() - started > self._timeout_s:
                         return self._leave(f"still {run.state} after {self._timeout_s:.0f} s")
                     time.sleep(poll_s)
-            except (_InterruptedError, KeyboardInterrupt):
+            except Interrupted:
                 return self._cancel() if self._cancel_on_interrupt else self._leave("interrupted")
         return self._judge(run)
 
@@ -194,23 +187,6 @@ def _show(status: RunStatus, console: Console) -> None:
     from spin_pipeline.tables import print_status
 
     print_status(status, console)
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Make SIGTERM what Ctrl-C is: it is how Kubernetes and CI ask."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise _InterruptedError
-
-    previous = {}
-    with suppress(ValueError):  # only a main thread may
-        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}

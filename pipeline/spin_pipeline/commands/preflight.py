@@ -47,14 +47,15 @@ def add(commands: Any, exit_codes: str) -> None:
 def preflight(options: argparse.Namespace) -> int:
     """Check, say what was found, and return 0 only if nothing that is required is missing."""
     configuration = settings_of(options)
+    from spin_components.kubernetes_api import connect_kubernetes
+    from spin_pipeline.cluster.client import Api
     from spin_pipeline.cluster.preflight.checks import Cluster, check_all
-    from spin_pipeline.cluster.preflight.connections import connect_kubernetes, connect_pipelines
     from spin_pipeline.cluster.target import find_target
 
     target = find_target(options.endpoint, options.token_file, options.ca_cert, options.namespace)
     cluster = Cluster(
         connect_kubernetes(options.context),
-        connect_pipelines(target),
+        Api(target),
         options.namespace or "",  # not a pod's own: KFP for one user runs in its namespace, whoever asks
         target.namespace,
         options.service_account,

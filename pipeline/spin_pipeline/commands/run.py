@@ -26,7 +26,7 @@ def add(commands: Any, exit_codes: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the DAG here, and say how it ended."""
+    """Run the DAG here, print how it ended, and return the exit code."""
     settings = _forked(options) if options.fork_from else settings_of(options)
     from spin_pipeline.local import run_local
     from spin_pipeline.tables import print_status

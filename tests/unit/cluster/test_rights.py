@@ -11,11 +11,12 @@ from kubernetes_objects import TRAINER
 from kubernetes_rights import Deed, may, service_account
 from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components.errors import ConfigError
+from spin_components.kubernetes_api import connect_kubernetes
 from spin_components.train_epoch.nodes.cluster import Cluster as TrainJobs
 from spin_components.train_epoch.nodes.identity import Identity
+from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS, check_step_rights
 from spin_pipeline.cluster.preflight.checks import Cluster, check_all
-from spin_pipeline.cluster.preflight.connections import connect_kubernetes, connect_pipelines
 from spin_pipeline.cluster.target import Target
 from spin_pipeline.config import load_settings
 from unit.cluster.built import MANIFESTS, Objects
@@ -113,7 +114,7 @@ def test_preflight_as_the_submitter_lacks_nothing_but_a_look_into_the_secret(
     ]
     configuration = load_settings(str(MANIFESTS / "overlays/dev/run.toml"), overrides)
     with kfp_health() as kfp:
-        connections = connect_kubernetes(environment={"KUBECONFIG": str(path)}), connect_pipelines(Target(kfp.endpoint))
+        connections = connect_kubernetes(environment={"KUBECONFIG": str(path)}), Api(Target(kfp.endpoint))
         found = [finding for finding in check_all(configuration, Cluster(*connections)) if finding.verdict != "pass"]
     assert [(one.subject, str(one.verdict)) for one in found] == [
         ("storage", "warn"),

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError
-from spin_components.evaluate.packages import check_evaluation_packages
 from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.lora.packages import check_packages
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
 from spin_pipeline.config import load_settings
@@ -73,8 +73,8 @@ def test_results_depend_on_what_is_asked_and_not_on_how_fast() -> None:
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_evaluation_packages(EvaluationSettings())
+    check_packages(EvaluationSettings())
     with pytest.raises(ConfigError, match=r"evaluation\.tasks is set, but the package lm_eval .* extra `evaluate`"):
-        check_evaluation_packages(EvaluationSettings(tasks=["a"]))
+        check_packages(EvaluationSettings(tasks=["a"]))
     with pytest.raises(ConfigError, match=r"evaluation\.judge_url is set, but the package openai .* extra `evaluate`"):
-        check_evaluation_packages(EvaluationSettings(**JUDGE))
+        check_packages(EvaluationSettings(**JUDGE))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError
-from spin_components.lora.packages import check_lora_packages
+from spin_components.lora.packages import check_packages
 from spin_components.lora_settings import LoraSettings
 from spin_components.settings import Settings
 from spin_components.settings_errors import parse_settings
@@ -62,6 +62,6 @@ def test_four_bit_weights_are_not_divided_among_ranks(backend: str, ranks: int) 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_lora_packages(LoraSettings())
+    check_packages(LoraSettings())
     with pytest.raises(ConfigError, match=r"lora\.r is set, but the package peft is not installed .* extra `lora`"):
-        check_lora_packages(LoraSettings(r=2))
+        check_packages(LoraSettings(r=2))

@@ -9,10 +9,11 @@ import pytest
 from s3_server import free_port
 from spin_components.attempt_settings import TrackingSettings
 from spin_components.errors import ConfigError
+from spin_components.lora.packages import check_packages
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.tracking import trackers as module
-from spin_components.tracking.trackers import Outcome, Point, Trackers, check_packages, open_trackers
+from spin_components.tracking.trackers import Outcome, Point, Trackers, open_trackers
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Shows the log of a TrainJob's first pod as it is written, and why pods do not start."""
+"""Show the log of a TrainJob's first pod as it is written, and why its pods do not start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import threading
 import time
 from typing import Any
 
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
+from spin_components.errors import ClusterError
 from spin_components.train_epoch.nodes.cluster import Cluster
 
 logger = logging.getLogger(__name__)
@@ -20,10 +18,10 @@ _ENDED = ("Succeeded", "Failed")
 
 
 class NodeLog:
-    """Follows a job's pods; failures of its own are logged, never raised.
+    """Follows a job's pods; its own failures are logged, never raised.
 
     Args:
-        cluster: API of the cluster.
+        cluster: that the job runs on.
         job: name of the TrainJob.
     """
 
@@ -33,27 +31,27 @@ class NodeLog:
         self._waiting = ""
 
     def tell(self) -> None:
-        """Read the pods' state: start to follow the log of the first, and log what others wait for."""
+        """Read the pods once: start following the first one's log, report why others wait."""
         pods = self._cluster.pods(self._job)
         waiting = "; ".join(filter(None, (_waits_for(pod) for pod in pods)))
         if waiting and waiting != self._waiting:
             logger.info("TrainJob %s waits: %s", self._job, waiting)
         self._waiting = waiting
         for pod in pods:
-            name = pod.metadata.name
-            if pod.metadata.labels.get(_INDEX) == "0" and pod.status.phase != "Pending" and name not in self._threads:
+            name, labels = pod["metadata"]["name"], pod["metadata"].get("labels") or {}
+            if labels.get(_INDEX) == "0" and _phase_of(pod) != "Pending" and name not in self._threads:
                 self._threads[name] = threading.Thread(
                     target=self._follow, args=(name,), name=f"log-{name}", daemon=True
                 )
                 self._threads[name].start()
 
     def close(self, wait_s: float = 5.0) -> None:
-        """Wait briefly for the rest of the log."""
+        """Wait up to `wait_s` seconds for the log's end."""
         for thread in self._threads.values():
             thread.join(wait_s)
 
     def _follow(self, pod: str) -> None:
-        """Copy a pod's lines to standard error; after a broken connection, continue after the last one shown."""
+        """Copy a pod's lines to standard error; after a broken connection, from the last line shown."""
         last, seen_at = "", time.monotonic()
         for again in range(100):
             try:
@@ -63,21 +61,26 @@ class NodeLog:
                     if stamp > last:
                         last, seen_at = stamp, time.monotonic()
                         sys.stderr.write(f"{text}\n")
-                if not any(
-                    p.metadata.name == pod and p.status.phase not in _ENDED for p in self._cluster.pods(self._job)
-                ):
+                pods = {one["metadata"]["name"]: one for one in self._cluster.pods(self._job)}
+                if pod not in pods or _phase_of(pods[pod]) in _ENDED:
                     return
-            except (ApiException, HTTPError) as error:
+            except ClusterError as error:
                 logger.debug("the log of %s broke off: %s", pod, error)
             time.sleep(1.0)
 
 
-def _waits_for(pod: Any) -> str:
-    """Why a pod does not run yet; empty if it runs."""
-    for condition in pod.status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status == "False":
-            return f"{pod.metadata.name}: {condition.message}"
-    for status in pod.status.container_statuses or []:
-        if status.state.waiting and status.state.waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
-            return f"{pod.metadata.name}: {status.state.waiting.reason}: {status.state.waiting.message}"
+def _phase_of(pod: dict[str, Any]) -> str:
+    return str(pod.get("status", {}).get("phase", "Pending"))
+
+
+def _waits_for(pod: dict[str, Any]) -> str:
+    """Why a pod does not run yet, or empty."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{name}: {condition.get('message')}"
+    for container in status.get("containerStatuses") or []:
+        waiting = container.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{name}: {waiting['reason']}: {waiting.get('message')}"
     return ""

@@ -1,6 +1,7 @@
 """One pod of several that train an epoch; runs `python -m spin_components.train_epoch.nodes.node JOB`.
 
-Kubeflow Trainer sets torchrun's rendezvous in `PET_` variables. Each pod fetches its inputs; global rank 0 writes.
+Kubeflow Trainer sets torchrun's `PET_` variables, the rendezvous among them. Each machine fetches its own inputs; only
+the first rank of all writes to storage.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 class NodeJob(BaseModel):
-    """The argument of each pod; addresses, since pods share nothing but storage.
+    """The argument of each machine: addresses, since machines share nothing but storage.
 
     Attributes:
-        inputs: of the epoch's manifest.
+        inputs: the inputs that the epoch's manifest will record.
         hardware: the attempt's `[hardware]`.
     """
 
@@ -46,10 +47,10 @@ class NodeJob(BaseModel):
 
 
 def train_here(job: NodeJob) -> None:
-    """Train this pod's part of the epoch.
+    """Train this machine's part of the epoch.
 
     Raises:
-        SpinError: why the epoch cannot be trained.
+        SpinError: it cannot, or failed.
     """
     with open_run(job.run_uri) as run:
         settings = read_settings(run, job.hardware)

@@ -10,6 +10,7 @@ from typing import Any
 from spin_components import errors
 from spin_components.errors import BusyError, EngineError, SpinError
 from spin_components.execution import Step
+from spin_components.signals import Interrupted
 from spin_components.store import layout
 from spin_components.train_epoch.inputs import epoch_inputs
 from spin_components.train_epoch.nodes.cluster import Cluster
@@ -123,7 +124,7 @@ def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s
             if step.lease:
                 step.lease.claim()
             time.sleep(poll_s)
-    except (BusyError, SystemExit, KeyboardInterrupt):
+    except (BusyError, Interrupted):
         logger.info("TrainJob %s is deleted", name)
         cluster.delete(name)
         raise
@@ -146,18 +147,19 @@ def _end_of(job: dict[str, Any]) -> tuple[str, str] | None:
 def _failure(cluster: Cluster, name: str, message: str) -> SpinError:
     """The error that the failed pod raised, or one with its exit code and last lines."""
     for pod in cluster.pods(name):
-        for status in pod.status.container_statuses or []:
-            ended = status.state.terminated or (status.last_state and status.last_state.terminated)
-            if not ended or ended.exit_code == 0:
+        pod_name = pod["metadata"]["name"]
+        for status in pod.get("status", {}).get("containerStatuses") or []:
+            ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated")
+            if not ended or ended["exitCode"] == 0:
                 continue
-            lines = cluster.last_lines(pod.metadata.name, _LAST_LINES)
+            lines = cluster.last_lines(pod_name, _LAST_LINES)
             if lines and (known := re.fullmatch(r"(\w+Error): (.*)", lines[-1])):
                 kind = getattr(errors, known[1], None)
                 if isinstance(kind, type) and issubclass(kind, SpinError):
-                    return kind(f"{pod.metadata.name}: {known[2]}")
+                    return kind(f"{pod_name}: {known[2]}")
             end = "\n".join(f"  {line}" for line in lines)
             return EngineError(
-                f"TrainJob {name}: pod {pod.metadata.name} ended with code {ended.exit_code} ({ended.reason}); "
+                f"TrainJob {name}: pod {pod_name} ended with code {ended['exitCode']} ({ended.get('reason')}); "
                 f"its last lines:\n{end}"
             )
     return EngineError(f"TrainJob {name} failed: {message or 'no pod of it says why'}")

@@ -1,4 +1,4 @@
-"""The namespace that runs execute in, the account of their pods, and what that and we may do there."""
+"""Checks of the namespace, of the pods' service account, and of the rights of that account and of the caller."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spin_pipeline.cluster.preflight.asking import Answer, Api, path_of
+from spin_components.kubernetes_api import KubernetesApi, Response, path_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1"
@@ -14,7 +14,7 @@ _REVIEWS = "/apis/authorization.k8s.io/v1"
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Verbs on a resource, `pods` or `pods/log`, of an API group, empty for the core one; on all of them or on one."""
+    """Verbs on a resource (`pods`, `pods/log`) of an API group, empty for the core one; `name` restricts it to one."""
 
     group: str
     resource: str
@@ -30,14 +30,14 @@ STEP_RIGHTS = (
     Right("argoproj.io", "workflowtaskresults", ("create", "patch")),
     Right("", "configmaps", ("get",), "kfp-launcher"),
 )
-"""What the account of every step's pod must have: to report results, and to learn where artifacts go."""
+"""Rights of every step's service account: to report results, and to read where artifacts go."""
 
 TRAIN_JOB_RIGHTS = (
     Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "delete")),
     Right("", "pods", ("list",)),
     Right("", "pods/log", ("get",)),
 )
-"""What `train-epoch` needs beside it to run on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
+"""Rights that `train-epoch` needs in addition on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
 
 OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "pipelines", ("create", "get", "list")),
@@ -45,46 +45,46 @@ OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "runs", ("create", "get", "list", "terminate")),
     Right("pipelines.kubeflow.org", "jobs", ("create", "get", "list", "delete")),
 )
-"""What KFP for several users asks Kubernetes about whoever submits and schedules."""
+"""Rights that a multi-user KFP requires of the caller who submits and schedules."""
 
 
-def check_namespace(kubernetes: Api, namespace: str) -> Iterator[Finding]:
-    """It exists, and is not about to go."""
-    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace))
-    if answer.status == 404:
+def check_namespace(kubernetes: KubernetesApi, namespace: str) -> Iterator[Finding]:
+    """Check that the namespace exists and is not being deleted."""
+    response = kubernetes.get(path_of("api", "v1", "namespaces", namespace))
+    if response.status == 404:
         remedy = "name the one that KFP runs pipelines in with --namespace: kubeflow, or a user's own profile"
         yield failed("namespace", f"{namespace} does not exist", remedy)
-    elif not answer.is_ok:
-        yield unseen("namespace", namespace, answer)
-    elif (phase := answer.body.get("status", {}).get("phase", "Active")) != "Active":
+    elif not response.is_ok:
+        yield unseen("namespace", namespace, response)
+    elif (phase := response.body.get("status", {}).get("phase", "Active")) != "Active":
         yield failed("namespace", f"{namespace} is {phase}", "wait until it is gone, and set it up again")
     else:
         yield passed("namespace", namespace)
 
 
-def check_service_account(kubernetes: Api, namespace: str, account: str) -> Iterator[Finding]:
-    """The account of the pods exists."""
-    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "serviceaccounts", account))
-    if answer.status == 404:
+def check_service_account(kubernetes: KubernetesApi, namespace: str, account: str) -> Iterator[Finding]:
+    """Check that the pods' service account exists."""
+    response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "serviceaccounts", account))
+    if response.status == 404:
         remedy = "KFP's own is pipeline-runner, with several users default-editor; name it with --service-account"
         yield failed("service account", f"{account} does not exist in {namespace}", remedy)
-    elif not answer.is_ok:
-        yield unseen("service account", account, answer)
+    elif not response.is_ok:
+        yield unseen("service account", account, response)
     else:
         yield passed("service account", account)
 
 
-def check_step_rights(kubernetes: Api, namespace: str, account: str, *, with_jobs: bool) -> Iterator[Finding]:
-    """What the account of the pods may do; a warning where we may not ask."""
+def check_step_rights(kubernetes: KubernetesApi, namespace: str, account: str, *, with_jobs: bool) -> Iterator[Finding]:
+    """Check the rights of the pods' service account; a warning where the caller may not read them."""
     user = f"system:serviceaccount:{namespace}:{account}"
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
     path = f"{_REVIEWS}{path_of('namespaces', namespace, 'localsubjectaccessreviews')}"
     review = {"kind": "LocalSubjectAccessReview", "metadata": {"namespace": namespace}}
     asked = (*STEP_RIGHTS, *(TRAIN_JOB_RIGHTS if with_jobs else ()))
     lacking = _lacking(kubernetes, path, review, {"user": user, "groups": groups}, asked, namespace)
-    if isinstance(lacking, Answer):
+    if isinstance(lacking, Response):
         remedy = f"as someone who may: kubectl auth can-i --list -n {namespace} --as {user}"
-        yield warned("rights of steps", f"may not ask what {account} may do ({lacking.why_not})", remedy)
+        yield warned("rights of steps", f"may not ask what {account} may do ({lacking.error})", remedy)
     elif lacking:
         remedy = f"kubectl apply -k manifests/overlays/dev (or gpu) binds them to pipeline-runner in {namespace}"
         yield failed("rights of steps", f"{account} may not {_listed(lacking)}", remedy)
@@ -92,13 +92,13 @@ def check_step_rights(kubernetes: Api, namespace: str, account: str, *, with_job
         yield passed("rights of steps", f"{account} may {_listed(asked)}")
 
 
-def check_our_rights(kubernetes: Api, namespace: str) -> Iterator[Finding]:
-    """What KFP will ask about us where it serves several users."""
+def check_our_rights(kubernetes: KubernetesApi, namespace: str) -> Iterator[Finding]:
+    """Check the caller's rights that a multi-user KFP requires."""
     review = {"kind": "SelfSubjectAccessReview"}
     lacking = _lacking(kubernetes, f"{_REVIEWS}/selfsubjectaccessreviews", review, {}, OUR_RIGHTS, namespace)
-    if isinstance(lacking, Answer):
+    if isinstance(lacking, Response):
         remedy = f"kubectl auth can-i create runs.pipelines.kubeflow.org -n {namespace}"
-        yield warned("our rights", f"could not ask what we may do ({lacking.why_not})", remedy)
+        yield warned("our rights", f"could not ask what we may do ({lacking.error})", remedy)
     elif lacking:
         remedy = f"have a RoleBinding to the ClusterRole kubeflow-edit made for you in {namespace}"
         yield failed("our rights", f"we may not {_listed(lacking)}", remedy)
@@ -106,22 +106,22 @@ def check_our_rights(kubernetes: Api, namespace: str) -> Iterator[Finding]:
         yield passed("our rights", f"we may {_listed(OUR_RIGHTS)}")
 
 
-def unseen(subject: str, name: str, answer: Answer) -> Finding:
-    """The finding for what could not be looked at: a warning where we may not, else a failure."""
-    if answer.is_refused:
-        return warned(subject, f"may not look at {name} ({answer.why_not})", "ask someone who may to run this command")
-    return failed(subject, f"{name}: {answer.why_not}", "the Kubernetes API is in trouble; try again when it answers")
+def unseen(subject: str, name: str, response: Response) -> Finding:
+    """The finding for an object that could not be read: a warning where the caller may not, else a failure."""
+    if response.is_refused:
+        return warned(subject, f"may not look at {name} ({response.error})", "ask someone who may to run this command")
+    return failed(subject, f"{name}: {response.error}", "the Kubernetes API is in trouble; try again when it answers")
 
 
 def _lacking(
-    kubernetes: Api,
+    kubernetes: KubernetesApi,
     path: str,
     review: dict[str, Any],
     subject: dict[str, Any],
     asked: Sequence[Right],
     namespace: str,
-) -> list[Right] | Answer:
-    """The rights that are not there, or the answer that says why we do not know."""
+) -> list[Right] | Response:
+    """The rights that are missing, or the response to a question that failed."""
     lacking = []
     for right in asked:
         resource, _, subresource = right.resource.partition("/")
@@ -131,10 +131,10 @@ def _lacking(
             attributes |= {"subresource": subresource} if subresource else {}
             attributes |= {"name": right.name} if right.name else {}
             body = {"apiVersion": "authorization.k8s.io/v1", **review}
-            answer = kubernetes.post(path, {**body, "spec": {**subject, "resourceAttributes": attributes}})
-            if not answer.is_ok:
-                return answer
-            if not answer.body.get("status", {}).get("allowed"):
+            response = kubernetes.post(path, {**body, "spec": {**subject, "resourceAttributes": attributes}})
+            if not response.is_ok:
+                return response
+            if not response.body.get("status", {}).get("allowed"):
                 missing.append(verb)
         if missing:
             lacking.append(replace(right, verbs=tuple(missing)))

@@ -1,12 +1,13 @@
-"""All checks in the order in which one depends on another."""
+"""All checks, each after those that it depends on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spin_components.kubernetes_api import KubernetesApi
+from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, training, volumes
-from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import demands_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed
 from spin_pipeline.cluster_settings import Configuration
@@ -17,7 +18,7 @@ _ACCOUNT, _USER_ACCOUNT = "pipeline-runner", "default-editor"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a run is to be submitted to.
+    """The cluster that a run is to be submitted to.
 
     Attributes:
         kubernetes: its API.
@@ -28,7 +29,7 @@ class Cluster:
         is_growing: whether nodes are added when pods wait for them.
     """
 
-    kubernetes: Api
+    kubernetes: KubernetesApi
     pipelines: Api
     namespace: str = ""
     user_namespace: str = ""
@@ -37,17 +38,15 @@ class Cluster:
 
 
 def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Finding]:
-    """Everything that a run of this configuration needs, each as soon as it is known.
+    """Check everything that a run of this configuration needs, and yield each finding as soon as it is known.
 
     Args:
         configuration: a run's settings and `[cluster]`.
-        cluster: where it shall run.
+        cluster: that it is to run on.
     """
     yield from inputs.check_addresses(configuration)
     yield from inputs.check_storage(configuration)
-    answer = servers.ask_health(cluster.pipelines)
-    yield from servers.check_pipelines(cluster.pipelines, answer)
-    health = servers.health_of(answer)
+    health = yield from servers.check_pipelines(cluster.pipelines)
     is_multi_user = health is not None and health.is_multi_user
     reachable = list(servers.check_kubernetes(cluster.kubernetes))
     yield from reachable

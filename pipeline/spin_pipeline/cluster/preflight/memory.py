@@ -1,10 +1,11 @@
-"""Whether the steps' estimated memory fits the pods and the GPUs that they will have."""
+"""Check that the steps' estimated memory fits their pods and GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from spin_components.errors import SpinError
+from spin_components.kubernetes_api import KubernetesApi
 from spin_components.memory.finding import find_shape
 from spin_components.memory.fit import shortages
 from spin_components.memory.judging import told
@@ -13,7 +14,6 @@ from spin_components.memory.staging import staged
 from spin_components.memory.steps import estimate_steps
 from spin_components.memory.work import Work, longest_allowed
 from spin_components.settings import Settings
-from spin_pipeline.cluster.preflight.asking import Api
 from spin_pipeline.cluster.preflight.demands import Demand
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 from spin_pipeline.cluster.preflight.nodes import obstacle, read_node
@@ -24,8 +24,8 @@ GPU_MEMORY_LABEL = "nvidia.com/gpu.memory"
 _SUBJECT = "memory"
 
 
-def check_memory(kubernetes: Api, settings: Settings, demands: Sequence[Demand]) -> Iterator[Finding]:
-    """Every step with a model, for the longest pair that the settings allow, against its pod and its GPU.
+def check_memory(kubernetes: KubernetesApi, settings: Settings, demands: Sequence[Demand]) -> Iterator[Finding]:
+    """Compare the estimate of every step with a model, for the longest pair allowed, with its pod and its GPU.
 
     Args:
         kubernetes: the cluster, whose nodes may be labelled with their GPUs' memory.
@@ -56,13 +56,13 @@ def check_memory(kubernetes: Api, settings: Settings, demands: Sequence[Demand])
         yield passed(_SUBJECT, f"{told(estimates)} (the model by {origin})")
 
 
-def _smallest_gpu(kubernetes: Api, demands: Sequence[Demand]) -> int:
-    """Bytes of the smallest GPU that a pod may get, as nodes are labelled; 0 if they are not."""
-    answer = kubernetes.get("/api/v1/nodes", limit="5000")
-    if not answer.is_ok:
+def _smallest_gpu(kubernetes: KubernetesApi, demands: Sequence[Demand]) -> int:
+    """Bytes of the smallest GPU that a pod may get, from labels of nodes; 0 where there are none."""
+    response = kubernetes.get("/api/v1/nodes", limit="5000")
+    if not response.is_ok:
         return 0
     placed = [demand for demand in demands if not demand.steps.startswith("prepare")]
-    nodes = [read_node(item) for item in answer.body.get("items") or []]
+    nodes = [read_node(item) for item in response.body.get("items") or []]
     sizes = [
         int(node.labels[GPU_MEMORY_LABEL])
         for node in nodes

@@ -1,12 +1,12 @@
-"""The Secrets that pods are given: there, with the keys that are named. Of a value only that there is one is seen."""
+"""Check that the pods' Secrets exist with the keys they need; values are tested for being set, and not read further."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from spin_components.evaluation_settings import JUDGE_KEY
+from spin_components.kubernetes_api import KubernetesApi, path_of
 from spin_pipeline.cluster.preflight.accounts import unseen
-from spin_pipeline.cluster.preflight.asking import Api, path_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
 from spin_pipeline.cluster_settings import ClusterSettings
 
@@ -16,8 +16,8 @@ _REGISTRY_TYPES = {
 }
 
 
-def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
-    """Those of the storage, of the model hub, of trackers, of the judge and of the images' registry."""
+def check_secrets(kubernetes: KubernetesApi, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
+    """Check the Secrets of the storage, the model hub, trackers, the judge and the image registry."""
     if cluster.storage_secret:
         keys = sorted(set(cluster.storage_env.values()))
         yield from _check_keys(kubernetes, namespace, "storage secret", cluster.storage_secret, keys)
@@ -33,16 +33,18 @@ def check_secrets(kubernetes: Api, namespace: str, cluster: ClusterSettings) -> 
         yield from _check_registry(kubernetes, namespace, cluster.image_pull_secret)
 
 
-def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: list[str]) -> Iterator[Finding]:
+def _check_keys(
+    kubernetes: KubernetesApi, namespace: str, subject: str, name: str, keys: list[str]
+) -> Iterator[Finding]:
     literals = " ".join(f"--from-literal={key}=…" for key in keys)
     command = f"kubectl create secret generic {name} -n {namespace} {literals}"
-    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
-    if answer.status == 404:
+    response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
+    if response.status == 404:
         yield failed(subject, f"{name} does not exist in {namespace}", command)
-    elif not answer.is_ok:
-        yield unseen(subject, name, answer)
+    elif not response.is_ok:
+        yield unseen(subject, name, response)
     else:
-        present = {key for key, value in (answer.body.get("data") or {}).items() if value}
+        present = {key for key, value in (response.body.get("data") or {}).items() if value}
         if lacking := [key for key in keys if key not in present]:
             found = ", ".join(sorted(present)) or "none"
             remedy = f"kubectl delete secret {name} -n {namespace}, then {command}"
@@ -51,21 +53,21 @@ def _check_keys(kubernetes: Api, namespace: str, subject: str, name: str, keys: 
             yield passed(subject, f"{name} has {', '.join(keys or sorted(present)) or 'no keys'}")
 
 
-def _check_registry(kubernetes: Api, namespace: str, name: str) -> Iterator[Finding]:
+def _check_registry(kubernetes: KubernetesApi, namespace: str, name: str) -> Iterator[Finding]:
     command = f"kubectl create secret docker-registry {name} -n {namespace} --docker-server=… --docker-username=… "
     command += "--docker-password=…"
-    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
-    if answer.status == 404:
+    response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "secrets", name))
+    if response.status == 404:
         yield failed("image pull secret", f"{name} does not exist in {namespace}", command)
-    elif not answer.is_ok:
-        yield unseen("image pull secret", name, answer)
+    elif not response.is_ok:
+        yield unseen("image pull secret", name, response)
     else:
-        kind = str(answer.body.get("type", ""))
+        kind = str(response.body.get("type", ""))
         key = _REGISTRY_TYPES.get(kind)
         if key is None:
             found = f"{name} has the type {kind!r}, expected {' or '.join(map(repr, _REGISTRY_TYPES))}"
             yield failed("image pull secret", found, f"kubectl delete secret {name} -n {namespace}, then {command}")
-        elif not (answer.body.get("data") or {}).get(key):
+        elif not (response.body.get("data") or {}).get(key):
             remedy = f"kubectl delete secret {name} -n {namespace}, then {command}"
             yield failed("image pull secret", f"{name} has no {key}", remedy)
         else:

@@ -1,12 +1,13 @@
-"""Whether both servers answer, and in a version that was made for."""
+"""Check that KFP and Kubernetes answer, in supported versions."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 
-from spin_pipeline.cluster.preflight.asking import Answer, Api
+from spin_components.errors import ClusterAccessError, ClusterError
+from spin_components.kubernetes_api import KubernetesApi
+from spin_pipeline.cluster.client import Api, Health
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
 KFP_VERSIONS = ((2, 15), (2, 17))
@@ -15,66 +16,44 @@ KFP_VERSIONS = ((2, 15), (2, 17))
 KUBERNETES_VERSIONS = ((1, 29), (1, 33))
 """First and last minor version of Kubernetes that the manifests are validated against."""
 
+_TUNNEL = "from outside: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, and --endpoint http://127.0.0.1:8888"
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What KFP says of itself.
 
-    Attributes:
-        is_multi_user: runs execute in a namespace of their user, else in KFP's own.
-        version: as it was tagged; empty where it was built without a tag.
+def check_pipelines(pipelines: Api) -> Generator[Finding, None, Health | None]:
+    """Check that KFP's API answers, in a version that accepts the pipeline.
+
+    Returns: KFP's health; None where it does not answer.
     """
-
-    is_multi_user: bool
-    version: str
-
-
-def ask_health(pipelines: Api) -> Answer:
-    """What KFP says of itself; see `health_of`."""
-    return pipelines.get("/apis/v2beta1/healthz")
-
-
-def health_of(answer: Answer) -> Health | None:
-    """Read a health answer; None where it is not KFP's."""
-    is_multi_user = answer.body.get("multi_user")
-    if not answer.is_ok or not isinstance(is_multi_user, bool):
-        return None
-    tag = str(answer.body.get("tag_name", ""))
-    return Health(is_multi_user, "" if tag == "unknown" else tag)
-
-
-def check_pipelines(pipelines: Api, answer: Answer) -> Iterator[Finding]:
-    """KFP's API: reachable, KFP, and of a version that takes the pipeline."""
     subject = "pipelines"
-    health = health_of(answer)
-    if health is None:
-        found = answer.why_not or f"its health is {str(answer.body)[:100]}, which is not what KFP says"
-        yield failed(subject, f"{pipelines.host} does not answer as KFP's API: {found}", _pipelines_remedy(answer))
-        return
-    mode = "for several users" if health.is_multi_user else "for one user"
+    try:
+        health = pipelines.health(tries=1)
+    except (ClusterAccessError, ClusterError) as error:
+        yield failed(subject, str(error), _TUNNEL)
+        return None
+    users = "several users" if health.is_multi_user else "one user"
     version = _minor(health.version)
-    where = f"KFP {health.version or 'of an unknown version'}, {mode}, at {pipelines.host}"
+    where = f"KFP {health.version or 'of an unknown version'}, for {users}, at {pipelines.target.endpoint}"
     first, last = ("{}.{}".format(*bound) for bound in KFP_VERSIONS)
     if version is None:
-        remedy = f"see which image the deployment ml-pipeline runs: expected {first} to {last}"
-        yield warned(subject, where, remedy)
+        yield warned(subject, where, f"look up the image of the deployment ml-pipeline: expected {first} to {last}")
     elif not KFP_VERSIONS[0] <= version <= KFP_VERSIONS[1]:
         yield failed(subject, where, f"the pipeline needs KFP {first} to {last}; install one of those")
     else:
         yield passed(subject, where)
+    return health
 
 
-def check_kubernetes(kubernetes: Api) -> Iterator[Finding]:
-    """Kubernetes' API: reachable, and of a version that the manifests are validated for."""
+def check_kubernetes(kubernetes: KubernetesApi) -> Iterator[Finding]:
+    """Check that Kubernetes' API answers, in a version that the manifests are validated for."""
     subject = "kubernetes"
-    answer = kubernetes.get("/version")
-    version = _minor(str(answer.body.get("gitVersion", "")))
-    if not answer.is_ok or version is None:
-        found = answer.why_not or f"its version is {str(answer.body)[:100]}"
+    response = kubernetes.get("/version")
+    version = _minor(str(response.body.get("gitVersion", "")))
+    if not response.is_ok or version is None:
+        found = response.error or f"its version is {str(response.body)[:100]}"
         remedy = "check the current context (kubectl config current-context), your credentials and the network"
         yield failed(subject, f"{kubernetes.host} does not answer as a Kubernetes API: {found}", remedy)
         return
-    text = f"Kubernetes {answer.body['gitVersion']} at {kubernetes.host}"
+    text = f"Kubernetes {response.body['gitVersion']} at {kubernetes.host}"
     first, last = ("{}.{}".format(*bound) for bound in KUBERNETES_VERSIONS)
     if KUBERNETES_VERSIONS[0] <= version <= KUBERNETES_VERSIONS[1]:
         yield passed(subject, text)
@@ -85,9 +64,3 @@ def check_kubernetes(kubernetes: Api) -> Iterator[Finding]:
 def _minor(version: str) -> tuple[int, int] | None:
     match = re.match(r"v?(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else None
-
-
-def _pipelines_remedy(answer: Answer) -> str:
-    if answer.is_refused:
-        return "name a file with a valid token (--token-file), or set KFP_TOKEN"
-    return "check --endpoint; from outside: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, and http://127.0.0.1:8888"

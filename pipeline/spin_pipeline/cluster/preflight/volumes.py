@@ -1,30 +1,30 @@
-"""The volume that keeps models: claimed, of a class that exists, and open to pods on several nodes."""
+"""Check the volume of the model cache: its claim, its storage class and its access modes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from spin_components.kubernetes_api import KubernetesApi, path_of
 from spin_pipeline.cluster.preflight.accounts import unseen
-from spin_pipeline.cluster.preflight.asking import Api, path_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
-def check_model_cache(kubernetes: Api, namespace: str, claim: str) -> Iterator[Finding]:
-    """The claim that `cluster.model_cache_claim` names; nothing where it names none."""
+def check_model_cache(kubernetes: KubernetesApi, namespace: str, claim: str) -> Iterator[Finding]:
+    """Check the claim that `cluster.model_cache_claim` names."""
     subject = "model cache"
-    answer = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", claim))
-    if answer.status == 404:
+    response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", claim))
+    if response.status == 404:
         remedy = (
             "kubectl apply -k manifests/overlays/dev (or gpu) makes spin-model-cache; or set cluster.model_cache_claim"
         )
         yield failed(subject, f"the claim {claim} does not exist in {namespace}", remedy)
         return
-    if not answer.is_ok:
-        yield unseen(subject, claim, answer)
+    if not response.is_ok:
+        yield unseen(subject, claim, response)
         return
-    spec, phase = answer.body.get("spec", {}), answer.body.get("status", {}).get("phase", "Pending")
+    spec, phase = response.body.get("spec", {}), response.body.get("status", {}).get("phase", "Pending")
     modes = spec.get("accessModes") or []
     if phase == "Bound":
         yield from _check_modes(claim, modes)
@@ -46,17 +46,17 @@ def _check_modes(claim: str, modes: list[str]) -> Iterator[Finding]:
         yield passed("model cache", f"{claim}, ReadWriteMany")
 
 
-def _check_class(kubernetes: Api, claim: str, name: str | None) -> Iterator[Finding]:
-    """A claim that has no volume yet needs a class that makes one."""
+def _check_class(kubernetes: KubernetesApi, claim: str, name: str | None) -> Iterator[Finding]:
+    """Check the storage class of a claim that has no volume yet."""
     subject = "model cache"
     if name == "":
         yield failed(subject, f"{claim} is unbound and asks for no storage class", "make a volume that fits it by hand")
         return
-    answer = kubernetes.get("/apis/storage.k8s.io/v1/storageclasses")
-    if not answer.is_ok:
-        yield unseen(subject, "the storage classes", answer)
+    response = kubernetes.get("/apis/storage.k8s.io/v1/storageclasses")
+    if not response.is_ok:
+        yield unseen(subject, "the storage classes", response)
         return
-    classes = {item["metadata"]["name"]: item for item in answer.body.get("items") or []}
+    classes = {item["metadata"]["name"]: item for item in response.body.get("items") or []}
     marked = [
         known
         for known, item in classes.items()
