@@ -9,7 +9,7 @@
 `begin` takes the run's lease and records the start of the step, how it ended, and why it failed. `is_due` returns False
 where a step before this one has stopped, where the manifest is there already (an error if it was made from other
 inputs), and where the attempt's time is up. `publish` writes the manifest last, and only while the lease is held.
-SIGTERM ends the step: at once, or after a save in `delayed_termination`.
+SIGINT and SIGTERM end the step: at once, or with the block of `interruption_postponed`, which can save before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,9 +31,9 @@ from spin_components.events import EventLog, Progress
 from spin_components.machine import describe
 from spin_components.process import ATTEMPT, STOPPED
 from spin_components.settings import Settings
+from spin_components.signals import Interrupted, interruptible, postponed
 from spin_components.step_guards import (
     LoggedProgress,
-    Termination,
     TransferEvents,
     failures_recorded,
     full_disk_explained,
@@ -91,7 +91,7 @@ class Step:
     _key: str = ""
     _outputs: dict[str, FileDigest] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
-    _termination: Termination = field(default_factory=Termination)
+    _is_interrupted: Callable[[], bool] = lambda: False
 
     @classmethod
     @contextmanager
@@ -116,7 +116,7 @@ class Step:
 
         Raises:
             BusyError: another attempt holds the run.
-            SystemExit: the process got SIGTERM.
+            Interrupted: the process got SIGINT or SIGTERM.
         """
         machine = HardwareSettings(**hardware or {})
         with open_run(run_uri) as run:
@@ -134,12 +134,12 @@ class Step:
             run.on_progress = TransferEvents(step.events)
             outcome: AttemptState = "failed"
             try:
-                with step._termination.handled(), failures_recorded(step.events), full_disk_explained(run):
+                with interruptible(), failures_recorded(step.events), full_disk_explained(run):
                     yield step
                 outcome = "ended" if step.is_last and attempt else "running"
-            except BaseException:
+            except BaseException as error:
                 step.is_last |= name not in OPTIONAL
-                outcome = "running" if step._termination.is_requested else "failed"
+                outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:
                 step._close(outcome)
@@ -237,22 +237,21 @@ class Step:
         return STOPPED if self.is_stopped else address
 
     def out_of_time(self) -> bool:
-        """Whether the attempt's wall-clock limit has passed, or the process was told to end; reads no storage twice."""
+        """Whether the attempt's wall-clock limit has passed, or a signal has come; reads storage once."""
         deadline = self._attempt["deadline"]
-        return self._termination.is_requested or (deadline is not None and time.time() >= deadline)
+        return self._is_interrupted() or (deadline is not None and time.time() >= deadline)
 
     def stop(self, reason: str = "max_time") -> None:
-        """End the step before its work is done; the attempt ends with it."""
+        """End the step, and the attempt with it, before its work is done."""
+        logger.info("stopped: %s", reason)
         self.is_stopped = self.is_last = True
-        if self._termination.is_requested:
-            logger.info("stopped by SIGTERM")  # no event: whoever retries the process goes on with the attempt
-        else:
-            logger.info("stopped: %s", reason)
-            self.events.write("stop", reason=reason)
+        self.events.write("stop", reason=reason)
 
-    def delayed_termination(self) -> AbstractContextManager[None]:
-        """Have SIGTERM make `out_of_time` true instead of ending the step at once; the block asks it, and saves."""
-        return self._termination.delayed()
+    @contextmanager
+    def interruption_postponed(self) -> Iterator[None]:
+        """Have SIGINT and SIGTERM make `out_of_time` true, and end the step only with the block."""
+        with postponed() as self._is_interrupted:
+            yield
 
     def progress(self, total: int, unit: str, *, done: int = 0, verb: str = "") -> Progress:
         """Report the step's progress as events.

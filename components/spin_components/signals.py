@@ -34,6 +34,16 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def postponed() -> Iterator[Callable[[], bool]]:
+    """Raise `Interrupted` at the end of the block only; gives a function that tells whether a signal has come."""
+    numbers: list[int] = []
+    with _handled(lambda number, frame: numbers.append(number)):
+        yield lambda: bool(numbers)
+    if numbers:
+        raise Interrupted(numbers[0])
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore SIGINT and SIGTERM in the block, which ends what must not be left behind."""
     with _handled(signal.SIG_IGN):

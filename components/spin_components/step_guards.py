@@ -1,17 +1,14 @@
-"""What surrounds a running step: SIGTERM, failures and full disks, and its progress as events and log lines."""
+"""What surrounds a running step: failures and full disks, and its progress as events and log lines."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from spin_components.errors import SpinError, StorageError
 from spin_components.events import EventLog, Progress
@@ -20,51 +17,6 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S = 2.0
-
-
-class Termination:
-    """Handles SIGTERM, which ends a pod, so that whatever is open is closed.
-
-    Attributes:
-        is_requested: whether the process got the signal.
-    """
-
-    def __init__(self) -> None:
-        self.is_requested = False
-        self._is_delayed = False
-
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Make the signal a SystemExit with code 128 + 15: at once, or at the end of the block where it is delayed."""
-        if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread alone
-            yield
-            return
-        process = os.getpid()
-
-        def terminate(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != process:  # a fork of this process, whose end is nobody else's
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            self.is_requested = True
-            if not self._is_delayed:
-                raise SystemExit(128 + number)
-
-        before = signal.signal(signal.SIGTERM, terminate)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-        if self.is_requested:
-            raise SystemExit(128 + signal.SIGTERM)
-
-    @contextmanager
-    def delayed(self) -> Iterator[None]:
-        """Let the block go on after the signal; it asks `is_requested`."""
-        self._is_delayed = True
-        try:
-            yield
-        finally:
-            self._is_delayed = False
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from spin_components.algorithm import logprobs, packing
 from spin_components.data import collate
 from spin_components.data.rendering import Renderer
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
+from spin_components.generate import engine
 from spin_components.generate import step as generate_step
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
@@ -138,7 +139,7 @@ MUTATIONS = [
     Mutation(
         "template",
         "generation drops the first token of the prompt",
-        generate_step._collect,
+        engine.collect_answers,
         "[prompt.prompt_ids for prompt in prompts]",
         "[prompt.prompt_ids[1:] for prompt in prompts]",
         sampling_and_scoring,
@@ -147,7 +148,7 @@ MUTATIONS = [
     Mutation(
         "template",
         "generation doubles the first token of the prompt, like two BOS",
-        generate_step._collect,
+        engine.collect_answers,
         "[prompt.prompt_ids for prompt in prompts]",
         "[prompt.prompt_ids[:1] + prompt.prompt_ids for prompt in prompts]",
         sampling_and_scoring,
@@ -229,7 +230,7 @@ MUTATIONS = [
     Mutation(
         "EOS",
         "truncated generated answers get an EOS",
-        generate_step._play,
+        generate_step._generate,
         "            answer.token_ids,\n",
         "            answer.token_ids + eos_ids[:1] * (answer.finish_reason == 'length'),\n",
         sampling_and_scoring,
@@ -238,9 +239,9 @@ MUTATIONS = [
     Mutation(
         "reference weights",
         "answers are sampled from the base model",
-        generate_step._play,
-        "open_model(current.run, reference_uri,",
-        "open_model(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
+        generate_step._generate,
+        "open_model(step.run, reference_uri,",
+        "open_model(step.run, step.run.read_json(layout.RUN)['base_model']['uri'],",
         sampling_and_scoring,
         IntegrityError,
     ),
@@ -248,8 +249,8 @@ MUTATIONS = [
         "reference weights",
         "answers are scored by the base model",
         ref_logprob_step._scored_by,
-        "open_scored(current.run, uri,",
-        "open_scored(current.run, current.run.read_json(layout.RUN)['base_model']['uri'],",
+        "open_scored(step.run, uri,",
+        "open_scored(step.run, step.run.read_json(layout.RUN)['base_model']['uri'],",
         scoring,
         IntegrityError,
     ),

@@ -21,12 +21,20 @@ from spin_components.errors import BusyError
 from spin_components.settings import Settings
 from spin_components.store.bucket import DEADLINE
 from spin_components.store.layout import checkpoint
-from spin_components.store.lease import LeaseHolder
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.run import open_run
 from spin_pipeline import local
 from spin_pipeline.status import is_at_work
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+LOSE = """
+import json, os, sys
+
+from spin_components.store.run import open_run
+
+os.environ["SPIN_RUNNER"] = sys.argv[1]  # a process that lives on holds the lease
+LeaseHolder(open_run(json.load(sys.stdin)["run"]["uri"]), "winner", take_over=True).close()
+sys.exit(1)
+"""
 
 
 def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,11 +74,8 @@ def test_a_second_machine_is_refused_then_resumes_after_the_first_died(s3: S3Ser
 def test_the_loser_of_a_race_for_a_run_is_told_the_winner(
     make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(settings: Settings, run: RunStore, *others: object) -> int:
-        LeaseHolder(run, "winner", take_over=True).close()
-        return 1  # as the driver does when `prepare` is refused
-
-    monkeypatch.setattr(local, "_drive", lose)
+    # a driver that finds its run taken: `prepare` is refused, which ends it with 1
+    monkeypatch.setattr(local, "DRIVER", (sys.executable, "-c", LOSE))
     with pytest.raises(BusyError, match=r"another runner is at work on .*: attempt winner"):
         local.run_local(make_settings(), Console())
 

@@ -27,7 +27,7 @@ def train(backend: TorchBackend, steps: range) -> None:
     for step in steps:
         ids = torch.tensor([[1 + step, 5, 9, 13 - step]])
         backend.backward(backend.model(input_ids=ids, labels=ids, use_cache=False).loss)
-        backend.apply(RATES[step])
+        backend.clip_and_step(RATES[step])
 
 
 def weights(model: Any) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_gradients_are_clipped_by_their_norm_and_the_norm_before_is_returned(
     before = norm(model)
     assert before > 0.5
     rounding = norm_bound(model)
-    assert backend.apply(1e-3) == pytest.approx(before, rel=rounding)
+    assert backend.clip_and_step(1e-3) == pytest.approx(before, rel=rounding)
     # torch divides by the norm and 1e-6
     assert seen == [pytest.approx(0.5 * before / (before + 1e-6), rel=2 * rounding)]
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -154,7 +154,7 @@ def test_a_clip_of_0_is_off(make_random_llama: Callable[[], Any]) -> None:
     ids = torch.tensor([[1, 5, 9, 13]])
     backend.backward(model(input_ids=ids, labels=ids, use_cache=False).loss)
     before = norm(model)
-    assert backend.apply(1e-3) == pytest.approx(before, rel=norm_bound(model))
+    assert backend.clip_and_step(1e-3) == pytest.approx(before, rel=norm_bound(model))
     assert seen == [before]
 
 

@@ -263,7 +263,7 @@ def test_every_objective_refuses_a_reference_score_that_is_off(
     model = make_random_llama()
     before = weights(model)
     with pytest.raises(
-        StepZeroError, match=r"step 3: the first loss .*, expected what this objective gives the reference itself, \d"
+        StepZeroError, match=r"step 3: the first loss .*, expected this objective's loss at the reference, \d"
     ):
         stepped(backend_of(model), with_base(scored(model, 0.1)), SPLITS[2], objective=objective, is_step_zero=True)
     assert unchanged(model, before)

@@ -1,4 +1,4 @@
-"""KFP component: choose, publish, decide."""
+"""KFP component: publish an iteration's policy and decide whether the run goes on."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""KFP component: one sampled answer a prompt, from the reference."""
+"""KFP component: sample an answer to each prompt from the reference."""
 
 from kfp import dsl
 

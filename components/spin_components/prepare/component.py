@@ -45,7 +45,7 @@ def prepare(
     tolerations=list,
     affinity=dict,
 ):
-    """Check configuration, model and data; write shards; return the base model's URI, and what pods shall ask for.
+    """Check configuration, model and data; write shards; return the base model's URI, and the pods' resource requests.
 
     See `prepare.step`.
     """

@@ -1,4 +1,4 @@
-"""KFP component: two float32 sums a pair, under the reference."""
+"""KFP component: log-probabilities of both answers of each pair under the reference, as two float32 sums."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""KFP components: one epoch of training, in this pod or in several."""
+"""KFP components: train one epoch, in this pod or in several."""
 
 from kfp import dsl
 

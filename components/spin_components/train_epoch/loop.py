@@ -54,16 +54,17 @@ class EpochLoop:
         """
         for row in self.trained.rows:  # of an attempt that may have ended before its trackers had them
             self._track(row)
-        with self._step.delayed_termination():
-            for number in range(self._job.first_step, len(self._batches)):
-                if 0 <= self._job.settings.spin.max_steps <= self.trained.state.step:
-                    logger.info("max_steps = %d reached", self._job.settings.spin.max_steps)
-                    break
-                if self._backend.agree(self._step.out_of_time()):
+        max_steps = self._job.settings.spin.max_steps
+        for number in range(self._job.first_step, len(self._batches)):
+            if 0 <= max_steps <= self.trained.state.step:
+                logger.info("max_steps = %d reached", max_steps)
+                break
+            if self._backend.agree(self._step.out_of_time()):
+                if number > self._job.first_step:
                     self._save(number)
-                    return False
-                self._train(number)
-                self._after_step(number + 1)
+                return False
+            self._train(number)
+            self._after_step(number + 1)
         return True
 
     def _train(self, number: int) -> None:

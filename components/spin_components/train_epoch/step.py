@@ -65,4 +65,5 @@ def _train(step: Step, job: EpochJob) -> bool:
 
     set_threads(settings.hardware)
     compute = resolve_compute(settings.hardware, settings.training.precision)
-    return train_rank(job, step, compute, distributed=False)
+    with step.interruption_postponed():  # a signal ends the epoch after a save
+        return train_rank(job, step, compute, distributed=False)

@@ -1,4 +1,4 @@
-"""KFP component: negative log-likelihood of the held-out human answers."""
+"""KFP component: measure the negative log-likelihood of the held-out human answers."""
 
 from kfp import dsl
 

@@ -1,4 +1,4 @@
-"""Which KFP API is meant and who asks: from flags, the environment, or the pod this process runs in."""
+"""The endpoint and credentials of the KFP API, from flags, the environment, or the pod of this process."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A KFP API and how to be let in.
+    """A KFP API, with credentials.
 
     Attributes:
         endpoint: `http(s)://host[:port][/path]`, without a trailing `/`.
-        token: what was in the environment; empty where a file has it, or none is needed.
-        token_file: read anew for each request, so that a renewed token is taken up.
-        ca_cert: certificates to trust; empty for the usual ones.
-        namespace: of the user, where KFP serves several.
+        token: from the environment; empty where it is in a file, or none is needed.
+        token_file: read for each request, so that a renewed token is used.
+        ca_cert: file of CA certificates to trust; empty for the system's.
+        namespace: of the user, for a multi-user KFP.
     """
 
     endpoint: str
@@ -43,14 +43,14 @@ class Target:
 
     @property
     def ui(self) -> str:
-        """Where a person's browser finds the UI."""
+        """Address of the KFP UI."""
         return (os.environ.get(UI_ENDPOINT) or self.endpoint).rstrip("/")
 
 
 def find_target(
     endpoint: str | None = None, token_file: str | None = None, ca_cert: str | None = None, namespace: str | None = None
 ) -> Target:
-    """Take each from its flag, else from the environment, else from the pod.
+    """Find the KFP API: each part from its flag, else from the environment, else from the pod.
 
     Raises:
         ConfigError: no endpoint is named, it cannot be one, or a file cannot be read.

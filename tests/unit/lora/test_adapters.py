@@ -49,7 +49,7 @@ def train(model: Any, num: int = 3) -> None:
     backend = TorchBackend(model, TrainingSettings(optimizer="adamw"), Compute(torch.device("cpu"), "float32"))
     for _ in range(num):
         backend.backward(-answer_logprobs(model, GROUPS).sum())
-        backend.apply(0.05)
+        backend.clip_and_step(0.05)
 
 
 def trained(model: Any, folder: Path, *, seed: int = 1, lora: LoraSettings = LORA) -> Any:
@@ -78,7 +78,7 @@ def test_only_the_adapter_changes_and_has_optimizer_state(make_random_llama: Cal
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     backend = TorchBackend(model, TrainingSettings(), Compute(torch.device("cpu"), "float32"))
     backend.backward(-answer_logprobs(model, GROUPS).sum())
-    backend.apply(0.05)
+    backend.clip_and_step(0.05)
     backend.save_optimizer(tmp_path)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     # at the first step A has no gradient, since B is 0: only B moves, in each of 2 x 7 linear layers

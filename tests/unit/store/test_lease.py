@@ -89,7 +89,9 @@ def test_a_lease_stays_valid_until_it_expires(run: RunStore, monkeypatch: pytest
     monkeypatch.setattr(lease_module, "time", clock)
     write_lease(run, renewed_at=clock.now, duration_s=300.0)
     clock.now += 100.0
-    with pytest.raises(BusyError, match=r"attempt a on pod-7, which last renewed its lease 100 s ago.*expires in 200 s"):
+    with pytest.raises(
+        BusyError, match=r"attempt a on pod-7, which last renewed its lease 100 s ago.*expires in 200 s"
+    ):
         check_free(run, "b")
     clock.now += 199.0
     with pytest.raises(BusyError, match="expires in 1 s"):
@@ -173,9 +175,7 @@ def test_the_lease_of_a_dead_local_process_is_free(run: RunStore) -> None:
         check_free(run, "b")
 
 
-def test_between_two_steps_the_runner_holds_the_lease(
-    run: RunStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_between_two_steps_the_runner_holds_the_lease(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as runner:
         assert runner.stdout is not None

@@ -10,7 +10,7 @@ from typing import Any
 from spin_components import errors
 from spin_components.errors import BusyError, EngineError, SpinError
 from spin_components.execution import Step
-from spin_components.signals import Interrupted, interruptible
+from spin_components.signals import Interrupted
 from spin_components.store import layout
 from spin_components.train_epoch.inputs import epoch_inputs
 from spin_components.train_epoch.nodes.cluster import Cluster
@@ -113,18 +113,17 @@ def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s
     """Wait for the job; delete it if this step is terminated, or has lost the run."""
     log = NodeLog(cluster, name)
     try:
-        with interruptible():
-            while True:
-                job = cluster.read(name)
-                if job is None:
-                    raise EngineError(f"TrainJob {name} was deleted by somebody; run the step again")
-                if end := _end_of(job):
-                    break
-                log.tell()
-                watcher.sign()
-                if step.lease:
-                    step.lease.claim()
-                time.sleep(poll_s)
+        while True:
+            job = cluster.read(name)
+            if job is None:
+                raise EngineError(f"TrainJob {name} was deleted by somebody; run the step again")
+            if end := _end_of(job):
+                break
+            log.tell()
+            watcher.sign()
+            if step.lease:
+                step.lease.claim()
+            time.sleep(poll_s)
     except (BusyError, Interrupted):
         logger.info("TrainJob %s is deleted", name)
         cluster.delete(name)

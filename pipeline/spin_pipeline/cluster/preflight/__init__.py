@@ -1,1 +1,1 @@
-"""What a cluster must have before a run is submitted: a module a subject, each a generator of findings."""
+"""Checks of a cluster before a run is submitted: a module for each subject, whose checks yield findings."""

@@ -1,4 +1,4 @@
-"""The namespace that runs execute in, the account of their pods, and what that and we may do there."""
+"""Checks of the namespace, of the pods' service account, and of the rights of that account and of the caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REVIEWS = "/apis/authorization.k8s.io/v1"
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Verbs on a resource, `pods` or `pods/log`, of an API group, empty for the core one; on all of them or on one."""
+    """Verbs on a resource (`pods`, `pods/log`) of an API group, empty for the core one; `name` restricts it to one."""
 
     group: str
     resource: str
@@ -30,14 +30,14 @@ STEP_RIGHTS = (
     Right("argoproj.io", "workflowtaskresults", ("create", "patch")),
     Right("", "configmaps", ("get",), "kfp-launcher"),
 )
-"""What the account of every step's pod must have: to report results, and to learn where artifacts go."""
+"""Rights of every step's service account: to report results, and to read where artifacts go."""
 
 TRAIN_JOB_RIGHTS = (
     Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "delete")),
     Right("", "pods", ("list",)),
     Right("", "pods/log", ("get",)),
 )
-"""What `train-epoch` needs beside it to run on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
+"""Rights that `train-epoch` needs in addition on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
 
 OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "pipelines", ("create", "get", "list")),
@@ -45,11 +45,11 @@ OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "runs", ("create", "get", "list", "terminate")),
     Right("pipelines.kubeflow.org", "jobs", ("create", "get", "list", "delete")),
 )
-"""What KFP for several users asks Kubernetes about whoever submits and schedules."""
+"""Rights that a multi-user KFP requires of the caller who submits and schedules."""
 
 
 def check_namespace(kubernetes: KubernetesApi, namespace: str) -> Iterator[Finding]:
-    """It exists, and is not about to go."""
+    """Check that the namespace exists and is not being deleted."""
     response = kubernetes.get(path_of("api", "v1", "namespaces", namespace))
     if response.status == 404:
         remedy = "name the one that KFP runs pipelines in with --namespace: kubeflow, or a user's own profile"
@@ -63,7 +63,7 @@ def check_namespace(kubernetes: KubernetesApi, namespace: str) -> Iterator[Findi
 
 
 def check_service_account(kubernetes: KubernetesApi, namespace: str, account: str) -> Iterator[Finding]:
-    """The account of the pods exists."""
+    """Check that the pods' service account exists."""
     response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "serviceaccounts", account))
     if response.status == 404:
         remedy = "KFP's own is pipeline-runner, with several users default-editor; name it with --service-account"
@@ -75,7 +75,7 @@ def check_service_account(kubernetes: KubernetesApi, namespace: str, account: st
 
 
 def check_step_rights(kubernetes: KubernetesApi, namespace: str, account: str, *, with_jobs: bool) -> Iterator[Finding]:
-    """What the account of the pods may do; a warning where we may not ask."""
+    """Check the rights of the pods' service account; a warning where the caller may not read them."""
     user = f"system:serviceaccount:{namespace}:{account}"
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
     path = f"{_REVIEWS}{path_of('namespaces', namespace, 'localsubjectaccessreviews')}"
@@ -93,7 +93,7 @@ def check_step_rights(kubernetes: KubernetesApi, namespace: str, account: str, *
 
 
 def check_our_rights(kubernetes: KubernetesApi, namespace: str) -> Iterator[Finding]:
-    """What KFP will ask about us where it serves several users."""
+    """Check the caller's rights that a multi-user KFP requires."""
     review = {"kind": "SelfSubjectAccessReview"}
     lacking = _lacking(kubernetes, f"{_REVIEWS}/selfsubjectaccessreviews", review, {}, OUR_RIGHTS, namespace)
     if isinstance(lacking, Response):
@@ -107,7 +107,7 @@ def check_our_rights(kubernetes: KubernetesApi, namespace: str) -> Iterator[Find
 
 
 def unseen(subject: str, name: str, response: Response) -> Finding:
-    """The finding for what could not be looked at: a warning where we may not, else a failure."""
+    """The finding for an object that could not be read: a warning where the caller may not, else a failure."""
     if response.is_refused:
         return warned(subject, f"may not look at {name} ({response.error})", "ask someone who may to run this command")
     return failed(subject, f"{name}: {response.error}", "the Kubernetes API is in trouble; try again when it answers")
@@ -121,7 +121,7 @@ def _lacking(
     asked: Sequence[Right],
     namespace: str,
 ) -> list[Right] | Response:
-    """The rights that are not there, or the response that says why we do not know."""
+    """The rights that are missing, or the response to a question that failed."""
     lacking = []
     for right in asked:
         resource, _, subresource = right.resource.partition("/")

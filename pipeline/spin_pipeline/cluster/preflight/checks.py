@@ -1,4 +1,4 @@
-"""All checks in the order in which one depends on another."""
+"""All checks, each after those that it depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ACCOUNT, _USER_ACCOUNT = "pipeline-runner", "default-editor"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What a run is to be submitted to.
+    """The cluster that a run is to be submitted to.
 
     Attributes:
         kubernetes: its API.
@@ -38,11 +38,11 @@ class Cluster:
 
 
 def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Finding]:
-    """Everything that a run of this configuration needs, each as soon as it is known.
+    """Check everything that a run of this configuration needs, and yield each finding as soon as it is known.
 
     Args:
         configuration: a run's settings and `[cluster]`.
-        cluster: where it shall run.
+        cluster: that it is to run on.
     """
     yield from inputs.check_addresses(configuration)
     yield from inputs.check_storage(configuration)

@@ -1,4 +1,4 @@
-"""What each kind of pod of a run asks of one node."""
+"""The resources that each kind of pod of a run requests of one node."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Demand:
 
 
 def demands_of(settings: Settings, cluster: ClusterSettings) -> list[Demand]:
-    """Every kind of pod that the pipeline of these settings starts."""
+    """The kinds of pods that the pipeline of these settings starts."""
     place = settings.placement
     placed: dict[str, Any] = {
         "node_selector": place.node_selector,
@@ -61,7 +61,7 @@ def demands_of(settings: Settings, cluster: ClusterSettings) -> list[Demand]:
 
 
 def quantity_text(name: str, value: Decimal) -> str:
-    """A quantity as a person writes it: memory in GiB."""
+    """A quantity as text: memory in GiB."""
     if name == "memory":
         return f"{value / 2**30:.4g} GiB"
     return f"{value:f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:f}"

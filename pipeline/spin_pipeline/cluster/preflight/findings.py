@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""The result of a check: a verdict, a message, and a remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """Whether a run can start in spite of what was found."""
+    """Whether a run can start."""
 
     PASS = "pass"
     WARN = "warn"
@@ -32,15 +32,15 @@ class Finding:
 
 
 def passed(subject: str, message: str) -> Finding:
-    """It is as it should be."""
+    """A finding: nothing is wrong."""
     return Finding(subject, Verdict.PASS, message)
 
 
 def warned(subject: str, message: str, remedy: str) -> Finding:
-    """It could not be looked at, or may not matter."""
+    """A finding: the check could not be made, or what it shows may not matter."""
     return Finding(subject, Verdict.WARN, message, remedy)
 
 
 def failed(subject: str, message: str, remedy: str) -> Finding:
-    """A run would not come to its end."""
+    """A finding: a run would not finish."""
     return Finding(subject, Verdict.FAIL, message, remedy)

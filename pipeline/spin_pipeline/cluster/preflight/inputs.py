@@ -1,4 +1,4 @@
-"""What can be said of a run before a cluster is asked: addresses that pods can reach, and the storage, from here."""
+"""Checks of a run's addresses, and of its storage from this machine; no cluster is contacted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEYS = (
 
 
 def check_addresses(settings: Settings) -> Iterator[Finding]:
-    """The run, the base model and the data lie where pods can reach them; nothing is contacted."""
+    """Check that pods can reach the addresses of the run, the base model and the data; nothing is contacted."""
     mistakes = list(_mistaken(settings))
     yield from mistakes
     if not mistakes:
@@ -61,7 +61,7 @@ def _mistaken(settings: Settings) -> Iterator[Finding]:
 
 
 def check_storage(settings: Settings, environment: Mapping[str, str] | None = None) -> Iterator[Finding]:
-    """A small object is written, read and deleted from here, where there are keys here."""
+    """Write, read and delete a small object from here, where there are keys."""
     environment = os.environ if environment is None else environment
     uri = settings.run.uri
     if scheme_of(uri) != "s3":

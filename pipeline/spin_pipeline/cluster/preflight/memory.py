@@ -1,4 +1,4 @@
-"""Whether the steps' estimated memory fits the pods and the GPUs that they will have."""
+"""Check that the steps' estimated memory fits their pods and GPUs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SUBJECT = "memory"
 
 
 def check_memory(kubernetes: KubernetesApi, settings: Settings, demands: Sequence[Demand]) -> Iterator[Finding]:
-    """Every step with a model, for the longest pair that the settings allow, against its pod and its GPU.
+    """Compare the estimate of every step with a model, for the longest pair allowed, with its pod and its GPU.
 
     Args:
         kubernetes: the cluster, whose nodes may be labelled with their GPUs' memory.
@@ -57,7 +57,7 @@ def check_memory(kubernetes: KubernetesApi, settings: Settings, demands: Sequenc
 
 
 def _smallest_gpu(kubernetes: KubernetesApi, demands: Sequence[Demand]) -> int:
-    """Bytes of the smallest GPU that a pod may get, as nodes are labelled; 0 if they are not."""
+    """Bytes of the smallest GPU that a pod may get, from labels of nodes; 0 where there are none."""
     response = kubernetes.get("/api/v1/nodes", limit="5000")
     if not response.is_ok:
         return 0

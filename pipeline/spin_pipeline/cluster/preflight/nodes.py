@@ -1,4 +1,4 @@
-"""Whether the cluster's nodes can hold the pods of a run, going by what they can allot, not by what is free now."""
+"""Check that the nodes can hold the pods of a run, by what is allocatable, not by what is free now."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPELLING = ("NoSchedule", "NoExecute")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node as the scheduler sees it.
+    """A node, with what the scheduler decides by.
 
     Attributes:
         allocatable: resource name to cores, bytes or devices.
@@ -35,12 +35,12 @@ class Node:
     is_ready: bool
 
     def holds(self, resources: Mapping[str, Decimal]) -> int:
-        """How many pods that ask for so much it has room for, were it empty."""
+        """The number of pods with these requests that fit the empty node."""
         return min(int(self.allocatable.get(name, Decimal(0)) // asked) for name, asked in resources.items() if asked)
 
 
 def check_nodes(kubernetes: KubernetesApi, demands: Sequence[Demand], *, is_growing: bool = False) -> Iterator[Finding]:
-    """For each kind of pod: a node that can hold one, and room for as many as there are at once.
+    """Check for each kind of pod that a node can hold one, and that those at the same time fit together.
 
     Args:
         kubernetes: the cluster.
@@ -60,7 +60,7 @@ def check_nodes(kubernetes: KubernetesApi, demands: Sequence[Demand], *, is_grow
 
 
 def read_node(item: Mapping[str, Any]) -> Node:
-    """A node of a listing."""
+    """Read a node of a list from its JSON."""
     spec, status, metadata = item.get("spec", {}), item.get("status", {}), item.get("metadata", {})
     ready = any(state["type"] == "Ready" and state["status"] == "True" for state in status.get("conditions", []))
     return Node(
@@ -73,7 +73,7 @@ def read_node(item: Mapping[str, Any]) -> Node:
 
 
 def obstacle(node: Node, demand: Demand) -> str:
-    """Why none of the pods can be on a node whatever they ask for, in words; empty where they can."""
+    """Why a node cannot take any of the pods, whatever their requests; empty where it can."""
     if not node.is_ready:
         return "not ready, or cordoned"
     for name, value in demand.node_selector.items():
@@ -89,7 +89,7 @@ def obstacle(node: Node, demand: Demand) -> str:
 
 
 def matches_affinity(node: Node, affinity: Mapping[str, Any]) -> bool:
-    """Whether a node is within what a `nodeAffinity` requires; what it prefers does not matter here."""
+    """Whether a node meets the requirements of a `nodeAffinity`; preferences are ignored."""
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
     if not required:
         return True

@@ -1,4 +1,4 @@
-"""The Secrets that pods are given: there, with the keys that are named. Of a value only that there is one is seen."""
+"""Check that the pods' Secrets exist with the keys they need; values are tested for being set, and not read further."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REGISTRY_TYPES = {
 
 
 def check_secrets(kubernetes: KubernetesApi, namespace: str, cluster: ClusterSettings) -> Iterator[Finding]:
-    """Those of the storage, of the model hub, of trackers, of the judge and of the images' registry."""
+    """Check the Secrets of the storage, the model hub, trackers, the judge and the image registry."""
     if cluster.storage_secret:
         keys = sorted(set(cluster.storage_env.values()))
         yield from _check_keys(kubernetes, namespace, "storage secret", cluster.storage_secret, keys)

@@ -1,4 +1,4 @@
-"""Whether both servers answer, and in a version that was made for."""
+"""Check that KFP and Kubernetes answer, in supported versions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TUNNEL = "from outside: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, 
 
 
 def check_pipelines(pipelines: Api) -> Generator[Finding, None, Health | None]:
-    """KFP's API answers, and is of a version that takes the pipeline.
+    """Check that KFP's API answers, in a version that accepts the pipeline.
 
-    Returns: what KFP says of itself; None where it does not answer.
+    Returns: KFP's health; None where it does not answer.
     """
     subject = "pipelines"
     try:
@@ -44,7 +44,7 @@ def check_pipelines(pipelines: Api) -> Generator[Finding, None, Health | None]:
 
 
 def check_kubernetes(kubernetes: KubernetesApi) -> Iterator[Finding]:
-    """Kubernetes' API: reachable, and of a version that the manifests are validated for."""
+    """Check that Kubernetes' API answers, in a version that the manifests are validated for."""
     subject = "kubernetes"
     response = kubernetes.get("/version")
     version = _minor(str(response.body.get("gitVersion", "")))

@@ -1,4 +1,4 @@
-"""Kubeflow Trainer, which training on several nodes needs."""
+"""Check Kubeflow Trainer, which training on several nodes needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
 
 
 def check_trainer(kubernetes: KubernetesApi, runtime: str) -> Iterator[Finding]:
-    """The API of TrainJobs is served, and has the runtime that they will name."""
+    """Check that TrainJobs are served and that their ClusterTrainingRuntime exists."""
     subject = "trainer"
     install = "install Kubeflow Trainer 2 and its runtimes (manifests/README.md), or set hardware.nodes = 1"
     served = kubernetes.get(path_of("apis", GROUP, VERSION))  # what is served is open to everyone who is let in

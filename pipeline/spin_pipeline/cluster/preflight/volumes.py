@@ -1,4 +1,4 @@
-"""The volume that keeps models: claimed, of a class that exists, and open to pods on several nodes."""
+"""Check the volume of the model cache: its claim, its storage class and its access modes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
 def check_model_cache(kubernetes: KubernetesApi, namespace: str, claim: str) -> Iterator[Finding]:
-    """The claim that `cluster.model_cache_claim` names; nothing where it names none."""
+    """Check the claim that `cluster.model_cache_claim` names."""
     subject = "model cache"
     response = kubernetes.get(path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", claim))
     if response.status == 404:
@@ -47,7 +47,7 @@ def _check_modes(claim: str, modes: list[str]) -> Iterator[Finding]:
 
 
 def _check_class(kubernetes: KubernetesApi, claim: str, name: str | None) -> Iterator[Finding]:
-    """A claim that has no volume yet needs a class that makes one."""
+    """Check the storage class of a claim that has no volume yet."""
     subject = "model cache"
     if name == "":
         yield failed(subject, f"{claim} is unbound and asks for no storage class", "make a volume that fits it by hand")
