@@ -36,7 +36,7 @@ def given(actual: list[float], generated: list[float]) -> Rewards:
 
 
 def terms_of(reward: Rewards) -> PairTerms:
-    """Terms of the paper's loss; each human answer has a negative log-likelihood of 1 nat a token."""
+    """The paper's loss; the human answers' likelihood is that of a token of probability 1 / e."""
     return PairTerms(spin_losses(reward), reward, torch.ones_like(reward.actual))
 
 
@@ -121,7 +121,7 @@ def test_deviation_of_equal_rewards_is_zero() -> None:
     assert metrics["rewards_all_std"] == pytest.approx(0.0, abs=math.sqrt(variance))
 
 
-def test_sums_over_micro_batches_equal_those_of_the_batch() -> None:
+def test_sums_over_micro_batches_equal_those_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(1)
     actual, generated = torch.randn(2, 7, generator=generator, dtype=torch.float64)
     lengths, weights = torch.arange(1, 8), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
@@ -140,11 +140,11 @@ def test_pairs_of_weight_0_do_not_count() -> None:
 
 def test_sums_are_float64_without_gradient() -> None:
     actual = torch.tensor([1.0], requires_grad=True)
-    sums = metric_sums(terms_of(Rewards(actual, actual * 2)), torch.tensor([3]), torch.tensor([1.0]))
-    assert (sums.dtype, sums.requires_grad, sums.shape) == (torch.float64, False, (len(METRIC_SUMS),))
+    found = metric_sums(terms_of(Rewards(actual, actual * 2)), torch.tensor([3]), torch.tensor([1.0]))
+    assert (found.dtype, found.requires_grad, found.shape) == (torch.float64, False, (len(METRIC_SUMS),))
 
 
-def test_a_nan_reward_gives_nan_metrics() -> None:
+def test_a_nan_reward_shows_in_the_metrics() -> None:
     metrics = metrics_from_sums(sums_of(given([math.nan], [0.0]), [1], [1.0]))
     assert math.isnan(metrics["loss"])
     assert math.isnan(metrics["rewards_all_std"])
