@@ -24,7 +24,7 @@ from spin_components.store import layout
 from spin_components.store.lease import LeaseHolder, this_host
 from spin_components.store.manifests import Manifest
 from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import AttemptState, Trackers, open_trackers
+from spin_components.tracking.trackers import Outcome, Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Step:
         logger.warning(message)
         self.events.write("warning", message=message)
 
-    def close(self, outcome: AttemptState) -> None:
+    def close(self, outcome: Outcome) -> None:
         """Let go of trackers, telling them how the run stands, then have all events stored."""
         if trackers := self.__dict__.get("tracking"):
             trackers.close(outcome)
@@ -164,7 +164,7 @@ def step(name: str, run_uri: str, hardware: dict[str, Any] | None = None, **labe
         current.is_last = not attempt
         run.guard = lease.claim
         run.on_progress = _Transfers(current.events)
-        outcome: AttemptState = "failed"
+        outcome: Outcome = "failed"
         try:
             with _explained(current), _full_disk_explained(run):
                 yield current

@@ -224,7 +224,7 @@ def test_weights_wait_for_their_evaluation_and_go_after_it(
 
 def test_prepare_refuses_task_files_that_are_not_there(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
-    with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):
+    with pytest.raises(DataError, match=r"task_files = '/nowhere' has no task file"):
         begin(settings)
     assert not LocalRun(tmp_path / "run").exists(layout.RUN)
 

@@ -9,7 +9,7 @@ from typing import Any
 from spin_components.settings import Settings
 from spin_components.store.run import RunStore
 from spin_components.tracking.record import TrackerState
-from spin_components.tracking.trackers import AttemptState, Point
+from spin_components.tracking.trackers import Outcome, Point
 
 _BATCH = 900
 """Metrics per request; the server accepts at most 1000."""
@@ -78,7 +78,7 @@ class MlflowTracker:
     def flush(self) -> None:
         """Do nothing: `log` waits for the server's response."""
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         if status := _STATUS.get(state):
             self._client.set_terminated(self._run_id, status=status)
 

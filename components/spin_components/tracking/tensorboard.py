@@ -14,7 +14,7 @@ from typing import Any
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore
-from spin_components.tracking.trackers import AttemptState, Point, Series
+from spin_components.tracking.trackers import Outcome, Point, Series
 
 
 class TensorBoardTracker:
@@ -48,7 +48,7 @@ class TensorBoardTracker:
                     self._run.write(path.relative_to(self._root).as_posix(), path.read_bytes())
                     self._stored[path] = size
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         self.flush()
         for writer in self._writers.values():
             writer.close()

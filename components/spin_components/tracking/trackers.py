@@ -20,7 +20,7 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 Series = Literal["train", "validation", "iteration", "evaluation"]
-AttemptState = Literal["running", "ended", "failed"]
+Outcome = Literal["running", "ended", "failed"]
 """State of the attempt when a step closes its trackers: more steps follow, it was the last one, or it failed."""
 
 _MAX_POINTS = 20_000
@@ -59,7 +59,7 @@ class Tracker(Protocol):
     def flush(self) -> None:
         """Send or write all logged points."""
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         """Flush, set the state of the tracker's run, and release resources."""
 
 
@@ -128,7 +128,7 @@ class Trackers:
         """Wait, for a limited time, until all trackers have flushed."""
         self._wait([worker.request(None) for worker in self._workers])
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         """Wait, for a limited time, until all trackers are closed, and warn of points that were not delivered."""
         self._wait([worker.request(state) for worker in self._workers])
         for worker in self._workers:
@@ -145,7 +145,7 @@ class Trackers:
 class _Request:
     """Request to flush, or to close if a state is given; `handled` is set when that is done or has failed."""
 
-    state: AttemptState | None
+    state: Outcome | None
     handled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -169,7 +169,7 @@ class _Worker:
         self._num_put += 1
         self._incoming.put(point)
 
-    def request(self, state: AttemptState | None) -> threading.Event:
+    def request(self, state: Outcome | None) -> threading.Event:
         """Request a flush, or a close if a state is given; the returned event is set once it was handled."""
         request = _Request(state)
         self._incoming.put(request)
@@ -210,7 +210,7 @@ class _Worker:
                 self._points.popleft()
         return requests
 
-    def _deliver(self, state: AttemptState | None) -> None:
+    def _deliver(self, state: Outcome | None) -> None:
         """Send queued points to the tracker; a tracker that fails is opened again the next time."""
         try:
             self._tracker = self._tracker or self._opener()

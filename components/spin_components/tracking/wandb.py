@@ -15,7 +15,7 @@ from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore
 from spin_components.tracking.mlflow import flat
 from spin_components.tracking.record import TrackerState
-from spin_components.tracking.trackers import AttemptState, Point
+from spin_components.tracking.trackers import Outcome, Point
 
 _INIT_S = 20.0
 _STEP = "global_step"
@@ -78,7 +78,7 @@ class WandbTracker:
         """Store up to which step metrics were logged; W&B sends them by itself."""
         self._state.write({"id": self._id, "last": self._last})
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         self._wandb.finish(exit_code=1 if state == "failed" else 0)
         self.flush()
         if self._is_offline:

@@ -12,7 +12,7 @@ from s3_server import BUCKET, S3Server
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import AttemptState, open_trackers
+from spin_components.tracking.trackers import Outcome, open_trackers
 from unit.tracking import wandb_files
 
 pytestmark = pytest.mark.usefixtures("patient_trackers")
@@ -20,7 +20,7 @@ MakeTracked = Callable[..., Settings]
 LOSSES = [0.7, 0.6, 0.5, 0.4, 0.3]
 
 
-def log(run: RunStore, settings: Settings, steps: range, state: AttemptState = "running") -> None:
+def log(run: RunStore, settings: Settings, steps: range, state: Outcome = "running") -> None:
     """Log as one process: the losses of some steps, and val_loss after the last one."""
     warnings: list[str] = []
     trackers = open_trackers(run, settings, warnings.append)

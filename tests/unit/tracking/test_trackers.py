@@ -12,7 +12,7 @@ from spin_components.errors import ConfigError
 from spin_components.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.tracking import trackers as module
-from spin_components.tracking.trackers import AttemptState, Point, Trackers, check_packages, open_trackers
+from spin_components.tracking.trackers import Outcome, Point, Trackers, check_packages, open_trackers
 
 
 class RecordingTracker:
@@ -20,7 +20,7 @@ class RecordingTracker:
 
     def __init__(self, fails: int = 0) -> None:
         self.points: list[Point] = []
-        self.state: AttemptState | None = None
+        self.state: Outcome | None = None
         self._fails = fails
 
     def log(self, points: Collection[Point]) -> None:
@@ -32,7 +32,7 @@ class RecordingTracker:
     def flush(self) -> None:
         pass
 
-    def close(self, state: AttemptState) -> None:
+    def close(self, state: Outcome) -> None:
         self.state = state
 
 
