@@ -173,7 +173,7 @@ def test_what_is_asked_later_is_evaluated_and_what_changed_again(
     evaluate_all(limited)
     assert manifest(trained, layout.BASE).facts["tasks"]["results"]["my_choice"]["num_documents"] == 2
     assert manifest(trained, 0).facts["tasks"] == {"skipped": "its weights are not kept (selection.save_top_k)"}
-    assert "iteration 0, tasks: left out, its weights are not kept" in build_page(trained)
+    assert "iteration 0, tasks: skipped, its weights are not kept" in build_page(trained)
     assert read_status(str(trained.root)).state == "done"
 
 
