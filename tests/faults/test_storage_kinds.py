@@ -24,7 +24,9 @@ def test_a_server_that_stays_away_is_a_clear_error_and_the_same_command_goes_on(
     ground.proxy.reset(Rule(r"PUT .*/generations/00000\.parquet", "strike before", strike=ground.server.kill))
     failed = ground.begin(SPIN_STORAGE_DEADLINE_S="2").wait()
     assert (failed.error, failed.is_clear) == ("StorageError", True), failed.message
-    assert "PUT s3://bucket/run/iterations/0/generations/00000.parquet: no valid response from http://" in failed.message
+    assert (
+        "PUT s3://bucket/run/iterations/0/generations/00000.parquet: no valid response from http://" in failed.message
+    )
     ground.server.start()
     assert ground.begin().wait().kind == "done"
     ground.check_end("the server was away")

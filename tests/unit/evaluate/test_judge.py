@@ -107,9 +107,7 @@ def test_requests_to_an_overloaded_or_failing_server_are_retried(serve: Callable
 
 def test_a_server_that_keeps_failing_is_an_error(serve: Callable[..., JudgeServer]) -> None:
     server = serve(every=Answer(500, b'{"error": {"message": "out of memory"}}', SOON))
-    with pytest.raises(
-        EngineError, match=r"judge judge at http://127.*/v1 failed after all retries: .*out of mem"
-    ):
+    with pytest.raises(EngineError, match=r"judge judge at http://127.*/v1 failed after all retries: .*out of mem"):
         judge_all(server.url)
     assert (
         3 <= len(server.requests) <= 3 * len(QUESTIONS)
