@@ -1,4 +1,4 @@
-"""SampledAnswers answers of a validated model to held-out prompts, decoded for the judge."""
+"""Sampled answers of a validated model to held-out prompts, decoded for the judge."""
 
 from __future__ import annotations
 
