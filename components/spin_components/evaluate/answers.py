@@ -1,4 +1,4 @@
-"""Sampled answers of a validated model to held-out prompts, decoded for the judge."""
+"""What a validated model answered to held-out prompts, as text for a judge."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spin_components.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class SampledAnswers:
-    """Stored answers that a validation sampled.
+class Sampled:
+    """Answers that a validation kept.
 
     Attributes:
-        made_by: key of the validation's manifest.
-        key: key of the file with the answers.
-        file: digest of that file; None if the model was not sampled because its loss is not finite.
-        data: digest of the file with the held-out prompts.
+        made_by: key of its manifest.
+        key: of the file.
+        file: what it must be; None where the model was not sampled, because its loss is not finite.
+        data: the held-out prompts' file.
     """
 
     made_by: str
@@ -33,30 +33,30 @@ class SampledAnswers:
     data: FileDigest
 
 
-def sampled(run: RunStore, epoch: tuple[int, int]) -> SampledAnswers:
-    """Find the answers of the model that was validated in an iteration and epoch."""
-    made_by, key = layout.validation(*epoch), layout.validation_samples(*epoch)
+def sampled(run: RunStore, place: tuple[int, int]) -> Sampled:
+    """The answers of the model that was validated in an iteration and epoch."""
+    made_by, key = layout.validation(*place), layout.validation_samples(*place)
     data = read_manifest(run, layout.DATA_MANIFEST).outputs[layout.VALIDATION]
-    return SampledAnswers(made_by, key, read_manifest(run, made_by).outputs.get(key), data)
+    return Sampled(made_by, key, read_manifest(run, made_by).outputs.get(key), data)
 
 
-def questions(run: RunStore, settings: Settings, answers: SampledAnswers, limit: int) -> list[Question]:
-    """Read and decode the first sampled answers with their prompts and human answers.
+def questions(run: RunStore, settings: Settings, found: Sampled, limit: int) -> list[Question]:
+    """The first answers with their prompts and what the person answered, decoded.
 
     Args:
         run: the run.
-        settings: settings of the run.
-        answers: answers to read; `file` must not be None.
-        limit: maximum number of answers; 0 for all.
+        settings: of the run.
+        found: what to read; its file is there.
+        limit: how many; 0 for all.
 
     Raises:
         IntegrityError: a file is missing or altered.
     """
-    assert answers.file is not None
-    samples = _rows(run, {answers.key: answers.file}, answers.key, Sample, made_by=answers.made_by)
-    prompts = _rows(run, {layout.VALIDATION: answers.data}, layout.VALIDATION, Prompt, made_by=layout.DATA_MANIFEST)
+    assert found.file is not None
+    samples = _rows(run, {found.key: found.file}, found.key, Sample, made_by=found.made_by)
+    prompts = _rows(run, {layout.VALIDATION: found.data}, layout.VALIDATION, Prompt, made_by=layout.DATA_MANIFEST)
     by_index = {prompt.index: prompt for prompt in prompts}
-    base = str(run.read_json(layout.RUN)["base_model"]["uri"])  # all policies have its tokenizer
+    base = str(run.read_json(layout.RUN)["base_model"]["uri"])  # whose tokenizer every policy has
     tokenizer = load_tokenizer(fetch_model(run, base, what="the base model"), settings.model)
     return [
         Question(
@@ -70,5 +70,5 @@ def questions(run: RunStore, settings: Settings, answers: SampledAnswers, limit:
 
 
 def _rows(run: RunStore, files: dict[str, FileDigest], key: str, kind: Any, *, made_by: str) -> list[Any]:
-    rows: list[Any] = read_rows(run.fetch(files, what="the sampled answers", made_by=made_by) / key, kind)
+    rows: list[Any] = read_rows(run.fetch(files, what="what is judged", made_by=made_by) / key, kind)
     return rows

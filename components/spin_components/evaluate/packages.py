@@ -22,5 +22,5 @@ def check_evaluation_packages(evaluation: EvaluationSettings) -> None:
         if is_set and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"{setting} is set, but the package {package} is not installed here; install the extra `evaluate`, "
-                "or unset it"
+                "or leave the setting out"
             )

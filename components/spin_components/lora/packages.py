@@ -19,5 +19,5 @@ def check_lora_packages(lora: LoraSettings) -> None:
         if is_set and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"{setting} is set, but the package {package} is not installed here; install the extra `lora`, "
-                "or unset it"
+                "or leave the setting out"
             )

@@ -88,21 +88,21 @@ def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]
 
 
 def check_packages(tracking: TrackingSettings) -> None:
-    """Check that the packages of the enabled trackers are installed.
+    """Refuse a tracker whose package is not installed here.
 
     Raises:
-        ConfigError: one is not; the message names it.
+        ConfigError: naming it.
     """
-    packages = {
+    wanted = {
         "tensorboard": ("tracking.tensorboard", tracking.tensorboard),
         "mlflow": ("tracking.mlflow_uri", bool(tracking.mlflow_uri)),
         "wandb": ("tracking.wandb_project", bool(tracking.wandb_project)),
     }
-    for package, (setting, is_set) in packages.items():
+    for package, (setting, is_set) in wanted.items():
         if is_set and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"{setting} is set, but the package {package} is not installed here; install the extra `tracking`, "
-                "or unset it"
+                f"or leave the setting out"
             )
 
 
