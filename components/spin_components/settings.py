@@ -326,15 +326,15 @@ class Settings(Section):
         return self
 
     def _check_judge(self) -> None:
-        wanted, sampled = self.evaluation.judge_num_samples, self.validation.num_samples
+        requested, sampled = self.evaluation.judge_num_samples, self.validation.num_samples
         if not sampled:
             raise ValueError(
                 "evaluation.judge_url needs sampled answers to score, but validation.num_samples is 0; "
                 "set it, e.g. to 32, or unset evaluation.judge_url"
             )
-        if wanted > sampled:
+        if requested > sampled:
             raise ValueError(
-                f"evaluation.judge_num_samples = {wanted} exceeds validation.num_samples = {sampled}; "
+                f"evaluation.judge_num_samples = {requested} exceeds validation.num_samples = {sampled}; "
                 "lower the former or raise the latter"
             )
 

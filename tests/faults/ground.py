@@ -216,7 +216,7 @@ class Ground:
             restart.join()
 
     def obey(self, message: str, fault: Fault) -> None:
-        """Follow the advice of an error: free space, delete a manifest, or restore a file."""
+        """Do what the error says: free space, delete a manifest, or restore the original file."""
         if fault.kind == "full disk":
             assert "space" in message, f"the error does not name the full disk: {message}"
             enlarge(self.cache)
@@ -226,7 +226,7 @@ class Ground:
                 key = run.key_of(doomed)
                 assert key, f"the error names something outside the run: {message}"
                 run.delete(key)
-            elif "put back" in message:
+            elif re.search(r"restore the (original|model)", message):
                 kept = self._snapshots / fault.step / "server" / BUCKET / "run" / fault.where
                 run.write(fault.where, kept.read_bytes())
 

@@ -173,7 +173,7 @@ def test_later_and_changed_evaluations_are_run(
     evaluate_all(limited)
     assert manifest(trained, layout.BASE).facts["tasks"]["results"]["my_choice"]["num_documents"] == 2
     assert manifest(trained, 0).facts["tasks"] == {"skipped": "its weights are not kept (selection.save_top_k)"}
-    assert "iteration 0, tasks: left out, its weights are not kept" in build_page(trained)
+    assert "iteration 0, tasks: skipped, its weights are not kept" in build_page(trained)
     assert read_status(str(trained.root)).state == "done"
 
 
@@ -224,7 +224,7 @@ def test_weights_are_deleted_only_after_their_evaluation(
 
 def test_prepare_refuses_missing_task_files(tiny_llama: Path, question_file: Path, tmp_path: Path) -> None:
     settings = settings_of(tmp_path / "run", tiny_llama, question_file, "/nowhere")
-    with pytest.raises(DataError, match=r"task_files = '/nowhere' holds no task file"):
+    with pytest.raises(DataError, match=r"task_files = '/nowhere' has no task file"):
         begin(settings)
     assert not LocalRun(tmp_path / "run").exists(layout.RUN)
 

@@ -103,11 +103,11 @@ def scoring_and_training(iteration: SecondIteration) -> None:
 
 
 def _batches_of_llama() -> None:
-    test_logprobs.test_batches_give_what_each_sequence_gives_alone("llama", "eager")
+    test_logprobs.test_batched_log_probabilities_equal_those_of_single_sequences("llama", "eager")
 
 
 def _packed_llama() -> None:
-    test_packing.test_answers_that_share_a_prompt_score_as_if_each_stood_alone("llama", packing.PACKED)
+    test_packing.test_packed_answers_score_as_single_sequences("llama", packing.PACKED)
 
 
 MUTATIONS = [

@@ -54,7 +54,7 @@ def test_training_completes_without_the_judge_and_the_same_command_evaluates_lat
     result = spin(*command)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "training is complete; the same command runs the evaluations that are missing" in result.stdout
-    assert "fails, also when asked again: " in result.stdout
+    assert "failed after all retries: " in result.stdout
     assert "no GPU left" in result.stdout
     for name in ("evaluate base", "iteration 0  evaluate"):
         assert any(name in line and "failed: EngineError" in line for line in result.stdout.splitlines()), result.stdout

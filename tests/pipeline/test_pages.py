@@ -173,7 +173,7 @@ def test_plots_have_a_point_for_every_step_and_keyboard_navigation(
     open_page: Any, report: Path, hostile: LocalRun
 ) -> None:
     page, rows = open_page(report).page, steps_of(hostile)
-    loss = figure(page, "Loss, nats a pair")
+    loss = figure(page, "Loss, nats per pair")
     line = loss.locator("path.line").get_attribute("d")
     assert len(re.findall("[ML]", line)) == len(rows) == 18
     assert line.count("M") == 2  # one line for each iteration
@@ -207,14 +207,14 @@ def test_samples_are_sorted_filtered_and_opened(open_page: Any, report: Path, ho
 
     page.get_by_label("Show").select_option("Margin below 0")
     assert rows.count() == sum(margin < 0 for margin in margins.values())
-    page.get_by_label("Show").select_option("Cut at the limit")
+    page.get_by_label("Show").select_option("Truncated")
     expect(page.locator(".shown")).to_contain_text(f"of {sum(p.finish_reason == 'length' for p in pairs.values())} ·")
     page.get_by_label("Show").select_option("All")
     page.get_by_label("Find").fill("question broken")
     num_marked = rows.count()
     assert 0 < num_marked < 20
     page.get_by_label("Find").fill("no such words anywhere")
-    expect(page.locator(".shown")).to_contain_text("Nothing matches")
+    expect(page.locator(".shown")).to_contain_text("No matches")
     page.get_by_label("Find").fill("")
 
     page.get_by_role("button", name="Next").click()

@@ -15,7 +15,7 @@ from spin_components.algorithm.head import answer_head
 from spin_components.algorithm.packing import PACKED, PackedBatch, Prompted, pack
 
 
-class Answered(NamedTuple):
+class PromptAnswer(NamedTuple):
     """A prompt and one answer to it, as token ids; neither is empty."""
 
     prompt_ids: Sequence[int]
@@ -38,7 +38,7 @@ class AlignedBatch(NamedTuple):
     answer_mask: Tensor  # (N, A) bool
 
 
-def align(sequences: Sequence[Answered], device: torch.device | str = "cpu") -> AlignedBatch:
+def align(sequences: Sequence[PromptAnswer], device: torch.device | str = "cpu") -> AlignedBatch:
     """Pad N sequences to an `AlignedBatch`; padding has id 0 and is masked wherever it is used."""
     longest_prompt = max(len(sequence.prompt_ids) for sequence in sequences)
     longest_answer = max(len(sequence.answer_ids) for sequence in sequences)
@@ -101,7 +101,7 @@ def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.
     if is_packed(model):
         return _packed_logprobs(model, pack(groups, device))
     return _aligned_logprobs(
-        model, [Answered(prompt, answer) for prompt, answers in groups for answer in answers], device
+        model, [PromptAnswer(prompt, answer) for prompt, answers in groups for answer in answers], device
     )
 
 
@@ -125,7 +125,7 @@ def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
     return sums.index_add(0, batch.answers, logprobs)
 
 
-def _aligned_logprobs(model: nn.Module, sequences: Sequence[Answered], device: torch.device | str) -> Tensor:
+def _aligned_logprobs(model: nn.Module, sequences: Sequence[PromptAnswer], device: torch.device | str) -> Tensor:
     """Sums of padded sequences, with any attention: (N,) float32.
 
     The sequences are split by length into two forward passes, because human and generated answers differ much in

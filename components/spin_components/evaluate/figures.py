@@ -1,4 +1,4 @@
-"""An evaluation as numbers and as words; nothing here needs what it was made with."""
+"""Results of an evaluation as numbers and as tables; imports neither the harness nor the judge's client."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 JUDGE = "judge"
-"""The judge's row, beside `TASK METRIC` of each task."""
+"""Name of the judge's row; rows of tasks are named `TASK METRIC`."""
 
 Facts = Mapping[str, Any]
-"""Of an evaluation's manifest."""
+"""Facts of an evaluation's manifest."""
 
 
 def figures(facts: Facts) -> dict[str, tuple[float, float | None]]:
-    """Each number and its standard error, None where there is none, by what it is of."""
+    """Return value and standard error, None if unknown, of each metric by name."""
     results = facts.get("tasks", {}).get("results", {})
-    found = {
+    numbers = {
         f"{task} {metric}": (number["value"], number["stderr"])
         for task, result in results.items()
         for metric, number in result["metrics"].items()
         if number["value"] is not None
     }
-    judged = facts.get("judge", {})
-    return {**found, JUDGE: (judged["mean"], judged["stderr"])} if "mean" in judged else found
+    judge = facts.get("judge", {})
+    return {**numbers, JUDGE: (judge["mean"], judge["stderr"])} if "mean" in judge else numbers
 
 
 def tracked(facts: Facts) -> dict[str, float]:
-    """The numbers alone, by names that trackers take."""
+    """Return the values by metric names that trackers accept."""
     return {name.replace(" ", "/"): value for name, (value, _) in figures(facts).items()}
 
 
 def cell(number: tuple[float, float | None] | None) -> str:
-    """A number with its standard error, to three decimals."""
+    """Format a value with its standard error, to three decimals."""
     if number is None:
         return "-"
     value, stderr = number
@@ -39,31 +39,31 @@ def cell(number: tuple[float, float | None] | None) -> str:
 
 
 def evaluation_rows(models: Sequence[Facts | None]) -> tuple[list[str], list[list[str]]]:
-    """A table of several models: the rows' names, and in each row a cell a model.
+    """Return a table of several models: names of the rows, and one cell per model for each row.
 
     Args:
-        models: facts of their evaluations; None where there is none.
+        models: facts of the models' evaluations; None for a model without one.
     """
-    known = [figures(facts) if facts else {} for facts in models]
-    names = list(dict.fromkeys(name for found in known for name in found))
-    return names, [[cell(found.get(name)) for found in known] for name in names]
+    columns = [figures(facts) if facts else {} for facts in models]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return names, [[cell(column.get(name)) for column in columns] for name in names]
 
 
 def remarks(facts: Facts) -> list[str]:
-    """What the numbers leave open: parts that were left out, replies that nobody could read."""
-    found = [f"{name}: left out, {part['skipped']}" for name, part in facts.items() if _is_skipped(part)]
+    """Return remarks on parts that were skipped and on replies without a score."""
+    lines = [f"{name}: skipped, {part['skipped']}" for name, part in facts.items() if _is_skipped(part)]
     if num := facts.get("judge", {}).get("num_unparsed"):
         total = num + facts["judge"]["num_scored"]
-        found.append(f"judge: {num} of {total} replies held no score from 1 to 10, and do not count")
-    return found
+        lines.append(f"judge: {num} of {total} replies had no score from 1 to 10 and are not counted")
+    return lines
 
 
 def summary(facts: Facts) -> str:
-    """The first few numbers in one line."""
-    found = list(figures(facts).items())
-    told = [f"{name} {value:.3f}" for name, (value, _) in found[:3]]
-    rest = [f"{len(found) - 3} more"] if len(found) > 3 else []
-    return ", ".join([*told, *rest]) or "; ".join(remarks(facts))
+    """Return the first three values in one line, or the remarks if there are no values."""
+    numbers = list(figures(facts).items())
+    first = [f"{name} {value:.3f}" for name, (value, _) in numbers[:3]]
+    rest = [f"{len(numbers) - 3} more"] if len(numbers) > 3 else []
+    return ", ".join([*first, *rest]) or "; ".join(remarks(facts))
 
 
 def _is_skipped(part: object) -> bool:

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on one model: tasks found by name, results as plain numbers."""
+"""Evaluation of a model on tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -24,56 +24,60 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BOOTSTRAPS = 1000
-"""For standard errors of metrics that have no formula; the harness takes 100 at most for the slow ones."""
+"""Bootstrap iterations for standard errors without a formula; the harness limits slow metrics to 100."""
 
 
 def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path) -> Any:
-    """The harness's task manager, knowing every task that is asked for; nothing is loaded yet.
+    """Create a harness task manager that has every requested task; no task is loaded yet.
 
-    Its own tasks, thousands of files, are read only where a name is not among the user's.
+    The harness's own tasks, thousands of files, are indexed only if a requested task is not among the user's.
 
     Args:
-        evaluation: names the tasks.
-        files: folder of the user's task files, checked; None for none.
-        scratch: an empty folder to write to.
+        evaluation: settings with the names of the tasks.
+        files: folder of the user's task files, checked by `check_task_files`; None for none.
+        scratch: empty folder for generated task files.
 
     Raises:
-        ConfigError: there is no task of a name.
-        DataError: a task's data file is not there.
+        ConfigError: a task does not exist.
+        DataError: a data file of a task does not exist.
     """
     with _quiet():
         from lm_eval.tasks import TaskManager
 
-        mine: dict[str, Any] = {}
+        user_tasks: dict[str, Any] = {}
         located = scratch / "tasks"
         if files is not None:
-            mine = TaskManager(include_path=str(files), include_defaults=False).task_index
-            needed = _needed(evaluation.tasks, mine)
-            for name in needed & mine.keys():
-                if mine[name].yaml_path is not None:
-                    write_located(mine[name].yaml_path, files, mine[name].cfg or {}, scratch)
-            if needed <= mine.keys():
+            user_tasks = TaskManager(include_path=str(files), include_defaults=False).task_index
+            needed = _needed(evaluation.tasks, user_tasks)
+            for name in needed & user_tasks.keys():
+                if user_tasks[name].yaml_path is not None:
+                    write_located(user_tasks[name].yaml_path, files, user_tasks[name].cfg or {}, scratch)
+            if needed <= user_tasks.keys():
                 return TaskManager(include_path=str(located), include_defaults=False)
-        both = TaskManager(include_path=str(located) if located.exists() else None)
-    if unknown := [name for name in evaluation.tasks if name not in both.task_index]:
-        like = difflib.get_close_matches(unknown[0], {**both.task_index, **mine}, n=3)
+        manager = TaskManager(include_path=str(located) if located.exists() else None)
+    if unknown := [name for name in evaluation.tasks if name not in manager.task_index]:
+        similar = difflib.get_close_matches(unknown[0], {**manager.task_index, **user_tasks}, n=3)
         raise ConfigError(
-            f"evaluation.tasks names {', '.join(unknown)}, which neither lm-evaluation-harness nor "
-            f"evaluation.task_files has{'; like it: ' + ', '.join(like) if like else ''}. "
-            + (f"The files have {', '.join(sorted(mine))}" if mine else "Tasks of your own: evaluation.task_files")
+            f"evaluation.tasks: {', '.join(unknown)} not found, neither in lm-evaluation-harness nor in "
+            f"evaluation.task_files{'; similar tasks: ' + ', '.join(similar) if similar else ''}. "
+            + (
+                f"The task files define {', '.join(sorted(user_tasks))}"
+                if user_tasks
+                else "Set evaluation.task_files for tasks of your own"
+            )
         )
-    return both
+    return manager
 
 
 def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
-    """The tasks asked for and, where they are groups or tags, those that are in them."""
-    found: set[str] = set()
+    """Names of tasks and, for groups and tags, of all tasks in them."""
+    needed: set[str] = set()
     rest = list(names)
     while rest:
         name = rest.pop()
-        if name in found:
+        if name in needed:
             continue
-        found.add(name)
+        needed.add(name)
         if (entry := index.get(name)) is None:
             continue
         if entry.kind.name == "TAG":
@@ -84,34 +88,36 @@ def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
                 rest.append(child)
             elif isinstance(child, dict) and "dataset_path" not in child and isinstance(child.get("task"), str):
                 rest.append(child["task"])
-    return found
+    return needed
 
 
 def run_tasks(
     settings: Settings, evaluation: EvaluationSettings, compute: Compute, manager: Any, folder: Path
 ) -> dict[str, Any]:
-    """Evaluate a model.
+    """Evaluate a model on tasks.
 
     Args:
-        settings: of the run; its seed fixes few-shot examples and sampling.
-        evaluation: which tasks, and how.
+        settings: settings of the run; its seed determines few-shot examples and sampling.
+        evaluation: settings of the evaluation.
         compute: device and precision.
-        manager: of `find_tasks`.
-        folder: of a plain model.
+        manager: task manager from `find_tasks`.
+        folder: folder of a model with full weights.
 
-    Returns: by task or group: `num_documents` and `metrics`, each a `value` and its standard error `stderr`, None
-        where there is none.
+    Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
+        None if unknown.
 
     Raises:
-        ConfigError: the model has no chat template, and one is asked for.
-        EngineError: the harness failed; says how.
+        ConfigError: `chat_template` is set, but the tokenizer has no chat template.
+        EngineError: the harness failed.
     """
     from spin_components.modeling import load_model
     from spin_components.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder, settings.model)
     if evaluation.chat_template and not tokenizer.chat_template:
-        raise ConfigError("evaluation.chat_template = true, but the model's tokenizer has none; set it to false")
+        raise ConfigError(
+            "evaluation.chat_template = true, but the model's tokenizer has no chat template; set it to false"
+        )
     model = load_model(folder, settings.model, device=compute.device).eval()
     with _quiet(), _explained(evaluation.tasks):
         from lm_eval import simple_evaluate
@@ -123,7 +129,7 @@ def run_tasks(
             batch_size=evaluation.batch_size,
             mixed_precision_dtype="bfloat16" if compute.precision == "bf16" else None,
         )
-        found = simple_evaluate(
+        results = simple_evaluate(
             model=lm,
             tasks=list(evaluation.tasks),
             task_manager=manager,
@@ -139,13 +145,13 @@ def run_tasks(
             fewshot_random_seed=settings.run.seed,
             confirm_run_unsafe_code=evaluation.trust_task_code,
         )
-    return _figures(found)
+    return _figures(results)
 
 
-def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What the harness returns, without all that describes the machine."""
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics from the harness's results."""
     figures: dict[str, Any] = {}
-    for task, table in found["results"].items():
+    for task, table in results["results"].items():
         values = {key.removesuffix(",none"): value for key, value in table.items() if "," in key}
         metrics = {
             key: {"value": _number(value), "stderr": _number(values.get(_stderr_of(key)))}
@@ -153,29 +159,30 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
             if "_stderr" not in key and isinstance(value, (int, float))
         }
         if metrics:
-            count = found["n-samples"].get(task, {}).get("effective", table.get("sample_len"))
+            count = results["n-samples"].get(task, {}).get("effective", table.get("sample_len"))
             figures[task] = {"num_documents": None if count is None else int(count), "metrics": metrics}
     return figures
 
 
 def _stderr_of(key: str) -> str:
-    """`exact_match,strict` has `exact_match_stderr,strict`."""
+    """Key of a metric's standard error: `exact_match,strict` has `exact_match_stderr,strict`."""
     metric, comma, kind = key.partition(",")
     return f"{metric}_stderr{comma}{kind}"
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; the harness writes N/A where there is no standard error."""
+    """A finite number, else None; the harness writes N/A for a missing standard error."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 @contextmanager
 def _explained(tasks: Sequence[str]) -> Iterator[None]:
+    """Context manager that turns exceptions of the harness into `EngineError`."""
     try:
         yield
     except SpinError:
         raise
-    except Exception as error:  # whatever tasks, their data or their code raise
+    except Exception as error:  # tasks, their data and their code may raise anything
         raise EngineError(
             f"lm-evaluation-harness failed on {', '.join(tasks)}: {type(error).__name__}: {error}"
         ) from error
@@ -183,7 +190,7 @@ def _explained(tasks: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the harness and its libraries warn of is about themselves."""
+    """Context manager that suppresses warnings of the harness and its libraries."""
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:

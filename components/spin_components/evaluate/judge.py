@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: asked for a score of each answer, its replies read, failures told."""
+"""LLM judge: scores answers through an OpenAI-compatible chat completions endpoint."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ and complete, and says no more than it needs to.
 Give one short sentence of reasons. Then write a last line with nothing but a whole number from 1 (useless) to 10 \
 (could not be better), in this form:
 Score: N"""
-"""What a judge is asked where no other question is given."""
+"""Default prompt of the judge."""
 
 LOWEST, HIGHEST = 1.0, 10.0
 MAX_RETRIES = 5
-"""Of a request that meets a full or failing server: after 0.5 s, 1 s, 2 s, …, or as long as the server says."""
+"""Retries of a request to an overloaded or failing server, after 0.5 s, 1 s, 2 s, …, or the time the server states."""
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _SCORE = re.compile(rf"(?:score|rating)[^\w-]{{0,6}}(?:is[^\w-]{{0,3}})?({_NUMBER})", re.IGNORECASE)
@@ -38,18 +38,18 @@ _BRACKETS = re.compile(rf"\[\[\s*({_NUMBER})\s*(?:/\s*10)?\s*\]\]")
 _BARE = re.compile(rf"\W*({_NUMBER})\s*(?:/\s*10)?\W*")
 _OUT_OF_TEN = re.compile(rf"(?<![\d.])({_NUMBER})\s*/\s*10(?![\d.])")
 _THOUGHTS = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
-_PLACES = re.compile(r"\{(prompt|answer|human)\}")
+_PLACEHOLDERS = re.compile(r"\{(prompt|answer|human)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One answer to be judged.
+    """One answer to be scored.
 
     Attributes:
-        index: of the record within the run.
-        prompt: as the model saw it.
-        answer: the model's.
-        human: the person's.
+        index: index of the prompt within the run.
+        prompt: prompt with chat template.
+        answer: answer of the model.
+        human: human answer.
     """
 
     index: int
@@ -59,14 +59,14 @@ class Question:
 
 
 def read_score(reply: str) -> float | None:
-    """The score that a reply ends with; None where it has none from 1 to 10.
+    """Parse the last score in a reply; None if there is none from 1 to 10.
 
-    Taken are, in this order, `Score: 7`, `[[7]]`, `7/10`, and a reply that is a number alone.
+    Accepted forms are, in this order, `Score: 7`, `[[7]]`, `7/10`, and a reply that is only a number.
     """
     text = _THOUGHTS.sub("", reply).strip()
     for pattern in (_SCORE, _BRACKETS, _OUT_OF_TEN):
-        if found := pattern.findall(text):
-            return _in_range(found[-1])
+        if matches := pattern.findall(text):
+            return _in_range(matches[-1])
     bare = _BARE.fullmatch(text)
     return _in_range(bare[1]) if bare else None
 
@@ -75,18 +75,18 @@ def _in_range(number: str) -> float | None:
     return float(number) if LOWEST <= float(number) <= HIGHEST else None
 
 
-def asked(question: Question, template: str) -> str:
-    """A question in full; what an answer says in braces is left as it is."""
+def fill_template(question: Question, template: str) -> str:
+    """Insert prompt and answers into a template; braces in the inserted texts are kept."""
     values = {"prompt": question.prompt, "answer": question.answer, "human": question.human}
-    return _PLACES.sub(lambda place: values[place[1]], template or TEMPLATE)
+    return _PLACEHOLDERS.sub(lambda match: values[match[1]], template or TEMPLATE)
 
 
 class Judge:
-    """Asks an endpoint, a few requests at a time; close it.
+    """Client of the judge's endpoint with concurrent requests; must be closed.
 
     Args:
-        evaluation: endpoint, model, question, time limits.
-        max_retries: of a request, where the server is full, fails or is silent.
+        evaluation: endpoint, model, template, concurrency and timeout.
+        max_retries: maximum number of retries of a request.
     """
 
     def __init__(self, evaluation: EvaluationSettings, *, max_retries: int = MAX_RETRIES) -> None:
@@ -96,80 +96,82 @@ class Judge:
         self._key = os.environ.get(JUDGE_KEY, "")
         self._client = openai.OpenAI(
             base_url=evaluation.judge_url,
-            api_key=self._key or "none",  # the client wants one; an endpoint without keys does not look
+            api_key=self._key or "none",  # the client needs one; an endpoint without keys ignores it
             max_retries=max_retries,
             timeout=evaluation.judge_timeout_s,
         )
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         self._client.close()
 
-    def judge(self, questions: Sequence[Question], told: Callable[[int], None] = lambda done: None) -> list[Judgment]:
-        """Have answers scored.
+    def judge(
+        self, questions: Sequence[Question], on_progress: Callable[[int], None] = lambda num_done: None
+    ) -> list[Judgment]:
+        """Score answers.
 
         Args:
-            questions: at least one.
-            told: called with how many are done.
+            questions: at least one answer.
+            on_progress: called with the number of scored answers.
 
-        Returns: verdicts in the order of the questions; one whose reply holds no score has none.
+        Returns: scores in the order of the questions; `score` is None for a reply without a score.
 
         Raises:
-            ConfigError: the endpoint refuses key, model or request.
-            EngineError: it does not answer, fails after all retries, or none of its replies holds a score.
+            ConfigError: the endpoint refuses the key, the model or the request.
+            EngineError: the endpoint does not respond, fails after all retries, or no reply has a score.
         """
-        found: dict[int, Judgment] = {}
+        by_position: dict[int, Judgment] = {}
         pool = ThreadPoolExecutor(self._evaluation.judge_concurrency, thread_name_prefix="judge")
         try:
-            places = {pool.submit(self._ask, question): place for place, question in enumerate(questions)}
-            for done in as_completed(places):
-                found[places[done]] = done.result()
-                told(len(found))
+            positions = {pool.submit(self._ask, question): position for position, question in enumerate(questions)}
+            for future in as_completed(positions):
+                by_position[positions[future]] = future.result()
+                on_progress(len(by_position))
         finally:
             pool.shutdown(cancel_futures=True)
-        verdicts = [found[place] for place in range(len(questions))]
-        if all(verdict.score is None for verdict in verdicts):
+        scores = [by_position[position] for position in range(len(questions))]
+        if all(each.score is None for each in scores):
             raise EngineError(
-                f"{self._name} replied {len(verdicts)} times without a score from 1 to 10; the first reply: "
-                f"{_short(verdicts[0].reply)!r}. Take another evaluation.judge_model, or have "
-                "evaluation.judge_template ask for a last line `Score: N`"
+                f"{self._name} sent {len(scores)} replies without a score from 1 to 10; the first reply: "
+                f"{_short(scores[0].reply)!r}. Use another evaluation.judge_model, or an evaluation.judge_template "
+                "that asks for a last line `Score: N`"
             )
-        return verdicts
+        return scores
 
     def _ask(self, question: Question) -> Judgment:
-        content = asked(question, self._evaluation.judge_template)
+        content = fill_template(question, self._evaluation.judge_template)
         try:
             response = self._client.chat.completions.create(
                 model=self._evaluation.judge_model, messages=[{"role": "user", "content": content}], temperature=0
             )
         except (self._openai.OpenAIError, ValueError) as error:
-            raise self._explained(error) from None  # its own text may hold what was sent
+            raise self._explained(error) from None  # the original message may contain the key
         try:
             reply = response.choices[0].message.content or ""
         except (AttributeError, IndexError, TypeError):
             raise EngineError(
-                f"{self._name} does not answer as chat completions do: {self._without_key(_short(str(response)))!r}; "
-                "an address usually ends in /v1"
+                f"{self._name} returned no chat completion: {self._without_key(_short(str(response)))!r}; "
+                "check evaluation.judge_url, which usually ends in /v1"
             ) from None
         return Judgment(question.index, reply, read_score(reply))
 
     def _explained(self, error: Exception) -> SpinError:
-        kinds = self._openai
-        said = self._without_key(_short(str(error)))
-        if isinstance(error, (kinds.AuthenticationError, kinds.PermissionDeniedError)):
-            key = f"the key in {JUDGE_KEY}" if self._key else f"a request without a key; put one into {JUDGE_KEY}"
-            return ConfigError(f"{self._name} refuses {key}: {said}")
-        if isinstance(error, (kinds.BadRequestError, kinds.NotFoundError, kinds.UnprocessableEntityError)):
+        openai = self._openai
+        message = self._without_key(_short(str(error)))
+        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+            key = f"the key in {JUDGE_KEY}" if self._key else f"a request without a key; set {JUDGE_KEY}"
+            return ConfigError(f"{self._name} refuses {key}: {message}")
+        if isinstance(error, (openai.BadRequestError, openai.NotFoundError, openai.UnprocessableEntityError)):
             return ConfigError(
-                f"{self._name} refuses the request: {said}. Check evaluation.judge_url and evaluation.judge_model"
+                f"{self._name} refuses the request: {message}. Check evaluation.judge_url and evaluation.judge_model"
             )
-        if isinstance(error, kinds.APIConnectionError):  # a timeout is one too
+        if isinstance(error, openai.APIConnectionError):  # includes timeouts
             cause = f": {error.__cause__}" if error.__cause__ else ""
             return EngineError(
-                f"{self._name} does not answer: {said}{self._without_key(cause)}. Check evaluation.judge_url; "
-                "the same command asks again"
+                f"{self._name} does not respond: {message}{self._without_key(cause)}. Check evaluation.judge_url, then "
+                "run the same command to retry"
             )
-        return EngineError(f"{self._name} fails, also when asked again: {said}; the same command asks again")
+        return EngineError(f"{self._name} failed after all retries: {message}; run the same command to retry")
 
     @property
     def _name(self) -> str:
@@ -179,14 +181,14 @@ class Judge:
         return text.replace(self._key, "***") if self._key else text
 
 
-def judge_figures(verdicts: Sequence[Judgment]) -> dict[str, Any]:
-    """Mean score and its standard error, and how many replies had none."""
-    scores = [verdict.score for verdict in verdicts if verdict.score is not None]
+def judge_figures(scores: Sequence[Judgment]) -> dict[str, Any]:
+    """Return the mean score, its standard error, and the numbers of replies with and without a score."""
+    values = [each.score for each in scores if each.score is not None]
     return {
-        "mean": fmean(scores),
-        "stderr": stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None,
-        "num_scored": len(scores),
-        "num_unparsed": len(verdicts) - len(scores),
+        "mean": fmean(values),
+        "stderr": stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+        "num_scored": len(values),
+        "num_unparsed": len(scores) - len(values),
     }
 
 

@@ -1,4 +1,4 @@
-"""The user's own task files: checked before anything runs them, and told where their data lies on this machine."""
+"""The user's own task files for lm-evaluation-harness: checks, and absolute paths to their data."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from spin_components.store.sources import Source, Sources
 
 _FUNCTION = "!function"
 _CODE_KEYS = ("unsafe_code", "hf_evaluate")
-"""Keys of a task that make the harness run code that is not its own: of the model's answers, of a metric."""
+"""Keys of a task that make the harness run foreign code: the model's answers, or a downloaded metric."""
 
 
 def open_task_files(sources: Sources, evaluation: EvaluationSettings) -> Source:
-    """The user's task files on this machine, checked; see `check_task_files` and `Sources.open_model` for errors."""
+    """Open and check the user's task files; raises as `Sources.open_model` and `check_task_files`."""
     source = sources.open_model(evaluation.task_files, what="evaluation.task_files")
     check_task_files(source.folder, what=evaluation.task_files, trust=evaluation.trust_task_code)
     return source
 
 
 def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
-    """Refuse task files that cannot be read, or that would run code which nobody said to trust.
+    """Check that task files are valid YAML and run no code unless that is trusted.
 
-    Templates in them are Jinja, which the harness evaluates: they are code of a kind too, and taken as they are.
+    Jinja templates in task files, which the harness evaluates, are allowed in any case.
 
     Args:
-        folder: of the files.
-        what: the address they came from, for the error.
-        trust: whether code in them is allowed: `evaluation.trust_task_code`.
+        folder: folder of the task files.
+        what: their address, for the error.
+        trust: whether code is allowed, `evaluation.trust_task_code`.
 
     Raises:
-        DataError: there is none, or one is not YAML.
-        ConfigError: one names code.
+        DataError: there are no task files, or one is not YAML.
+        ConfigError: one would run code that is not trusted.
     """
     files = sorted(folder.rglob("*.yaml"))
     if not files:
-        raise DataError(f"evaluation.task_files = {what!r} holds no task file; expected *.yaml, and their data, in it")
+        raise DataError(f"evaluation.task_files = {what!r} has no task file; expected *.yaml files and their data")
     for path in files:
         name = path.relative_to(folder).as_posix()
         try:
             node = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"evaluation.task_files: {name} is not YAML: {said}") from error
-        if not trust and (found := next(_code_in(node), None)):
-            line, code = found
+            message = " ".join(str(error).split())
+            raise DataError(f"evaluation.task_files: {name} is not YAML: {message}") from error
+        if not trust and (first := next(_code_in(node), None)):
+            line, code = first
             raise ConfigError(
                 f"evaluation.task_files: {name}, line {line}: {code} runs code that is not the harness's own. If you "
                 "trust it, set evaluation.trust_task_code = true"
@@ -57,7 +57,7 @@ def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
 
 
 def _code_in(node: Any) -> Iterator[tuple[int, str]]:
-    """Line and name of what runs code."""
+    """Iterate over the parts of a YAML node that run code, as line and name."""
     if node is None:
         return
     if node.tag == _FUNCTION:
@@ -73,16 +73,16 @@ def _code_in(node: Any) -> Iterator[tuple[int, str]]:
 
 
 def write_located(path: Path, root: Path, task: Mapping[str, Any], folder: Path) -> None:
-    """Write a task file that is another one, but for the places of its data: absolute, so that any folder will do.
+    """Write a task file that includes another one and has absolute paths to its data.
 
     Args:
-        path: of the other one.
+        path: path of the original task file.
         root: folder of all task files.
-        task: what it says, with all that it includes.
-        folder: to write to, with a subfolder `datasets` for what is made of the data.
+        task: content of the original task file with all its includes.
+        folder: folder to write to; its subfolder `datasets` is the cache of converted data.
 
     Raises:
-        DataError: a data file is not there.
+        DataError: a data file does not exist.
     """
     where = path.relative_to(root).as_posix()
     located: dict[str, Any] = {"include": str(path)}
@@ -102,7 +102,7 @@ def write_located(path: Path, root: Path, task: Mapping[str, Any], folder: Path)
 
 
 def _each_located(names: Any, beside: Path, root: Path, where: str) -> Any:
-    """`data_files` as the harness takes them: a name, a list of them, or either for each split."""
+    """Absolute paths in `data_files`: a name, a list of names, or either of them by split."""
     if isinstance(names, dict):
         return {split: _each_located(value, beside, root, where) for split, value in names.items()}
     if isinstance(names, list):
@@ -111,15 +111,15 @@ def _each_located(names: Any, beside: Path, root: Path, where: str) -> Any:
 
 
 def _located(name: str, beside: Path, root: Path, where: str) -> str:
-    """A path, or a pattern, as it holds here: beside the file that names it, or below the folder of all."""
+    """Absolute form of a path or pattern, relative to the task file's folder or to the folder of all task files."""
     if not _is_relative(name):
         return name
     for folder in (beside, root):
         if (folder / name).exists() or ("*" in name and next(folder.glob(name), None)):
             return str(folder / name)
     raise DataError(
-        f"evaluation.task_files: {where} takes its data from {name!r}, which lies neither beside it nor in the folder "
-        "of the task files; put it there"
+        f"evaluation.task_files: {where} reads its data from {name!r}, which exists neither next to it nor in the "
+        "folder of the task files; add the file"
     )
 
 

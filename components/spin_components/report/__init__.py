@@ -1,1 +1,1 @@
-"""A run as one page for people: built from its storage alone, with nothing heavy imported."""
+"""HTML report of a run, built from its storage without importing torch."""

@@ -1,4 +1,4 @@
-"""The answers of an iteration as columns: lengths, how they ended, what reference and training gave them."""
+"""Generated answers of an iteration as columns: lengths, finish reasons, log-probabilities and rewards."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ _ORIGIN = "origin"
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """All pairs that an iteration generated, N of them, in the order of their index.
+    """Columns of the N pairs that an iteration generated, ordered by index.
 
-    What training gave pairs of earlier iterations that it took again is not here: a pair is shown with the iteration
-    that generated it.
+    Rewards of pairs from earlier iterations are not included, since a pair belongs to the iteration that generated it.
 
     Attributes:
-        files: checked, with the token ids; `ids` reads them again, since all iterations' would fill much memory.
-        rows: where each pair is in the files, (N,).
-        finish_reason: (N,) text.
-        num_actual, num_generated: tokens, (N,).
-        ref_actual, ref_generated: log-probabilities under the reference, nats, (N,); NaN where a pair was dropped.
-        margin: reward of the human's answer less that of the generated one, in the last epoch, (N,); NaN where unknown.
-        trained: index of the pairs that are trained on, by the iteration that generated them.
+        iteration: number of the iteration.
+        files: local Parquet files with token ids, verified; `token_ids` reads them on demand to save memory.
+        rows: row of each pair in the concatenated files, (N,).
+        index: index of each pair's prompt, (N,), ascending.
+        finish_reason: why generation ended, (N,) text.
+        num_actual, num_generated: number of tokens of the human and of the generated answer, (N,).
+        ref_actual, ref_generated: log-probabilities under the reference, nats, (N,); NaN if the pair was dropped.
+        margin: reward of the human answer minus reward of the generated one in the last epoch, (N,); NaN if unknown.
+        trained: indices of the pairs that are trained on, by the iteration that generated them.
     """
 
     iteration: int
@@ -52,33 +53,33 @@ class Answers:
     trained: dict[int, Ints]
 
     def mean_logprob(self, kind: str) -> float | None:
-        """Mean log-probability of a token under the reference, of `actual` or `generated` answers; None of none."""
+        """Mean log-probability per token under the reference, nats, of `actual` or `generated` answers."""
         sums: Floats = getattr(self, f"ref_{kind}")
-        known = np.isfinite(sums)
-        tokens = getattr(self, f"num_{kind}")[known].sum()
-        return float(sums[known].sum() / tokens) if tokens else None
+        is_known = np.isfinite(sums)
+        tokens = getattr(self, f"num_{kind}")[is_known].sum()
+        return float(sums[is_known].sum() / tokens) if tokens else None
 
-    def ids(self, places: Ints) -> list[dict[str, list[int]]]:
-        """Token ids of some pairs: `prompt_ids`, `actual_ids`, `generated_ids`."""
+    def token_ids(self, positions: Ints) -> list[dict[str, list[int]]]:
+        """Read `prompt_ids`, `actual_ids` and `generated_ids` of the pairs at some positions in the columns."""
         table = pa.concat_tables(_table(file, ["prompt_ids", "actual_ids", "generated_ids"]) for file in self.files)
-        found: list[dict[str, list[int]]] = table.take(self.rows[places]).to_pylist()
-        return found
+        ids: list[dict[str, list[int]]] = table.take(self.rows[positions]).to_pylist()
+        return ids
 
 
 def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
-    """Fetch, check and join what is there of an iteration.
+    """Read the generations, scores and rewards of an iteration as far as they exist.
 
     Raises:
         IntegrityError: a file is missing or altered.
     """
-    files = _fetched(run, [generated for generated, _ in iteration.shards], "generations")
+    files = _fetch(run, [generated for generated, _ in iteration.shards], "generations")
     pairs = pa.concat_tables(_table(file) for file in files)
     order = np.argsort(pairs["index"].to_numpy(), kind="stable")
     index = pairs["index"].to_numpy()[order]
-    scored = _fetched(run, [scored for _, scored in iteration.shards if scored], "scores")
+    scored = _fetch(run, [scored for _, scored in iteration.shards if scored], "scores")
     scores = pa.concat_tables(_table(file) for file in scored) if scored else None
     trained = _by_origin(scores, iteration.number)
-    scores, rewards = (_own(table, iteration.number) for table in (scores, _rewards(run, iteration)))
+    scores, rewards = (_of_iteration(table, iteration.number) for table in (scores, _rewards(run, iteration)))
     return Answers(
         iteration=iteration.number,
         files=files,
@@ -94,7 +95,7 @@ def read_answers(run: RunStore, iteration: IterationHistory) -> Answers:
     )
 
 
-def _fetched(run: RunStore, manifests: Sequence[Manifest], what: str) -> list[Path]:
+def _fetch(run: RunStore, manifests: Sequence[Manifest], what: str) -> list[Path]:
     files: list[Path] = []
     for manifest in manifests:
         made_by = layout.manifest_of(next(iter(manifest.outputs)))
@@ -104,7 +105,7 @@ def _fetched(run: RunStore, manifests: Sequence[Manifest], what: str) -> list[Pa
 
 
 def _rewards(run: RunStore, iteration: IterationHistory) -> Any:
-    """Of the last epoch that kept them."""
+    """The table of rewards of the last epoch that stored them; None if there is none."""
     for epoch in reversed(iteration.epochs):
         key = layout.rewards(iteration.number, epoch.number)
         if key in epoch.trained.outputs:
@@ -118,14 +119,15 @@ def _table(path: Path, columns: list[str] | None = None) -> Any:
     return parquet.read_table(path, columns=columns, memory_map=True)
 
 
-def _own(table: Any, iteration: int) -> Any:
-    """The rows of pairs that were generated in an iteration; all of a table from before there was history."""
+def _of_iteration(table: Any, iteration: int) -> Any:
+    """Rows of the pairs that an iteration generated; all rows of tables without the column `origin`."""
     if table is None or _ORIGIN not in table.column_names:
         return table
     return table.filter(compute.equal(table[_ORIGIN], iteration))
 
 
 def _by_origin(scores: Any, iteration: int) -> dict[int, Ints]:
+    """Indices of the scored pairs, by the iteration that generated them."""
     if scores is None:
         return {}
     index = scores["index"].to_numpy()
@@ -136,16 +138,16 @@ def _by_origin(scores: Any, iteration: int) -> dict[int, Ints]:
 
 
 def _lengths(table: Any, column: str) -> Ints:
-    found: Ints = compute.list_value_length(table[column]).to_numpy().astype(np.int64)
-    return found
+    lengths: Ints = compute.list_value_length(table[column]).to_numpy().astype(np.int64)
+    return lengths
 
 
 def _aligned(index: Ints, table: Any, column: str) -> Floats:
-    """A column in the order of `index`, NaN where it has no row."""
-    found = np.full(len(index), np.nan)
+    """A column in the order of `index`, with NaN for missing rows."""
+    values = np.full(len(index), np.nan)
     if table is not None and len(index):
         rows = table["index"].to_numpy()
-        places = np.clip(np.searchsorted(index, rows), 0, len(index) - 1)
-        known = index[places] == rows
-        found[places[known]] = table[column].to_numpy()[known]
-    return found
+        positions = np.clip(np.searchsorted(index, rows), 0, len(index) - 1)
+        is_known = index[positions] == rows
+        values[positions[is_known]] = table[column].to_numpy()[is_known]
+    return values

@@ -1,4 +1,4 @@
-"""Long series made short without losing their peaks."""
+"""Decimation of long series for charts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 
 def min_max(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Places to keep: the smallest and the largest value of each of `most // 2` parts, and both ends.
+    """Return indices of the minimum and maximum of each of `most // 2` parts of a series, and of both ends.
 
     Args:
         values: (N,), finite.
-        most: how many to keep at the most, but for the ends; N or more keeps all.
+        most: maximum number of indices, not counting the ends; if N or more, all are returned.
 
-    Returns: places in ascending order.
+    Returns: indices in ascending order.
     """
     if len(values) <= most:
         return np.arange(len(values))
@@ -28,5 +28,5 @@ def min_max(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
 
 
 def evenly(num: int, most: int) -> NDArray[np.int64]:
-    """At most so many of the places 0 … num - 1, evenly spread; the first and the last among them."""
+    """Return at most `most` evenly spaced indices of 0 … num - 1, including the first and the last."""
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.int64)) if num else np.arange(0)

@@ -1,4 +1,4 @@
-"""What the manifests of a run tell, in the order it happened."""
+"""All manifests of a run, by iteration and epoch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from spin_components.store.run import RunStore
 
 @dataclass(frozen=True, slots=True)
 class EpochHistory:
-    """A finished epoch, and its validation once that is finished too."""
+    """Manifests of a finished epoch.
+
+    Attributes:
+        number: number of the epoch within its iteration.
+        trained: manifest of the training step.
+        check: manifest of the validation; None if it is not finished.
+    """
 
     number: int
     trained: Manifest
@@ -25,12 +31,14 @@ class EpochHistory:
 
 @dataclass(frozen=True, slots=True)
 class IterationHistory:
-    """What is finished of an iteration.
+    """Manifests of an iteration's finished steps.
 
     Attributes:
-        shards: manifests of generations, each with that of its scores once there is one.
-        published: the checkpoint's manifest, when the iteration is over.
-        evaluated: the evaluation's, where there is one.
+        number: number of the iteration.
+        shards: for each shard the manifests of its generations and of its scores, None if not scored.
+        epochs: finished epochs.
+        published: manifest of the checkpoint step; None if the iteration is not finished.
+        evaluated: manifest of the evaluation, if any.
     """
 
     number: int
@@ -41,43 +49,46 @@ class IterationHistory:
 
     @property
     def num_pairs(self) -> int:
-        """Pairs generated so far."""
+        """Number of pairs generated so far."""
         return sum(int(generated.facts["num_pairs"]) for generated, _ in self.shards)
 
     def count(self, name: str) -> int:
-        """A fact of the generations, summed over shards."""
+        """Sum a count of the generations' manifests over shards."""
         return sum(int(generated.facts[name]) for generated, _ in self.shards)
 
     @property
     def pair_counts(self) -> PairCounts:
-        """Pairs to train on, and those left out, of the shards that are scored."""
+        """Counts of pairs to train on and of dropped pairs, over the scored shards."""
         return add_up(PairCounts.model_validate(scored.facts) for _, scored in self.shards if scored)
 
     @property
     def sampler_difference(self) -> tuple[float, float] | None:
-        """How far sampler and reference were apart in the shard where it was most, and what was allowed there."""
+        """Largest difference between sampler and reference over shards, and its tolerance, nats per token."""
         names = ("sampler_difference", "sampler_tolerance")
-        found = [scored.facts for _, scored in self.shards if scored and names[0] in scored.facts]
-        return max(((float(facts[names[0]]), float(facts[names[1]])) for facts in found), default=None)
+        shards = [scored.facts for _, scored in self.shards if scored and names[0] in scored.facts]
+        return max(((float(facts[names[0]]), float(facts[names[1]])) for facts in shards), default=None)
 
     @property
     def finish_reasons(self) -> dict[str, int]:
-        """Answers by how they ended."""
-        found: dict[str, int] = {}
+        """Number of answers by finish reason."""
+        counts: dict[str, int] = {}
         for generated, _ in self.shards:
             for reason, number in generated.facts["finish_reasons"].items():
-                found[reason] = found.get(reason, 0) + int(number)
-        return found
+                counts[reason] = counts.get(reason, 0) + int(number)
+        return counts
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A run so far.
+    """Manifests of a run's finished steps.
 
     Attributes:
-        record: `run.json`.
-        data: manifest of the rendered data.
-        base: validation of the base model, once finished; base_evaluated, its evaluation, where there is one.
+        uri: address of the run.
+        record: content of `run.json`.
+        data: manifest of the prepared data.
+        base: manifest of the base model's validation; None if not finished.
+        iterations: iterations that have started.
+        base_evaluated: manifest of the base model's evaluation, if any.
     """
 
     uri: str
@@ -89,25 +100,25 @@ class History:
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Section tables, as `prepare` recorded them."""
+        """Settings by section, as recorded in `run.json`."""
         return dict(self.record["settings"])
 
     @property
     def published(self) -> list[IterationHistory]:
-        """Iterations that are over."""
+        """Finished iterations."""
         return [iteration for iteration in self.iterations if iteration.published]
 
     @property
     def best(self) -> int | None:
-        """Iteration of the best model, `layout.BASE` for the base model; None before an iteration is published."""
-        found = {it.number: it.published.facts for it in self.iterations if it.published}
-        if not found or not self.base:
+        """Iteration of the best model, `layout.BASE` for the base model; None if no iteration is finished."""
+        published = {it.number: it.published.facts for it in self.iterations if it.published}
+        if not published or not self.base:
             return None
-        losses = {layout.BASE: self.base.facts["val_loss"], **{t: facts["val_loss"] for t, facts in found.items()}}
-        return lowest(losses, [t for t, facts in found.items() if facts.get("outcome") == "regressed"])
+        losses = {layout.BASE: self.base.facts["val_loss"], **{t: facts["val_loss"] for t, facts in published.items()}}
+        return lowest(losses, [t for t, facts in published.items() if facts.get("outcome") == "regressed"])
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every manifest there is."""
+        """Iterate over all manifests."""
         yield self.data
         yield from (manifest for manifest in (self.base, self.base_evaluated) if manifest)
         for iteration in self.iterations:
@@ -119,24 +130,24 @@ class History:
 
     @property
     def as_of(self) -> str:
-        """When the newest step finished, ISO 8601."""
+        """Time at which the newest step finished, ISO 8601."""
         return max(manifest.finished_at for manifest in self.manifests())
 
 
 def read_history(run: RunStore) -> History:
-    """Read every manifest of a run.
+    """Read all manifests of a run.
 
     Raises:
-        ConfigError: there is none yet.
-        IntegrityError: one is damaged.
+        ConfigError: the run has no data manifest yet.
+        IntegrityError: a manifest is damaged.
     """
     if not (run.exists(layout.RUN) and run.exists(layout.DATA_MANIFEST)):
         raise ConfigError(
-            f"{run.uri} has nothing to report yet: no {layout.DATA_MANIFEST}, which the first step writes; "
+            f"{run.uri} has nothing to report yet: there is no {layout.DATA_MANIFEST}, which the first step writes; "
             "check the address, or start the run with `spin-pipeline run`"
         )
     data, keys = read_manifest(run, layout.DATA_MANIFEST), run.sizes("iterations").keys()
-    base, judged = layout.BASE_VALIDATION, layout.BASE_EVALUATION
+    base, evaluated = layout.BASE_VALIDATION, layout.BASE_EVALUATION
     numbers = [int(name) for name in {key.split("/")[1] for key in keys} if name.isdigit()]
     num_iterations, num_shards = max(numbers, default=-1) + 1, int(data.facts["num_shards"])
     return History(
@@ -145,20 +156,20 @@ def read_history(run: RunStore) -> History:
         data=data,
         base=read_manifest(run, base) if run.exists(base) else None,
         iterations=[_iteration(run, keys, t, num_shards) for t in range(num_iterations)],
-        base_evaluated=read_manifest(run, judged) if run.exists(judged) else None,
+        base_evaluated=read_manifest(run, evaluated) if run.exists(evaluated) else None,
     )
 
 
 def _iteration(run: RunStore, keys: Any, t: int, num_shards: int) -> IterationHistory:
-    def found(key: str) -> Manifest | None:
+    def read(key: str) -> Manifest | None:
         return read_manifest(run, key) if key in keys else None
 
     shards = [
-        (generated, found(layout.manifest_of(layout.ref_logprobs(t, shard))))
+        (generated, read(layout.manifest_of(layout.ref_logprobs(t, shard))))
         for shard in range(num_shards)
-        if (generated := found(layout.manifest_of(layout.generations(t, shard))))
+        if (generated := read(layout.manifest_of(layout.generations(t, shard))))
     ]
     epochs: list[EpochHistory] = []
-    while trained := found(layout.epoch_manifest(t, len(epochs))):
-        epochs.append(EpochHistory(len(epochs), trained, found(layout.validation(t, len(epochs)))))
-    return IterationHistory(t, shards, epochs, found(layout.checkpoint(t)), found(layout.evaluation(t)))
+    while trained := read(layout.epoch_manifest(t, len(epochs))):
+        epochs.append(EpochHistory(len(epochs), trained, read(layout.validation(t, len(epochs)))))
+    return IterationHistory(t, shards, epochs, read(layout.checkpoint(t)), read(layout.evaluation(t)))

@@ -1,4 +1,4 @@
-"""Where a run's models come from and what they cost, as tables of names and values."""
+"""Provenance, cost and settings of a run, as tables of names and values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Facts = list[tuple[str, str]]
 
 
 def origins(history: History) -> Facts:
-    """Base model, data, seeds and versions."""
+    """Return base model, data, seed and versions."""
     record, data = history.record, history.data.facts
     forked = history.settings["model"].get("forked_from")
     return [
         ("run", history.uri),
-        ("begun", _date(record["created_at"])),
+        ("started", _date(record["created_at"])),
         ("base model", _named(history.settings["model"]["base"], record["base_model"]["uri"])),
         ("base model, SHA-256", _digest(record["base_model"]["files"])),
         *([("forked from", forked)] if forked else []),
@@ -33,17 +33,18 @@ def origins(history: History) -> Facts:
 
 
 def sampler_facts(history: History) -> Facts:
-    """How well generation and the reference's scores agree: that both are one model, asked the same."""
-    found = [known for iteration in history.iterations if (known := iteration.sampler_difference)]
-    if not found:
+    """Return the largest difference between the log-probabilities of the sampler and of the reference."""
+    differences = [known for iteration in history.iterations if (known := iteration.sampler_difference)]
+    if not differences:
         return []
-    difference, tolerance = max(found)
-    text = f"{difference:.1e} nats a token apart, {tolerance:g} allowed"
-    return [("sampler and reference", f"{text}; the most of {len(found)} iterations" if len(found) > 1 else text)]
+    difference, tolerance = max(differences)
+    text = f"differ by {difference:.1e} nats per token, tolerance {tolerance:g}"
+    num = len(differences)
+    return [("sampler and reference", f"{text}; maximum of {num} iterations" if num > 1 else text)]
 
 
 def _named(setting: str, uri: str) -> str:
-    """An address, with what the settings call it where that is something else."""
+    """An address, preceded by the value of its setting if that differs."""
     return uri if setting == uri else f"{setting}, as {uri}"
 
 
@@ -52,17 +53,17 @@ def _versions(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _digest(files: dict[str, Any]) -> str:
-    """A single file is what it holds, whatever its name."""
+    """SHA-256 of a set of files; of a single file, that of its content."""
     digests = {name: FileDigest.model_validate(file) for name, file in files.items()}
     return next(iter(digests.values())).sha256 if len(digests) == 1 else digest_of(digests)
 
 
 def costs(history: History, num_answer_tokens: int) -> Facts:
-    """Time at work, tokens, and hours of cores and GPUs; steps that failed are not in it.
+    """Return compute time, tokens, core-hours and GPU-hours of the finished steps.
 
     Args:
-        history: of the run.
-        num_answer_tokens: of both answers of the pairs, summed over the epochs that trained on them.
+        history: manifests of the run.
+        num_answer_tokens: number of tokens of both answers of the trained pairs, summed over epochs.
     """
     manifests = list(history.manifests())
     generated = sum(
@@ -74,7 +75,7 @@ def costs(history: History, num_answer_tokens: int) -> Facts:
     core_hours = sum(m.duration_s * m.machine.get("num_cores", 0) for m in manifests if not m.machine.get("num_gpus"))
     gpus = sorted({m.machine["gpu"] for m in manifests if m.machine.get("gpu")})
     return [
-        ("work", duration(total_s(manifests))),
+        ("compute time", duration(total_s(manifests))),
         *([("GPU-hours", f"{gpu_hours:.2f} ({', '.join(gpus)})")] if gpu_hours else []),
         *([("core-hours", f"{core_hours / 3600:.2f}")] if core_hours else []),
         ("tokens generated", f"{generated:,}"),
@@ -84,19 +85,20 @@ def costs(history: History, num_answer_tokens: int) -> Facts:
 
 
 def total_s(manifests: Iterable[Manifest]) -> float:
-    """Seconds that steps worked."""
+    """Return the total duration of steps, seconds."""
     return sum(manifest.duration_s for manifest in manifests)
 
 
 def _by_step(manifests: list[Manifest]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    """Total duration, seconds, by step."""
+    totals: dict[str, float] = {}
     for manifest in manifests:
-        found[manifest.step] = found.get(manifest.step, 0.0) + manifest.duration_s
-    return found
+        totals[manifest.step] = totals.get(manifest.step, 0.0) + manifest.duration_s
+    return totals
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that fit."""
+    """Format seconds in their two largest units, e.g. `2 h 30 min`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
@@ -106,7 +108,7 @@ def duration(seconds: float) -> str:
 
 
 def settings_tables(history: History) -> list[tuple[str, list[tuple[str, str, bool]]]]:
-    """Each section's settings: name, value, and whether the value is another than the default."""
+    """Return each section's settings as name, value, and whether the value differs from the default."""
     tables = []
     for section, table in history.settings.items():
         fields = _defaults(section)
@@ -117,7 +119,7 @@ def settings_tables(history: History) -> list[tuple[str, list[tuple[str, str, bo
 
 
 def _defaults(section: str) -> dict[str, Any]:
-    """Defaults of a section as JSON has them; settings without a default are not among them."""
+    """Defaults of a section as JSON values, without required settings."""
     kind: Any = Settings.model_fields[section].annotation if section in Settings.model_fields else None
     if kind is None:
         return {}

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page: its text is rendered here, its charts and samples by the page's own script."""
+"""Self-contained HTML report of a run; text is rendered by Jinja, charts and samples by the page's own scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spin_components.data.pair_counts import PairCounts, in_words
 from spin_components.evaluate.figures import evaluation_rows, remarks
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
-from spin_components.report.cautions import cautions
+from spin_components.report.cautions import find_warnings
 from spin_components.report.history import History, read_history
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
@@ -30,7 +30,7 @@ from spin_components.report.series import (
     unlearnt_loss,
     validation_points,
 )
-from spin_components.report.verdict import MINUS, judge, percent, perplexity, signed
+from spin_components.report.verdict import MINUS, compute_verdict, percent, perplexity, signed
 from spin_components.store.run import RunStore
 
 TEMPLATES = Path(__file__).parent / "template"
@@ -39,16 +39,16 @@ _SCRIPTS = ("theme.js", "chart.js", "plots.js", "samples.js", "page.js")
 
 
 def build_page(run: RunStore) -> str:
-    """The report of a run as it stands.
+    """Build the HTML report of a run, finished or not.
 
     Raises:
-        ConfigError: the run has nothing to report yet.
-        IntegrityError: what is stored is damaged.
+        ConfigError: the run has no data manifest yet.
+        IntegrityError: a stored file is damaged.
     """
     history = read_history(run)
     answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
-    verdict = judge(history, published_differences(points))
+    verdict = compute_verdict(history, published_differences(points))
     samples = sample_rows(run, history, answers)
     data = {
         "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
@@ -70,7 +70,7 @@ def build_page(run: RunStore) -> str:
         data=data,
         history=history,
         verdict=verdict,
-        cautions=cautions(history, rows),
+        warnings=find_warnings(history, rows),
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
         held_out=_held_out(history),
@@ -82,16 +82,16 @@ def build_page(run: RunStore) -> str:
 
 
 def render(template: str, *, scripts: tuple[str, ...], data: Any, folder: Path = TEMPLATES, **names: Any) -> str:
-    """A page from a template, with styles, scripts and data inside.
+    """Render a template to a page with embedded styles, scripts and data.
 
-    The page's own policy lets a browser run these scripts and styles, by their digests, and fetch nothing.
+    The page's content security policy allows only these scripts and styles, by digest, and no requests.
 
     Args:
-        template: name of a file in `folder`, or in this package's templates.
-        scripts: names of files, likewise, in the order they run.
-        data: JSON for the scripts.
-        folder: of the template.
-        names: what the template uses; text is escaped.
+        template: file name of the template, in `folder` or in this package's templates.
+        scripts: file names of scripts, in order of execution; searched in the same folders.
+        data: JSON value for the scripts.
+        folder: folder of the template.
+        names: variables of the template; text is escaped.
     """
     environment = Environment(
         loader=FileSystemLoader([folder, TEMPLATES]),
@@ -112,7 +112,7 @@ def render(template: str, *, scripts: tuple[str, ...], data: Any, folder: Path =
 
 
 def embedded_json(value: Any) -> Markup:
-    """JSON that can stand within a script element: what could end it, or a line of a script, is escaped."""
+    """Serialize JSON for a script element, with `<`, `>`, `&` and JavaScript line separators escaped."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -125,7 +125,7 @@ def _joined(names: tuple[str, ...], folder: Path) -> str:
 
 
 def _source(content: str) -> str:
-    """A script or style as a content security policy names it."""
+    """Source expression of a script or style in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
@@ -134,29 +134,30 @@ def _nats(value: float | None, digits: int = 3) -> str:
 
 
 def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
-    """The key figures: name, value, and what to hold it against."""
+    """Key figures, each with name, value and a value to compare with."""
     published = [iteration.published for iteration in history.published if iteration.published]
     manifests = list(history.manifests())
     tiles = []
-    if verdict.judged is not None:
-        where = "" if verdict.judged == verdict.iteration else f"iteration {verdict.judged}, "
+    if verdict.compared is not None:
+        where = "" if verdict.compared == verdict.iteration else f"iteration {verdict.compared}, "
         tiles += [
-            ("val_loss", _nats(verdict.judged_loss), f"{where}base {_nats(verdict.base_loss)}"),
-            ("perplexity", perplexity(verdict.judged_loss), f"{where}base {perplexity(verdict.base_loss)}"),
+            ("val_loss", _nats(verdict.compared_loss), f"{where}base {_nats(verdict.base_loss)}"),
+            ("perplexity", perplexity(verdict.compared_loss), f"{where}base {perplexity(verdict.base_loss)}"),
         ]
-        if found := verdict.difference:
-            share = percent(found.num_better / found.num_answers)
-            tiles.append(("held-out answers likelier", share, f"{found.num_better} of {found.num_answers}"))
+        if difference := verdict.difference:
+            share = percent(difference.num_better / difference.num_answers)
+            counts = f"{difference.num_better} of {difference.num_answers}"
+            tiles.append(("held-out answers with lower loss", share, counts))
     if published:
         facts = published[-1].facts
-        tiles.append(("pairs told apart", _nats(facts["acc"], 2), f"acc, last step of iteration {facts['iteration']}"))
+        tiles.append(("reward accuracy", _nats(facts["acc"], 2), f"last step of iteration {facts['iteration']}"))
     num = len(history.published)
     detail = f"{num} of {history.settings['spin']['max_iterations']} iterations"
-    return [*tiles, ("time at work", lineage.duration(lineage.total_s(manifests)), detail)]
+    return [*tiles, ("compute time", lineage.duration(lineage.total_s(manifests)), detail)]
 
 
 def _iteration_row(history: History, number: int) -> dict[str, Any]:
-    """What the table says of an iteration, finished or not."""
+    """Row of the table of iterations, for a finished or unfinished iteration."""
     iteration = history.iterations[number]
     manifests = [m for pair in iteration.shards for m in pair if m]
     manifests += [m for epoch in iteration.epochs for m in (epoch.trained, epoch.check) if m]
@@ -164,7 +165,7 @@ def _iteration_row(history: History, number: int) -> dict[str, Any]:
     return {
         "number": number,
         "facts": facts,
-        "follows": _follows(facts),
+        "decision": _decision(facts),
         "num_pairs": counts.num_pairs or iteration.num_pairs,
         "num_dropped": counts.num_dropped,
         "about_pairs": about_pairs(number, counts),
@@ -174,21 +175,21 @@ def _iteration_row(history: History, number: int) -> dict[str, Any]:
 
 
 def about_pairs(iteration: int, counts: PairCounts) -> str:
-    """What the number of an iteration's pairs leaves open: history, and why some were dropped; empty of neither."""
-    found, dropped, left_out = "", in_words(counts.dropped), in_words(counts.history_dropped)
+    """Describe pairs of earlier iterations and dropped pairs; empty if there are neither."""
+    text, dropped, earlier_dropped = "", in_words(counts.dropped), in_words(counts.history_dropped)
     if counts.num_history:
-        older = ", ".join(f"{n:,} of iteration {t}" for t, n in counts.num_by_origin.items() if t != iteration)
+        earlier = ", ".join(f"{n:,} of iteration {t}" for t, n in counts.num_by_origin.items() if t != iteration)
         own = f"{counts.num_pairs - counts.num_history:,} pairs of its own"
-        found = f"Iteration {iteration} trains on {own}, {older}; all scored under its own reference."
-    if left_out:
-        found += f" Left out of the older: {left_out}."
+        text = f"Iteration {iteration} trains on {own}, {earlier}; all scored under its own reference."
+    if earlier_dropped:
+        text += f" Dropped of the earlier pairs: {earlier_dropped}."
     if dropped:
-        found += f" Dropped of iteration {iteration}'s own: {dropped}."
-    return found.strip()
+        text += f" Dropped of iteration {iteration}'s own: {dropped}."
+    return text.strip()
 
 
-def _follows(facts: dict[str, Any]) -> str:
-    """What came of an iteration, and what came after it."""
+def _decision(facts: dict[str, Any]) -> str:
+    """Outcome of an iteration and the decision that followed."""
     outcome, decision = facts.get("outcome", ""), facts.get("decision", "not finished")
     if decision == "roll_back":
         decision = f"rolled back to {name_of(facts['next'])}"
@@ -196,7 +197,7 @@ def _follows(facts: dict[str, Any]) -> str:
 
 
 def _held_out(history: History) -> list[tuple[str, dict[str, Any]]]:
-    """Models that answered held-out prompts, by name, with the figures of their validations."""
+    """Models with sampled answers to held-out prompts, by name, with the facts of their validations."""
     checks = [("base", history.base)] + [
         (f"iteration {it.number}", it.epochs[it.published.facts["epoch"]].check)
         for it in history.published
@@ -206,9 +207,12 @@ def _held_out(history: History) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _evaluation(history: History) -> dict[str, Any] | None:
-    """Evaluated models as a table: `models`, `rows` of a name and cells, `remarks`; None where there are none."""
-    found = [("base", history.base_evaluated), *((f"iteration {it.number}", it.evaluated) for it in history.iterations)]
-    models = [(name, manifest.facts) for name, manifest in found if manifest]
+    """Table of evaluated models: `models`, `rows` of a name and cells, `remarks`; None if there are none."""
+    manifests = [
+        ("base", history.base_evaluated),
+        *((f"iteration {it.number}", it.evaluated) for it in history.iterations),
+    ]
+    models = [(name, manifest.facts) for name, manifest in manifests if manifest]
     if not models:
         return None
     names, cells = evaluation_rows([facts for _, facts in models])
@@ -220,12 +224,13 @@ def _evaluation(history: History) -> dict[str, Any] | None:
 
 
 def _answer_tokens(history: History, answers: list[Answers]) -> int:
-    by_origin = {found.iteration: found for found in answers}
+    """Number of tokens of both answers of the trained pairs, summed over epochs."""
+    by_origin = {each.iteration: each for each in answers}
     total = 0
-    for found in answers:
-        for origin, index in found.trained.items():
-            played = by_origin[origin]
-            places = np.searchsorted(played.index, index)
-            tokens = int(played.num_actual[places].sum() + played.num_generated[places].sum())
-            total += tokens * len(history.iterations[found.iteration].epochs)
+    for trained in answers:
+        for origin, index in trained.trained.items():
+            generated = by_origin[origin]
+            positions = np.searchsorted(generated.index, index)
+            tokens = int(generated.num_actual[positions].sum() + generated.num_generated[positions].sum())
+            total += tokens * len(history.iterations[trained.iteration].epochs)
     return total

@@ -1,4 +1,4 @@
-"""The samples of the page: which pairs are shown, and their text."""
+"""Sampled pairs shown on the report page, and their text."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from spin_components.store.run import RunStore
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 500
-"""Pairs on the page, but for the extremes."""
+"""Maximum number of pairs on the page, not counting the extremes."""
 EXTREMES = 20
-"""Pairs with the smallest and with the largest margin of an iteration that are shown besides."""
+"""Number of pairs with the smallest and with the largest margin of each iteration that are shown in addition."""
 MOST_CHARACTERS = 4000
-"""Of one text; the rest is left out."""
+"""Maximum number of characters of one text."""
 TEXT_BUDGET = 6_000_000
-"""Characters of all texts; the pairs are thinned out to keep to it."""
+"""Maximum number of characters of all texts; above it fewer pairs are shown."""
 
 _TOKENIZER_FILE = "tokenizer.json"
 Decode = Callable[[Sequence[int]], str]
 
 
 def sample_rows(run: RunStore, history: History, answers: list[Answers]) -> dict[str, Any]:
-    """Prompts with all their answers, as the page's table takes them.
+    """Return prompts with all their answers, for the page's table.
 
-    Returns: `rows`, `total` (pairs there are), and the text that all prompts begin and end with, which the table
-        leaves out: `prefix`, `suffix`.
+    Returns: `rows`, `total` (number of pairs), and `prefix` and `suffix`, the text that all prompts begin and end with
+        and that the table omits.
     """
     if not answers:
         return {"rows": [], "total": 0, "prefix": "", "suffix": ""}
     decode = _decoder(run, history)
-    rows = _decoded(answers, decode) if decode else _kept_by_generate(history)
+    rows = _decoded(answers, decode) if decode else _from_manifests(history)
     prefix, suffix = _shared_ends([row["prompt"] for row in rows])
     return {"rows": rows, "total": len(answers[-1].index), "prefix": prefix, "suffix": suffix}
 
 
 def _decoder(run: RunStore, history: History) -> Decode | None:
-    """The tokenizer of the newest policy in this run, fetched without the weights; None where it has no such file."""
+    """Decoder of the newest published policy's tokenizer, fetched without weights; None if it cannot be loaded."""
     if key := next((key for key in _tokenizer_keys(history) if key), None):
         from tokenizers import Tokenizer
 
@@ -55,36 +55,36 @@ def _decoder(run: RunStore, history: History) -> Decode | None:
             manifest = next(m for m in history.manifests() if key in m.outputs)
             files = {key: manifest.outputs[key]}
             tokenizer = Tokenizer.from_file(str(run.fetch(files, what="the tokenizer") / key))
-        except (SpinError, ValueError) as error:  # of a format this version does not know, or just pruned
-            logger.warning("samples are shown as far as they were decoded before: %s", error)
+        except (SpinError, ValueError) as error:  # an unknown format, or just pruned
+            logger.warning("the tokenizer cannot be loaded, the report shows only samples of manifests: %s", error)
             return None
         return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
     return None
 
 
 def _tokenizer_keys(history: History) -> list[str | None]:
-    found: list[str | None] = []
+    tokenizers: list[str | None] = []
     for iteration in reversed(history.published):
         if iteration.published:
             keys = iteration.published.outputs
-            found.append(next((key for key in keys if key.endswith(f"/{_TOKENIZER_FILE}")), None))
-    return found
+            tokenizers.append(next((key for key in keys if key.endswith(f"/{_TOKENIZER_FILE}")), None))
+    return tokenizers
 
 
 def _decoded(answers: list[Answers], decode: Decode) -> list[dict[str, Any]]:
-    chosen = _chosen(answers)
+    selected, num_iterations = _select(answers), answers[-1].iteration + 1
     rows: dict[int, dict[str, Any]] = {}
-    for found in reversed(answers):  # the newest iteration has every prompt that is played; an older one may have more
-        places = np.flatnonzero(np.isin(found.index, chosen))
-        for place, ids in zip(places, found.ids(places), strict=True):
-            row = rows.get(int(found.index[place])) or _row(found, int(place), ids, decode, answers[-1].iteration + 1)
-            row["answers"][found.iteration] = _answer(found, int(place), ids, decode)
+    for columns in reversed(answers):  # the newest iteration has all current prompts; an older one may have more
+        positions = np.flatnonzero(np.isin(columns.index, selected))
+        for position, ids in zip(positions.tolist(), columns.token_ids(positions), strict=True):
+            row = rows.get(int(columns.index[position])) or _row(columns, position, ids, decode, num_iterations)
+            row["answers"][columns.iteration] = _answer(columns, position, ids, decode)
             rows[row["index"]] = row
     ordered = [rows[index] for index in sorted(rows)]
     size = sum(_num_characters(row) for row in ordered)
     if size <= TEXT_BUDGET:
         return ordered
-    return [ordered[place] for place in evenly(len(ordered), max(1, int(len(ordered) * TEXT_BUDGET / size)))]
+    return [ordered[index] for index in evenly(len(ordered), max(1, int(len(ordered) * TEXT_BUDGET / size)))]
 
 
 def _num_characters(row: dict[str, Any]) -> int:
@@ -92,39 +92,41 @@ def _num_characters(row: dict[str, Any]) -> int:
     return sum(len(text) for text in (row["prompt"], row["actual"], *answers))
 
 
-def _chosen(answers: list[Answers]) -> list[int]:
-    """Indices of the pairs to show: evenly spread ones, and those with the most extreme margins."""
+def _select(answers: list[Answers]) -> list[int]:
+    """Indices of the pairs to show: evenly spaced ones, and those with extreme margins."""
     newest = answers[-1]
-    chosen = set(newest.index[evenly(len(newest.index), MOST_ROWS)].tolist())
-    for found in answers:
-        known = np.flatnonzero(np.isfinite(found.margin))
-        ranked = known[np.argsort(found.margin[known], kind="stable")]
-        chosen |= set(found.index[ranked[:EXTREMES]].tolist()) | set(found.index[ranked[-EXTREMES:]].tolist())
-    return sorted(chosen)
+    selected = set(newest.index[evenly(len(newest.index), MOST_ROWS)].tolist())
+    for columns in answers:
+        known = np.flatnonzero(np.isfinite(columns.margin))
+        ranked = known[np.argsort(columns.margin[known], kind="stable")]
+        selected |= set(columns.index[ranked[:EXTREMES]].tolist()) | set(columns.index[ranked[-EXTREMES:]].tolist())
+    return sorted(selected)
 
 
-def _row(found: Answers, place: int, ids: dict[str, list[int]], decode: Decode, num_iterations: int) -> dict[str, Any]:
+def _row(
+    columns: Answers, position: int, ids: dict[str, list[int]], decode: Decode, num_iterations: int
+) -> dict[str, Any]:
     return {
-        "index": int(found.index[place]),
+        "index": int(columns.index[position]),
         "prompt": _cut(decode(ids["prompt_ids"])),
         "actual": _cut(decode(ids["actual_ids"])),
-        "tokens": int(found.num_actual[place]),
+        "tokens": int(columns.num_actual[position]),
         "answers": [None] * num_iterations,
     }
 
 
-def _answer(found: Answers, place: int, ids: dict[str, list[int]], decode: Decode) -> dict[str, Any]:
-    margin = float(found.margin[place])
+def _answer(columns: Answers, position: int, ids: dict[str, list[int]], decode: Decode) -> dict[str, Any]:
+    margin = float(columns.margin[position])
     return {
         "text": _cut(decode(ids["generated_ids"])),
-        "tokens": int(found.num_generated[place]),
-        "end": str(found.finish_reason[place]),
+        "tokens": int(columns.num_generated[position]),
+        "end": str(columns.finish_reason[position]),
         "margin": round(margin, 4) if math.isfinite(margin) else None,
     }
 
 
-def _kept_by_generate(history: History) -> list[dict[str, Any]]:
-    """The few pairs that `generate` decoded: all there is while no policy is published."""
+def _from_manifests(history: History) -> list[dict[str, Any]]:
+    """Rows of the few pairs that `generate` decoded into its manifests, used while no policy is published."""
     rows: dict[int, dict[str, Any]] = {}
     for iteration in history.iterations:
         for generated, _ in iteration.shards:
@@ -153,7 +155,7 @@ def _cut(text: str) -> str:
 
 
 def _shared_ends(prompts: list[str]) -> tuple[str, str]:
-    """What every prompt begins and ends with, cut back to where a template could put a boundary."""
+    """Common prefix and suffix of all prompts, cut at a boundary of the chat template (a line end or bracket)."""
     if len(prompts) < 2:
         return "", ""
     prefix = _common(prompts)
@@ -165,7 +167,7 @@ def _shared_ends(prompts: list[str]) -> tuple[str, str]:
 
 
 def _common(texts: list[str]) -> str:
-    """What all of them begin with."""
+    """Common prefix of texts."""
     low, high = min(texts), max(texts)
-    same = (ours == theirs for ours, theirs in zip(low, high, strict=False))
+    same = (first == second for first, second in zip(low, high, strict=False))
     return low[: sum(takewhile(bool, same))]

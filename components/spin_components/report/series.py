@@ -1,4 +1,4 @@
-"""The numbers behind the page's charts."""
+"""Data of the report's charts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from spin_components.store.run import RunStore
 
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
 MOST_POINTS = 800
-"""Of one line; see `decimation.min_max`."""
+"""Maximum number of points of one line; see `decimation.min_max`."""
 _BINS = 24
 
 
 def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
-    """Metrics of every step of the finished epochs, in order."""
+    """Read the metrics of every optimizer step of the finished epochs, in order."""
     rows: list[dict[str, Any]] = []
     for iteration in history.iterations:
         for epoch in iteration.epochs:
@@ -36,7 +36,7 @@ def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
 
 
 def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each metric by step, made short; the margin is the difference of the two rewards."""
+    """Return each metric by step, decimated; the margin is the difference of the two rewards."""
     starts: dict[int, int] = {}
     for row in rows:
         starts.setdefault(row["iteration"], row["step"])
@@ -49,21 +49,21 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
     series = {}
     for name, line in lines.items():
         kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
-        series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[place]:.6g}") for place in kept]}
+        series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[index]:.6g}") for index in kept]}
     return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
 
 
 def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
-    """The loss of a policy that is its reference still, where it is one number whatever the pairs."""
+    """Return the loss of a policy that equals its reference; None if it depends on the pairs."""
     if objective.get("sft_weight") or objective.get("base_weight"):
         return None
     if objective.get("loss", "logistic") == "logistic":
-        return {"y": math.log(2), "label": "ln 2: nothing learnt"}
-    return {"y": 1.0, "label": "1: nothing learnt"}
+        return {"y": math.log(2), "label": "ln 2: policy equals reference"}
+    return {"y": 1.0, "label": "1: policy equals reference"}
 
 
 def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
-    """Losses of the held-out answers that a validation kept; none where it kept none."""
+    """Read the losses of single held-out answers of a validation; empty if it stored none."""
     key = next((key for key in check.outputs if key.endswith("validation.parquet")), None)
     if key is None:
         return []
@@ -72,7 +72,7 @@ def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
 
 
 def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
-    """Every validated epoch: its loss, None where it is not finite; and its `Difference` from the base model."""
+    """Return for each validated epoch its loss, None if not finite, and its `Difference` from the base model."""
     base = read_losses(run, history.base) if history.base else []
     points = []
     for iteration in history.iterations:
@@ -93,15 +93,15 @@ def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
 
 
 def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]:
-    """By iteration."""
+    """Return the differences of the published epochs from the base model, by iteration."""
     return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
 
 
 def lengths(answers: list[Answers]) -> dict[str, Any]:
-    """Shares of answers by their number of tokens: the human's, and those of each iteration."""
+    """Return histograms of the number of tokens of human answers and of each iteration's generated answers."""
     if not answers:
         return {}
-    most = max(int(max(found.num_actual.max(), found.num_generated.max())) for found in answers)
+    most = max(int(max(columns.num_actual.max(), columns.num_generated.max())) for columns in answers)
     width = max(1, -(-(most + 1) // _BINS))
     edges = np.arange(0, most + width + 1, width)
 
@@ -114,13 +114,17 @@ def lengths(answers: list[Answers]) -> dict[str, Any]:
         "human": shares(answers[-1].num_actual),
         "human_mean": float(answers[-1].num_actual.mean()),
         "generated": [
-            {"iteration": found.iteration, "shares": shares(found.num_generated), "mean": found.num_generated.mean()}
-            for found in answers
+            {
+                "iteration": columns.iteration,
+                "shares": shares(columns.num_generated),
+                "mean": columns.num_generated.mean(),
+            }
+            for columns in answers
         ],
     }
 
 
 def drift(answers: list[Answers]) -> list[dict[str, Any]]:
-    """Mean log-probability of an answer's token under each iteration's reference."""
-    means = [(found.iteration, found.mean_logprob("actual"), found.mean_logprob("generated")) for found in answers]
+    """Return the mean log-probability per answer token under each iteration's reference, nats."""
+    means = [(each.iteration, each.mean_logprob("actual"), each.mean_logprob("generated")) for each in answers]
     return [{"iteration": t, "actual": actual, "generated": generated} for t, actual, generated in means]

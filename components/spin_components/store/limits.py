@@ -1,4 +1,4 @@
-"""Cores and memory of this machine, and limits from environment variables."""
+"""Limits of this machine: its cores, and what its environment variables allow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spin_components.errors import ConfigError
 
 
 def num_cores() -> int:
-    """Return the number of cores that this process may run on."""
+    """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
-    """Return total and available memory in bytes, of the machine or of this process's control group if that has less.
+    """Memory of this machine, or of the control group this process is in, and how much of it is free to take.
 
-    File pages that can be dropped count as available. (0, 0) where neither is known, as on systems other than Linux.
+    Pages of files that may be dropped count as free. (0, 0) where neither is told, as on systems other than Linux.
 
     Args:
-        root: root of the file system; tests use another.
+        root: of the file system; tests lay out another.
     """
     try:
         lines = (root / "proc/meminfo").read_text("ascii").splitlines()
@@ -36,12 +36,12 @@ def memory_bytes(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _control_groups(root: Path) -> list[tuple[int, int, int]]:
-    """Return limit, usage and inactive file pages, in bytes, of this process's control groups (version 1 or 2)."""
+    """Limit, use and droppable file pages of every control group that this process is in, from version 2 or 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text("ascii").splitlines()
     except OSError:
         return []
-    groups = []
+    found = []
     for line in lines:
         _, kinds, path = line.split(":", 2)
         if kinds not in ("", "memory"):
@@ -56,8 +56,8 @@ def _control_groups(root: Path) -> list[tuple[int, int, int]]:
                 limit, used = (int((folder / name).read_text("ascii")) for name in names)
             except (OSError, ValueError):  # no such file, or "max": no limit
                 continue
-            groups.append((limit, used, _inactive_file_bytes(folder)))
-    return groups
+            found.append((limit, used, _inactive_file_bytes(folder)))
+    return found
 
 
 def _inactive_file_bytes(folder: Path) -> int:
@@ -69,19 +69,19 @@ def _inactive_file_bytes(folder: Path) -> int:
 
 
 def seconds(name: str, default: float) -> float:
-    """Read a duration above 0, in seconds, from an environment variable.
+    """A time above 0 from a variable.
 
     Raises:
-        ConfigError: the variable has another value.
+        ConfigError: it is none.
     """
     return _number(name, default, "a number of seconds above 0", least=math.ulp(0.0))
 
 
 def gibibytes(name: str, default: float) -> int:
-    """Read a size of 0 or more from an environment variable in GiB; returns bytes.
+    """A size of 0 or more from a variable that counts GiB, in bytes.
 
     Raises:
-        ConfigError: the variable has another value.
+        ConfigError: it is none.
     """
     return int(_number(name, default, "a number of GiB, 0 or more", least=0.0) * 2**30)
 

@@ -1,4 +1,4 @@
-"""Tiny models of several families, and what their log-probabilities are by definition."""
+"""Tiny models of several families, and a direct computation of their log-probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import bounds
-from spin_components.algorithm.logprobs import Answered
+from spin_components.algorithm.logprobs import PromptAnswer
 from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
 
 SIZES: dict[str, Any] = {
@@ -29,13 +29,13 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
-    "initializer_range": 0.2,  # large, so that tokens and positions matter
+    "initializer_range": 0.2,  # large, so that outputs depend on tokens and positions
 }
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
     "gpt_neox": GPTNeoXConfig(**SIZES),
-    # capped so hard that leaving it out would show, and a window shorter than the sequences
+    # strong soft-capping and a window shorter than the sequences, so that omitting either changes the results
     "gemma2": Gemma2Config(
         **SIZES,
         num_key_value_heads=2,
@@ -47,11 +47,11 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 SEQUENCES = [
-    Answered([5, 6, 7, 8, 9, 10, 11], [12]),
-    Answered([20], [21, 22, 23, 24, 25, 26, 2]),
-    Answered([5, 6, 7], [0, 1, 2]),
-    Answered([40, 41], [42, 43, 44, 45, 46, 47, 48, 49, 2]),
-    Answered([63, 62, 61, 60, 59], [58, 57]),
+    PromptAnswer([5, 6, 7, 8, 9, 10, 11], [12]),
+    PromptAnswer([20], [21, 22, 23, 24, 25, 26, 2]),
+    PromptAnswer([5, 6, 7], [0, 1, 2]),
+    PromptAnswer([40, 41], [42, 43, 44, 45, 46, 47, 48, 49, 2]),
+    PromptAnswer([63, 62, 61, 60, 59], [58, 57]),
 ]
 
 
@@ -68,27 +68,27 @@ def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
     bounds.few_threads()
     AttentionInterface.register(PACKED, packed_attention)
     torch.manual_seed(0)
-    config = copy.deepcopy(CONFIGS[family])  # a model changes its own
+    config = copy.deepcopy(CONFIGS[family])  # models modify their config
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     model.set_attn_implementation(attention)
     return model.eval()
 
 
-def groups_of(sequences: Sequence[Answered]) -> list[Prompted]:
-    """Each sequence as a group of its own."""
+def groups_of(sequences: Sequence[PromptAnswer]) -> list[Prompted]:
+    """One group for each sequence."""
     return [Prompted(sequence.prompt_ids, (sequence.answer_ids,)) for sequence in sequences]
 
 
-def alone(model: Any, sequence: Answered) -> Tensor:
-    """The definition: one sequence, no padding, all logits, log-softmax, the answer's tokens picked and summed."""
+def alone(model: Any, sequence: PromptAnswer) -> Tensor:
+    """Log-probability of one answer by definition: the sequence without padding, log-softmax of all logits, summed."""
     prompt_ids, answer_ids = list(sequence.prompt_ids), list(sequence.answer_ids)
     logits = model(input_ids=torch.tensor([prompt_ids + answer_ids]), use_cache=False).logits[0]
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     first = len(prompt_ids) - 1  # the logits of the prompt's last token predict the answer's first
-    return torch.stack([logprobs[first + place, token] for place, token in enumerate(answer_ids)]).sum()
+    return torch.stack([logprobs[first + index, token] for index, token in enumerate(answer_ids)]).sum()
 
 
-def logprob_bound(model: Any, sequences: Sequence[Answered] = SEQUENCES) -> float:
+def logprob_bound(model: Any, sequences: Sequence[PromptAnswer] = SEQUENCES) -> float:
     """Of the longest answer of all, in nats."""
     return bounds.of_logprob(model, max(len(sequence.answer_ids) for sequence in sequences))
 

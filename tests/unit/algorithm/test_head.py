@@ -40,13 +40,13 @@ def test_chunks_change_neither_log_probabilities_nor_gradients(
     monkeypatch.setattr(head, "checkpoint", partial(head.checkpoint, context_fn=checkpoint_contexts))
     monkeypatch.setattr(answer_head(model), "chunk", 3)  # 21 answer tokens: most chunks hold several answers' ends
     chunked = answer_logprobs(model, groups)
-    found = gradients(model, chunked, WEIGHTS)
+    chunked_gradients = gradients(model, chunked, WEIGHTS)
     torch.testing.assert_close(chunked, whole, rtol=0.0, atol=logprob_bound(model))
-    assert_gradients_close(model, found, expected, WEIGHTS, num_tokens=21)
+    assert_gradients_close(model, chunked_gradients, expected, WEIGHTS, num_tokens=21)
 
 
 def kept_for_backward(chunk: int) -> int:
-    """Elements of (tokens, V) tensors that autograd keeps for the way back."""
+    """Number of elements in (tokens, V) tensors that autograd saves for the backward pass."""
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 96}))
     answer_head(model).chunk = chunk
     kept: list[weakref.ref[list[Tensor]]] = []
@@ -62,19 +62,19 @@ def kept_for_backward(chunk: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda box: box[0]):
         logprobs = answer_logprobs(model, groups_of(SEQUENCES))
     alive = {box[0].data_ptr(): box[0] for ref in kept if (box := ref()) is not None}
-    assert logprobs.requires_grad  # the graph is still there
-    # the head's weight is kept as well, as (H, V)
-    found = [tensor for tensor in alive.values() if tensor.ndim == 2 and tensor.shape[1] == 96]
-    return sum(tensor.numel() for tensor in found if tensor.shape[0] != SIZES["hidden_size"])
+    assert logprobs.requires_grad  # the graph is alive
+    # the head's weight is saved as well, as (H, V)
+    logit_tensors = [tensor for tensor in alive.values() if tensor.ndim == 2 and tensor.shape[1] == 96]
+    return sum(tensor.numel() for tensor in logit_tensors if tensor.shape[0] != SIZES["hidden_size"])
 
 
-def test_logits_are_not_kept_where_they_are_chunked() -> None:
+def test_chunked_logits_are_not_saved_for_the_backward_pass() -> None:
     num_tokens = sum(len(sequence.answer_ids) for sequence in SEQUENCES)
     assert kept_for_backward(chunk=1000) == num_tokens * 96
     assert kept_for_backward(chunk=4) == 0
 
 
-def test_a_chunk_is_as_many_tokens_as_its_bytes_allow() -> None:
+def test_a_chunk_has_as_many_tokens_as_its_bytes_allow() -> None:
     assert AnswerHead(model_of("qwen2")).chunk == LOGITS_BYTES // (4 * SIZES["vocab_size"])
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from bounds import float64
-from spin_components.algorithm.logprobs import Answered, align, answer_logprobs, token_logprobs
+from spin_components.algorithm.logprobs import PromptAnswer, align, answer_logprobs, token_logprobs
 from unit.algorithm.families import (
     CONFIGS,
     LAYOUTS,
@@ -24,7 +24,7 @@ from unit.algorithm.families import (
 
 
 def test_layout_by_hand() -> None:
-    batch = align([Answered([5, 6, 7], [8]), Answered([9], [10, 11])])
+    batch = align([PromptAnswer([5, 6, 7], [8]), PromptAnswer([9], [10, 11])])
     # prompts end, and answers begin, between the third and the fourth column
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 0], [0, 0, 9, 10, 11]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
@@ -36,25 +36,25 @@ def test_layout_by_hand() -> None:
     assert batch.answer_mask.tolist() == [[True, False], [True, True]]
 
 
-def test_layout_has_the_types_models_want() -> None:
+def test_layout_has_the_dtypes_of_model_inputs() -> None:
     batch = align(SEQUENCES)
     assert [tensor.dtype for tensor in batch] == [torch.int64] * 4 + [torch.bool]
     assert (batch.position_ids >= 0).all()
 
 
 def test_length_is_that_of_prompt_and_answer() -> None:
-    assert len(Answered([1, 2, 3], [4, 5])) == 5
+    assert len(PromptAnswer([1, 2, 3], [4, 5])) == 5
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
 @float64()
-def test_batches_give_what_each_sequence_gives_alone(family: str, attention: str) -> None:
+def test_batched_log_probabilities_equal_those_of_single_sequences(family: str, attention: str) -> None:
     model = model_of(family)
     with torch.no_grad():
-        found = answer_logprobs(model_of(family, attention), groups_of(SEQUENCES))
+        logprobs = answer_logprobs(model_of(family, attention), groups_of(SEQUENCES))
         expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES])
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model))
+    torch.testing.assert_close(logprobs, expected, rtol=0.0, atol=logprob_bound(model))
     assert expected.max() < -1.0  # an answer is worth nats, and a mistake no less than a hundredth
     assert logprob_bound(model) < 1e-9
 
@@ -64,29 +64,29 @@ def test_batches_give_what_each_sequence_gives_alone(family: str, attention: str
 def test_float32_loses_no_more_than_rounding(family: str, attention: str) -> None:
     model = model_of(family, attention)
     with torch.no_grad():
-        found = answer_logprobs(model, groups_of(SEQUENCES))
+        logprobs = answer_logprobs(model, groups_of(SEQUENCES))
         with float64():
             expected = answer_logprobs(copy.deepcopy(model).double(), groups_of(SEQUENCES))
-    assert (found.shape, found.dtype) == ((len(SEQUENCES),), torch.float32)
-    torch.testing.assert_close(found.double(), expected, rtol=0.0, atol=logprob_bound(model))
+    assert (logprobs.shape, logprobs.dtype) == ((len(SEQUENCES),), torch.float32)
+    torch.testing.assert_close(logprobs.double(), expected, rtol=0.0, atol=logprob_bound(model))
 
 
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
 @float64()
-def test_gradients_are_those_of_the_sequences_alone(family: str, attention: str) -> None:
+def test_batched_gradients_equal_those_of_single_sequences(family: str, attention: str) -> None:
     model, weights = model_of(family, attention), [1.0, -2.0, 0.5, 3.0, -1.0]
-    found = gradients(model, answer_logprobs(model, groups_of(SEQUENCES)), weights)
+    computed = gradients(model, answer_logprobs(model, groups_of(SEQUENCES)), weights)
     model = model_of(family)
     expected = gradients(model, torch.stack([alone(model, sequence) for sequence in SEQUENCES]), weights)
     num_tokens = sum(len(sequence.answer_ids) for sequence in SEQUENCES)
-    assert_gradients_close(model, found, expected, weights, num_tokens)
+    assert_gradients_close(model, computed, expected, weights, num_tokens)
 
 
 @pytest.mark.parametrize(
     "change", [{"final_logit_softcapping": None}, {"attn_logit_softcapping": None}, {"sliding_window": 64}]
 )
-def test_the_gemma2_of_this_file_would_show_a_cap_or_window_left_out(change: dict[str, Any]) -> None:
+def test_the_gemma2_config_is_sensitive_to_caps_and_window(change: dict[str, Any]) -> None:
     config = Gemma2Config.from_dict({**CONFIGS["gemma2"].to_dict(), **change})
     other = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     other.load_state_dict(model_of("gemma2").state_dict())
@@ -113,24 +113,24 @@ def test_order_is_kept(attention: str) -> None:
 def test_few_sequences(num: int, attention: str) -> None:
     model = model_of("llama")
     with torch.no_grad():
-        found = answer_logprobs(model_of("llama", attention), groups_of(SEQUENCES[:num]))
+        logprobs = answer_logprobs(model_of("llama", attention), groups_of(SEQUENCES[:num]))
         expected = torch.stack([alone(model, sequence) for sequence in SEQUENCES[:num]])
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model))
+    torch.testing.assert_close(logprobs, expected, rtol=0.0, atol=logprob_bound(model))
 
 
 def test_tokens_outside_an_answer_are_zero() -> None:
     batch = align(SEQUENCES)
     with torch.no_grad():
-        found = token_logprobs(model_of("llama"), batch)
-    assert found.shape == batch.answer_mask.shape
-    assert (found[~batch.answer_mask] == 0.0).all()
-    assert (found[batch.answer_mask] < 0.0).all()
+        logprobs = token_logprobs(model_of("llama"), batch)
+    assert logprobs.shape == batch.answer_mask.shape
+    assert (logprobs[~batch.answer_mask] == 0.0).all()
+    assert (logprobs[batch.answer_mask] < 0.0).all()
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("filling", [1, 2, 63])
 @float64()
-def test_what_fills_the_gaps_does_not_matter(family: str, filling: int) -> None:
+def test_padding_ids_do_not_change_log_probabilities(family: str, filling: int) -> None:
     model, batch = model_of(family), align(SEQUENCES)
     input_ids = batch.input_ids.masked_fill(batch.attention_mask == 0, filling)
     answer_ids = batch.answer_ids.masked_fill(~batch.answer_mask, filling)
@@ -148,9 +148,9 @@ def test_an_eos_that_is_also_the_pad_token_counts_like_any_other() -> None:
     padded.load_state_dict(plain.state_dict())
     with torch.no_grad():
         groups = groups_of(SEQUENCES)
-        found, expected = answer_logprobs(padded, groups), answer_logprobs(plain, groups)
-        torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(plain))
+        logprobs, expected = answer_logprobs(padded, groups), answer_logprobs(plain, groups)
+        torch.testing.assert_close(logprobs, expected, rtol=0.0, atol=logprob_bound(plain))
         # the second and the fourth answer end with EOS; without it they are likelier by what EOS costs
-        cut = [Answered(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
+        cut = [PromptAnswer(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
         whole = answer_logprobs(padded, groups_of([SEQUENCES[1], SEQUENCES[3]]))
     assert (answer_logprobs(padded, groups_of(cut)) > whole).all()

@@ -36,7 +36,7 @@ def given(actual: list[float], generated: list[float]) -> Rewards:
 
 
 def terms_of(reward: Rewards) -> PairTerms:
-    """The paper's loss; the human answers' likelihood is that of a token of probability 1 / e."""
+    """Terms of the paper's loss; each human answer has a negative log-likelihood of 1 nat a token."""
     return PairTerms(spin_losses(reward), reward, torch.ones_like(reward.actual))
 
 
@@ -46,9 +46,9 @@ def sums_of(reward: Rewards, lengths: list[int], weights: list[float]) -> Tensor
 
 def test_rewards_by_hand() -> None:
     # log-ratios: actual -1 - -3 = 2 and -2 - -2 = 0, generated -6 - -5 = -1 and -4 - -8 = 4; beta halves them
-    found = rewards(logprobs([-1.0, -2.0], [-6.0, -4.0]), logprobs([-3.0, -2.0], [-5.0, -8.0]), beta=0.5)
-    assert_close(found.actual, torch.tensor([1.0, 0.0]))
-    assert_close(found.generated, torch.tensor([-0.5, 2.0]))
+    computed = rewards(logprobs([-1.0, -2.0], [-6.0, -4.0]), logprobs([-3.0, -2.0], [-5.0, -8.0]), beta=0.5)
+    assert_close(computed.actual, torch.tensor([1.0, 0.0]))
+    assert_close(computed.generated, torch.tensor([-0.5, 2.0]))
 
 
 def test_loss_by_hand() -> None:
@@ -108,10 +108,10 @@ def test_metrics_by_hand() -> None:
 def test_deviation_is_the_sample_deviation_of_all_rewards() -> None:
     generator = torch.Generator().manual_seed(0)
     reward = Rewards(torch.randn(40, generator=generator), 3.0 + torch.randn(40, generator=generator))
-    found = metrics_from_sums(metric_sums(terms_of(reward), torch.ones(40), torch.ones(40)))["rewards_all_std"]
+    deviation = metrics_from_sums(metric_sums(terms_of(reward), torch.ones(40), torch.ones(40)))["rewards_all_std"]
     # the variance is a difference of sums of squares, over 79; its root's error is half of that over the root
-    bound = 2 * bounds.of_sum((torch.cat(reward).double() ** 2).tolist(), torch.float64) / 79 / (2 * found)
-    assert found == pytest.approx(torch.cat(reward).double().std().item(), abs=bound)
+    bound = 2 * bounds.of_sum((torch.cat(reward).double() ** 2).tolist(), torch.float64) / 79 / (2 * deviation)
+    assert deviation == pytest.approx(torch.cat(reward).double().std().item(), abs=bound)
 
 
 def test_deviation_of_equal_rewards_is_zero() -> None:
@@ -121,7 +121,7 @@ def test_deviation_of_equal_rewards_is_zero() -> None:
     assert metrics["rewards_all_std"] == pytest.approx(0.0, abs=math.sqrt(variance))
 
 
-def test_sums_over_micro_batches_equal_those_of_the_whole() -> None:
+def test_sums_over_micro_batches_equal_those_of_the_batch() -> None:
     generator = torch.Generator().manual_seed(1)
     actual, generated = torch.randn(2, 7, generator=generator, dtype=torch.float64)
     lengths, weights = torch.arange(1, 8), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
@@ -140,11 +140,11 @@ def test_pairs_of_weight_0_do_not_count() -> None:
 
 def test_sums_are_float64_without_gradient() -> None:
     actual = torch.tensor([1.0], requires_grad=True)
-    found = metric_sums(terms_of(Rewards(actual, actual * 2)), torch.tensor([3]), torch.tensor([1.0]))
-    assert (found.dtype, found.requires_grad, found.shape) == (torch.float64, False, (len(METRIC_SUMS),))
+    sums = metric_sums(terms_of(Rewards(actual, actual * 2)), torch.tensor([3]), torch.tensor([1.0]))
+    assert (sums.dtype, sums.requires_grad, sums.shape) == (torch.float64, False, (len(METRIC_SUMS),))
 
 
-def test_a_nan_reward_shows_in_the_metrics() -> None:
+def test_a_nan_reward_gives_nan_metrics() -> None:
     metrics = metrics_from_sums(sums_of(given([math.nan], [0.0]), [1], [1.0]))
     assert math.isnan(metrics["loss"])
     assert math.isnan(metrics["rewards_all_std"])

@@ -30,13 +30,13 @@ LENGTHS = AnswerLengths(torch.tensor([4]), torch.tensor([2]))
 
 def losses_of(loss: Loss, *margins: float) -> list[float]:
     margin = torch.tensor(margins)
-    found: list[float] = spin_losses(Rewards(margin + 2.0, torch.full_like(margin, 2.0)), loss).tolist()
-    return found
+    losses: list[float] = spin_losses(Rewards(margin + 2.0, torch.full_like(margin, 2.0)), loss).tolist()
+    return losses
 
 
-def close(found: Tensor, *expected: float) -> bool:
+def close(values: Tensor, *expected: float) -> bool:
     """To the rounding of a few float32 operations, exp and log among them."""
-    return found.tolist() == pytest.approx(expected, rel=gamma(20))
+    return values.tolist() == pytest.approx(expected, rel=gamma(20))
 
 
 def test_hinge_by_hand() -> None:
@@ -60,11 +60,11 @@ def test_least_squares_is_ipos_loss_times_beta_squared() -> None:
 
 def test_label_smoothing_by_hand() -> None:
     # margin 2: 0.9 * log(1 + e^-2) + 0.1 * log(1 + e^2)
-    found = spin_losses(Rewards(torch.tensor([2.0]), torch.tensor([0.0])), label_smoothing=0.1)
-    assert close(found, 0.9 * math.log1p(math.exp(-2)) + 0.1 * math.log1p(math.exp(2)))
+    losses = spin_losses(Rewards(torch.tensor([2.0]), torch.tensor([0.0])), label_smoothing=0.1)
+    assert close(losses, 0.9 * math.log1p(math.exp(-2)) + 0.1 * math.log1p(math.exp(2)))
 
 
-def test_smoothed_loss_is_least_at_a_finite_margin() -> None:
+def test_smoothed_loss_has_its_minimum_at_a_finite_margin() -> None:
     # its slope is 0 where sigmoid(-m) = epsilon: at m = log((1 - epsilon) / epsilon) = log 9 for 0.1
     margin = torch.tensor([math.log(9.0), math.log(9.0) + 1.0, math.log(9.0) - 1.0], requires_grad=True)
     spin_losses(Rewards(margin, torch.zeros(3)), label_smoothing=0.1).sum().backward()  # type: ignore[no-untyped-call]
@@ -75,9 +75,9 @@ def test_smoothed_loss_is_least_at_a_finite_margin() -> None:
     assert slopes[1] > 0 > slopes[2]
 
 
-def test_a_tokens_mean_by_hand() -> None:
-    found = per_token(POLICY, LENGTHS)
-    assert (found.actual.tolist(), found.generated.tolist()) == ([-1.0], [-3.0])
+def test_means_over_tokens_by_hand() -> None:
+    means = per_token(POLICY, LENGTHS)
+    assert (means.actual.tolist(), means.generated.tolist()) == ([-1.0], [-3.0])
 
 
 def test_length_normalised_rewards_by_hand() -> None:
@@ -96,7 +96,7 @@ def test_the_sft_term_by_hand() -> None:
     assert close(pair_terms(POLICY, REFERENCE, LENGTHS, Objective(0.5)).losses, math.log1p(math.exp(-2.5)))
 
 
-def test_the_sft_term_is_a_tokens_mean_whether_or_not_rewards_are() -> None:
+def test_the_sft_term_is_a_mean_over_tokens_with_and_without_length_normalisation() -> None:
     for normalized in (False, True):
         objective = Objective(0.5, "correlation", length_normalized=normalized, sft_weight=0.3)
         actual = torch.tensor([-4.0], requires_grad=True)
@@ -109,13 +109,13 @@ def test_the_sft_term_is_a_tokens_mean_whether_or_not_rewards_are() -> None:
 
 def test_the_opponent_of_alpha_spin_by_hand() -> None:
     # 0.75 * -8 + 0.25 * -10 = -8.5; 0.75 * -5 + 0.25 * -3 = -4.5
-    found = opponent_logprobs(REFERENCE, BASE, 0.25)
-    assert (found.actual.tolist(), found.generated.tolist()) == ([-8.5], [-4.5])
+    opponent = opponent_logprobs(REFERENCE, BASE, 0.25)
+    assert (opponent.actual.tolist(), opponent.generated.tolist()) == ([-8.5], [-4.5])
     # margin 0.5 * ((-4 + 8.5) - (-6 + 4.5)) = 3
-    assert close(pair_terms(POLICY, found, LENGTHS, Objective(0.5, "correlation", base_weight=0.25)).losses, -2.0)
+    assert close(pair_terms(POLICY, opponent, LENGTHS, Objective(0.5, "correlation", base_weight=0.25)).losses, -2.0)
 
 
-def test_the_opponents_margin_is_what_the_kl_term_adds() -> None:
+def test_the_opponent_changes_the_margin_by_the_kl_term() -> None:
     # the margin against the mixture is that against the reference, and alpha times what the reference gained on the
     # base: beta * alpha * ((-8 + 10) - (-5 + 3)) = 0.5 * 0.25 * 4 = 0.5
     plain = pair_terms(POLICY, REFERENCE, LENGTHS, Objective(0.5)).rewards
@@ -143,13 +143,13 @@ def test_the_opponent_is_the_reference_at_0_and_the_base_at_1() -> None:
         (Objective(0.5, "correlation", base_weight=0.25), 0.5),
     ],
 )
-def test_what_the_loss_is_before_the_first_update(objective: Objective, expected: float) -> None:
+def test_loss_before_the_first_update(objective: Objective, expected: float) -> None:
     opponent = opponent_logprobs(REFERENCE, BASE, objective.base_weight)
     assert close(pair_terms(REFERENCE, opponent, LENGTHS, objective).losses, expected)
     assert objective.begins_at_ln_2 == (expected == math.log(2))
 
 
-def test_the_sft_loss_is_a_metric_where_it_is_asked_for() -> None:
+def test_the_sft_loss_is_a_metric_if_requested() -> None:
     policy = AnswerLogprobs(torch.tensor([-4.0, -10.0, -99.0]), torch.tensor([-6.0, -6.0, -6.0]))
     lengths = AnswerLengths(torch.tensor([4, 2, 1]), torch.tensor([2, 2, 2]))
     terms = pair_terms(policy, policy, lengths, Objective(0.5, "hinge", sft_weight=0.5))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bounds import checkpoint_contexts, float64
-from spin_components.algorithm.logprobs import Answered, answer_logprobs
+from spin_components.algorithm.logprobs import PromptAnswer, answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted, pack, packed_attention
 from unit.algorithm.families import (
     CONFIGS,
@@ -24,7 +24,7 @@ GROUPS = [
     Prompted([40, 41, 42], ([43, 44, 45, 46, 47, 48, 49, 2],)),
     Prompted([63, 62], ([61, 60], [59, 58, 57, 56, 55], [54])),
 ]
-ALL = [Answered(prompt, answer) for prompt, answers in GROUPS for answer in answers]
+ALL = [PromptAnswer(prompt, answer) for prompt, answers in GROUPS for answer in answers]
 NUM_TOKENS = sum(len(sequence.answer_ids) for sequence in ALL)
 
 
@@ -43,22 +43,22 @@ def test_layout_by_hand() -> None:
 @pytest.mark.parametrize("attention", LAYOUTS)
 @pytest.mark.parametrize("family", CONFIGS)
 @float64()
-def test_answers_that_share_a_prompt_score_as_if_each_stood_alone(family: str, attention: str) -> None:
+def test_packed_answers_score_as_single_sequences(family: str, attention: str) -> None:
     model = model_of(family)
     with torch.no_grad():
-        found = answer_logprobs(model_of(family, attention), GROUPS)
+        logprobs = answer_logprobs(model_of(family, attention), GROUPS)
         expected = torch.stack([alone(model, sequence) for sequence in ALL])
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=logprob_bound(model, ALL))
+    torch.testing.assert_close(logprobs, expected, rtol=0.0, atol=logprob_bound(model, ALL))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 @float64()
-def test_a_shared_prompt_gathers_the_gradients_of_all_its_answers(family: str) -> None:
+def test_a_shared_prompt_sums_the_gradients_of_its_answers(family: str) -> None:
     weights = [1.0, -2.0, 0.5, 3.0, -1.0, 2.0, -0.5, 1.5]
     packed, plain = model_of(family, PACKED), model_of(family)
-    found = gradients(packed, answer_logprobs(packed, GROUPS), weights)
+    logprobs = gradients(packed, answer_logprobs(packed, GROUPS), weights)
     expected = gradients(plain, torch.stack([alone(plain, sequence) for sequence in ALL]), weights)
-    assert_gradients_close(plain, found, expected, weights, NUM_TOKENS)
+    assert_gradients_close(plain, logprobs, expected, weights, NUM_TOKENS)
 
 
 @float64()
@@ -79,21 +79,21 @@ def test_gradient_checkpointing_computes_the_same() -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model.train()
     try:
-        found = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
+        logprobs = gradients(model, answer_logprobs(model, GROUPS), [1.0] * 8)
     finally:
         model.eval()
         model.gradient_checkpointing_disable()
-    assert_gradients_close(model, found, expected, [1.0] * 8, NUM_TOKENS)
+    assert_gradients_close(model, logprobs, expected, [1.0] * 8, NUM_TOKENS)
 
 
-def test_a_model_that_gives_no_lengths_is_refused() -> None:
+def test_a_mask_without_lengths_is_refused() -> None:
     query = torch.zeros(1, 2, 4, 8)
     for mask in (None, torch.zeros(1, 1, 4, 4), torch.ones(1, 4, dtype=torch.int64)):
         with pytest.raises(NotImplementedError, match="needs the groups' lengths"):
             packed_attention(nn.Identity(), query, query, query, mask)
 
 
-def test_what_is_not_done_is_refused_and_not_left_out() -> None:
+def test_unsupported_attention_options_are_refused() -> None:
     query, lengths = torch.zeros(1, 2, 4, 8), torch.tensor([[[[2, 2]]]])
     with pytest.raises(NotImplementedError, match="needs an option that packed attention does not support"):
         packed_attention(nn.Identity(), query, query, query, lengths, s_aux=torch.zeros(2))
@@ -101,6 +101,6 @@ def test_what_is_not_done_is_refused_and_not_left_out() -> None:
         packed_attention(nn.Identity(), query, query, query, lengths, dropout=0.1)
 
 
-def test_padding_costs_nothing() -> None:
-    batch = pack(groups_of([Answered([1] * 50, [2]), Answered([3], [4] * 70)]))
+def test_packed_batches_have_no_padding() -> None:
+    batch = pack(groups_of([PromptAnswer([1] * 50, [2]), PromptAnswer([3], [4] * 70)]))
     assert batch.input_ids.shape == (1, 51 + 71)

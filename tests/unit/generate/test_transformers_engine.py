@@ -50,9 +50,9 @@ def _engine(folder: Path, *, eos_ids: list[int], seed: int = 3, **settings: Any)
 
 
 def _answers(engine: TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
-    found = list(engine.generate(prompts, limits))
-    assert sorted(place for place, _ in found) == list(range(len(prompts)))
-    return [answer for _, answer in sorted(found, key=lambda each: each[0])]
+    indexed = list(engine.generate(prompts, limits))
+    assert sorted(index for index, _ in indexed) == list(range(len(prompts)))
+    return [answer for _, answer in sorted(indexed, key=lambda each: each[0])]
 
 
 class _Alone(NamedTuple):
@@ -83,7 +83,7 @@ def _assert_same(model: Any, answers: list[Answer], expected: list[_Alone]) -> N
 def test_greedy_answers_are_those_of_transformers_token_by_token(family: str, saved: Saved) -> None:
     model = model_of(family)
     free = [_alone(model, p, limit, eos_token_id=None).token_ids for p, limit in zip(PROMPTS, LIMITS, strict=True)]
-    eos_ids = [free[0][3], free[2][6]]  # so that answers end at unlike times, and rows are taken by others
+    eos_ids = [free[0][3], free[2][6]]  # so that answers end at different steps and rows are reused
     engine = _engine(saved(family), eos_ids=eos_ids, temperature=0.0)
     assert engine._fallback is None
     answers = _answers(engine, PROMPTS, LIMITS)
@@ -95,7 +95,7 @@ def test_greedy_answers_are_those_of_transformers_token_by_token(family: str, sa
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_an_answers_log_probability_is_the_models_own(family: str, saved: Saved) -> None:
+def test_an_answers_log_probability_is_that_of_the_unwarped_model(family: str, saved: Saved) -> None:
     engine = _engine(saved(family), eos_ids=[2], temperature=0.7, top_k=20, top_p=0.9, repetition_penalty=1.2)
     answers = _answers(engine, PROMPTS, LIMITS)
     groups = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(PROMPTS, answers, strict=True)]
@@ -144,23 +144,23 @@ def test_answers_depend_on_the_seed_and_the_prompts_number_not_on_the_batch(save
             assert _same_draws(model, PROMPTS[number], answer.token_ids, expected.token_ids, random)
     engine = _engine(folder, eos_ids=[2, 3, 4])
     assert _answers(engine, PROMPTS, LIMITS) == one
-    assert _answers(engine, PROMPTS, LIMITS) != one  # a second call goes on with other numbers
+    assert _answers(engine, PROMPTS, LIMITS) != one  # a second call uses other random numbers
     assert _answers(_engine(folder, eos_ids=[2, 3, 4], seed=4), PROMPTS, LIMITS) != one
 
 
-def test_tokens_are_sampled_as_often_as_the_model_says(saved: Saved) -> None:
+def test_token_frequencies_follow_the_models_distribution(saved: Saved) -> None:
     num = 2000
     engine = _engine(saved("llama"), eos_ids=[2], temperature=1.0, batch_size=500)
     tokens = torch.tensor([answer.token_ids[0] for answer in _answers(engine, [[5, 6, 7]] * num, [1] * num)])
     with torch.no_grad():
         expected = model_of("llama")(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
-    found = torch.bincount(tokens, minlength=64)
-    deviations = (found - num * expected) / (num * expected * (1 - expected)).sqrt()
+    counts = torch.bincount(tokens, minlength=64)
+    deviations = (counts - num * expected) / (num * expected * (1 - expected)).sqrt()
     assert float(deviations.abs().max()) < 4.5
     assert float((deviations**2).mean()) == pytest.approx(1, abs=0.6)  # chi-square of 63 degrees: 1 +- 0.18
 
 
-def test_a_stop_string_ends_an_answer_where_it_is_complete(tiny_llama: Path) -> None:
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama, ModelSettings(base=str(tiny_llama)))
     prompts = [tokenizer(f"What does function {number} do?")["input_ids"] for number in range(12)]
     # one row at a time, so that both engines compute the same batches, to the bit
@@ -174,7 +174,7 @@ def test_a_stop_string_ends_an_answer_where_it_is_complete(tiny_llama: Path) -> 
         assert (answer.finish_reason == "stop_string") == any(stop in text for stop in ("e", "th"))
 
 
-def test_an_architecture_that_is_not_understood_is_left_to_transformers(saved: Saved, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_falls_back_to_transformers_generate(saved: Saved, tmp_path: Path) -> None:
     shutil.copytree(saved("llama"), tmp_path, dirs_exist_ok=True)
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)

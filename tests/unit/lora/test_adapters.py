@@ -1,4 +1,4 @@
-"""Adapters on a small model: what trains, what is saved, and that it computes the same in every form."""
+"""Adapters on a small model: training, files, merging and joining."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def assert_same_scores(found: Any, expected: Any) -> None:
 
 
 def train(model: Any, num: int = 3) -> None:
-    """A few large steps towards likelier answers."""
+    """Take a few large steps that raise the answers' log-probabilities."""
     backend = TorchBackend(model, TrainingSettings(optimizer="adamw"), Compute(torch.device("cpu"), "float32"))
     for _ in range(num):
         backend.backward(-answer_logprobs(model, GROUPS).sum())
@@ -53,7 +53,7 @@ def train(model: Any, num: int = 3) -> None:
 
 
 def trained(model: Any, folder: Path, *, seed: int = 1, lora: LoraSettings = LORA) -> Any:
-    """Give a model an adapter, train it, and save it."""
+    """Add an adapter to a model, train it, and save it."""
     add_trained(model, lora, seed=seed)
     train(model)
     write_adapter(folder, saved_config(model), adapter_weights(model), BASE, like=folder.parent)
@@ -64,7 +64,7 @@ def adapter_weights(model: Any) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in adapter_parameters(model).items()}
 
 
-def test_a_fresh_adapter_changes_nothing_to_the_bit(make_random_llama: Callable[[], Any]) -> None:
+def test_a_new_adapter_leaves_outputs_bitwise_equal(make_random_llama: Callable[[], Any]) -> None:
     model = make_random_llama()
     before = scores(model)
     add_trained(model, LORA, seed=1)
@@ -101,7 +101,7 @@ def test_the_estimate_counts_the_adapters_parameters(
     assert num_trained(shape_of_folder(tmp_path, what="the model"), lora) == expected
 
 
-def test_merged_weights_score_as_the_layers_beside_them(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
+def test_merged_weights_score_as_the_unmerged_adapter(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
     model = trained(make_random_llama(), tmp_path / "adapter")
     merged = make_random_llama()
     before = scores(merged)
@@ -109,7 +109,7 @@ def test_merged_weights_score_as_the_layers_beside_them(make_random_llama: Calla
     merge(merged, tmp_path / "adapter")
     assert list(merged.state_dict()) == names
     assert_same_scores(merged, model)
-    assert (scores(merged) - before).abs().max() > 0.1, "the adapter was to have learned something"
+    assert (scores(merged) - before).abs().max() > 0.1, "training must have changed the adapter"
     # by hand, for one layer: W + B A alpha / r
     name = "model.layers.0.self_attn.q_proj"
     weights = read_weights(tmp_path / "adapter")
@@ -120,7 +120,7 @@ def test_merged_weights_score_as_the_layers_beside_them(make_random_llama: Calla
     torch.testing.assert_close(merged.get_submodule(name).weight, expected, rtol=0.0, atol=atol)
 
 
-def test_packed_sequences_are_scored_alike(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
+def test_packing_with_an_adapter_gives_the_same_scores(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
     model = trained(make_random_llama(), tmp_path / "adapter")
     aligned = scores(model)
     packed = make_random_llama()
@@ -130,7 +130,7 @@ def test_packed_sequences_are_scored_alike(make_random_llama: Callable[[], Any],
     torch.testing.assert_close(scores(packed), aligned, rtol=0.0, atol=bounds.of_logprob(model, num_tokens=4))
 
 
-def test_a_saved_adapter_goes_on_to_the_bit(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
+def test_a_restored_adapter_scores_bitwise_equal(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
     model = trained(make_random_llama(), tmp_path / "adapter")
     again = make_random_llama()
     add_trained(again, LORA, seed=99)
@@ -146,7 +146,7 @@ def test_the_same_adapter_gives_the_same_files(make_random_llama: Callable[[], A
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_the_seed_of_an_adapter_moves_no_other_random_number(make_random_llama: Callable[[], Any]) -> None:
+def test_adding_an_adapter_leaves_the_global_random_state(make_random_llama: Callable[[], Any]) -> None:
     first, second, third = (make_random_llama() for _ in range(3))
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -160,7 +160,9 @@ def test_the_seed_of_an_adapter_moves_no_other_random_number(make_random_llama: 
     assert not torch.equal(adapter_weights(first)[a], adapter_weights(third)[a])
 
 
-def test_a_chain_of_adapters_is_one_of_the_ranks_sum(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
+def test_a_chain_of_adapters_joins_to_one_with_the_sum_of_ranks(
+    make_random_llama: Callable[[], Any], tmp_path: Path
+) -> None:
     trained(make_random_llama(), tmp_path / "0")
     policy = make_random_llama()
     merge(policy, tmp_path / "0")
@@ -174,7 +176,7 @@ def test_a_chain_of_adapters_is_one_of_the_ranks_sum(make_random_llama: Callable
     assert_same_scores(found, policy)
 
 
-def test_layers_are_named_by_the_ends_of_their_names_where_that_is_enough(
+def test_target_modules_are_shortened_where_that_is_unambiguous(
     make_random_llama: Callable[[], Any], tmp_path: Path
 ) -> None:
     trained(make_random_llama(), tmp_path / "all")
@@ -188,7 +190,7 @@ def test_layers_are_named_by_the_ends_of_their_names_where_that_is_enough(
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "message"),
     [
         (["w_nothing"], r"target_modules = \['w_nothing'\] does not fit LlamaForCausalLM: .*w_nothing"),
         (["q_proj", "lm_head"], r"includes lm_head: embeddings and the output layer"),
@@ -196,9 +198,9 @@ def test_layers_are_named_by_the_ends_of_their_names_where_that_is_enough(
     ],
 )
 def test_layers_that_cannot_be_adapted_are_refused(
-    make_random_llama: Callable[[], Any], targets: list[str], said: str
+    make_random_llama: Callable[[], Any], targets: list[str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         add_trained(make_random_llama(), LoraSettings(r=2, target_modules=targets), seed=0)
 
 

@@ -1,4 +1,4 @@
-"""What the page says, without a browser: verdicts, cautions, numbers, escapes."""
+"""Text of the report without a browser: verdicts, warnings, numbers, escapes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from spin_components.algorithm.interval import Difference
 from spin_components.data.pair_counts import PairCounts
-from spin_components.report.cautions import cautions
+from spin_components.report.cautions import find_warnings
 from spin_components.report.history import EpochHistory, History, IterationHistory
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
-from spin_components.report.verdict import judge, perplexity, signed
+from spin_components.report.verdict import compute_verdict, perplexity, signed
 from spin_components.settings import Settings
 from spin_components.store.layout import BASE
 from spin_components.store.manifests import Manifest
@@ -50,7 +50,7 @@ def generations(**facts: Any) -> Manifest:
 
 
 def iteration(
-    number: int, val_loss: float | None, judged: dict[str, Any] | None = None, **facts: Any
+    number: int, val_loss: float | None, decided: dict[str, Any] | None = None, **facts: Any
 ) -> IterationHistory:
     trained = Manifest(
         step="train-epoch",
@@ -59,8 +59,8 @@ def iteration(
         duration_s=1800.0,
         machine={"num_cores": 16, "num_gpus": 8, "gpu": "NVIDIA H100"},
     )
-    told = {"iteration": number, "epoch": 0, "val_loss": val_loss, **(judged or {})}
-    published = Manifest(step="checkpoint", inputs={}, facts=told)
+    checkpoint = {"iteration": number, "epoch": 0, "val_loss": val_loss, **(decided or {})}
+    published = Manifest(step="checkpoint", inputs={}, facts=checkpoint)
     return IterationHistory(number, [(generations(**facts), None)], [EpochHistory(0, trained, None)], published)
 
 
@@ -79,58 +79,60 @@ def steps(
 
 
 @pytest.mark.parametrize(
-    ("difference", "outcome", "headline"),
+    ("difference", "kind", "headline"),
     [
         (Difference(-0.5, -0.7, -0.3, 40, 48), "better", "Iteration 1 is better than the base model."),
-        (Difference(-0.1, -0.3, 0.1, 30, 48), "unclear", "Iteration 1 is not clearly different from the base model."),
+        (
+            Difference(-0.1, -0.3, 0.1, 30, 48),
+            "unclear",
+            "Iteration 1 is not significantly different from the base model.",
+        ),
         (Difference(0.4, 0.1, 0.7, 3, 48), "worse", "No iteration is better than the base model."),
     ],
 )
 def test_the_verdict_follows_the_interval_of_the_best_iteration(
-    difference: Difference, outcome: str, headline: str
+    difference: Difference, kind: str, headline: str
 ) -> None:
     run = history(iteration(0, 3.9), iteration(1, 3.5), iteration(2, 3.6))
-    verdict = judge(run, {0: Difference(9, 9, 9, 0, 48), 1: difference})
-    assert (verdict.outcome, verdict.headline, verdict.iteration) == (outcome, headline, 1)
-    assert "fell from 4.000 to 3.500 nats a token" in verdict.detail
+    verdict = compute_verdict(run, {0: Difference(9, 9, 9, 0, 48), 1: difference})
+    assert (verdict.kind, verdict.headline, verdict.iteration) == (kind, headline, 1)
+    assert "fell from 4.000 to 3.500 nats per token" in verdict.detail
     assert f"from {signed(difference.low)} to {signed(difference.high)} over 48 answers" in verdict.detail
 
 
-def test_without_losses_of_single_answers_the_verdict_claims_no_certainty() -> None:
-    verdict = judge(history(iteration(0, 3.5)), {})
-    assert (verdict.outcome, verdict.difference) == ("better", None)
-    assert "cannot be told" in verdict.detail
+def test_without_losses_of_single_answers_there_is_no_interval() -> None:
+    verdict = compute_verdict(history(iteration(0, 3.5)), {})
+    assert (verdict.kind, verdict.difference) == ("better", None)
+    assert "there is no confidence interval" in verdict.detail
 
 
 REGRESSED = {"outcome": "regressed", "decision": "roll_back", "reason": "val_loss +0.5 against iteration 0", "next": 0}
 
 
-def test_where_no_iteration_is_better_the_verdict_is_of_the_one_that_comes_closest() -> None:
+def test_without_a_better_iteration_the_best_one_is_compared() -> None:
     run = history(iteration(0, 4.3), iteration(1, 4.1), iteration(2, None, REGRESSED))
-    verdict = judge(run, {0: Difference(9, 9, 9, 0, 48), 1: Difference(0.1, -0.1, 0.3, 20, 48)})
-    assert (verdict.outcome, verdict.headline) == ("worse", "No iteration is better than the base model.")
-    assert (verdict.iteration, verdict.judged, verdict.judged_loss) == (BASE, 1, 4.1)
-    assert (
-        "rose from 4.000 to 4.100 nats a token in iteration 1, which comes closest: a change of +0.1" in verdict.detail
-    )
-    nothing = judge(history(iteration(0, None, REGRESSED)), {})
-    assert (nothing.outcome, nothing.iteration, nothing.detail) == ("worse", BASE, "No iteration's loss is finite.")
+    verdict = compute_verdict(run, {0: Difference(9, 9, 9, 0, 48), 1: Difference(0.1, -0.1, 0.3, 20, 48)})
+    assert (verdict.kind, verdict.headline) == ("worse", "No iteration is better than the base model.")
+    assert (verdict.iteration, verdict.compared, verdict.compared_loss) == (BASE, 1, 4.1)
+    assert "rose from 4.000 to 4.100 nats per token in iteration 1, the best one: a change of +0.1" in verdict.detail
+    nothing = compute_verdict(history(iteration(0, None, REGRESSED)), {})
+    assert (nothing.kind, nothing.iteration, nothing.detail) == ("worse", BASE, "No iteration's loss is finite.")
 
 
-def test_an_iteration_that_regressed_is_not_the_best_however_low_its_loss() -> None:
+def test_a_regressed_iteration_is_not_the_best() -> None:
     run = history(iteration(0, 3.9), iteration(1, 3.0, REGRESSED))
-    verdict = judge(run, {0: Difference(-0.1, -0.2, -0.05, 40, 48)})
-    assert (verdict.iteration, verdict.outcome) == (0, "better")
+    verdict = compute_verdict(run, {0: Difference(-0.1, -0.2, -0.05, 40, 48)})
+    assert (verdict.iteration, verdict.kind) == (0, "better")
 
 
-def test_there_is_no_verdict_before_a_checkpoint() -> None:
-    assert judge(history(), {}).outcome == "open"
-    assert judge(history(iteration(0, 3.5), base=None), {}).iteration is None
+def test_the_verdict_is_open_before_a_checkpoint() -> None:
+    assert compute_verdict(history(), {}).kind == "open"
+    assert compute_verdict(history(iteration(0, 3.5), base=None), {}).iteration is None
 
 
-def test_a_run_with_nothing_wrong_gets_no_caution() -> None:
+def test_a_run_without_problems_has_no_warnings() -> None:
     run = history(iteration(0, 3.9), iteration(1, 3.5))
-    assert cautions(run, [*steps(0), *steps(1)]) == []
+    assert find_warnings(run, [*steps(0), *steps(1)]) == []
 
 
 @pytest.mark.parametrize(
@@ -140,52 +142,52 @@ def test_a_run_with_nothing_wrong_gets_no_caution() -> None:
             {"finish_reasons": {"stop": 70, "length": 30}},
             "30\N{NO-BREAK SPACE}% of the generated answers of iteration 0",
         ),
-        ({"num_identical": 6}, "6\N{NO-BREAK SPACE}% of the generated answers of iteration 0 are the human's own"),
+        ({"num_identical": 6}, "6\N{NO-BREAK SPACE}% of the generated answers of iteration 0 are identical"),
         ({"num_empty": 2}, "2 of 100 generated answers of iteration 0 are empty"),
-        ({"mean_generated_tokens": 41.0}, "much longer than the human's (41 against 20 tokens)"),
-        ({"mean_generated_tokens": 9.0}, "much shorter than the human's (9 against 20 tokens)"),
+        ({"mean_generated_tokens": 41.0}, "much longer than the human answers (mean 41 and 20 tokens)"),
+        ({"mean_generated_tokens": 9.0}, "much shorter than the human answers (mean 9 and 20 tokens)"),
     ],
 )
-def test_answers_that_give_themselves_away_are_pointed_out(facts: dict[str, Any], expected: str) -> None:
-    (found,) = cautions(history(iteration(0, 3.9, **facts)), steps(0))
-    assert expected in found
+def test_answers_that_are_easy_to_distinguish_are_warned_of(facts: dict[str, Any], expected: str) -> None:
+    (warning,) = find_warnings(history(iteration(0, 3.9, **facts)), steps(0))
+    assert expected in warning
 
 
-def test_training_that_has_nothing_left_to_learn_or_learns_the_wrong_thing_is_pointed_out() -> None:
+def test_saturated_margins_and_negative_rewards_are_warned_of() -> None:
     run = history(iteration(0, 3.9))
-    (saturated,) = cautions(run, [*steps(0)[:6], *steps(0, loss=0.01, acc=1.0)[:2]])
-    assert "Margins of iteration 0 are saturated: over its last 2 steps the loss is 0.010" in saturated
-    (falling,) = cautions(run, steps(0, actual=-0.4, generated=-1.25))
-    assert "Rewards of both kinds of answer fell in iteration 0 (human -0.40, generated -1.25)" in falling
+    (saturated,) = find_warnings(run, [*steps(0)[:6], *steps(0, loss=0.01, acc=1.0)[:2]])
+    assert "Margins of iteration 0 are saturated: over its last 2 steps the mean loss is 0.010" in saturated
+    (falling,) = find_warnings(run, steps(0, actual=-0.4, generated=-1.25))
+    assert "Rewards of both kinds of answers are negative in iteration 0 (human -0.40, generated -1.25)" in falling
 
 
-def test_a_loss_that_rises_and_data_that_were_cut_are_pointed_out() -> None:
+def test_a_rising_loss_and_truncated_data_are_warned_of() -> None:
     run = history(iteration(0, 3.5), iteration(1, 3.6), num_answers_cut=1200)
-    cut, rose = cautions(run, [])
-    assert cut.startswith("1,200 human answers were cut")
+    cut, rose = find_warnings(run, [])
+    assert cut.startswith("1,200 human answers were truncated")
     assert rose == "val_loss rose in iteration 1, from 3.500 to 3.600."
 
 
-def test_what_regressed_and_what_repeats_itself_is_pointed_out() -> None:
+def test_regression_and_repetition_are_warned_of() -> None:
     run = history(iteration(0, 3.5), iteration(1, 4.0, REGRESSED), iteration(2, 3.6, {"repetition_rate": 0.5}))
     assert run.base is not None
     run.base.facts["repetition_rate"] = 0.1
-    regressed, rose, repeats = cautions(run, [])
-    assert regressed.startswith("Iteration 1 regressed: val_loss +0.5 against iteration 0. The next iteration began")
-    assert rose == "val_loss rose in iteration 2, from 3.500 to 3.600."  # what was rolled back is passed over
-    assert "50\N{NO-BREAK SPACE}% of the 4-grams of its answers" in repeats
+    regressed, rose, repeats = find_warnings(run, [])
+    assert regressed.startswith("Iteration 1 regressed: val_loss +0.5 against iteration 0. The next iteration started")
+    assert rose == "val_loss rose in iteration 2, from 3.500 to 3.600."  # the iteration that was rolled back is skipped
+    assert "50\N{NO-BREAK SPACE}% of the 4-grams in its answers" in repeats
 
 
-def test_cost_counts_gpus_where_there_were_some_and_cores_elsewhere() -> None:
-    found = dict(costs(history(iteration(0, 3.9)), 12_345))
-    assert found["work"] == "2 h 30 min"
-    assert found["GPU-hours"] == "4.00 (NVIDIA H100)"  # half an hour on 8
-    assert found["core-hours"] == "8.00"  # two hours on 4; the GPU step's own cores are not counted again
-    assert found["tokens generated"] == "2,200"
-    assert found["answer tokens trained on"] == "12,345"
+def test_cost_counts_gpu_hours_or_core_hours() -> None:
+    cost = dict(costs(history(iteration(0, 3.9)), 12_345))
+    assert cost["compute time"] == "2 h 30 min"
+    assert cost["GPU-hours"] == "4.00 (NVIDIA H100)"  # half an hour on 8
+    assert cost["core-hours"] == "8.00"  # two hours on 4; the GPU step's own cores are not counted again
+    assert cost["tokens generated"] == "2,200"
+    assert cost["answer tokens trained on"] == "12,345"
 
 
-def test_the_shard_where_sampler_and_reference_were_furthest_apart_is_told() -> None:
+def test_the_largest_difference_of_sampler_and_reference_is_shown() -> None:
     def scored(difference: float) -> Manifest:
         facts = {"sampler_difference": difference, "sampler_tolerance": 0.01}
         return Manifest(step="ref-logprob", inputs={}, facts=facts)
@@ -195,10 +197,10 @@ def test_the_shard_where_sampler_and_reference_were_furthest_apart_is_told() -> 
         for number in (0, 1)
     )
     assert sampler_facts(history(first)) == [
-        ("sampler and reference", "2.1e-04 nats a token apart, 0.01 allowed"),
+        ("sampler and reference", "differ by 2.1e-04 nats per token, tolerance 0.01"),
     ]
     assert sampler_facts(history(first, second)) == [
-        ("sampler and reference", "4.2e-04 nats a token apart, 0.01 allowed; the most of 2 iterations"),
+        ("sampler and reference", "differ by 4.2e-04 nats per token, tolerance 0.01; maximum of 2 iterations"),
     ]
     assert sampler_facts(history(iteration(0, 3.9))) == []  # an older run, or one not scored yet
 
@@ -212,17 +214,17 @@ def test_settings_that_differ_from_the_default_are_marked() -> None:
     ("seconds", "text"),
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90_000, "1 d 1 h")],
 )
-def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+def test_durations_have_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_numbers_have_a_true_minus() -> None:
+def test_numbers_have_a_minus_sign() -> None:
     assert [signed(value) for value in (-0.5, 0.0, 1.25)] == ["−0.500", "0.000", "+1.250"]
     assert perplexity(0.0) == "1"
     assert perplexity(4.0458) == "57.2"
 
 
-def test_what_all_prompts_share_is_cut_at_a_boundary_of_the_template() -> None:
+def test_shared_ends_of_prompts_stop_at_a_boundary_of_the_template() -> None:
     prompts = [f"<s>user\nWhat is {name}?</s>\n<s>assistant\n" for name in ("len", "list")]
     assert _shared_ends(prompts) == ("<s>user\n", "</s>\n<s>assistant\n")  # and not "What is l", not "?"
     assert _shared_ends(prompts[:1]) == ("", "")
@@ -230,7 +232,7 @@ def test_what_all_prompts_share_is_cut_at_a_boundary_of_the_template() -> None:
 
 
 @pytest.mark.parametrize("text", ["</script><script>", "<!--", "\u2028\u2029", "&amp;", '"\\\n\x00\x1f\ufffd'])
-def test_embedded_json_cannot_end_its_element_and_reads_back(text: str) -> None:
+def test_embedded_json_cannot_end_its_element_and_round_trips(text: str) -> None:
     embedded = embedded_json({text: [text]})
     assert not set("<>&\u2028\u2029") & set(embedded)
     assert json.loads(embedded) == {text: [text]}
@@ -239,9 +241,9 @@ def test_embedded_json_cannot_end_its_element_and_reads_back(text: str) -> None:
 def test_text_in_a_page_is_escaped() -> None:
     run = history()
     names: dict[str, Any] = {
-        "verdict": judge(run, {}),
+        "verdict": compute_verdict(run, {}),
         "tiles": [("<b>", "<i>", "&")],
-        "cautions": ["<script>alert(1)</script>"],
+        "warnings": ["<script>alert(1)</script>"],
     }
     record = {**run.record, "version": "<u>"}
     run = History("/<em>", record, run.data, None, [])
@@ -263,7 +265,7 @@ def test_text_in_a_page_is_escaped() -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_history_and_what_was_left_out_are_told_beside_the_number_of_pairs() -> None:
+def test_earlier_and_dropped_pairs_are_described() -> None:
     counts = PairCounts(
         num_pairs=1300,
         num_history=300,
@@ -274,33 +276,33 @@ def test_history_and_what_was_left_out_are_told_beside_the_number_of_pairs() -> 
     )
     assert about_pairs(2, counts) == (
         "Iteration 2 trains on 1,000 pairs of its own, 200 of iteration 1, 100 of iteration 0; all scored under "
-        "its own reference. Left out of the older: 2 played alike since. Dropped of iteration 2's own: 3 empty, 1 the "
-        "human's own."
+        "its own reference. Dropped of the earlier pairs: 2 played alike since. Dropped of iteration 2's own: 3 empty, "
+        "1 the human's own."
     )
     assert about_pairs(0, PairCounts(num_pairs=7, num_by_origin={0: 7}, dropped={"empty": 0})) == ""
 
 
-def test_pairs_that_settings_left_out_are_pointed_out_where_they_are_many() -> None:
+def test_many_pairs_dropped_by_settings_are_warned_of() -> None:
     run = history(iteration(0, 3.9))
     scored = Manifest(step="ref-logprob", inputs={}, facts={"dropped": {"near_identical": 15, "length_ratio": 10}})
     run.iterations[0].shards[0] = (run.iterations[0].shards[0][0], scored)
-    (found,) = cautions(run, steps(0))
-    assert found == (
-        "25\N{NO-BREAK SPACE}% of the pairs of iteration 0 were left out by your settings: 15 nearly the human's own "
+    (warning,) = find_warnings(run, steps(0))
+    assert warning == (
+        "25\N{NO-BREAK SPACE}% of the pairs of iteration 0 were dropped because of settings: 15 nearly the human's own "
         "(spin.max_similarity), 10 too unlike in length (spin.max_length_ratio)."
     )
 
 
-def test_cut_answers_that_were_dropped_give_nothing_away() -> None:
+def test_dropped_truncated_answers_are_not_warned_of() -> None:
     run = history(iteration(0, 3.9, finish_reasons={"stop": 70, "length": 30}))
     run.settings["generation"]["on_truncated"] = "drop"
-    assert cautions(run, steps(0)) == []
+    assert find_warnings(run, steps(0)) == []
 
 
-def test_an_iteration_without_a_pair_of_its_own_is_pointed_out() -> None:
+def test_an_iteration_without_pairs_of_its_own_is_warned_of() -> None:
     run = history(iteration(0, 3.9), iteration(1, 3.8))
     scored = Manifest(step="ref-logprob", inputs={}, facts={"num_pairs": 90, "num_history": 90})
     run.iterations[1].shards[0] = (run.iterations[1].shards[0][0], scored)
-    assert cautions(run, [*steps(0), *steps(1)]) == [
-        "No pair of iteration 1 itself was left; it was trained on those of earlier iterations alone."
+    assert find_warnings(run, [*steps(0), *steps(1)]) == [
+        "All pairs of iteration 1 were dropped; it was trained on pairs of earlier iterations only."
     ]

@@ -1,4 +1,4 @@
-// Small charts as SVG: drawn to the width they have, coloured by the page's style, read out by pointer or arrow keys.
+// SVG charts: drawn to the available width, coloured by the page's style, values shown by pointer or arrow keys.
 const svg = (name, attributes = {}, ...children) => {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -12,7 +12,7 @@ const html = (name, attributes = {}, ...children) => {
   return element;
 };
 
-/** A number for people: about four figures, a true minus, powers of ten where it is very small. */
+/** Format a number: about four digits, U+2212 as minus, an exponent for very small and very large values. */
 function figure(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -24,19 +24,19 @@ function figure(value) {
   return text.replaceAll("-", "−");
 }
 
-/** Round values between two ends, about so many. */
+/** Round values between two ends, about `count` of them. */
 function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
-  const found = [];
+  const values = [];
   for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) {
-    found.push(Math.abs(tick) < step * 1e-9 ? 0 : Number(tick.toPrecision(12)));
+    values.push(Math.abs(tick) < step * 1e-9 ? 0 : Number(tick.toPrecision(12)));
   }
-  return found;
+  return values;
 }
 
-/** Tick labels share their number of digits. */
+/** Tick labels, all with the same number of digits. */
 function tickLabels(values) {
   const size = Math.max(...values.map(Math.abs));
   if (size > 0 && size < 1e-3) return values.map((value) => (value ? value.toExponential(1).replace("e-", "e−").replace(".0e", "e") : "0"));
@@ -44,9 +44,10 @@ function tickLabels(values) {
   return values.map((value) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replaceAll("-", "−"));
 }
 
-/** The end of a long name, which is where names of runs differ. */
+/** Shorten a long name from its beginning, since names of runs differ at their ends. */
 const short = (name, most) => (name.length > most ? `…${name.slice(1 - most)}` : name);
 
+/** Index of the value in a sorted array that is nearest to a value. */
 const nearest = (sorted, value) => {
   let low = 0;
   let high = sorted.length - 1;
@@ -57,10 +58,10 @@ const nearest = (sorted, value) => {
   return Math.abs(sorted[low] - value) <= Math.abs(sorted[high] - value) ? low : high;
 };
 
-/** Push labels apart that would overlap; they keep their order. */
-function spread(places, gap, low, high) {
-  const order = places.map((_, i) => i).sort((a, b) => places[a] - places[b]);
-  const out = [...places];
+/** Move labels that would overlap apart, keeping their order. */
+function spread(positions, gap, low, high) {
+  const order = positions.map((_, i) => i).sort((a, b) => positions[a] - positions[b]);
+  const out = [...positions];
   order.forEach((i, rank) => { if (rank) out[i] = Math.max(out[i], out[order[rank - 1]] + gap); });
   let limit = high;
   for (const i of order.reverse()) { out[i] = Math.max(low, Math.min(out[i], limit)); limit = out[i] - gap; }
@@ -68,17 +69,17 @@ function spread(places, gap, low, high) {
 }
 
 /**
- * A figure that draws itself again when its width changes.
- * @param host where it goes
- * @param title shown above; `summary` tells the same to who cannot see it
- * @param draw (width) => { node, read(x) → text, stops: pixels a key moves between }
+ * A figure that is redrawn when its width changes.
+ * @param host element to append it to
+ * @param title shown above; `summary` describes the chart for screen readers
+ * @param draw (width) => { node, read(x) → text, stops: x positions, in pixels, that arrow keys move between }
  */
 function chartFigure(host, { title, summary, note }, draw) {
   const output = html("output");
   const holder = html("div");
-  const place = html("figure", { class: "chart" }, html("figcaption", {}, html("span", {}, title), output), holder);
-  if (note) place.append(html("p", {}, note));
-  host.append(place);
+  const element = html("figure", { class: "chart" }, html("figcaption", {}, html("span", {}, title), output), holder);
+  if (note) element.append(html("p", {}, note));
+  host.append(element);
   let drawn = 0;
   const redraw = () => {
     const width = Math.round(holder.clientWidth);

@@ -1,5 +1,5 @@
 /**
- * Lines over a number line.
+ * Line chart.
  * @param spec title, note, xName, series: [{name, tone, x, y, low?, high?, hollow?, stairs?, dots?}], and optional
  *   rules: [{y, label}], starts: [{x, label}], xLabels: Map, zero, height
  */
@@ -64,10 +64,10 @@ function linePlot(host, spec) {
       cursor.setAttribute("x1", at);
       cursor.setAttribute("x2", at);
       const parts = series.map((line, i) => {
-        const place = nearest(line.x, value);
-        dots[i].setAttribute("cx", X(line.x[place]));
-        dots[i].setAttribute("cy", Y(line.y[place]));
-        return (named ? `${line.name} ` : "") + (spec.format || figure)(line.y[place]);
+        const index = nearest(line.x, value);
+        dots[i].setAttribute("cx", X(line.x[index]));
+        dots[i].setAttribute("cy", Y(line.y[index]));
+        return (named ? `${line.name} ` : "") + (spec.format || figure)(line.y[index]);
       });
       const there = first.x[nearest(first.x, value)];
       return `${spec.xLabels ? spec.xName(there) : `${spec.xName} ${figure(there)}`} · ${parts.join(" · ")}`;
@@ -76,7 +76,7 @@ function linePlot(host, spec) {
   });
 }
 
-/** Lines are broken where an iteration starts: everything begins afresh there. */
+/** Draw one line, interrupted at the start of each iteration. */
 function drawLine(node, line, X, Y, starts) {
   let path = "";
   line.x.forEach((x, i) => {
@@ -98,7 +98,7 @@ function drawLine(node, line, X, Y, starts) {
   }
 }
 
-/** Differences from the base with their intervals, a row each, around a line at 0. */
+/** Forest plot: differences from the base with their intervals, one row each, around a line at 0. */
 function forestPlot(host, { title, note, rows }) {
   if (!rows.length) return;
   const describe = (row) => `${row.name}: ${figure(row.mean)}, from ${figure(row.low)} to ${figure(row.high)}`;
@@ -131,7 +131,7 @@ function forestPlot(host, { title, note, rows }) {
   });
 }
 
-/** Shares that add up to one, a bar each. */
+/** Stacked bar chart of shares that add up to one, one bar per row. */
 function barPlot(host, { title, note, rows, parts }) {
   if (!rows.length) return;
   const share = (row, part) => (row[part.key] || 0) / parts.reduce((sum, each) => sum + (row[each.key] || 0), 0);

@@ -1,14 +1,14 @@
 /**
- * The table of samples: found, filtered, sorted, page by page; a row opens to show every answer in full.
- * Text only ever becomes text nodes.
+ * Table of samples with search, filters, sorting and pages; a row expands to show every answer in full.
+ * Text is only inserted as text nodes.
  */
 function sampleTable(host, { rows, total, prefix, suffix }) {
   if (!rows.length) { host.append(html("p", { class: "note" }, "No answers yet.")); return; }
   const PAGE = 20;
   const iterations = rows[0].answers.map((_, t) => t).filter((t) => rows.some((row) => row.answers[t]));
   const state = { find: "", filter: "all", iteration: iterations[iterations.length - 1], sort: "index", descending: false, page: 0 };
-  const ends = { stop: "ended", stop_string: "stop text", length: "cut" };
-  // control characters would not be seen; each has a picture of its own in Unicode
+  const ends = { stop: "EOS", stop_string: "stop string", length: "truncated" };
+  // control characters are invisible; Unicode has a symbol for each
   const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
   const trimmed = (prompt) => {
     let text = prompt.startsWith(prefix) ? prompt.slice(prefix.length) : prompt;
@@ -19,13 +19,13 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
   const filters = {
     all: ["All", () => true],
     negative: ["Margin below 0", (row) => answerOf(row).margin !== null && answerOf(row).margin < 0],
-    cut: ["Cut at the limit", (row) => answerOf(row).end === "length"],
-    ended: ["Ended by itself", (row) => answerOf(row).end && answerOf(row).end !== "length"],
-    longer: ["Longer than the human’s", (row) => answerOf(row).tokens > row.tokens],
-    same: ["The human’s own words", (row) => answerOf(row).text === row.actual],
+    cut: ["Truncated", (row) => answerOf(row).end === "length"],
+    ended: ["Not truncated", (row) => answerOf(row).end && answerOf(row).end !== "length"],
+    longer: ["Longer than the human answer", (row) => answerOf(row).tokens > row.tokens],
+    same: ["Identical to the human answer", (row) => answerOf(row).text === row.actual],
   };
   const orders = {
-    index: ["Number", (row) => row.index],
+    index: ["Index", (row) => row.index],
     prompt: ["Prompt", (row) => trimmed(row.prompt)],
     margin: ["Margin", (row) => answerOf(row).margin],
     tokens: ["Tokens", (row) => answerOf(row).tokens],
@@ -70,7 +70,7 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
     draw();
   }
 
-  function chosen() {
+  function selected() {
     const words = state.find.toLowerCase().split(/\s+/).filter(Boolean);
     const text = (row) => [row.prompt, row.actual, answerOf(row).text || ""].join("\n").toLowerCase();
     const value = orders[state.sort][1];
@@ -83,13 +83,13 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
   }
 
   function draw() {
-    const found = chosen();
-    const count = Math.max(1, Math.ceil(found.length / PAGE));
+    const matches = selected();
+    const count = Math.max(1, Math.ceil(matches.length / PAGE));
     state.page = Math.min(state.page, count - 1);
     const from = state.page * PAGE;
-    const part = found.slice(from, from + PAGE);
-    const all = rows.length === total ? `all ${figure(total)} pairs` : `${figure(rows.length)} of ${figure(total)} pairs are on this page: evenly chosen, and the extreme margins`;
-    shown.textContent = found.length ? `${figure(from + 1)} to ${figure(from + part.length)} of ${figure(found.length)} · ${all}` : `Nothing matches · ${all}`;
+    const part = matches.slice(from, from + PAGE);
+    const all = rows.length === total ? `all ${figure(total)} pairs` : `${figure(rows.length)} of ${figure(total)} pairs are included: evenly spaced ones, and those with extreme margins`;
+    shown.textContent = matches.length ? `${figure(from + 1)} to ${figure(from + part.length)} of ${figure(matches.length)} · ${all}` : `No matches · ${all}`;
     for (const [key, th] of Object.entries(heads)) {
       if (key === state.sort) th.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
       else th.removeAttribute("aria-sort");
@@ -97,7 +97,7 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
     order.value = `${state.sort} ${state.descending ? "down" : "up"}`;
     generatedHead.textContent = `Model, iteration ${state.iteration}`;
     body.replaceChildren(...part.map(tableRow));
-    table.hidden = !found.length;
+    table.hidden = !matches.length;
     pages.textContent = `Page ${state.page + 1} of ${count}`;
     back.disabled = state.page === 0;
     next.disabled = state.page >= count - 1;
@@ -136,7 +136,7 @@ function sampleTable(host, { rows, total, prefix, suffix }) {
       const about = [tokens(answer.tokens), ends[answer.end] || answer.end, answer.margin === null ? "" : `margin ${figure(answer.margin)}`];
       full.append(block("by-model", `Iteration ${t}`, about.filter(Boolean).join(" · "), answer.text));
     });
-    return html("tr", { class: "detail" }, html("td", { colspan: "7" }, block("prompt-text", "Prompt, as the model reads it", "", row.prompt), full));
+    return html("tr", { class: "detail" }, html("td", { colspan: "7" }, block("prompt-text", "Prompt with chat template", "", row.prompt), full));
   }
 
   const changed = (change) => { change(); state.page = 0; draw(); };

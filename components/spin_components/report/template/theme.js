@@ -1,5 +1,5 @@
 "use strict";
-// The theme follows the system unless a person chose one; a page that may not store the choice forgets it.
+// Selects the theme: the system's unless the reader chose one; the choice is kept only where storage is allowed.
 (() => {
   const remembered = () => { try { return localStorage.getItem("spin-theme") || ""; } catch { return ""; } };
   const remember = (theme) => { try { localStorage.setItem("spin-theme", theme); } catch { /* not allowed here */ } };
