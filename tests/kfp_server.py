@@ -219,9 +219,9 @@ class KfpServer:
 
     def _look(self, run_id: str) -> Json:
         run = self._get("runs", run_id)
-        place = self._asked.get(run_id, 0)
-        self._asked[run_id] = place + 1
-        look = self.looks[min(place, len(self.looks) - 1)]
+        index = self._asked.get(run_id, 0)
+        self._asked[run_id] = index + 1
+        look = self.looks[min(index, len(self.looks) - 1)]
         error = {"error": {"code": 13, "message": look.error}} if look.error else {}
         run["state"] = look.state
         return {**run, **error, "run_details": {"task_details": look.tasks}}

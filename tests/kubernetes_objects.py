@@ -136,8 +136,8 @@ class Objects:
         with self.changed:
             matching = (
                 item
-                for (kind, place, known), item in self._objects.items()
-                if (kind.plural, place, known) == (plural, namespace, name)
+                for (kind, item_namespace, known), item in self._objects.items()
+                if (kind.plural, item_namespace, known) == (plural, namespace, name)
             )
             return copy.deepcopy(next(matching, None))
 
@@ -146,8 +146,8 @@ class Objects:
         with self.changed:
             items = [
                 copy.deepcopy(item)
-                for (known, place, _), item in self._objects.items()
-                if known == kind and namespace in ("", place) and selected(item, labels, fields)
+                for (known, item_namespace, _), item in self._objects.items()
+                if known == kind and namespace in ("", item_namespace) and selected(item, labels, fields)
             ]
             return items, self._version
 

@@ -51,8 +51,8 @@ def _rules(objects: Objects, user: User, namespace: str) -> Iterator[Object]:
     for binding in _all(objects, "rolebindings"):
         if namespace and binding["metadata"]["namespace"] == namespace and _names(binding, user):
             reference = binding["roleRef"]
-            plural, place = ("roles", namespace) if reference["kind"] == "Role" else ("clusterroles", "")
-            yield from _role(objects, plural, place, reference["name"])
+            plural, scope = ("roles", namespace) if reference["kind"] == "Role" else ("clusterroles", "")
+            yield from _role(objects, plural, scope, reference["name"])
 
 
 def _role(objects: Objects, plural: str, namespace: str, name: str) -> Sequence[Object]:
@@ -72,8 +72,8 @@ def _names(binding: Object, user: User) -> bool:
     for subject in binding.get("subjects") or []:
         match subject["kind"]:
             case "ServiceAccount":
-                place = subject.get("namespace") or binding["metadata"].get("namespace", "")
-                is_subject = user.name == f"system:serviceaccount:{place}:{subject['name']}"
+                subject_namespace = subject.get("namespace") or binding["metadata"].get("namespace", "")
+                is_subject = user.name == f"system:serviceaccount:{subject_namespace}:{subject['name']}"
             case "Group":
                 is_subject = subject["name"] in user.groups
             case _:

@@ -197,10 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "delete" and not name:
             verb = "deletecollection"
         resource = f"{kind.plural}/{subresource}" if subresource else kind.plural
-        place = (
+        scope = (
             name if kind.plural == "namespaces" else namespace
         )  # a role in a namespace may include the namespace itself
-        self._authorize(user, Access(verb, kind.group, resource, place, name))
+        self._authorize(user, Access(verb, kind.group, resource, scope, name))
         if subresource == "log":
             self._send_log(kind, namespace, name)
         elif name:
@@ -212,8 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _authorize(self, user: User, access: Access) -> None:
         if not may(self.server.objects, user, access):
-            place = f' in the namespace "{access.namespace}"' if access.namespace else " at the cluster scope"
-            what = f'cannot {access.verb} resource "{access.resource}" in API group "{access.group}"{place}'
+            where = f' in the namespace "{access.namespace}"' if access.namespace else " at the cluster scope"
+            what = f'cannot {access.verb} resource "{access.resource}" in API group "{access.group}"{where}'
             raise ApiError(403, "Forbidden", f'{access.resource} is forbidden: User "{user.name}" {what}')
 
     def _serve_one(self, kind: Kind, namespace: str, name: str, subresource: str, body: Any) -> None:

@@ -152,8 +152,8 @@ HARMS: dict[str, Callable[[Exchange, Rule], None]] = {
 """All effects; `pause` and the strikes call the rule's `strike`."""
 
 
-def flip(content: bytes, place: int) -> bytes:
+def flip(content: bytes, offset: int) -> bytes:
     """A copy with the lowest bit of one byte flipped."""
     if not content:
         return content
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    return content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]

@@ -64,7 +64,7 @@ def test_a_destructive_iteration_ends_the_run_with_the_best_before_it(
         # the same losses, added in another order: 8 answers by 3 models
         assert change["mean"] == pytest.approx(second - loss, abs=bounds.of_sum([second] * 24, torch.float64))
         assert 0 < change["low"] < change["mean"] < change["high"]
-    assert not run.exists(layout.generations(2, 0)), "a regressed policy does not play"
+    assert not run.exists(layout.generations(2, 0)), "a regressed policy does not become the reference"
     best = run.read_json(layout.BEST)
     assert (best["iteration"], best["val_loss"]) == (0, first)
     assert run.read_json(layout.LATEST)["iteration"] == 1

@@ -49,8 +49,8 @@ def test_schedules_apply_to_their_iterations_and_can_be_extended(make_settings: 
     assert {row["lr"] for row in rows_of(run, 0, 1)} == {1e-3}
     assert {row["lr"] for row in rows_of(run, 1, 0)} == {2e-4}
     assert not run.exists(layout.epoch_manifest(1, 1))
-    played = [read_manifest(run, layout.manifest_of(layout.generations(t, 0))).inputs for t in (0, 1)]
-    assert [inputs["generation.temperature"] for inputs in played] == [1.0, 0.5]
+    generated = [read_manifest(run, layout.manifest_of(layout.generations(t, 0))).inputs for t in (0, 1)]
+    assert [inputs["generation.temperature"] for inputs in generated] == [1.0, 0.5]
     trained = [read_manifest(run, layout.epoch_manifest(t, 0)).inputs for t in (0, 1)]
     assert [inputs["spin.ref_policy_kl_penalty"] for inputs in trained] == [0.1, 5.0]
     assert [inputs["spin.max_epochs"] for inputs in trained] == [2, 1]

@@ -110,9 +110,9 @@ def test_stored_adapters_give_the_same_run_as_merged_policies(merged: LocalRun, 
     assert val_losses(alone) == val_losses(merged)
     folder = open_model(alone, policy(alone, 1), what="the policy")
     expected = load_file(merged.path(f"{layout.epoch(1, 1)}/policy/model.safetensors"))
-    merged = load_file(folder / "model.safetensors")
-    assert merged.keys() == expected.keys()
-    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    written = load_file(folder / "model.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
     alone.close()
     assert not folder.exists()
 

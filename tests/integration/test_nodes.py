@@ -58,8 +58,8 @@ class Epoch:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        place = {"run_uri": self.settings.run.uri, "iteration": 0, "epoch": 0, "policy_uri": self.reference}
-        return {**place, "scores_uris": self.scores}
+        epoch = {"run_uri": self.settings.run.uri, "iteration": 0, "epoch": 0, "policy_uri": self.reference}
+        return {**epoch, "scores_uris": self.scores}
 
     def train_here(self) -> str:
         return train(**self.arguments, hardware=hardware(self.settings))
@@ -191,7 +191,7 @@ def test_a_job_without_a_running_step_ends(
 
 
 @pytest.mark.parametrize(
-    ("status", "message", "says"),
+    ("status", "message", "expected"),
     [
         (403, "forbidden", r"service account pipeline-runner may not create TrainJobs in namespace team; bind it"),
         (404, "the server could not find the requested resource", r"knows no TrainJob of .*; install Kubeflow Trainer"),
@@ -199,10 +199,10 @@ def test_a_job_without_a_running_step_ends(
     ],
 )
 def test_a_refusal_by_the_cluster_is_a_one_line_error(
-    epoch: Epoch, trainer: TrainerServer, status: int, message: str, says: str
+    epoch: Epoch, trainer: TrainerServer, status: int, message: str, expected: str
 ) -> None:
     trainer.refuse = lambda method, path: (status, message) if method == "POST" else None
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=expected):
         epoch.train_on_nodes()
 
 

@@ -70,18 +70,18 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
     lengths = [pair.num_tokens for pair in pairs]
     if like_reference:
         shares = [micro_batches(batch, lengths, micro_batch_size=4, rank=rank, ranks=2, num=1) for rank in (0, 1)]
-        places = [list(micro.pairs) for share in shares for micro in share]
+        groups = [list(micro.pairs) for share in shares for micro in share]
     else:
-        places = [batch[start : start + 2] for start in range(0, NUM_PAIRS, 2)]
+        groups = [batch[start : start + 2] for start in range(0, NUM_PAIRS, 2)]
     rows = []
-    for chosen in places:
+    for indices in groups:
         with compute.autocast():  # with gradient, as in training
-            logprobs = answer_logprobs(model, both_answers([pairs[place] for place in chosen]))
+            logprobs = answer_logprobs(model, both_answers([pairs[index] for index in indices]))
         rows.append(logprobs.detach().view(-1, 2))
-    order = [place for chosen in places for place in chosen]
+    order = [index for indices in groups for index in indices]
     reference = AnswerLogprobs(
-        torch.tensor([scores[place].ref_actual for place in order]),
-        torch.tensor([scores[place].ref_generated for place in order]),
+        torch.tensor([scores[index].ref_actual for index in order]),
+        torch.tensor([scores[index].ref_generated for index in order]),
     )
     return abs(float(spin_loss(AnswerLogprobs(*torch.cat(rows).unbind(-1)), reference, beta=0.1)) - math.log(2))
 

@@ -53,12 +53,12 @@ def prompts(tiny_llama: Path) -> list[list[int]]:
 def _answers(engine: VllmEngine | TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
     answers = dict(engine.generate(prompts, limits))
     assert sorted(answers) == list(range(len(prompts)))
-    return [answers[place] for place in range(len(prompts))]
+    return [answers[index] for index in range(len(prompts))]
 
 
 def test_each_answer_has_its_own_limit_and_eos_only_if_sampled(engine: VllmEngine, prompts: list[list[int]]) -> None:
     engine._sampling = _sampling(max_new_tokens=24)
-    limits = [24 - place % 8 for place in range(len(prompts))]
+    limits = [24 - index % 8 for index in range(len(prompts))]
     for answer, limit in zip(_answers(engine, prompts, limits), limits, strict=True):
         assert 1 <= len(answer.token_ids) <= limit
         assert EOS not in answer.token_ids[:-1]
@@ -79,11 +79,11 @@ def test_greedy_answers_equal_those_of_transformers(
     for prompt, ours_here, theirs_here in zip(prompts, ours, theirs, strict=True):
         # at the first difference, both tokens must be equally likely up to rounding
         pairs = list(zip(ours_here.token_ids, theirs_here.token_ids, strict=False))
-        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if place is not None:
+        index = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+        if index is not None:
             with torch.inference_mode():
-                logits = model(torch.tensor([prompt + ours_here.token_ids[:place]])).logits[0, -1]
-            assert abs(float(logits[pairs[place][0]] - logits[pairs[place][1]])) < TOLERANCE
+                logits = model(torch.tensor([prompt + ours_here.token_ids[:index]])).logits[0, -1]
+            assert abs(float(logits[pairs[index][0]] - logits[pairs[index][1]])) < TOLERANCE
 
 
 def test_no_answer_is_shorter_than_the_minimum(engine: VllmEngine, prompts: list[list[int]]) -> None:

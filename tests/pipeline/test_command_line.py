@@ -112,9 +112,9 @@ def _processes_of(run: Path) -> list[psutil.Process]:
 
 def test_a_killed_run_resumes_and_ends_with_the_same_files(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    for place in ("iterations/0/generations/00000.json", "iterations/0/epochs/0/manifest.json", "iterations/1/epochs"):
+    for key in ("iterations/0/generations/00000.json", "iterations/0/epochs/0/manifest.json", "iterations/1/epochs"):
         process = _start(run)
-        _wait_for(run / place, process)
+        _wait_for(run / key, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in run.glob("iterations/0/**/*.json")}
@@ -202,8 +202,8 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     config.write_text('[model]\nbase = 3\n[data]\ntrain = ""\n[spin]\nmax_epochs = 0\n[generation]\ntop_q = 1\n')
     result = spin("run", "--config", str(config))
     assert result.returncode == 2
-    for place in ("data.train", "spin.max_epochs", "generation.top_q"):
-        assert place in result.stderr
+    for setting in ("data.train", "spin.max_epochs", "generation.top_q"):
+        assert setting in result.stderr
 
 
 def test_status_without_a_run_is_an_error(tmp_path: Path) -> None:

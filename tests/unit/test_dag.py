@@ -123,8 +123,11 @@ def evaluating(*overrides: str) -> dict[str, Any]:
 def test_models_are_evaluated_only_if_evaluation_is_configured() -> None:
     assert not [name for name, _ in tasks(evaluating()) if name == "evaluate"]
     assert "evaluate" not in str(evaluating()["components"].keys() | evaluating()["deploymentSpec"]["executors"].keys())
-    for asked in (["evaluation.tasks=['arc_easy']"], ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"]):
-        names = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*asked)) if name == "evaluate"]
+    for overrides in (
+        ["evaluation.tasks=['arc_easy']"],
+        ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"],
+    ):
+        names = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*overrides)) if name == "evaluate"]
         assert sorted(names) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
 
 
@@ -142,8 +145,8 @@ def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> N
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:
-    for asked, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
-        (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*asked)) if name == "prepare"]
+    for overrides, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
+        (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*overrides)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is expected
 
 

@@ -61,8 +61,12 @@ def test_requested_resources_are_parameters() -> None:
     containers, pods = compiled()
     for name in ("exec-generate", "exec-ref-logprob", "exec-train-epoch", "exec-validate"):
         resources = containers[name]["resources"]
-        asked = [resources["resourceCpuLimit"], resources["resourceMemoryLimit"], *resources["accelerator"].values()]
-        assert all(value.startswith("{{$.inputs.parameters[") for value in asked), name
+        requested = [
+            resources["resourceCpuLimit"],
+            resources["resourceMemoryLimit"],
+            *resources["accelerator"].values(),
+        ]
+        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
         assert {"nodeSelector", "tolerations", "nodeAffinity"} <= set(pods[name])
 
 
@@ -131,8 +135,12 @@ def test_evaluations_are_placed_like_scoring_and_only_they_have_the_judges_key()
     for name in evaluating:
         assert containers[name]["image"] == containers["exec-validate"]["image"]
         resources = containers[name]["resources"]
-        asked = [resources["resourceCpuLimit"], resources["resourceMemoryLimit"], *resources["accelerator"].values()]
-        assert all(value.startswith("{{$.inputs.parameters[") for value in asked), name
+        requested = [
+            resources["resourceCpuLimit"],
+            resources["resourceMemoryLimit"],
+            *resources["accelerator"].values(),
+        ]
+        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
         (secret,) = [secret for secret in pods[name]["secretAsEnv"] if secret["secretName"] == "judge"]
         assert secret["keyToEnv"] == [{"secretKey": "SPIN_JUDGE_API_KEY", "envVar": "SPIN_JUDGE_API_KEY"}]
 

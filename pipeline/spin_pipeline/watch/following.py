@@ -35,7 +35,7 @@ def check_there(run: RunStore, *, wait: bool) -> None:
 def follow(
     run: RunStore,
     show: Callable[[Sequence[dict[str, Any]]], None],
-    say: Callable[[str], None],
+    set_state: Callable[[str], None],
     patience_s: float = PATIENCE_S,
 ) -> RunStatus:
     """Pass on all events of a run, past and new, until it has ended; returns its final status.
@@ -46,7 +46,7 @@ def follow(
     Args:
         run: the run to read.
         show: called with new events, ordered by time.
-        say: called with the state of the run in a few words.
+        set_state: called with the state of the run in a few words.
         patience_s: see above; not used for a run on this machine, where the lock shows whether a process is alive.
 
     Raises:
@@ -59,10 +59,10 @@ def follow(
         if events:
             show(events)
             quiet_since = None
-            say("running")
+            set_state("running")
         elif is_at_work(run):
             quiet_since = None
-            say("running")
+            set_state("running")
         else:
             quiet_since = quiet_since or time.monotonic()
             if not run.exists(layout.ATTEMPT) and time.monotonic() - quiet_since < _GRACE_S:
@@ -72,9 +72,9 @@ def follow(
             left_s = _patience_left(run, status, patience_s, time.monotonic() - quiet_since)
             if left_s <= 0:
                 show(tail.new())
-                say(status.state)
+                set_state(status.state)
                 return status
-            say(f"{status.state}? no sign of life, {left_s:.0f} s more")
+            set_state(f"{status.state}? no events; waiting {left_s:.0f} s more")
         time.sleep(run.poll_s)
 
 

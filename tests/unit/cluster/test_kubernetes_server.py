@@ -53,9 +53,9 @@ def test_a_custom_object_is_created_and_deleted_with_its_pods(server: Kubernetes
     assert changed["spec"] == {"managedBy": "x"}
     jobs.delete_namespaced_custom_object(*TRAIN_JOBS, "a")
     assert core.list_namespaced_pod(NAMESPACE).items == []
-    with pytest.raises(client.ApiException) as gone:
+    with pytest.raises(client.ApiException) as caught:
         jobs.get_namespaced_custom_object(*TRAIN_JOBS, "a")
-    assert gone.value.status == 404
+    assert caught.value.status == 404
 
 
 def test_a_watch_reports_changes_in_order(server: KubernetesServer, tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def _peer(rule: dict[str, Any]) -> str:
     pods = peer["podSelector"]
     labels = [f"{key}={value}" for key, value in pods.get("matchLabels", {}).items()]
     labels += [f"{one['key']} in {', '.join(one['values'])}" for one in pods.get("matchExpressions", [])]
-    place = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name", "here")
-    return f"{place}: {' and '.join(labels)}"
+    namespace = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name", "here")
+    return f"{namespace}: {' and '.join(labels)}"
 
 
 def test_the_schedules_job_is_restricted_and_uses_this_version(built: Objects) -> None:

@@ -65,8 +65,8 @@ def test_several_nodes_need_the_trainer_its_runtime_and_the_rights(check: Check,
     kubernetes.objects.kinds.extend(TRAINER)
     code, checks = check(*several)
     assert findings(checks, "trainer")[1] == ("fail", "there is no ClusterTrainingRuntime torch-distributed")
-    lacking = findings(checks, "rights of steps")[0][1]
-    assert "create/get/delete trainjobs.trainer.kubeflow.org" in lacking and "get pods/log" in lacking
+    missing = findings(checks, "rights of steps")[0][1]
+    assert "create/get/delete trainjobs.trainer.kubeflow.org" in missing and "get pods/log" in missing
     kubernetes.put(
         cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed"),
         role(
@@ -233,7 +233,7 @@ def test_an_unanswered_request_to_kubernetes_fails_its_check(check: Check, kuber
     kubernetes.script = lambda request: 500 if "/nodes" in request else None
     code, checks = check()
     assert code == 1
-    assert findings(checks, "nodes") == [("fail", "the nodes: 500 Internal Server Error: said the test")]
+    assert findings(checks, "nodes") == [("fail", "the nodes: 500 Internal Server Error: injected by the test")]
 
 
 def test_in_multi_user_kfp_the_namespace_and_the_callers_rights_are_checked(

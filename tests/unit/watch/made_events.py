@@ -61,10 +61,10 @@ def metrics(time: float, global_step: int, loss: float, iteration: int = 0, **mo
 def trained(start: float, iteration: int, losses: dict[int, float]) -> list[Event]:
     """Events of an unfinished epoch with one step a second."""
     events = [event(start, "start", "train-epoch", iteration, 0, pid=1)]
-    for place, (step, loss) in enumerate(losses.items(), start=1):
-        events.append(metrics(start + place, step, loss, iteration))
-        work = {"done": place, "total": 4, "unit": "steps", "rate": 1.0, "eta_s": 4.0 - place}
-        events.append(event(start + place, "progress", "train-epoch", iteration, 0, **work))
+    for number, (step, loss) in enumerate(losses.items(), start=1):
+        events.append(metrics(start + number, step, loss, iteration))
+        work = {"done": number, "total": 4, "unit": "steps", "rate": 1.0, "eta_s": 4.0 - number}
+        events.append(event(start + number, "progress", "train-epoch", iteration, 0, **work))
     return events
 
 

@@ -70,8 +70,8 @@ def test_a_failed_step_that_succeeds_on_retry_is_done() -> None:
 
 def test_an_evaluation_that_fails_ends_the_run_only_once_training_has() -> None:
     fail = event(10.0, "fail", "evaluate", 0, error="EngineError", message="no answer", exit_code=1)
-    begun = event(9.5, "start", "evaluate", 0)
-    model = model_of(prepared(), published(9.0, 0, 6.0, "continue"), [begun, fail])
+    start = event(9.5, "start", "evaluate", 0)
+    model = model_of(prepared(), published(9.0, 0, 6.0, "continue"), [start, fail])
     assert (model.outcome, model.step("evaluate", 0).state) == ("", "failed")
     lines = [line.plain for line in draw(model, Frame("u", 11.0, "running", ""), 100, 60)]
     assert any("evaluate" in line and "failed" in line for line in lines)
