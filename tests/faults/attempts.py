@@ -51,7 +51,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttemptResult:
     """The result of an attempt.
 
     Attributes:
@@ -113,7 +113,7 @@ class Attempt:
                 continue
         psutil.wait_procs(family)
 
-    def wait(self) -> Outcome:
+    def wait(self) -> AttemptResult:
         """Wait for its end."""
         try:
             self._process.join()
@@ -122,8 +122,8 @@ class Attempt:
             error.add_note(self.log.read_text("utf-8")[-2000:])
             raise
         if not self._outcome.exists():
-            return Outcome("killed")
-        return Outcome(**json.loads(self._outcome.read_text("utf-8")))
+            return AttemptResult("killed")
+        return AttemptResult(**json.loads(self._outcome.read_text("utf-8")))
 
 
 def start_fork_server() -> None:
@@ -156,11 +156,11 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
     die_with_parent()
     try:
         play_anywhere(parse_settings(settings, source="the test"))
-        result = Outcome("done")
+        result = AttemptResult("done")
     except SpinError as error:
-        result = Outcome("failed", type(error).__name__, str(error), is_clear=True)
+        result = AttemptResult("failed", type(error).__name__, str(error), is_clear=True)
     except BaseException as error:
-        result = Outcome("failed", type(error).__name__, traceback.format_exc())
+        result = AttemptResult("failed", type(error).__name__, traceback.format_exc())
     staging = Path(f"{outcome}.part")
     staging.write_text(json.dumps(asdict(result)), encoding="utf-8")
     staging.replace(outcome)

@@ -6,7 +6,7 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from faults.attempts import MOMENT, Attempt, Outcome
+from faults.attempts import MOMENT, Attempt, AttemptResult
 from faults.damage import damage
 from faults.disks import enlarge, small_disk
 from faults.ends import End, leftovers, read_end
@@ -60,7 +60,7 @@ class FileGround:
             assert len(outcomes) > 1, f"{fault} never happened"
         return describe(outcomes)
 
-    def _play(self, fault: Fault, number: int) -> Outcome:
+    def _play(self, fault: Fault, number: int) -> AttemptResult:
         if number or fault.kind == "full disk":
             return self.begin().wait()
         outcome = self.begin(**{MOMENT: str(self.root / fault.step)}).wait()
@@ -68,7 +68,7 @@ class FileGround:
             damage(LocalRun(self.root), fault)
         return outcome
 
-    def _obey(self, outcome: Outcome, fault: Fault) -> None:
+    def _obey(self, outcome: AttemptResult, fault: Fault) -> None:
         if fault.kind == "full disk":
             assert "space" in outcome.message, f"the error does not name the full disk: {outcome.message}"
             enlarge(self.root.parent)

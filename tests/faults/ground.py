@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from faults.attempts import Attempt, Outcome
+from faults.attempts import Attempt, AttemptResult
 from faults.damage import damage, damage_cache, is_the_damage
 from faults.disks import enlarge, small_disk
 from faults.ends import End, leftovers, read_end
@@ -151,7 +151,7 @@ class Ground:
 
     def _suffer(self, fault: Fault, rules: list[Rule]) -> str:
 
-        def play(number: int) -> Outcome:
+        def play(number: int) -> AttemptResult:
             attempt = self.begin()
             if fault.kind == "kill worker at a moment" and not number:
                 time.sleep(fault.moment_s)
@@ -260,7 +260,9 @@ def tables(uri: str = URI, /, **sections: dict[str, Any]) -> dict[str, dict[str,
     return {name: {**table, **sections.get(name, {})} for name, table in values.items()}
 
 
-def repeat(play: Callable[[int], Outcome], react: Callable[[Outcome], None], *, what: str) -> list[Outcome]:
+def repeat(
+    play: Callable[[int], AttemptResult], react: Callable[[AttemptResult], None], *, what: str
+) -> list[AttemptResult]:
     """Run attempts until one succeeds; returns all outcomes.
 
     Args:
@@ -268,7 +270,7 @@ def repeat(play: Callable[[int], Outcome], react: Callable[[Outcome], None], *, 
         react: called with the outcome of an attempt that failed.
         what: description for the message.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[AttemptResult] = []
     while len(outcomes) < ATTEMPTS:
         outcomes.append(play(len(outcomes)))
         if outcomes[-1].kind == "done":
@@ -279,7 +281,7 @@ def repeat(play: Callable[[int], Outcome], react: Callable[[Outcome], None], *, 
     raise AssertionError(f"{what} did not end: {story(outcomes)}\n{outcomes[-1].message}")
 
 
-def check_clear(outcome: Outcome) -> None:
+def check_clear(outcome: AttemptResult) -> None:
     """Check that an error is one of the project's and names an object."""
     assert outcome.is_clear, f"{outcome.error} is not one of the project's exceptions:\n{outcome.message}"
     assert _ADDRESS.search(outcome.message), f"{outcome.error} names no object: {outcome.message}"
@@ -290,12 +292,12 @@ def to_delete(message: str) -> str:
     return next((match[1] for remedy in _REMEDIES if (match := remedy.search(message))), "")
 
 
-def story(outcomes: list[Outcome]) -> list[str]:
+def story(outcomes: list[AttemptResult]) -> list[str]:
     """One line for each attempt, with its error."""
     return [": ".join(filter(None, (outcome.error or outcome.kind, outcome.message))) for outcome in outcomes]
 
 
-def describe(outcomes: list[Outcome]) -> str:
+def describe(outcomes: list[AttemptResult]) -> str:
     """Summary of the outcomes."""
     kinds = [outcome.kind for outcome in outcomes[:-1]]
     words = [word for word, kind in (("killed", "killed"), ("clear error", "failed")) if kind in kinds]

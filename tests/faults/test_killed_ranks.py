@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import bounds
-from faults.attempts import Attempt, Outcome
+from faults.attempts import Attempt, AttemptResult
 from faults.ends import read_losses
 from faults.ground import Ground, Tally, tables
 from faults.harms import Rule
@@ -26,7 +26,7 @@ RANKS: dict[str, dict[str, Any]] = {
 def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally, tiny_llama: Path) -> None:
     ground.restore("prepare", warm=True)
 
-    def play(number: int) -> Outcome:
+    def play(number: int) -> AttemptResult:
         attempt = Attempt(tables(**RANKS), ground.variables(), ground.folder / "logs")
         if not number:
             rule = Rule(r"PUT .*/epochs/0/partial\.json", "strike after", skip=1, strike=attempt.kill)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults.attempts import Attempt, Outcome
+from faults.attempts import Attempt, AttemptResult
 from faults.damage import damage
 from faults.ends import read_end
 from faults.file_ground import FileGround
@@ -39,7 +39,7 @@ def test_a_damaged_policy_is_trained_again(ground: Ground, tally: Tally) -> None
     with ground.store() as run:
         damage(run, fault)
 
-    def play(_: int) -> Outcome:
+    def play(_: int) -> AttemptResult:
         more = {"spin": {"max_iterations": 2}}
         return Attempt(tables(**more), ground.variables(), ground.folder / "logs").wait()
 
@@ -54,7 +54,7 @@ def test_a_damaged_policy_is_trained_again(ground: Ground, tally: Tally) -> None
 
 def test_no_secret_is_written_anywhere(ground: Ground) -> None:
     ground.restore("prepare", warm=False)
-    outcomes: list[Outcome] = []
+    outcomes: list[AttemptResult] = []
     ground.proxy.reset(
         Rule(r"PUT .*/generations/00000\.parquet", "drop"),
         Rule(r"GET .*/generations/00000\.parquet", "flip answer"),

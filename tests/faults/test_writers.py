@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from faults.attempts import Attempt, Outcome
+from faults.attempts import Attempt, AttemptResult
 from faults.ground import Ground, Tally, tables
 from faults.harms import Rule
 from spin_components.store import layout
@@ -43,7 +43,7 @@ def end_lease(ground: Ground) -> None:
 
 def test_a_second_attempt_is_refused_while_the_first_lives(ground: Ground, tally: Tally) -> None:
     ground.restore("generate", warm=True)
-    refused: list[Outcome] = []
+    refused: list[AttemptResult] = []
     rule = Rule(r"PUT .*/ref_logprobs/00000\.json", "pause", strike=lambda: refused.append(second(ground).wait()))
     ground.proxy.reset(rule)
     assert ground.begin().wait().kind == "done"

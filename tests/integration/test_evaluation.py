@@ -110,14 +110,14 @@ def test_evaluations_are_in_the_status_the_table_and_the_report(
         assert 0 <= result["metrics"]["acc"]["value"] <= 1
     assert (base.facts["judge"]["mean"], first.facts["judge"]["mean"]) == (5.5, 6.5)
     # the judge scores the sampled answers to the held-out prompts; its requests contain their text
-    verdicts = parquet.read_table(run.path(layout.verdicts(0))).to_pydict()
+    verdicts = parquet.read_table(run.path(layout.judge_scores(0))).to_pydict()
     samples = parquet.read_table(run.path(layout.validation_samples(0, 0))).to_pydict()
     assert verdicts == {"index": samples["index"], "reply": ["Score: 4", "Score: 9"], "score": [4.0, 9.0]}
     tokenizer = load_tokenizer(tiny_llama, settings.model)
     answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in samples["generated_ids"]]
     asked = [request["messages"][0]["content"] for request in judge.requests[2:]]
     assert all(f"assistant\n|{answer}|" in text for answer, text in zip(answers, asked, strict=True))
-    assert list(first.outputs) == [layout.verdicts(0)]
+    assert list(first.outputs) == [layout.judge_scores(0)]
 
     status = read_status(settings.run.uri)
     assert status.state == "done"

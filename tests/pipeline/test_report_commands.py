@@ -24,7 +24,7 @@ from spin_pipeline.cli import main
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["report", "{nowhere}"], "has nothing to report yet: no data/manifest.json"),
+        (["report", "{nowhere}"], "has nothing to report yet: there is no data/manifest.json"),
         (["compare", "{run}"], "compare: expected two or more different runs"),
         (["compare", "{run}", "{run}/"], "compare: expected two or more different runs"),
         (["compare", "{run}", "{nowhere}"], "has nothing to report yet"),

@@ -7,14 +7,14 @@ import pytest
 from spin_components.algorithm.interval import Difference
 from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.decisions import lowest, name_of
-from spin_components.checkpoint.selection import Judgement, Measured, judge, to_prune
+from spin_components.checkpoint.selection import Assessment, Measured, assess, to_prune
 from spin_components.store.layout import BASE
 
 WIDTH = 0.04
 """Half an interval's width: a change of val_loss by less is not clear."""
 
 
-def judged(*losses: float | None, max_iterations: int = 9, steps_left: bool = True, **rules: Any) -> list[Judgement]:
+def judged(*losses: float | None, max_iterations: int = 9, steps_left: bool = True, **rules: Any) -> list[Assessment]:
     """Every iteration of a run with these losses, the base model's first."""
     models = [Measured(iteration, loss) for iteration, loss in enumerate(losses, start=BASE)]
     return judge_models(models, max_iterations=max_iterations, steps_left=steps_left, **rules)
@@ -22,7 +22,7 @@ def judged(*losses: float | None, max_iterations: int = 9, steps_left: bool = Tr
 
 def judge_models(
     models: list[Measured], *, max_iterations: int = 9, steps_left: bool = True, **rules: Any
-) -> list[Judgement]:
+) -> list[Assessment]:
     by_iteration = {model.iteration: model.val_loss for model in models}
 
     def compare(before: int, after: int) -> Difference | None:
@@ -32,7 +32,7 @@ def judge_models(
         mean = round(second - first, 9)
         return Difference(mean, round(mean - WIDTH, 9), round(mean + WIDTH, 9), 5, 10)
 
-    return judge(models, compare, SelectionSettings(**rules), max_iterations=max_iterations, steps_left=steps_left)
+    return assess(models, compare, SelectionSettings(**rules), max_iterations=max_iterations, steps_left=steps_left)
 
 
 B = BASE
@@ -137,7 +137,7 @@ def test_answers_beyond_a_limit_are_a_regression_however_low_the_loss(
 
 def test_without_a_paired_comparison_nothing_is_clear() -> None:
     models = [Measured(BASE, 2.0), Measured(0, 1.0), Measured(1, 3.0)]
-    found = judge(models, lambda before, after: None, SelectionSettings(), max_iterations=9)
+    found = assess(models, lambda before, after: None, SelectionSettings(), max_iterations=9)
     assert [(each.outcome, each.best) for each in found] == [("unclear", 0), ("unclear", 0)]
     assert found[0].reason == "too few answers to hold val_loss against the base model"
 

@@ -42,7 +42,7 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Assessment:
     """The judgement of an iteration; models are named by their iteration.
 
     Attributes:
@@ -64,14 +64,14 @@ class Judgement:
     next: int | None
 
 
-def judge(
+def assess(
     models: Sequence[Measured],
     compare: Compare,
     rules: SelectionSettings,
     *,
     max_iterations: int,
     steps_left: bool = True,
-) -> list[Judgement]:
+) -> list[Assessment]:
     """Judge every iteration in order.
 
     Args:
@@ -82,7 +82,7 @@ def judge(
         steps_left: whether `max_steps` allows another step.
     """
     best = gained = models[0]
-    waited, judged = 0, list[Judgement]()
+    waited, judged = 0, list[Assessment]()
     for model in models[1:]:
         against, change = best, compare(best.iteration, model.iteration)
         outcome, reason = _outcome(model, against, change, compare(gained.iteration, model.iteration), rules)
@@ -96,7 +96,7 @@ def judge(
         decision = _decide(model, outcome, rules, left=left, waited=waited)
         follows = {"continue": model.iteration, "roll_back": best.iteration}.get(decision)
         judged.append(
-            Judgement(
+            Assessment(
                 model.iteration, outcome, reason, against.iteration, change, best.iteration, decision, next=follows
             )
         )

@@ -10,7 +10,7 @@ from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.comparisons import as_facts, comparer, measured
 from spin_components.checkpoint.decisions import goes_on, name_of
 from spin_components.checkpoint.pruning import prune
-from spin_components.checkpoint.selection import Judgement, judge
+from spin_components.checkpoint.selection import Assessment, assess
 from spin_components.data.pair_counts import PairCounts
 from spin_components.execution import Step
 from spin_components.process import STOPPED
@@ -18,7 +18,7 @@ from spin_components.report.refresh import refresh
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import Manifest, read_manifest
-from spin_components.store.models import fetch_model, model_files, validated_place
+from spin_components.store.models import fetch_model, model_files, validated_epoch
 from spin_components.store.run import RunStore
 from spin_components.train_epoch.pairs import shard_manifests
 
@@ -55,7 +55,7 @@ def publish(
         if step.is_stopped:
             return STOPPED
         facts = step.published.facts if step.published else _facts(step, iteration, reference_uri, rules)
-        judged, verdict = _judge(step, facts, rules, max_iterations)
+        judged, verdict = _assess(step, facts, rules, max_iterations)
         facts = {**facts, **verdict}
         if step.published is None:
             step.track("iteration", facts["step"], _tracked(facts))
@@ -129,9 +129,9 @@ def _facts(step: Step, iteration: int, reference_uri: str, rules: SelectionSetti
     }
 
 
-def _judge(
+def _assess(
     step: Step, facts: dict[str, Any], rules: SelectionSettings, max_iterations: int
-) -> tuple[list[Judgement], dict[str, Any]]:
+) -> tuple[list[Assessment], dict[str, Any]]:
     """Judge every iteration up to this one again, since the attempt's rules may have changed.
 
     Returns: the judgements, and the facts of this iteration's own.
@@ -140,14 +140,14 @@ def _judge(
     epochs = {t: int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]) for t in range(iteration)}
     epochs[iteration] = int(facts["epoch"])
     compare = comparer(run, epochs, rules.confidence)
-    judged = judge(
+    judged = assess(
         measured(run, epochs),
         compare,
         rules,
         max_iterations=max_iterations,
         steps_left=max_steps < 0 or facts["step"] < max_steps,
     )
-    own, (reference, _) = judged[-1], validated_place(run, facts["reference_uri"])
+    own, (reference, _) = judged[-1], validated_epoch(run, facts["reference_uri"])
     return judged, {
         **{name: getattr(own, name) for name in ("outcome", "reason", "decision", "best", "next")},
         "confidence": rules.confidence,
@@ -164,7 +164,7 @@ def _policy_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     return {f"{folder}/{name}": file for name, file in model_files(run, uri).items()}
 
 
-def _report(step: Step, judgement: Judgement, val_loss: float | None, freed_bytes: int) -> None:
+def _report(step: Step, judgement: Assessment, val_loss: float | None, freed_bytes: int) -> None:
     """Record the judgement of the iteration as an event and in the log; as a warning if it regressed."""
     told = {name: getattr(judgement, name) for name in ("decision", "outcome", "reason", "next")}
     step.events.write("published", **told, val_loss=val_loss, iteration_best=judgement.best, freed_bytes=freed_bytes)
@@ -192,7 +192,7 @@ def _tracked(facts: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _point_and_prune(step: Step, judged: list[Judgement], rules: SelectionSettings) -> int:
+def _point_and_prune(step: Step, judged: list[Assessment], rules: SelectionSettings) -> int:
     """Move the pointers and delete what is not needed; repeating it does no harm.
 
     Returns: the bytes that were freed.

@@ -105,7 +105,7 @@ class Judge:
         """Close connections."""
         self._client.close()
 
-    def judge(
+    def score(
         self, questions: Sequence[Question], on_progress: Callable[[int], None] = lambda num_done: None
     ) -> list[Judgment]:
         """Score answers.

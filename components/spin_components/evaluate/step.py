@@ -187,7 +187,7 @@ def _judge_part(step: Step, model: Published) -> Part:
     """An LLM that scores the answers sampled by `validate`."""
     from spin_components.evaluate.answers import questions, sampled
 
-    run, key = step.run, layout.verdicts(model.iteration)
+    run, key = step.run, layout.judge_scores(model.iteration)
     answers = sampled(run, model.iteration, model.epoch)
     inputs = {
         "samples": answers.file.sha256 if answers.file else None,
@@ -203,10 +203,10 @@ def _judge_part(step: Step, model: Published) -> Part:
 
         asked = questions(run, step.settings, answers, step.evaluation.judge_num_samples)
         with closing(Judge(step.evaluation)) as judge:
-            verdicts = judge.judge(asked, step.progress(len(asked), "answers").update)
+            scores = judge.score(asked, step.progress(len(asked), "answers").update)
         with run.staged(key) as staged:
-            write_rows(staged.path, Judgment, verdicts)
-        return judge_figures(verdicts), dict(staged.outputs)
+            write_rows(staged.path, Judgment, scores)
+        return judge_figures(scores), dict(staged.outputs)
 
     return Part(inputs, run_part)
 

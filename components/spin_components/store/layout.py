@@ -114,7 +114,7 @@ def evaluation(t: int) -> str:
     return BASE_EVALUATION if t == BASE else f"{iteration(t)}/evaluation.json"
 
 
-def verdicts(t: int) -> str:
+def judge_scores(t: int) -> str:
     """Parquet file with the judge's score of each answer, next to the manifest of the evaluation."""
     return evaluation(t).removesuffix(".json") + "-verdicts.parquet"
 

@@ -30,7 +30,7 @@ def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: none of its manifests lists it")
 
 
-def validated_place(run: RunStore, uri: str) -> tuple[int, int]:
+def validated_epoch(run: RunStore, uri: str) -> tuple[int, int]:
     """Return the iteration and epoch under which a model's validation is stored; see `layout.validation`.
 
     Raises:

@@ -19,7 +19,7 @@ from spin_components.execution import Step
 from spin_components.generate.engine import Answer, Sampling, collect_answers, open_engine
 from spin_components.store import layout
 from spin_components.store.manifests import Manifest, read_manifest
-from spin_components.store.models import validated_place
+from spin_components.store.models import validated_epoch
 from spin_components.store.run import RunStore
 
 _ENGINE = "transformers"
@@ -41,7 +41,7 @@ class Reference:
 
 def reference_validation(run: RunStore, reference_uri: str) -> Manifest | None:
     """Manifest of the reference's validation; None for the base model, which has no reference."""
-    return read_manifest(run, layout.validation(*validated_place(run, reference_uri))) if reference_uri else None
+    return read_manifest(run, layout.validation(*validated_epoch(run, reference_uri))) if reference_uri else None
 
 
 def read_reference(run: RunStore, reference_uri: str) -> Reference:
@@ -50,7 +50,7 @@ def read_reference(run: RunStore, reference_uri: str) -> Reference:
     Raises:
         IntegrityError: a file is missing or altered, or the reference was validated without samples.
     """
-    epoch = validated_place(run, reference_uri)
+    epoch = validated_epoch(run, reference_uri)
     key, outputs = layout.validation(*epoch), read_manifest(run, layout.validation(*epoch)).outputs
     losses, samples = layout.validation_losses(*epoch), layout.validation_samples(*epoch)
     if samples not in outputs:

@@ -37,7 +37,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., JudgeServer
 def judge_all(url: str, *, retries: int = 2, model: str = "judge", **settings: Any) -> list[Judgment]:
     judge = Judge(EvaluationSettings(judge_url=url, judge_model=model, **settings), max_retries=retries)
     try:
-        return judge.judge(QUESTIONS)
+        return judge.score(QUESTIONS)
     finally:
         judge.close()
 

@@ -54,7 +54,10 @@ def test_a_run_without_a_lease_is_free(run: RunStore) -> None:
 def test_another_attempt_is_refused_while_the_lease_is_valid(run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(lease_module, "time", clock)
-    says = rf"another runner is at work on {re.escape(run.uri)}: attempt a on [^/]+, which last renewed its lease 7 s ago\."
+    says = (
+        rf"another runner is at work on {re.escape(run.uri)}: attempt a on [^/]+, "
+        r"which last renewed its lease 7 s ago\."
+    )
     with holding(run, "a"):
         clock.now += 7.0
         for owner in ("b", ""):

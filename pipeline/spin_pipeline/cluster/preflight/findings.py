@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """Whether a run can start."""
 
     PASS = "pass"
@@ -26,21 +26,21 @@ class Finding:
     """
 
     subject: str
-    verdict: Verdict
+    verdict: CheckStatus
     message: str
     remedy: str = ""
 
 
 def passed(subject: str, message: str) -> Finding:
     """A finding: nothing is wrong."""
-    return Finding(subject, Verdict.PASS, message)
+    return Finding(subject, CheckStatus.PASS, message)
 
 
 def warned(subject: str, message: str, remedy: str) -> Finding:
     """A finding: the check could not be made, or what it shows may not matter."""
-    return Finding(subject, Verdict.WARN, message, remedy)
+    return Finding(subject, CheckStatus.WARN, message, remedy)
 
 
 def failed(subject: str, message: str, remedy: str) -> Finding:
     """A finding: a run would not finish."""
-    return Finding(subject, Verdict.FAIL, message, remedy)
+    return Finding(subject, CheckStatus.FAIL, message, remedy)
