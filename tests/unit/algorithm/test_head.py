@@ -37,7 +37,7 @@ def test_chunks_change_neither_log_probabilities_nor_gradients(
     model, groups = model_of(family, attention), groups_of(SEQUENCES)
     whole = answer_logprobs(model, groups)
     expected = gradients(model, whole, WEIGHTS)
-    monkeypatch.setattr(head, "checkpoint", partial(head.checkpoint, context_fn=checkpoint_contexts))
+    monkeypatch.setattr(head, "checkpoint", partial(torch.utils.checkpoint.checkpoint, context_fn=checkpoint_contexts))
     monkeypatch.setattr(answer_head(model), "chunk", 3)  # 21 answer tokens: most chunks hold several answers' ends
     chunked = answer_logprobs(model, groups)
     chunked_gradients = gradients(model, chunked, WEIGHTS)
