@@ -43,10 +43,11 @@ bench: $(VENV)/.test  ## speed and memory against TRL, transformers and bare vLL
 
 check: lint types site test  ## what a change must pass
 
-lint: $(VENV)/.test  ## ruff, and hadolint for the Dockerfiles
+lint: $(VENV)/.test  ## ruff, hadolint for the Dockerfiles, import-linter for the rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/lint-imports
 
 types: $(VENV)/.test  ## mypy, strict
 	$(BIN)/mypy pipeline/spin_pipeline components/spin_components tests

@@ -21,12 +21,12 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its share of the cores, s
     os.sched_setaffinity(0, share)
 
 from clock import Clock
-from kfp_server import KfpServer
-from s3_server import S3Server
-from small import small_settings
-from spin_components.prepare.builtin import docstrings, make_tiny_llama
-from spin_components.settings import Settings
+from spin_components.data.builtin import docstrings, make_tiny_llama
+from spin_components.settings.settings import Settings
 from spin_components.store.local import LocalRun
+from support.kfp_server import KfpServer
+from support.s3_server import S3Server
+from support.small import small_settings
 
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
@@ -93,7 +93,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch, retry_clock: Clock) -> Iterator[KfpServ
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
     """A run of two iterations; not to be written to."""
-    from playing import play  # brings torch, which the collection of light tests need not wait for
+    from support.playing import play
 
     root = tmp_path_factory.mktemp("finished")
     settings = small_settings(

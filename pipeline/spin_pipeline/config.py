@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ConfigError
-from spin_components.settings import Settings
-from spin_components.settings_errors import parse
-from spin_pipeline.cluster_settings import Configuration
+from spin_components.settings.mistakes import parse
+from spin_components.settings.settings import Settings
+from spin_pipeline.deploy.cluster_settings import Configuration
 
 DEFAULT = "demo"
 _PACKAGE = Path(__file__).parent

@@ -26,14 +26,14 @@ from spin_components.evaluate.component import evaluate
 from spin_components.generate.component import generate
 from spin_components.prepare.component import prepare
 from spin_components.ref_logprob.component import ref_logprob
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store.layout import BASE
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.cluster_settings import ClusterSettings
 from spin_pipeline.config import load_settings, pipeline_parameters
-from spin_pipeline.placement import POD_FIELDS, Placement
-from spin_pipeline.twins import merge_duplicates
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
+from spin_pipeline.deploy.dedupe_spec import merge_duplicates
+from spin_pipeline.deploy.placement import POD_FIELDS, Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""

@@ -19,10 +19,11 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from s3_server import BUCKET, S3Server
-from spin_components import events as module
-from spin_components.events import EventLog, read_events
-from spin_components.store.run import RunStore, open_run
+from spin_components.record import events as module
+from spin_components.record.events import EventLog, read_events
+from spin_components.store.base import RunStore
+from spin_components.store.open import open_run
+from support.s3_server import BUCKET, S3Server
 
 _ROUNDS = 5
 

@@ -47,10 +47,10 @@ from typing import Any
 
 import torch
 
-from spin_components.attempt_settings import HardwareSettings
-from spin_components.device import Compute, set_threads
-from spin_components.generation_settings import GenerationSettings
-from spin_components.settings import ModelSettings
+from spin_components.model.compute import Compute, set_threads
+from spin_components.settings.attempt import HardwareSettings
+from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.run import ModelSettings
 
 PEERS = {"plain": "plain", "ours": "plain", "vllm": "vllm", "ours-vllm": "vllm"}
 EOS = 2
@@ -63,10 +63,10 @@ Answering = Callable[[Prompts, int], list[list[int]]]
 
 def make_prompts(folder: Path, num: int) -> None:
     """The demo model, and questions as token ids."""
+    from spin_components.data.builtin import docstrings, make_smollm2
     from spin_components.data.formats import Conversation, Message
     from spin_components.data.rendering import Renderer, find_eos_ids
-    from spin_components.prepare.builtin import docstrings, make_smollm2
-    from spin_components.tokenizer import load_tokenizer
+    from spin_components.model.folder import load_tokenizer
 
     make_smollm2(folder / "model")
     tokenizer = load_tokenizer(folder / "model", ModelSettings(base=str(folder / "model")))
@@ -131,7 +131,8 @@ def bare_vllm(options: argparse.Namespace) -> Answering:
 
 def engine(name: str, options: argparse.Namespace, prompts: Prompts) -> Answering:
     """The product's own."""
-    from spin_components.generate.engine import Sampling, open_engine
+    from spin_components.engine.engine import Sampling
+    from spin_components.engine.open import open_engine
 
     settings = GenerationSettings(max_new_tokens=1024, batch_size=options.batch, kv_cache_gib=KV_CACHE_GIB)
     model = ModelSettings(base=str(options.folder / "model"))

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from pairs import COMPUTE, GLOBAL_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
+from spin_components.algorithm.batching import micro_batches
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import Objective
-from spin_components.algorithm.order import micro_batches
 from spin_components.algorithm.packing import Prompted
-from spin_components.attempt_settings import HardwareSettings
 from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, read_rows
-from spin_components.device import set_threads
+from spin_components.model.compute import set_threads
+from spin_components.settings.attempt import HardwareSettings
 
 NUMBERS = (8, 16, 32, 64)
 LENGTHS = (256, 512, 1024, 2048)
@@ -37,11 +37,11 @@ LENGTHS = (256, 512, 1024, 2048)
 
 def of_pairs(folder: Path, num: int) -> dict[str, Any]:
     """Seconds to score and train so many pairs."""
+    from spin_components.model.scoring import load_scored
+    from spin_components.record.pairs import ScoredPairs
     from spin_components.ref_logprob.step import score_pairs
-    from spin_components.scoring import load_scored
-    from spin_components.train_epoch.pairs import ScoredPairs
-    from spin_components.train_epoch.single_step import train_single_step
     from spin_components.train_epoch.torch_backend import TorchBackend
+    from spin_components.train_epoch.train_step import train_single_step
 
     settings = settings_of(folder, lr=1e-5)
     training = settings.training
@@ -71,7 +71,7 @@ def of_pairs(folder: Path, num: int) -> dict[str, Any]:
 
 def of_length(folder: Path, length: int) -> dict[str, Any]:
     """Seconds of a forward and backward pass of one pair: half prompt, a quarter each answer."""
-    from spin_components.scoring import load_scored
+    from spin_components.model.scoring import load_scored
 
     tokens = [
         token for pair in read_rows(folder / "pairs.parquet", Pair) for token in pair.prompt_ids + pair.actual_ids

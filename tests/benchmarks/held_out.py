@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from spin_components.evaluate.answers import questions, sampled
-from spin_components.settings import Settings
+from spin_components.evaluate.judged_answers import questions, sampled
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 
 
 def main(run_uri: str) -> None:

@@ -109,15 +109,15 @@ def peak_bytes() -> int:
 
 def measure(case: Case, folder: Path) -> dict[str, int]:
     """The peak of each phase of one step, in this process."""
-    from spin_components.device import resolve_compute, set_threads
-    from spin_components.settings import Settings
+    from spin_components.model.compute import resolve_compute, set_threads
+    from spin_components.settings.settings import Settings
 
     settings = Settings.model_validate(settings_of(case, folder))
     set_threads(settings.hardware)
     compute = resolve_compute(settings.hardware, settings.training.precision)
     if case.step == "generate":
         return _generate(case, folder, settings, compute)
-    from spin_components.scoring import load_scored
+    from spin_components.model.scoring import load_scored
 
     peaks = {"imports": peak_bytes()}
     model = load_scored(folder, settings, compute)
@@ -153,13 +153,13 @@ def _score(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int
 
 
 def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, compute: Any) -> dict[str, int]:
+    from spin_components.algorithm.batching import micro_batches
     from spin_components.algorithm.loss import Objective
-    from spin_components.algorithm.order import micro_batches
     from spin_components.data.pair_counts import PairCounts
-    from spin_components.lora.layers import add_trained
-    from spin_components.train_epoch.pairs import ScoredPairs
-    from spin_components.train_epoch.single_step import train_single_step
+    from spin_components.model.lora.layers import add_trained
+    from spin_components.record.pairs import ScoredPairs
     from spin_components.train_epoch.torch_backend import TorchBackend
+    from spin_components.train_epoch.train_step import train_single_step
 
     training = settings.training
     if settings.lora.is_on:
@@ -197,10 +197,10 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
 
 def _save(backend: Any, settings: Any, folder: Path) -> None:
     """The policy, and before it the adapter that it is made of."""
-    from spin_components.lora.files import Base, write_adapter
-    from spin_components.lora.layers import file_name, saved_config
-    from spin_components.lora.merging import write_merged
-    from spin_components.modeling import save_policy
+    from spin_components.model.loading import save_policy
+    from spin_components.model.lora.files import Base, write_adapter
+    from spin_components.model.lora.layers import file_name, saved_config
+    from spin_components.model.lora.merging import write_merged
 
     like = Path(settings.model.base)
     if not settings.lora.is_on:
@@ -213,7 +213,7 @@ def _save(backend: Any, settings: Any, folder: Path) -> None:
 
 def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, int]:
     from spin_components.data.shards import Prompt
-    from spin_components.validate.nll import answer_losses, validation_batches
+    from spin_components.model.scoring import answer_losses, validation_batches
 
     vocabulary, prompt = model.config.vocab_size, case.max_prompt_length
     rest = case.max_length - prompt
@@ -226,8 +226,8 @@ def _validate(case: Case, model: Any, settings: Any, compute: Any) -> dict[str, 
 
 
 def _generate(case: Case, folder: Path, settings: Any, compute: Any) -> dict[str, int]:
-    from spin_components.generate.engine import Sampling
-    from spin_components.generate.transformers_engine import TransformersEngine
+    from spin_components.engine.engine import Sampling
+    from spin_components.engine.transformers_engine import TransformersEngine
 
     peaks = {"imports": peak_bytes()}
     vocabulary = json.loads((folder / "config.json").read_bytes())["vocab_size"]
@@ -242,7 +242,7 @@ def _generate(case: Case, folder: Path, settings: Any, compute: Any) -> dict[str
 
 def make_model(name: str, folder: Path) -> None:
     """A builtin model."""
-    from spin_components.prepare.builtin import make_smollm2, make_tiny_llama
+    from spin_components.data.builtin import make_smollm2, make_tiny_llama
 
     (make_tiny_llama if name == "tiny" else make_smollm2)(folder)
 
@@ -257,10 +257,10 @@ def in_own_process(case: Case, folder: Path) -> dict[str, int]:
 
 def estimate_of(case: Case, folder: Path) -> dict[str, int]:
     """What the case is estimated to take, by parts."""
+    from spin_components.memory.check import estimate_steps
     from spin_components.memory.shape import shape_of_folder
-    from spin_components.memory.steps import estimate_steps
     from spin_components.memory.work import Lengths, Machine, Workload
-    from spin_components.settings import Settings
+    from spin_components.settings.settings import Settings
 
     settings = Settings.model_validate(settings_of(case, folder))
     answer = case.max_length - case.max_prompt_length

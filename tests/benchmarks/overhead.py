@@ -12,7 +12,7 @@ table of what is installed 0.5, its quantizers 0.5; opening the weights 0.3; the
 attention against the model's own, 0.7. What was taken away, from 14: scikit-learn and pandas 2.5, and scipy 0.5, which
 transformers imports where it finds them (`modeling.import_generation`); KFP's client 0.6 to 1, which a pod does not
 import either, by `_KFP_RUNTIME`; 0.6 to 1.4 by shorter sequences in those first forwards. On one machine steps do not
-pay this at all: they are forked from a process that has imported it (`spin_pipeline.driver`).
+pay this at all: they are forked from a process that has imported it (`spin_pipeline.local.driver`).
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ END = "\nimport time\nprint(time.monotonic())"
 LOAD = """
 import sys
 from pathlib import Path
-from spin_components.device import Compute, resolve_compute, set_threads
-from spin_components.attempt_settings import HardwareSettings
-from spin_components.settings import Settings
+from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.settings.attempt import HardwareSettings
+from spin_components.settings.settings import Settings
 settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}})
 set_threads(settings.hardware)
 compute = resolve_compute(settings.hardware, "float32")
 """
-SCORED = "from spin_components.scoring import load_scored\nload_scored(Path(sys.argv[1]), settings, compute)\n"
+SCORED = "from spin_components.model.scoring import load_scored\nload_scored(Path(sys.argv[1]), settings, compute)\n"
 STEPS = {
     "prepare": "import spin_components.prepare.step",
     "checkpoint": "import spin_components.checkpoint.step",
     "generate": LOAD
     + "import spin_components.generate.step\n"
-    + "from spin_components.generate.engine import Sampling, open_engine\n"
-    + "from spin_components.settings import GenerationSettings\n"
+    + "from spin_components.engine.engine import Sampling; from spin_components.engine.open import open_engine\n"
+    + "from spin_components.settings.settings import GenerationSettings\n"
     + "sampling = Sampling(GenerationSettings(), [2], 0)\n"
     + "open_engine('transformers', Path(sys.argv[1]), settings.model, sampling, compute)",
     "ref-logprob": LOAD + "import spin_components.ref_logprob.step\n" + SCORED,
     "validate": LOAD + "import spin_components.validate.step\n" + SCORED,
-    "train-epoch": LOAD + "import spin_components.train_epoch.worker\n" + SCORED,
+    "train-epoch": LOAD + "import spin_components.train_epoch.rank\n" + SCORED,
 }
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="run demo.toml as well: minutes")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from spin_components.prepare.builtin import make_smollm2
+    from spin_components.data.builtin import make_smollm2
 
     with tempfile.TemporaryDirectory() as name:
         make_smollm2(Path(name) / "model")

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from spin_components.algorithm.order import derive_seed, form_batches, permutation
+from spin_components.algorithm.batching import derive_seed, form_batches, permutation
 from spin_components.data.shards import Pair, write_rows
-from spin_components.device import Compute
-from spin_components.generation_settings import GenerationSettings
-from spin_components.settings import ModelSettings, Settings
+from spin_components.model.compute import Compute
+from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.run import ModelSettings
+from spin_components.settings.settings import Settings
 
 GLOBAL_BATCH, MICRO_BATCH = 8, 4
 COMPUTE = Compute(torch.device("cpu"), "float32")
@@ -43,12 +44,12 @@ def make_pairs(folder: Path, num: int, *, ask: str = "names") -> None:
         num: of pairs.
         ask: `names` asks what a function does by its name, as the demo's data; `sources` shows it.
     """
+    from spin_components.data.builtin import docstrings, make_smollm2
     from spin_components.data.formats import Conversation, Message
     from spin_components.data.rendering import Renderer, find_eos_ids
-    from spin_components.generate.engine import Sampling
-    from spin_components.generate.transformers_engine import TransformersEngine
-    from spin_components.prepare.builtin import docstrings, make_smollm2
-    from spin_components.tokenizer import load_tokenizer
+    from spin_components.engine.engine import Sampling
+    from spin_components.engine.transformers_engine import TransformersEngine
+    from spin_components.model.folder import load_tokenizer
 
     make_smollm2(folder / "model")
     settings = ModelSettings(base=str(folder / "model"))

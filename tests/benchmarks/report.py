@@ -24,11 +24,11 @@ import pyarrow as pa
 from playwright.sync_api import sync_playwright
 from pyarrow import parquet
 
+from spin_components.data.builtin import make_tiny_llama
 from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import AnswerLoss, Pair, PairReward, Score, write_rows
-from spin_components.prepare.builtin import make_tiny_llama
 from spin_components.report.page import build_page
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, digest_file, digest_tree
 from spin_components.store.local import LocalRun

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
+from spin_components.algorithm.batching import permutation
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import AnswerLogprobs, spin_loss
-from spin_components.algorithm.order import permutation
+from spin_components.data.builtin import docstrings, make_smollm2
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Pair
-from spin_components.modeling import load_model
-from spin_components.prepare.builtin import docstrings, make_smollm2
-from spin_components.ref_logprob.step import both_answers
-from spin_components.settings import ModelSettings
-from spin_components.tokenizer import load_tokenizer
+from spin_components.model.folder import load_tokenizer
+from spin_components.model.loading import load_model
+from spin_components.model.scoring import both_answers
+from spin_components.settings.run import ModelSettings
 
 
 def make_pairs(folder: Path, num: int) -> list[Pair]:

@@ -40,13 +40,13 @@ from typing import Any
 import torch
 from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
+from spin_components.algorithm.batching import MicroBatch, micro_batches
 from spin_components.algorithm.loss import Objective
-from spin_components.algorithm.order import MicroBatch, micro_batches
-from spin_components.attempt_settings import HardwareSettings
 from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score, read_rows
-from spin_components.device import set_threads
-from spin_components.store.limits import num_cores
+from spin_components.machine import num_cores
+from spin_components.model.compute import set_threads
+from spin_components.settings.attempt import HardwareSettings
 
 KINDS = ("ours", "trl", "trl-online", "ours-aligned", "plain")
 TRL_MICRO_BATCH, BETA, LR = 8, 0.1, 1e-5
@@ -54,11 +54,11 @@ TRL_MICRO_BATCH, BETA, LR = 8, 0.1, 1e-5
 
 def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
     """Score under the reference, then train: the product's own functions."""
+    from spin_components.model.scoring import load_scored
+    from spin_components.record.pairs import ScoredPairs
     from spin_components.ref_logprob.step import score_pairs
-    from spin_components.scoring import load_scored
-    from spin_components.train_epoch.pairs import ScoredPairs
-    from spin_components.train_epoch.single_step import train_single_step
     from spin_components.train_epoch.torch_backend import TorchBackend
+    from spin_components.train_epoch.train_step import train_single_step
 
     settings = settings_of(folder, lr=LR, packing=packing)
     training = settings.training

@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from s3_server import BUCKET, S3Server
 from spin_components.store.bucket import Bucket
 from spin_components.store.transfer import Transfers
+from support.s3_server import BUCKET, S3Server
 
 
 def ours_up(folder: Path) -> None:

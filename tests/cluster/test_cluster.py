@@ -10,13 +10,13 @@ from typing import Any
 
 from cluster.corner import SPIN, Cluster, eventually, pod_namespace
 from spin_components.errors import SpinError
-from spin_components.events import read_events
+from spin_components.model.stored import model_files
+from spin_components.record.events import read_events
 from spin_components.store import layout
 from spin_components.store.digests import verify_tree
-from spin_components.store.models import model_files
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 from spin_pipeline.cluster.schedule import schedules
-from spin_pipeline.status import RunStatus, read_status
+from spin_pipeline.runs.status import RunStatus, read_status
 
 # ends the python process of a step, from within its container, as the kernel does where memory runs out
 _KILL = """

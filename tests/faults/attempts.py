@@ -33,13 +33,13 @@ PRELOADED = [
     "tokenizers.trainers",
     "spin_components.checkpoint.step",
     "spin_components.generate.step",
-    "spin_components.generate.transformers_engine",
+    "spin_components.engine.transformers_engine",
     "spin_components.prepare.step",
     "spin_components.ref_logprob.step",
     "spin_components.store.remote",
     "spin_components.train_epoch.step",
     "spin_components.train_epoch.torch_backend",
-    "spin_components.train_epoch.worker",
+    "spin_components.train_epoch.rank",
     "spin_components.validate.step",
 ]
 MOMENT = "FAULTS_MOMENT"
@@ -145,11 +145,11 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
         _die_at(Path(variables[MOMENT]))
     if HOST in variables:
         _move_to(variables[HOST])
-    from playing import play_anywhere
     from spin_components.errors import SpinError
-    from spin_components.process import configure_logging, die_with_parent
-    from spin_components.settings_errors import parse_settings
+    from spin_components.runtime.process import configure_logging, die_with_parent
+    from spin_components.settings.mistakes import parse_settings
     from spin_components.store import transfer
+    from support.playing import play_anywhere
 
     transfer.PART_BYTES = transfer.RANGE_BYTES = part_bytes
     configure_logging()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from faults.harms import flip
 from faults.plans import DAMAGE, Fault
-from spin_components.store.run import RunStore
+from spin_components.store.base import RunStore
 
 
 def damage(run: RunStore, fault: Fault) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3_server import BUCKET
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.bucket import Bucket
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore
+from support.s3_server import BUCKET
 
 _OF_THE_PROCESS = ("metrics.json", "rng.safetensors")
 _CHECKPOINT_FACTS = ("iteration", "epoch", "val_loss", "step", "consumed_samples", "num_pairs", "decision")

@@ -20,8 +20,9 @@ from faults.ends import End, leftovers, read_end
 from faults.harms import Rule
 from faults.plans import DAMAGE, NETWORK, STEPS, Fault
 from faults.proxy import Proxy
-from s3_server import BUCKET, S3Server
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.base import RunStore
+from spin_components.store.open import open_run
+from support.s3_server import BUCKET, S3Server
 
 URI, ATTEMPTS = f"s3://{BUCKET}/run", 5
 _REMEDIES = (re.compile(r"^(\S+) .*\bdelete it\b"), re.compile(r"delete (\S+) to have its step"))

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bounds
 import pytest
 
-import bounds
 from faults.attempts import Attempt, AttemptResult
 from faults.ends import read_losses
 from faults.ground import Ground, Tally, tables

@@ -9,7 +9,7 @@ from faults.file_ground import FileGround
 from faults.ground import Ground, Tally, describe, repeat, tables
 from faults.harms import Rule
 from faults.plans import Fault
-from s3_server import SECRET_KEY
+from support.s3_server import SECRET_KEY
 
 
 def test_object_storage_and_files_give_the_same_losses_and_digests(ground: Ground, file_ground: FileGround) -> None:

@@ -17,7 +17,7 @@ from faults.ground import Ground, Tally, tables
 from faults.harms import Rule
 from spin_components.store import layout
 from spin_components.store.lease import check_free, read_lease
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 
 
 def second(ground: Ground, **variables: str) -> Attempt:
@@ -119,7 +119,7 @@ def test_a_zombie_process_holds_no_lease(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from spin_components.store.lease import LeaseHolder\n"
-        "from spin_components.store.run import open_run\n"
+        "from spin_components.store.open import open_run\n"
         "LeaseHolder(open_run(sys.argv[1]), 'first', take_over=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

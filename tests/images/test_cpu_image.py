@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bounds
 import pytest
 
-import bounds
-from playing import losses, val_losses
-from s3_server import BUCKET, S3Server
-from spin_components.settings import Settings
-from spin_components.store.run import open_run
+from spin_components.settings.settings import Settings
+from spin_components.store.open import open_run
 from spin_pipeline.config import load_settings, pipeline_parameters
 from spin_pipeline.dag import build
-from spin_pipeline.status import read_status
+from spin_pipeline.runs.status import read_status
+from support.playing import losses, val_losses
+from support.s3_server import BUCKET, S3Server
 
 IMAGE = os.environ.get("SPIN_TEST_IMAGE", "")
 ROOT = Path(__file__).parents[2]

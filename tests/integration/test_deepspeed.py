@@ -10,25 +10,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import bounds
 from integration.uneven_ranks import LR, OF_RANK, make_model
-from playing import begin, hardware, losses, play, play_scores
-from s3_server import free_port
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.data.shards import PairReward, read_rows
 from spin_components.errors import NonFiniteError
 from spin_components.memory.shape import count_parameters
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
+from support.playing import begin, hardware, losses, play, play_scores
+from support.s3_server import free_port
 
 MakeSettings = Callable[..., Settings]
 TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
@@ -111,9 +111,9 @@ import os, sys
 from pathlib import Path
 os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", DS_ACCELERATOR="cpu")
 import torch, deepspeed
-from spin_components.device import Compute
-from spin_components.settings import Settings
-from spin_components.train_epoch.sharded import load_for_ranks
+from spin_components.model.compute import Compute
+from spin_components.settings.settings import Settings
+from spin_components.train_epoch.deepspeed_backend import load_for_ranks
 deepspeed.init_distributed(dist_backend="gloo")
 training = {"backend": "deepspeed", "zero_stage": int(sys.argv[2]), "packing": sys.argv[3], "global_batch_size": 1}
 settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}, "training": training})

@@ -13,24 +13,25 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from judge_server import Answer, JudgeServer
-from playing import begin, hardware, play_anywhere
-from s3_server import BUCKET, S3Server
-from small import small_settings
 from spin_components.errors import ConfigError, DataError, EngineError
 from spin_components.evaluate.step import evaluate
-from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.model.folder import load_tokenizer
 from spin_components.report.page import build_page
-from spin_components.settings import Settings
+from spin_components.settings.attempt import EvaluationSettings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import Manifest, read_manifest
-from spin_components.store.run import RunStore, open_run
-from spin_components.tokenizer import load_tokenizer
-from spin_pipeline.garbage import collect_garbage
-from spin_pipeline.status import read_status
-from spin_pipeline.tables import print_status
-from task_folder import write_tasks
+from spin_components.store.open import open_run
+from spin_pipeline.runs.garbage import collect_garbage
+from spin_pipeline.runs.status import read_status
+from spin_pipeline.watch.tables import print_status
+from support.judge_server import Answer, JudgeServer
+from support.playing import begin, hardware, play_anywhere
+from support.s3_server import BUCKET, S3Server
+from support.small import small_settings
+from support.task_folder import write_tasks
 
 ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} for n in range(4)]
 

@@ -10,7 +10,7 @@ import pytest
 from spin_components.data.shards import Prompt, read_rows
 from spin_components.errors import ConfigError
 from spin_components.prepare.step import prepare
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest

@@ -6,27 +6,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import pytest
 import torch
 from rich.console import Console
 
-import bounds
-from bounds import unit_roundoff
-from playing import begin, play, play_iteration, play_scores, val_losses
-from spin_components.algorithm.degeneration import distinct, length_ratio, repetition_rate
+from spin_components.algorithm.answer_stats import distinct, length_ratio, repetition_rate
 from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows
-from spin_components.events import read_events
-from spin_components.report.history import read_history
-from spin_components.settings import Settings
+from spin_components.model.stored import model_digest
+from spin_components.record.events import read_events
+from spin_components.record.history import read_history
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.store.models import model_digest
-from spin_pipeline.comparison import compare_runs, comparison_page
-from spin_pipeline.export import export_model
-from spin_pipeline.published import find_published, forked_values
-from spin_pipeline.status import read_status
-from spin_pipeline.tables import print_status
+from spin_pipeline.runs.compare import compare_runs, comparison_page
+from spin_pipeline.runs.export import export_model
+from spin_pipeline.runs.published import find_published, forked_values
+from spin_pipeline.runs.status import read_status
+from spin_pipeline.watch.tables import print_status
+from support.bounds import unit_roundoff
+from support.playing import begin, play, play_iteration, play_scores, val_losses
 
 MakeSettings = Callable[..., Settings]
 DESTRUCTIVE = {

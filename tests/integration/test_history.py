@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from playing import begin, hardware, losses, play_iteration, play_scores
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.data.shards import Pair, PairReward, Score, read_rows, write_rows
 from spin_components.errors import DataError, InputsChangedError, IntegrityError, StepZeroError
 from spin_components.ref_logprob.step import score_shard
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
-from spin_pipeline.status import read_status
+from spin_pipeline.runs.status import read_status
+from support.playing import begin, hardware, losses, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]
 SCORES = layout.ref_logprobs(1, 0)

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bounds
 import pytest
 
-import bounds
-from playing import begin, hardware, losses, play, play_iteration, play_scores
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.data.shards import Score, read_rows
 from spin_components.errors import InputsChangedError
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]
 

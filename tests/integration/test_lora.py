@@ -7,28 +7,29 @@ import math
 from pathlib import Path
 from typing import Any
 
+import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import bounds
-from playing import begin, hardware, losses, play, play_anywhere, play_iteration, play_scores, val_losses
-from small import small_settings
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.errors import ConfigError, InputsChangedError, IntegrityError
-from spin_components.execution import Step
-from spin_components.lora.files import read_base
-from spin_components.lora.merging import load_quantized
-from spin_components.modeling import load_model
-from spin_components.process import STOPPED
-from spin_components.settings import ModelSettings, Settings
+from spin_components.model.loading import load_model
+from spin_components.model.lora.files import read_base
+from spin_components.model.lora.merging import load_quantized
+from spin_components.model.stored import model_digest, open_model
+from spin_components.runtime.process import STOPPED
+from spin_components.runtime.step import Step
+from spin_components.settings.run import ModelSettings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
-from spin_components.store.models import model_digest, open_model
 from spin_components.train_epoch.step import train
-from spin_pipeline.export import export_model
-from spin_pipeline.published import find_published, forked_values
+from spin_pipeline.runs.export import export_model
+from spin_pipeline.runs.published import find_published, forked_values
+from support.playing import begin, hardware, losses, play, play_anywhere, play_iteration, play_scores, val_losses
+from support.small import small_settings
 
 LORA = {"r": 4, "alpha": 8.0}
 TOKENS = torch.tensor([[17, 5, 200, 33, 90, 41, 7]])

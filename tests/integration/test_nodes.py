@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bounds
 import pytest
 
-import bounds
-from playing import begin, hardware, losses, play_scores
-from small import small_settings
 from spin_components.errors import ConfigError, EngineError, IntegrityError
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.nodes.step import train_on_nodes
 from spin_components.train_epoch.step import train
-from trainer_server import TrainerServer
+from support.playing import begin, hardware, losses, play_scores
+from support.small import small_settings
+from support.trainer_server import TrainerServer
 
 TWO_NODES = {"device": "cpu", "ranks": 1, "nodes": 2, "threads": 1}
 TEMPLATE = {
@@ -37,7 +37,7 @@ TEMPLATE = {
 }
 STEP = """
 import json, sys
-from spin_components.process import step_of
+from spin_components.runtime.process import step_of
 from spin_components.train_epoch.nodes.step import train_on_nodes
 with step_of("attempt-1"):
     print(train_on_nodes(**json.loads(sys.argv[1])))

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from playing import play, val_losses
+from spin_components.data.builtin import docstrings
 from spin_components.data.shards import Prompt, read_rows
-from spin_components.prepare.builtin import docstrings
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
+from support.playing import play, val_losses
 
 PAIRS = list(docstrings(limit=24))
 FORMS: dict[str, Callable[[str, str], dict[str, Any]]] = {

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from playing import begin, hardware, losses, play, play_iteration, play_scores
 from spin_components.errors import IntegrityError
-from spin_components.execution import Step
-from spin_components.settings import Settings
+from spin_components.runtime.step import Step
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]
 

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from bounds import gamma
+from spin_components.algorithm.batching import micro_batches, permutation
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE, AnswerLogprobs, spin_loss
-from spin_components.algorithm.order import micro_batches, permutation
+from spin_components.data.builtin import docstrings, make_smollm2
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Pair
-from spin_components.device import Compute, Precision
-from spin_components.modeling import load_model
-from spin_components.prepare.builtin import docstrings, make_smollm2
-from spin_components.ref_logprob.step import both_answers, score_pairs
-from spin_components.scoring import enable_packed_attention
-from spin_components.settings import ModelSettings, TrainingSettings
-from spin_components.tokenizer import load_tokenizer
+from spin_components.model.compute import Compute, Precision
+from spin_components.model.folder import load_tokenizer
+from spin_components.model.loading import load_model
+from spin_components.model.scoring import both_answers, enable_packed_attention
+from spin_components.ref_logprob.step import score_pairs
+from spin_components.settings.run import ModelSettings
+from spin_components.settings.training import TrainingSettings
+from support.bounds import gamma
 
 NUM_PAIRS = 8
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from bounds import unit_roundoff
-from playing import begin, hardware, play, play_scores
-from spin_components.events import read_events
-from spin_components.settings import Settings
+from spin_components.record.events import read_events
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
-from unit.tracking import wandb_files
+from support import wandb_files
+from support.bounds import unit_roundoff
+from support.playing import begin, hardware, play, play_scores
 from unit.tracking.test_places import mlflow_client, tensorboard_curve
 
 WRITTEN = 0.5e-6 + 8 * unit_roundoff(torch.float32)

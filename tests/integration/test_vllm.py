@@ -10,21 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-from playing import losses, play, val_losses
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, read_rows
-from spin_components.device import Compute
-from spin_components.generate.engine import Answer, Sampling
-from spin_components.generate.transformers_engine import TransformersEngine
-from spin_components.generate.vllm_engine import VllmEngine
-from spin_components.generation_settings import GenerationSettings
-from spin_components.modeling import load_model
-from spin_components.ref_logprob.agreement import SAMPLER_TOLERANCE
-from spin_components.settings import ModelSettings, Settings
+from spin_components.engine.engine import Answer, Sampling
+from spin_components.engine.transformers_engine import TransformersEngine
+from spin_components.engine.vllm_engine import VllmEngine
+from spin_components.model.compute import Compute
+from spin_components.model.folder import load_tokenizer
+from spin_components.model.loading import load_model
+from spin_components.ref_logprob.sampler_check import SAMPLER_TOLERANCE
+from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.run import ModelSettings
+from spin_components.settings.settings import Settings
 from spin_components.store.manifests import read_manifest
-from spin_components.tokenizer import load_tokenizer
+from support.playing import losses, play, val_losses
 
 CPU = Compute(torch.device("cpu"), "float32")
 TOLERANCE = SAMPLER_TOLERANCE["vllm", "float32"]  # which every run keeps to, a token

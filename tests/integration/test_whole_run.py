@@ -9,13 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import bounds
-from playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
 from spin_components.data.shards import Pair, PairReward, read_rows
 from spin_components.errors import (
@@ -26,11 +25,12 @@ from spin_components.errors import (
     NonFiniteError,
     StepZeroError,
 )
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support.playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
 
 MakeSettings = Callable[..., Settings]
 METRICS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parity.second_iteration import SecondIteration, begin_second_iteration
-from small import small_settings
+from support.small import small_settings
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,12 @@ from parity.second_iteration import SecondIteration
 from spin_components.algorithm import logprobs, packing
 from spin_components.data import collate
 from spin_components.data.rendering import Renderer
+from spin_components.engine import engine
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
-from spin_components.generate import engine
 from spin_components.generate import step as generate_step
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
-from spin_components.train_epoch import worker
+from spin_components.train_epoch import rank as worker
 from unit.algorithm import test_logprobs, test_packing
 from unit.data import test_collate, test_rendering
 from unit.ref_logprob import test_pool

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from playing import begin, hardware, play_iteration
 from spin_components.generate.step import generate_shard
 from spin_components.ref_logprob.step import score_shard
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support.playing import begin, hardware, play_iteration
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import bounds
 import pytest
 import torch
 
-import bounds
 from parity.second_iteration import SecondIteration
 from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.errors import IntegrityError
@@ -48,7 +48,8 @@ def test_a_norm_weight_changed_by_one_percent_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # digests detect an altered file; this simulates a wrong loader, e.g. one that loses a tensor
-    from spin_components import modeling, scoring
+    from spin_components.model import loading as modeling
+    from spin_components.model import scoring
 
     second_iteration.sample()
     load = modeling.load_model

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import torch
 
-import bounds
-from bounds import float64
 from spin_components.data.collate import spin_custom_collate
 from spin_components.data.shards import Prompt
-from spin_components.device import Compute
-from spin_components.settings import ValidationSettings
-from spin_components.validate.nll import answer_losses, mean_nll, validation_batches
-from unit.algorithm.families import CONFIGS, LAYOUTS, model_of
+from spin_components.model.compute import Compute
+from spin_components.model.scoring import answer_losses, mean_nll, validation_batches
+from spin_components.settings.run import ValidationSettings
+from support.bounds import float64
+from support.families import CONFIGS, LAYOUTS, model_of
 
 CPU = Compute(torch.device("cpu"), "float32")
 EOS = 2

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bounds
 import pytest
 import torch
 from torch import Tensor
 
-import bounds
-from bounds import float64
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import (
     AnswerLengths,
@@ -28,7 +27,8 @@ from spin_components.algorithm.loss import (
     pair_terms,
 )
 from spin_components.algorithm.packing import Prompted
-from unit.algorithm.families import CONFIGS, LAYOUTS, model_of
+from support.bounds import float64
+from support.families import CONFIGS, LAYOUTS, model_of
 
 BETA = 0.5
 EOS = 2  # also the pad token, as in the tiny tokenizer

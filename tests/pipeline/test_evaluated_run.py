@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from judge_server import KEY, Answer, JudgeServer
-from task_folder import write_tasks
+from support.judge_server import KEY, Answer, JudgeServer
+from support.task_folder import write_tasks
 
 ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} for n in range(4)]
 

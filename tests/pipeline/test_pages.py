@@ -14,13 +14,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from playing import begin, play
-from small import small_settings
 from spin_components.data.shards import Pair, PairReward, read_rows
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_pipeline.cli import main
+from support.playing import begin, play
+from support.small import small_settings
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>\u2028 & <b>bold</b>"
 SCREENSHOTS = os.environ.get("SPIN_SCREENSHOTS", "")

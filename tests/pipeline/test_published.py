@@ -6,21 +6,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import bounds
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import bounds
-from playing import play, play_anywhere
-from s3_server import BUCKET, S3Server
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of, digest_tree
 from spin_components.store.lease import LeaseHolder
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 from spin_pipeline.cli import main
+from support.playing import play, play_anywhere
+from support.s3_server import BUCKET, S3Server
 
 MakeSettings = Callable[..., Settings]
 
@@ -119,7 +119,7 @@ def test_a_fork_starts_from_an_iterations_policy_and_the_runs_settings(
     finished: LocalRun, make_settings: MakeSettings, tmp_path: Path
 ) -> None:
     from spin_pipeline.config import check_settings
-    from spin_pipeline.published import forked_values
+    from spin_pipeline.runs.published import forked_values
 
     overrides = ["training.lr=5e-4", "spin.max_iterations=1"]
     forked = check_settings(forked_values(finished, "1"), overrides, str(tmp_path / "forked"), source="the test")

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-from playing import begin, hardware, play_scores
-from s3_server import BUCKET, S3Server
 from spin_components.checkpoint.step import publish
-from spin_components.events import read_events
-from spin_components.settings import Settings
+from spin_components.record.events import read_events
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
 from spin_pipeline.cli import main
+from support.playing import begin, hardware, play_scores
+from support.s3_server import BUCKET, S3Server
 
 
 @pytest.mark.parametrize(

@@ -12,22 +12,23 @@ from typing import Any
 import pytest
 import torch
 
-from bounds import unit_roundoff
-from playing import begin, play_iteration
-from s3_server import BUCKET, S3Server
 from spin_components.data.shards import Pair, Score, read_rows, write_rows
 from spin_components.errors import ConfigError, IntegrityError
-from spin_components.report.history import read_history
+from spin_components.record.history import read_history
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_file
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.open import open_run
 from spin_pipeline.cli import main
-from spin_pipeline.reproduction.holding import compare
-from spin_pipeline.reproduction.parting import ReproductionResult, format_pair
-from spin_pipeline.reproduction.plan import address_of, plan
-from spin_pipeline.reproduction.reasons import reasons
+from spin_pipeline.runs.reproduction.compare import compare
+from spin_pipeline.runs.reproduction.differences import ReproductionResult, format_pair
+from spin_pipeline.runs.reproduction.explain import reasons
+from spin_pipeline.runs.reproduction.plan import address_of, plan
+from support.bounds import unit_roundoff
+from support.playing import begin, play_iteration
+from support.s3_server import BUCKET, S3Server
 
 METRICS = f"{layout.epoch(0, 0)}/metrics.json"
 

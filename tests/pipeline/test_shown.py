@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from spin_components import shown
-from spin_components.process import RUNNER
+from spin_components.model.stored import model_files
+from spin_components.runtime import kfp_artifacts as shown
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
+from spin_components.store.lease import RUNNER
 from spin_components.store.local import LocalRun
-from spin_components.store.models import model_files
 
 
 @pytest.fixture(autouse=True)

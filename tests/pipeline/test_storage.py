@@ -15,21 +15,21 @@ import pytest
 from rich.console import Console
 
 from faults.proxy import Proxy
-from gate import Gate
-from s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 from spin_components.errors import BusyError
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store.bucket import DEADLINE
 from spin_components.store.layout import checkpoint
-from spin_components.store.run import open_run
-from spin_pipeline import local
-from spin_pipeline.status import is_at_work
+from spin_components.store.open import open_run
+from spin_pipeline.local import run as local
+from spin_pipeline.runs.status import is_at_work
+from support.gate import Gate
+from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 LOSE = """
 import json, os, sys
 
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 
 os.environ["SPIN_RUNNER"] = sys.argv[1]  # a process that lives on holds the lease
 LeaseHolder(open_run(json.load(sys.stdin)["run"]["uri"]), "winner", take_over=True).close()

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from kfp_server import KfpServer, Look, Trouble, as_kfp_gives, task
-from playing import play_anywhere
-from s3_server import BUCKET, SECRET_KEY, S3Server
+from spin_components.data.builtin import docstrings
 from spin_components.errors import SpinError
-from spin_components.prepare.builtin import docstrings
-from spin_components.settings_errors import parse_settings
-from spin_components.store.run import open_run
+from spin_components.settings.mistakes import parse_settings
+from spin_components.store.open import open_run
 from spin_pipeline.cli import main
+from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives, task
+from support.playing import play_anywhere
+from support.s3_server import BUCKET, SECRET_KEY, S3Server
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 

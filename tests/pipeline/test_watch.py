@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from faults.proxy import Proxy
-from gate import Gate
-from s3_server import BUCKET, S3Server
-from spin_components.events import read_events
+from spin_components.record.events import read_events
 from spin_components.store.bucket import DEADLINE
 from spin_components.store.local import LocalRun
-from spin_components.store.run import open_run
-from spin_pipeline.lock import locked
-from terminal import Terminal
+from spin_components.store.lock import locked
+from spin_components.store.open import open_run
+from support.gate import Gate
+from support.s3_server import BUCKET, S3Server
+from support.terminal import Terminal
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"

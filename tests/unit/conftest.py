@@ -14,7 +14,7 @@ def make_random_llama() -> Callable[[], Any]:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from bounds import few_threads
+        from support.bounds import few_threads
 
         few_threads()
         config = LlamaConfig(
@@ -37,7 +37,7 @@ def make_random_llama() -> Callable[[], Any]:
 @pytest.fixture
 def in_float64() -> Iterator[None]:
     """Has torch compute in float64; see `bounds.float64`."""
-    from bounds import float64
+    from support.bounds import float64
 
     with float64():
         yield

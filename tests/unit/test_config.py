@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_pipeline.config import DEFAULT, find_config, load_settings, pipeline_parameters, shipped_configs
 
 MINIMAL = '[model]\nbase = "m"\n[data]\ntrain = "d"\n'

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build, spin
 

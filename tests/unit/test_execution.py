@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from small import small_settings
 from spin_components.errors import BusyError, InputsChangedError
-from spin_components.events import read_events
-from spin_components.execution import Step
-from spin_components.process import STOPPED
-from spin_components.signals import Interrupted
+from spin_components.record.events import read_events
+from spin_components.runtime.process import STOPPED
+from spin_components.runtime.signals import Interrupted
+from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.lease import Lease, read_lease
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
+from support.small import small_settings
 
 KEY, FILE = "work/manifest.json", "work/file.txt"
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from spin_components.algorithm.chunks import logit_chunk
+from spin_components.algorithm.batching import logit_chunk
 
 _ATTRIBUTE = "spin_answer_head"
 

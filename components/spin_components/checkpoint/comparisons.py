@@ -7,12 +7,12 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from spin_components.algorithm.interval import Difference, paired_difference
 from spin_components.checkpoint.selection import Compare, Measured
 from spin_components.data.shards import AnswerLoss, read_rows
+from spin_components.record.bootstrap import Difference, paired_difference
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
-from spin_components.store.run import RunStore
 
 
 def measured(run: RunStore, epochs: Mapping[int, int]) -> list[Measured]:

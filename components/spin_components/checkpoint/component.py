@@ -19,8 +19,8 @@ def checkpoint(
     report: dsl.Output[dsl.HTML],
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
-    from spin_components.process import step_of
-    from spin_components.shown import show_checkpoint
+    from spin_components.runtime.kfp_artifacts import show_checkpoint
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.checkpoint.step import publish

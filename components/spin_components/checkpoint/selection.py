@@ -14,12 +14,12 @@ improvements, none of them clear, add up to a clear one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spin_components.algorithm.interval import Difference
-from spin_components.attempt_settings import SelectionSettings
-from spin_components.checkpoint.decisions import Decision, Outcome, name_of
+from spin_components.record.bootstrap import Difference
+from spin_components.record.decisions import Decision, Outcome, name_of
+from spin_components.settings.attempt import SelectionSettings
 
 Compare = Callable[[int, int], Difference | None]
 
@@ -149,22 +149,3 @@ def _decide(model: Measured, outcome: Outcome, rules: SelectionSettings, *, left
     if rules.patience and waited >= rules.patience:
         return "regressed" if regressed else "saturated"
     return "roll_back" if regressed and rules.on_regression == "roll_back" else "continue"
-
-
-def to_prune(losses: Mapping[int, float | None], save_top_k: int, regressed: Collection[int] = ()) -> list[int]:
-    """Iterations whose weights are deleted: neither among the best `save_top_k` nor the last.
-
-    Args:
-        losses: val_loss by iteration.
-        save_top_k: how many to keep, at least one; -1 for all.
-        regressed: iterations that rank behind all others.
-    """
-    if save_top_k < 0:
-        return []
-
-    def rank(iteration: int) -> tuple[bool, float, int]:
-        loss = losses[iteration]
-        return iteration in regressed, math.inf if loss is None else loss, iteration
-
-    kept = {*sorted(losses, key=rank)[: max(save_top_k, 1)], max(losses)}
-    return sorted(iteration for iteration in losses if iteration not in kept)

@@ -6,21 +6,21 @@ import logging
 import math
 from typing import Any
 
-from spin_components.attempt_settings import SelectionSettings
 from spin_components.checkpoint.comparisons import as_facts, comparer, measured
-from spin_components.checkpoint.decisions import goes_on, name_of
-from spin_components.checkpoint.pruning import prune
 from spin_components.checkpoint.selection import Assessment, assess
 from spin_components.data.pair_counts import PairCounts
-from spin_components.execution import Step
-from spin_components.process import STOPPED
-from spin_components.report.refresh import refresh
+from spin_components.model.stored import fetch_model, model_files, validated_epoch
+from spin_components.record.decisions import goes_on, name_of
+from spin_components.record.pairs import shard_manifests
+from spin_components.record.retention import prune
+from spin_components.report.page import refresh
+from spin_components.runtime.process import STOPPED
+from spin_components.runtime.step import Step
+from spin_components.settings.attempt import SelectionSettings
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import Manifest, read_manifest
-from spin_components.store.models import fetch_model, model_files, validated_epoch
-from spin_components.store.run import RunStore
-from spin_components.train_epoch.pairs import shard_manifests
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from spin_components.data.shards import Judgment
 from spin_components.errors import ConfigError, EngineError, SpinError
-from spin_components.evaluation_settings import JUDGE_KEY, EvaluationSettings
+from spin_components.settings.attempt import JUDGE_KEY, EvaluationSettings
 
 TEMPLATE = """You grade the answer that an assistant gave. Consider whether it does what was asked, is correct, clear \
 and complete, and says no more than it needs to.

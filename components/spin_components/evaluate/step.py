@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from spin_components.checkpoint.decisions import goes_on, name_of
-from spin_components.checkpoint.pruning import prune_evaluated
 from spin_components.errors import SpinError
-from spin_components.evaluate.figures import tracked
-from spin_components.execution import Step
-from spin_components.lora.packages import check_packages
-from spin_components.report.refresh import refresh
+from spin_components.model.stored import model_digest, open_model
+from spin_components.record.decisions import goes_on, name_of
+from spin_components.record.evaluation import tracked
+from spin_components.record.retention import prune_evaluated
+from spin_components.report.page import refresh
+from spin_components.runtime.step import Step
+from spin_components.settings.packages import check_packages
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, differing, read_manifest
-from spin_components.store.models import model_digest, open_model
-from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _evaluate(step: Step, model: Published, parts: dict[str, Part]) -> None:
 
 def _tasks_part(step: Step, model: Published) -> Part:
     """Tasks of lm-evaluation-harness."""
-    from spin_components.device import resolve_compute, set_threads
+    from spin_components.model.compute import resolve_compute, set_threads
 
     run, settings, evaluation = step.run, step.settings, step.evaluation
     compute = resolve_compute(settings.hardware, settings.training.precision)
@@ -170,7 +170,7 @@ def _tasks_part(step: Step, model: Published) -> Part:
             reason = "its weights are not kept (selection.save_top_k)"
             step.warn(f"{name_of(model.iteration)} is not evaluated: {reason}")
             return {"skipped": reason}, {}
-        from spin_components.evaluate.harness import find_tasks, run_tasks
+        from spin_components.harness.tasks import find_tasks, run_tasks
 
         set_threads(settings.hardware)
         folder = run.fetch(files, what="the task files", made_by=made_by) / layout.TASKS if files else None
@@ -185,7 +185,7 @@ def _tasks_part(step: Step, model: Published) -> Part:
 
 def _judge_part(step: Step, model: Published) -> Part:
     """An LLM that scores the answers sampled by `validate`."""
-    from spin_components.evaluate.answers import questions, sampled
+    from spin_components.evaluate.judged_answers import questions, sampled
 
     run, key = step.run, layout.judge_scores(model.iteration)
     answers = sampled(run, model.iteration, model.epoch)

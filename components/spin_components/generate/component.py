@@ -16,8 +16,8 @@ def generate(
     samples: dsl.Output[dsl.Markdown],
 ) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
-    from spin_components.process import step_of
-    from spin_components.shown import show_samples
+    from spin_components.runtime.kfp_artifacts import show_samples
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.generate.step import generate_shard

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spin_components.data.shards import Pair
-from spin_components.settings import ModelSettings
-from spin_components.tokenizer import load_tokenizer
+from spin_components.model.folder import load_tokenizer
+from spin_components.settings.run import ModelSettings
 
 SAMPLES_A_SHARD = 8
 _SHOWN, _SHOWN_CHARACTERS = 4, 1000

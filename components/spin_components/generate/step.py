@@ -7,16 +7,17 @@ from collections import Counter
 from contextlib import closing
 from typing import Any
 
-from spin_components.algorithm.order import derive_seed
+from spin_components.algorithm.batching import derive_seed
 from spin_components.data.shards import Pair, Prompt, read_rows, write_rows
-from spin_components.device import resolve_compute, set_threads
-from spin_components.execution import Step
-from spin_components.generate.engine import Sampling, choose_engine, collect_answers, open_engine
+from spin_components.engine.engine import Sampling, collect_answers
+from spin_components.engine.open import choose_engine, open_engine
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
+from spin_components.model.compute import resolve_compute, set_threads
+from spin_components.model.stored import model_digest, open_model
+from spin_components.runtime.step import Step
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
-from spin_components.store.models import model_digest, open_model
-from spin_components.store.run import RunStore
 
 
 def generate_shard(run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict[str, Any]) -> str:

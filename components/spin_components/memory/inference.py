@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from spin_components.memory.activations import Batch, logit_bytes, working_bytes
-from spin_components.memory.adapter import frozen_bytes
 from spin_components.memory.estimate import (
     CUDA_BASE,
     CUDA_HOST_BASE,
@@ -13,7 +12,7 @@ from spin_components.memory.estimate import (
     StepName,
     largest_phase,
 )
-from spin_components.memory.shape import ModelShape
+from spin_components.memory.shape import ModelShape, frozen_bytes
 from spin_components.memory.work import Workload
 
 VLLM_HOST_BASE = 1.5 * 2**30

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
+from spin_components.machine import memory_bytes
 from spin_components.memory.work import Machine
-from spin_components.settings import Settings
-from spin_components.store.limits import memory_bytes
+from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
 _MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate")

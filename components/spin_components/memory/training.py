@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from spin_components.memory import activations
 from spin_components.memory.activations import Batch
-from spin_components.memory.adapter import frozen_bytes, num_trained
 from spin_components.memory.estimate import (
     CUDA_BASE,
     CUDA_HOST_BASE,
@@ -22,7 +21,7 @@ from spin_components.memory.estimate import (
     whole_bytes,
 )
 from spin_components.memory.inference import forward_batch
-from spin_components.memory.shape import ModelShape
+from spin_components.memory.shape import ModelShape, frozen_bytes, num_trained
 from spin_components.memory.work import Workload
 
 STATE_NUMBERS = {"adamw": 2, "rmsprop": 1}

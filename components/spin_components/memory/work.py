@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spin_components.algorithm.chunks import LOGITS_BYTES, logit_chunk
-from spin_components.settings import Settings
+from spin_components.algorithm.batching import LOGITS_BYTES, logit_chunk
+from spin_components.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

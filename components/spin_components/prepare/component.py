@@ -49,9 +49,9 @@ def prepare(
 
     See `prepare.step`.
     """
-    from spin_components.placement import pod_requests
-    from spin_components.process import step_of
-    from spin_components.shown import show_data
+    from spin_components.prepare.pods import pod_requests
+    from spin_components.runtime.kfp_artifacts import show_data
+    from spin_components.runtime.process import step_of
 
     settings = {
         "run": {**run, "uri": run_uri},

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_components.algorithm.order import derive_seed, permutation
+from spin_components.algorithm.batching import derive_seed, permutation
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.records import RecordSet
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Prompt
 from spin_components.errors import DataError
-from spin_components.model_folder import check_model_folder, generation_eos
-from spin_components.settings import Settings
+from spin_components.model.folder import check_model_folder, generation_eos
+from spin_components.settings.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

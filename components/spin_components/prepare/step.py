@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from spin_components import __version__
+from spin_components.data import builtin
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
-from spin_components.execution import Step
-from spin_components.lora.packages import check_packages
 from spin_components.memory.work import longest_of
-from spin_components.model_folder import check_model_folder
-from spin_components.prepare import builtin
-from spin_components.prepare.changes import as_begun, record_schedules
-from spin_components.prepare.checks import named_sources
-from spin_components.prepare.evaluation import keep_tasks
-from spin_components.prepare.foresight import SHORTEST, foresee, recorded_lengths
+from spin_components.model.folder import check_model_folder, load_tokenizer
+from spin_components.prepare.evaluation_tasks import keep_tasks
+from spin_components.prepare.input_checks import named_sources
+from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
-from spin_components.settings import Settings
-from spin_components.settings_errors import parse_settings
+from spin_components.prepare.schedule_changes import as_begun, record_schedules
+from spin_components.runtime.step import Step
+from spin_components.settings.mistakes import parse_settings
+from spin_components.settings.packages import check_packages
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import FileDigest, FileDigests, content_of, digest_of
 from spin_components.store.manifests import now
 from spin_components.store.sources import Source
-from spin_components.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ def ref_logprob(
     attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
 ) -> str:
     """Score both answers of every pair of a shard; return the scores' URI. See `ref_logprob.step`."""
-    from spin_components.process import step_of
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.ref_logprob.step import score_shard

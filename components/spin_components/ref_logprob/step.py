@@ -12,23 +12,21 @@ from typing import Any
 
 import torch
 
+from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches
 from spin_components.algorithm.logprobs import answer_logprobs
-from spin_components.algorithm.order import derive_seed, form_batches, micro_batches
-from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score, write_rows
-from spin_components.device import Compute, resolve_compute, set_threads
 from spin_components.errors import NonFiniteError
-from spin_components.execution import Step
-from spin_components.ref_logprob.agreement import check_sampler, coarser
-from spin_components.ref_logprob.hygiene import Hygiene
-from spin_components.ref_logprob.played import generations_input, read_generations, read_pairs
-from spin_components.ref_logprob.pool import Pool, origins, pool_pairs
-from spin_components.scoring import load_scored, resolve_packing
-from spin_components.settings import TrainingSettings
+from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.model.scoring import both_answers, load_scored, resolve_packing
+from spin_components.model.stored import model_digest, open_scored
+from spin_components.record.pairs import generations_input, read_generations, read_pairs
+from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs
+from spin_components.ref_logprob.sampler_check import check_sampler, coarser
+from spin_components.runtime.step import Step
+from spin_components.settings.training import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, read_manifest
-from spin_components.store.models import model_digest, open_scored
 
 _POOL = ("history_ratio", "max_similarity", "max_length_ratio")
 
@@ -198,8 +196,3 @@ def score_pairs(
                 scores[i] = Score(pair.index, actual, generated, number, pair.origin)
             report(len(scores))
     return [scores[i] for i in range(len(pairs))]
-
-
-def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:
-    """Each pair's prompt with the human answer and the generated one."""
-    return [Prompted(pair.prompt_ids, (pair.actual_ids, pair.generated_ids)) for pair in pairs]

@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
-from spin_components.report.history import IterationHistory
+from spin_components.record.history import IterationHistory
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest
-from spin_components.store.run import RunStore
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from spin_components.report.history import History
-from spin_components.settings import Settings
+from spin_components.record.history import History
+from spin_components.settings.settings import Settings
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import Manifest
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from spin_components.checkpoint.decisions import name_of
 from spin_components.data.pair_counts import PairCounts, in_words
-from spin_components.evaluate.figures import evaluation_rows, remarks
+from spin_components.record.decisions import name_of
+from spin_components.record.evaluation import evaluation_rows, remarks
+from spin_components.record.history import History, read_history
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
-from spin_components.report.cautions import find_warnings
-from spin_components.report.history import History, read_history
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
     drift,
@@ -31,10 +33,16 @@ from spin_components.report.series import (
     validation_points,
 )
 from spin_components.report.verdict import MINUS, compute_verdict, percent, perplexity, signed
-from spin_components.store.run import RunStore
+from spin_components.report.warnings import find_warnings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
 
 TEMPLATES = Path(__file__).parent / "template"
+
+
 STYLES = ("page.css", "parts.css")
+
+
 _SCRIPTS = ("theme.js", "chart.js", "plots.js", "samples.js", "page.js")
 
 
@@ -234,3 +242,25 @@ def _answer_tokens(history: History, answers: list[Answers]) -> int:
             tokens = int(generated.num_actual[positions].sum() + generated.num_generated[positions].sum())
             total += tokens * len(history.iterations[trained.iteration].epochs)
     return total
+
+
+logger = logging.getLogger(__name__)
+
+
+def refresh(run: RunStore, warn: Callable[[str], None]) -> None:
+    """Write the run's report, unless an equal one exists.
+
+    Args:
+        run: the run.
+        warn: called with a message if the report cannot be written.
+    """
+    started = time.monotonic()
+    try:
+        page = build_page(run).encode("utf-8", "replace")
+        if run.read(layout.REPORT) != page:
+            with run.staged(layout.REPORT) as staged:
+                staged.path.write_bytes(page)
+        logger.info("report of %.1f MB in %.1f s", len(page) / 1e6, time.monotonic() - started)
+    except Exception as error:  # of any kind: the run goes on without its report
+        logger.warning("the report could not be written", exc_info=True)
+        warn(f"the report could not be written ({type(error).__name__}: {error}); see `spin-pipeline report`")

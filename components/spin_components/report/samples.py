@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from spin_components.errors import SpinError
+from spin_components.record.history import History
 from spin_components.report.answers import Answers
-from spin_components.report.decimation import evenly
-from spin_components.report.history import History
-from spin_components.store.run import RunStore
+from spin_components.report.series import evenly
+from spin_components.store.base import RunStore
 
 logger = logging.getLogger(__name__)
 

@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spin_components.algorithm.interval import Difference, paired_difference
 from spin_components.data.shards import AnswerLoss, read_rows
+from spin_components.record.bootstrap import Difference, paired_difference
+from spin_components.record.history import History
 from spin_components.report.answers import Answers
-from spin_components.report.decimation import min_max
-from spin_components.report.history import History
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest
-from spin_components.store.run import RunStore
+
+
+def min_max(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Return indices of the minimum and maximum of each of `most // 2` parts of a series, and of both ends.
+
+    Args:
+        values: (N,), finite.
+        most: maximum number of indices, not counting the ends; if N or more, all are returned.
+
+    Returns: indices in ascending order.
+    """
+    if len(values) <= most:
+        return np.arange(len(values))
+    edges = np.linspace(0, len(values), most // 2 + 1).astype(np.int64)
+    kept = {0, len(values) - 1}
+    for start, end in pairwise(edges):
+        part = values[start:end]
+        kept |= {int(start + part.argmin()), int(start + part.argmax())}
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def evenly(num: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` evenly spaced indices of 0 … num - 1, including the first and the last."""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.int64)) if num else np.arange(0)
+
 
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
+
+
 MOST_POINTS = 800
 """Maximum number of points of one line; see `decimation.min_max`."""
+
+
 _BINS = 24
 
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from spin_components.algorithm.interval import Difference
-from spin_components.report.history import History
+from spin_components.record.bootstrap import Difference
+from spin_components.record.history import History
 from spin_components.store.layout import BASE
 
 VerdictKind = Literal["better", "worse", "unclear", "open"]

@@ -16,7 +16,7 @@ from minio.deleteobjects import DeleteError, DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
 
 from spin_components.errors import SpinError, StorageAccessError, StorageError
-from spin_components.store.limits import seconds
+from spin_components.machine import seconds
 from spin_components.store.s3_client import connect
 
 logger = logging.getLogger(__name__)

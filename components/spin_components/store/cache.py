@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from spin_components.machine import gibibytes
 from spin_components.store.digests import FileDigest, digest_file
-from spin_components.store.limits import gibibytes
 
 logger = logging.getLogger(__name__)
 

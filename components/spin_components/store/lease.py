@@ -17,12 +17,16 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spin_components.errors import BusyError, IntegrityError, SpinError
-from spin_components.process import RUNNER
+from spin_components.machine import seconds
 from spin_components.store import layout
-from spin_components.store.limits import seconds
-from spin_components.store.run import RunStore
+from spin_components.store.base import RunStore
+
+RUNNER = "SPIN_RUNNER"
+"""Environment variable: pid of the process that runs an attempt's steps one after another, on one machine."""
+
 
 logger = logging.getLogger(__name__)
+
 
 DURATION = "SPIN_LEASE_S"
 """Environment variable with the seconds after which a lease that is not renewed expires; default 300."""

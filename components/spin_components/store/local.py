@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spin_components.errors import ConfigError, StorageAccessError
+from spin_components.store.base import RunStore, remove, sweep_folder
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
-from spin_components.store.run import RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -141,23 +141,6 @@ class FileAppender:
 
 def _is_staging(key: str) -> bool:
     return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
-
-
-def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
-    """Remove partially written files and folders, or only list them; returns their paths relative to the folder."""
-    partial = sorted(folder.rglob(".*.part"))
-    for path in partial:
-        if not dry_run:
-            remove(path)
-    return [path.relative_to(folder).as_posix() for path in partial]
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spin_components import __version__
 from spin_components.errors import InputsChangedError, IntegrityError
+from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
-from spin_components.store.run import RunStore
 
 
 def now() -> str:

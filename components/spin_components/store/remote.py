@@ -14,11 +14,10 @@ from pathlib import Path
 
 from spin_components.errors import SpinError, StorageAccessError, StorageError
 from spin_components.store.addresses import S3Address
+from spin_components.store.base import RunStore, remove, sweep_folder
 from spin_components.store.bucket import Bucket
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.digests import FileDigest, damaged
-from spin_components.store.local import remove, sweep_folder
-from spin_components.store.run import RunStore
 from spin_components.store.transfer import Transfers
 
 logger = logging.getLogger(__name__)

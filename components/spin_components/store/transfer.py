@@ -15,9 +15,9 @@ from typing import Any
 from minio.datatypes import Part
 
 from spin_components.errors import StorageError
+from spin_components.machine import num_cores
 from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest
-from spin_components.store.limits import num_cores
 
 PART_BYTES = 16 << 20
 """Size of an upload's parts; larger for files that would have more than S3's limit of 10 000 parts."""

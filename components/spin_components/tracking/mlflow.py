@@ -6,14 +6,17 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from spin_components.settings import Settings
-from spin_components.store.run import RunStore
-from spin_components.tracking.record import TrackerState
-from spin_components.tracking.trackers import AttemptState, Point
+from spin_components.settings.settings import Settings
+from spin_components.store.base import RunStore
+from spin_components.tracking.tracker import AttemptState, Point, TrackerState, flat
 
 _BATCH = 900
 """Metrics per request; the server accepts at most 1000."""
+
+
 _VALUE_CHARACTERS = 500
+
+
 _STATUS = {"ended": "FINISHED", "failed": "FAILED"}
 
 
@@ -81,9 +84,3 @@ class MlflowTracker:
     def close(self, state: AttemptState) -> None:
         if status := _STATUS.get(state):
             self._client.set_terminated(self._run_id, status=status)
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """Return all settings but `[tracking]`, by `section.key`."""
-    sections = settings.model_dump(mode="json", exclude={"tracking"})
-    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
-from spin_components.store.run import RunStore
-from spin_components.tracking.trackers import AttemptState, Point, Series
+from spin_components.tracking.tracker import AttemptState, Point, Series
 
 
 class TensorBoardTracker:

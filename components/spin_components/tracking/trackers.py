@@ -7,57 +7,26 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
-from spin_components.settings import Settings
-from spin_components.store.run import RunStore
+from spin_components.settings.settings import Settings
+from spin_components.store.base import RunStore
+from spin_components.tracking.tracker import AttemptState, Point, Series, Tracker
 
 logger = logging.getLogger(__name__)
 
-Series = Literal["train", "validation", "iteration", "evaluation"]
-AttemptState = Literal["running", "ended", "failed"]
-"""State of the attempt when a step closes its trackers: more steps follow, it was the last one, or it failed."""
 
 _MAX_POINTS = 20_000
+
+
 _FLUSH_EVERY_S = 15.0
+
+
 _TIMEOUT_S = 30.0
+
+
 _RETRY_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Metrics of one optimizer step.
-
-    Attributes:
-        series: `train` for every step, `validation` for steps with a val_loss, `iteration` and `evaluation` for the
-            last step of an iteration.
-        step: number of optimizer steps since the start of the run.
-        values: metrics by name, finite.
-        time: seconds since 1970.
-    """
-
-    series: Series
-    step: int
-    values: Mapping[str, float]
-    time: float = field(default_factory=time.time)
-
-
-class Tracker(Protocol):
-    """Interface of a tracker; its methods may raise any exception.
-
-    A resumed attempt may log steps that were logged before: a tracker replaces or skips them.
-    """
-
-    def log(self, points: Collection[Point]) -> None:
-        """Log points; those of one series are ordered by step."""
-
-    def flush(self) -> None:
-        """Send or write all logged points."""
-
-    def close(self, state: AttemptState) -> None:
-        """Flush, set the state of the tracker's run, and release resources."""
 
 
 def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]) -> Trackers | None:

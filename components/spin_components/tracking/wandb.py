@@ -9,13 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
-from spin_components.store.run import RunStore
-from spin_components.tracking.mlflow import flat
-from spin_components.tracking.record import TrackerState
-from spin_components.tracking.trackers import AttemptState, Point
+from spin_components.tracking.tracker import AttemptState, Point, TrackerState, flat
 
 _INIT_S = 20.0
 _STEP = "global_step"

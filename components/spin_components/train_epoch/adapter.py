@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from spin_components.algorithm.order import derive_seed
-from spin_components.lora.files import read_weights, write_adapter
-from spin_components.lora.layers import add_trained, file_name, load_weights, saved_config
-from spin_components.lora.merging import write_merged
+from spin_components.algorithm.batching import derive_seed
+from spin_components.model.lora.files import read_weights, write_adapter
+from spin_components.model.lora.layers import add_trained, file_name, load_weights, saved_config
+from spin_components.model.lora.merging import write_merged
 from spin_components.store import layout
 from spin_components.train_epoch.job import AdapterJob, EpochJob
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from spin_components.device import Compute
+from spin_components.model.compute import Compute
 
 
 class Backend(Protocol):

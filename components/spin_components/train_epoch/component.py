@@ -17,8 +17,8 @@ def train_epoch(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
-    from spin_components.process import step_of
-    from spin_components.shown import show_training
+    from spin_components.runtime.kfp_artifacts import show_training
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.train_epoch.step import train
@@ -62,8 +62,8 @@ def train_epoch_on_nodes(
     """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.nodes.step`."""
     from dataclasses import asdict
 
-    from spin_components.process import step_of
-    from spin_components.shown import show_training
+    from spin_components.runtime.kfp_artifacts import show_training
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.train_epoch.nodes.step import train_on_nodes

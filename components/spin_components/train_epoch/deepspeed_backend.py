@@ -22,9 +22,12 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 
-from spin_components.device import Compute
 from spin_components.errors import ConfigError
-from spin_components.settings import TrainingSettings
+from spin_components.model.compute import Compute
+from spin_components.model.loading import load_model
+from spin_components.model.scoring import load_scored, resolve_packing
+from spin_components.settings.settings import Settings
+from spin_components.settings.training import TrainingSettings
 from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -198,3 +201,22 @@ class DeepSpeedBackend:
             size = parameter.partition_numel()
             padded = functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
             safe_set_local_optimizer_state(parameter, padded[size * self.rank : size * (self.rank + 1)], key)
+
+
+def load_for_ranks(folder: Path, settings: Settings, compute: Compute) -> Any:
+    """Load a model for `DeepSpeedBackend`; every rank calls it.
+
+    Under ZeRO-3 each parameter is sharded as it is created, and the first rank reads the files. A packed model is
+    loaded whole, because the check of packed attention needs all weights.
+
+    Raises:
+        ModelError: see `load_scored`.
+    """
+    if settings.training.zero_stage != 3 or resolve_packing(settings.training, compute) == "packed":
+        return load_scored(folder, settings, compute)
+    from transformers.integrations import HfDeepSpeedConfig
+
+    sharding = HfDeepSpeedConfig(engine_config(settings.training, compute))  # transformers finds it while it exists
+    model = load_model(folder, settings.model, device=compute.device)
+    del sharding
+    return model

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_components.device import resolve_compute
 from spin_components.errors import ConfigError
-from spin_components.execution import Step
-from spin_components.ref_logprob.played import generation_digests
-from spin_components.scoring import resolve_packing
-from spin_components.settings import Settings
+from spin_components.model.compute import resolve_compute
+from spin_components.model.scoring import resolve_packing
+from spin_components.model.stored import model_digest
+from spin_components.record.pairs import generation_digests, shard_manifests
+from spin_components.runtime.step import Step
+from spin_components.settings.settings import Settings
 from spin_components.store.digests import digest_json, digest_of
-from spin_components.store.models import model_digest
-from spin_components.train_epoch.pairs import shard_manifests
 
 _NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer")
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from spin_components.algorithm.trainer_state import TrainerState
-from spin_components.lora.files import Base
-from spin_components.settings import Settings
+from spin_components.model.lora.files import Base
+from spin_components.settings.settings import Settings
 
 
 class AdapterJob(BaseModel):

@@ -6,19 +6,19 @@ import logging
 import time
 from typing import Any
 
+from spin_components.algorithm.batching import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.loss import Objective
-from spin_components.algorithm.order import derive_seed, micro_batches, order_batches
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.data.shards import PairReward, Prompt, read_rows
-from spin_components.execution import Step
+from spin_components.model.scoring import distributed_val_loss, validation_batches
+from spin_components.record.pairs import ScoredPairs
+from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.backend import Backend
 from spin_components.train_epoch.job import EpochJob
-from spin_components.train_epoch.pairs import ScoredPairs
-from spin_components.train_epoch.saving import Trained, load_rewards, load_rows, save_partial
-from spin_components.train_epoch.single_step import StepResult, train_single_step
-from spin_components.validate.nll import distributed_val_loss, validation_batches
+from spin_components.train_epoch.saves import Trained, load_rewards, load_rows, save_partial
+from spin_components.train_epoch.train_step import StepResult, train_single_step
 
 logger = logging.getLogger(__name__)
 

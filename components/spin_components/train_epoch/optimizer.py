@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spin_components.settings import TrainingSettings
+from spin_components.settings.training import TrainingSettings
 
 STATE_KEYS = {"adamw": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",)}
 """Per-parameter tensors of each optimizer's state, by torch's names."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from spin_components.device import resolve_compute, set_threads
-from spin_components.execution import Step
+from spin_components.model.compute import resolve_compute, set_threads
+from spin_components.runtime.step import Step
 from spin_components.store import layout
-from spin_components.store.local import remove
-from spin_components.train_epoch.beginning import begin_epoch
+from spin_components.store.base import remove
 from spin_components.train_epoch.inputs import epoch_inputs, numerics_here
 from spin_components.train_epoch.job import EpochJob
-from spin_components.train_epoch.ranks import run_ranks
-from spin_components.train_epoch.saving import delete_saves
+from spin_components.train_epoch.resume import begin_epoch
+from spin_components.train_epoch.saves import delete_saves
+from spin_components.train_epoch.torchrun import run_ranks
 
 
 def train(
@@ -61,7 +61,7 @@ def _train(step: Step, job: EpochJob) -> bool:
     backend = settings.training.backend
     if backend == "deepspeed" or (backend == "auto" and settings.hardware.ranks > 1):
         return run_ranks(job)
-    from spin_components.train_epoch.worker import train_rank
+    from spin_components.train_epoch.rank import train_rank
 
     set_threads(settings.hardware)
     compute = resolve_compute(settings.hardware, settings.training.precision)

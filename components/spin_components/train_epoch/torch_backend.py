@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spin_components.device import Compute
-from spin_components.settings import TrainingSettings
+from spin_components.model.compute import Compute
+from spin_components.settings.training import TrainingSettings
 from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 

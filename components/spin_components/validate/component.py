@@ -17,8 +17,8 @@ def validate(
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
-    from spin_components.process import step_of
-    from spin_components.shown import show_validation
+    from spin_components.runtime.kfp_artifacts import show_validation
+    from spin_components.runtime.process import step_of
 
     with step_of(attempt):
         from spin_components.validate import step

@@ -9,18 +9,25 @@ from typing import Any
 
 from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, write_rows
-from spin_components.device import Compute, resolve_compute, set_threads
+from spin_components.engine.engine import Answer
 from spin_components.errors import NonFiniteError
-from spin_components.execution import Step
-from spin_components.generate.engine import Answer
-from spin_components.scoring import load_scored, resolve_packing
-from spin_components.settings import Settings
+from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.model.scoring import (
+    answer_losses,
+    load_scored,
+    mean_nll,
+    resolve_packing,
+    sampled_logprobs,
+    validation_batches,
+)
+from spin_components.model.stored import model_digest, open_model, open_scored
+from spin_components.runtime.step import Step
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
-from spin_components.store.models import model_digest, open_model, open_scored
-from spin_components.store.run import RunStore
-from spin_components.validate.held_out import (
+from spin_components.validate.samples import (
     Reference,
     answer_stats,
     chosen_prompts,
@@ -29,7 +36,6 @@ from spin_components.validate.held_out import (
     reference_validation,
     sample_answers,
 )
-from spin_components.validate.nll import answer_losses, mean_nll, sampled_logprobs, validation_batches
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import tenacity
 import urllib3.exceptions
 
 from spin_components.errors import ClusterAccessError, ClusterError, ConfigError
-from spin_components.kubernetes_api import reason_of
-from spin_components.store.limits import seconds
+from spin_components.machine import seconds
+from spin_components.runtime.kubernetes_api import reason_of
 from spin_pipeline.cluster.target import Target, read_token
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ClusterError, ConfigError, SpinError
-from spin_components.signals import Interrupted, interruptible
+from spin_components.machine import seconds
+from spin_components.runtime.signals import Interrupted, interruptible
 from spin_components.store.addresses import scheme_of
 from spin_components.store.lease import read_lease
-from spin_components.store.limits import seconds
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.submit import UNFINISHED, run_uri_of
-from spin_pipeline.status import RunStatus, read_status
+from spin_pipeline.runs.status import RunStatus, read_status
 
 POLL = "SPIN_KFP_POLL_S"
 """Environment variable: seconds between two requests for the state of a run; 5 by default."""
@@ -190,7 +190,7 @@ def _last_lines(task_or_run: Any) -> list[str]:
 
 
 def _show(status: RunStatus, console: Console) -> None:
-    from spin_pipeline.tables import print_status
+    from spin_pipeline.watch.tables import print_status
 
     print_status(status, console)
 

@@ -9,16 +9,16 @@ from typing import Any
 from kfp import dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
 
-from spin_components.attempt_settings import StepResources
 from spin_components.images import CPU
-from spin_pipeline.cluster_settings import ClusterSettings
-from spin_pipeline.placement import Placement
+from spin_components.settings.attempt import StepResources
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
+from spin_pipeline.deploy.placement import Placement
 
 
 @dsl.component(base_image=CPU, install_kfp_package=False)
 def retrain(order: dict, endpoint: str, namespace: str) -> str:
-    """Submit a run and follow it; returns its outcome in a word. See `spin_pipeline.cluster.recurring.launch`."""
-    from spin_pipeline.cluster.recurring import launch
+    """Submit a run and follow it; returns its outcome in a word. See `spin_pipeline.cluster.scheduled_run.launch`."""
+    from spin_pipeline.cluster.scheduled_run import launch
 
     return launch(order, endpoint, namespace)
 

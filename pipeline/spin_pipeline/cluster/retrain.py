@@ -6,16 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from spin_components.data import builtin
 from spin_components.errors import AlreadyTrainedError, SpinError
-from spin_components.prepare import builtin
-from spin_components.prepare.checks import named_sources
-from spin_components.settings import Settings
+from spin_components.prepare.input_checks import named_sources
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, content_of, digest_json
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.open import open_run
 from spin_components.store.sources import Sources
-from spin_pipeline.published import find_published, forked_model
-from spin_pipeline.status import read_status
+from spin_pipeline.runs.published import find_published, forked_model
+from spin_pipeline.runs.status import read_status
 
 
 @dataclass(frozen=True, slots=True)

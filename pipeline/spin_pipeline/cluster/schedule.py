@@ -10,8 +10,8 @@ from typing import Any
 from spin_components.errors import ClusterAccessError, ClusterError, ConfigError
 from spin_pipeline.cluster.client import Api, named, refused_with
 from spin_pipeline.cluster.launcher import launcher
-from spin_pipeline.cluster.order import Submission
 from spin_pipeline.cluster.package import Version, experiment_id, upload
+from spin_pipeline.cluster.submission import Submission
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _FIELD = re.compile(r"[0-9A-Za-z*/,?#-]+")

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from spin_components.errors import AlreadyTrainedError, ClusterError, ConfigError, SpinError
 from spin_pipeline.cluster.client import Api
-from spin_pipeline.cluster.order import TIME, Submission
 from spin_pipeline.cluster.package import experiment_id, find_experiment, upload
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest
-from spin_pipeline.cluster_settings import Configuration
+from spin_pipeline.cluster.submission import TIME, Submission
 from spin_pipeline.config import pipeline_parameters
-from spin_pipeline.status import read_status
+from spin_pipeline.deploy.cluster_settings import Configuration
+from spin_pipeline.runs.status import read_status
 
 UNFINISHED = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "PAUSED", "CANCELING")
 _TRIES = 5

@@ -18,9 +18,8 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def compare(options: argparse.Namespace) -> int:
     """Print the comparison, and write it as a page with --output."""
-    from spin_pipeline.comparison import compare_runs, comparison_page
-    from spin_pipeline.comparison_tables import print_comparison
-    from spin_pipeline.reporting import write_page
+    from spin_pipeline.runs.compare import compare_runs, comparison_page, print_comparison
+    from spin_pipeline.runs.report import write_page
 
     comparison, console = compare_runs(options.run_uris), Console()
     print_comparison(comparison, console)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from spin_pipeline.commands.config_options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of
 
 
 def add(commands: Any, exit_codes: str) -> None:

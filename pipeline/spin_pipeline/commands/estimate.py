@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spin_components.errors import ModelError
-from spin_pipeline.commands.config_options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of
 
 if TYPE_CHECKING:
     from spin_components.memory.estimate import Estimate
@@ -38,14 +38,14 @@ def add(commands: Any, exit_codes: str) -> None:
 def estimate(options: argparse.Namespace) -> int:
     """Print the estimate; returns 1 if a step certainly does not fit into memory."""
     settings = settings_of(options)
-    from spin_components.memory.finding import find_shape
+    from spin_components.memory.check import estimate_steps
     from spin_components.memory.fit import shortages
     from spin_components.memory.machines import pod_machine, this_machine
+    from spin_components.memory.model_config import find_shape
     from spin_components.memory.roofline import GPUS, bounds
     from spin_components.memory.shape import shape_of_config
-    from spin_components.memory.staging import resolve_zero_stage
-    from spin_components.memory.steps import estimate_steps
     from spin_components.memory.work import Workload, longest_allowed
+    from spin_components.memory.zero_stage import resolve_zero_stage
 
     if options.model_config:
         shape, origin = shape_of_config(_config(options.model_config), what=options.model_config), options.model_config

@@ -27,7 +27,7 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Write the model, and print its address."""
-    from spin_pipeline.export import export_model
+    from spin_pipeline.runs.export import export_model
 
     published, address = export_model(
         options.run_uri, options.iteration, options.destination, as_adapter=options.adapter

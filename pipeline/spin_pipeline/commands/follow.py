@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from spin_pipeline.commands.cluster_options import add_target, api_of
+from spin_pipeline.commands.options import add_target, api_of
 from spin_pipeline.commands.submit import add_wait
 
 

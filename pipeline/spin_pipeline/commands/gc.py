@@ -18,8 +18,8 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def gc(options: argparse.Namespace) -> int:
     """Delete the files, and print them."""
-    from spin_pipeline.garbage import collect_garbage
-    from spin_pipeline.tables import print_garbage
+    from spin_pipeline.runs.garbage import collect_garbage
+    from spin_pipeline.watch.tables import print_garbage
 
     print_garbage(collect_garbage(options.run_uri, dry_run=options.dry_run), Console(), dry_run=options.dry_run)
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from spin_pipeline.commands.config_options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of
 
 if TYPE_CHECKING:
     from spin_pipeline.cluster.preflight.findings import Finding
@@ -52,7 +52,7 @@ def add(commands: Any, exit_codes: str) -> None:
 def preflight(options: argparse.Namespace) -> int:
     """Print the result of each check; returns 0 if all requirements are met, else 1."""
     configuration = settings_of(options)
-    from spin_components.kubernetes_api import connect_kubernetes
+    from spin_components.runtime.kubernetes_api import connect_kubernetes
     from spin_pipeline.cluster.client import Api
     from spin_pipeline.cluster.preflight.checks import Cluster, check_all
     from spin_pipeline.cluster.target import find_target

@@ -18,7 +18,7 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """Write the page, and print its address."""
-    from spin_pipeline.reporting import write_report
+    from spin_pipeline.runs.report import write_report
 
     address, num_bytes = write_report(options.run_uri, options.output)
     Console().print(f"wrote {address} ({num_bytes / 1e6:.1f} MB)", highlight=False, soft_wrap=True)

@@ -54,14 +54,14 @@ def reproduce(options: argparse.Namespace) -> int:
     tolerance = options.tolerance
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ConfigError(f"--tolerance {tolerance}: expected a finite number, 0 or above")
-    from spin_components.report.history import read_history
-    from spin_components.store.run import open_run
-    from spin_pipeline.reproduction.holding import compare
-    from spin_pipeline.reproduction.plan import plan
-    from spin_pipeline.reproduction.reasons import reasons
-    from spin_pipeline.reproduction.repeat import repeat
-    from spin_pipeline.reproduction.tables import print_result
-    from spin_pipeline.tables import print_status
+    from spin_components.record.history import read_history
+    from spin_components.store.open import open_run
+    from spin_pipeline.local.repeat import repeat
+    from spin_pipeline.runs.reproduction.compare import compare
+    from spin_pipeline.runs.reproduction.explain import reasons
+    from spin_pipeline.runs.reproduction.plan import plan
+    from spin_pipeline.runs.reproduction.tables import print_result
+    from spin_pipeline.watch.tables import print_status
 
     console = Console()
     with open_run(options.run_uri) as old_run:

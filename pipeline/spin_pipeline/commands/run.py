@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ConfigError
-from spin_pipeline.cluster_settings import Configuration
-from spin_pipeline.commands.config_options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of
 from spin_pipeline.config import check_settings, load_settings
+from spin_pipeline.deploy.cluster_settings import Configuration
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -28,8 +28,8 @@ def add(commands: Any, exit_codes: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the DAG here, print how it ended, and return the exit code."""
     settings = _forked(options) if options.fork_from else settings_of(options)
-    from spin_pipeline.local import run_local
-    from spin_pipeline.tables import print_status
+    from spin_pipeline.local.run import run_local
+    from spin_pipeline.watch.tables import print_status
 
     console = Console()
     status = run_local(settings, console)
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _forked(options: argparse.Namespace) -> Configuration:
-    from spin_components.store.run import open_run
-    from spin_pipeline.published import find_published, forked_model, forked_values
+    from spin_components.store.open import open_run
+    from spin_pipeline.runs.published import find_published, forked_model, forked_values
 
     if not options.run_uri:
         raise ConfigError("--fork-from begins a new run; say where it shall lie with --run-uri URI")

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.errors import ConfigError
-from spin_pipeline.commands.cluster_options import add_submission, add_target, api_of, submission_of
-from spin_pipeline.commands.config_options import add_config
+from spin_pipeline.commands.options import add_config, add_submission, add_target, api_of, submission_of
 
 
 def add(commands: Any, exit_codes: str) -> None:

@@ -19,13 +19,13 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def status(options: argparse.Namespace) -> int:
     """Print the run's status as a table or as JSON."""
-    from spin_pipeline.status import read_status
+    from spin_pipeline.runs.status import read_status
 
     run_status = read_status(options.run_uri)
     if options.json:
         sys.stdout.write(run_status.model_dump_json(indent=2) + "\n")
         return 0
-    from spin_pipeline.tables import print_status
+    from spin_pipeline.watch.tables import print_status
 
     print_status(run_status, Console())
     return 0

@@ -37,7 +37,7 @@ def add(commands: Any, exit_codes: str) -> None:
 
 def watch(options: argparse.Namespace) -> int:
     """Follow a run to its end; returns the run's exit code."""
-    from spin_components.store.run import open_run
+    from spin_components.store.open import open_run
 
     try:
         with open_run(options.run_uri) as run:
@@ -50,9 +50,9 @@ def watch(options: argparse.Namespace) -> int:
 
 
 def _watch(run: Any, options: argparse.Namespace) -> int:
-    from spin_pipeline.tables import print_status
-    from spin_pipeline.watch.following import check_there, follow
     from spin_pipeline.watch.live import open_display
+    from spin_pipeline.watch.tables import print_status
+    from spin_pipeline.watch.tail import check_there, follow
 
     console = Console()
     if options.wait_for_start and not run.exists("attempt.json"):
@@ -68,7 +68,7 @@ def _watch(run: Any, options: argparse.Namespace) -> int:
 
 
 def _watch_json(run: Any, options: argparse.Namespace) -> int:
-    from spin_pipeline.watch.following import check_there, follow
+    from spin_pipeline.watch.tail import check_there, follow
 
     def show(events: Sequence[dict[str, Any]]) -> None:
         for event in events:

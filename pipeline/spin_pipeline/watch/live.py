@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 
-from spin_pipeline.progress import LinePrinter
+from spin_pipeline.watch.lines import LinePrinter
 from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.view import MIN_WIDTH, Frame, draw
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from spin_components.checkpoint.decisions import goes_on
-from spin_components.execution import OPTIONAL
+from spin_components.record.decisions import goes_on
+from spin_components.runtime.step import OPTIONAL
 
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
 Event = dict[str, Any]

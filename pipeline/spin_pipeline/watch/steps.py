@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from spin_components.evaluate.figures import summary
+from spin_components.record.evaluation import summary
 from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepKey, StepState, StepStatus
 from spin_pipeline.watch.text import number
 

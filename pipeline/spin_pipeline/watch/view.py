@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from spin_components.checkpoint.decisions import name_of
+from spin_components.record.decisions import name_of
 from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepState
 from spin_pipeline.watch.steps import DagRow, rows
 from spin_pipeline.watch.text import clean, duration, fit, number, sparkline, wrapped

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bounds import checkpoint_contexts, float64
 from spin_components.algorithm import head
-from spin_components.algorithm.chunks import LOGITS_BYTES
+from spin_components.algorithm.batching import LOGITS_BYTES
 from spin_components.algorithm.head import AnswerHead, answer_head
 from spin_components.algorithm.logprobs import answer_logprobs
-from unit.algorithm.families import (
+from support.bounds import checkpoint_contexts, float64
+from support.families import (
     CONFIGS,
     LAYOUTS,
     SEQUENCES,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from bounds import float64
 from spin_components.algorithm.logprobs import PromptAnswer, align, answer_logprobs, token_logprobs
-from unit.algorithm.families import (
+from support.bounds import float64
+from support.families import (
     CONFIGS,
     LAYOUTS,
     SEQUENCES,

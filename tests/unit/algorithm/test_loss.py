@@ -3,12 +3,12 @@ from __future__ import annotations
 import math
 from functools import partial
 
+import bounds
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-import bounds
 from spin_components.algorithm.loss import (
     METRIC_SUMS,
     STEP_ZERO_LOSS,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from bounds import checkpoint_contexts, float64
 from spin_components.algorithm.logprobs import PromptAnswer, answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted, pack, packed_attention
-from unit.algorithm.families import (
+from support.bounds import checkpoint_contexts, float64
+from support.families import (
     CONFIGS,
     LAYOUTS,
     alone,

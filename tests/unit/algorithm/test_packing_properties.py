@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import bounds
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import bounds
-from bounds import float64
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted
-from unit.algorithm.families import assert_gradients_close, gradients, model_of
+from support.bounds import float64
+from support.families import assert_gradients_close, gradients, model_of
 
 MOST_TOKENS = 6
 tokens = st.lists(st.integers(0, 63), min_size=1, max_size=MOST_TOKENS)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from kubectl import build, unpack_kubectl
-from kubernetes_server import KubernetesServer, kubernetes_server
-from s3_server import BUCKET
 from spin_pipeline.cli import main
-from unit.cluster.built import FOLDERS, MANIFESTS, Objects
-from unit.cluster.checks import Check
-from unit.cluster.scene import SECRET, Kfp, kfp_health, ready
+from support.built import FOLDERS, MANIFESTS, Objects
+from support.checks import Check
+from support.kubectl import build, unpack_kubectl
+from support.kubernetes_server import KubernetesServer, kubernetes_server
+from support.s3_server import BUCKET
+from support.scene import SECRET, Kfp, kfp_health, ready
 
 _VARIABLES = (
     "KFP_ENDPOINT",

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kubectl import build
-from kubernetes_rights import Access, User, may, service_account
-from kubernetes_server import kubernetes_server
 from spin_pipeline.cli import _parser
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS
-from spin_pipeline.commands.config_options import settings_of
-from unit.cluster.built import MANIFESTS, of_kind
+from spin_pipeline.commands.options import settings_of
+from support.built import MANIFESTS, of_kind
+from support.kubectl import build
+from support.kubernetes_rights import Access, User, may, service_account
+from support.kubernetes_server import kubernetes_server
 
 ROOT = MANIFESTS.parent
 README = (MANIFESTS / "README.md").read_text("utf-8")

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from kubernetes import client, config, watch
 
-from kubernetes_objects import TRAINER
-from kubernetes_rights import service_account
-from kubernetes_server import KubernetesServer, kubernetes_server
-from unit.cluster.scene import NAMESPACE, binding, in_namespace, role
+from support.kubernetes_objects import TRAINER
+from support.kubernetes_rights import service_account
+from support.kubernetes_server import KubernetesServer, kubernetes_server
+from support.scene import NAMESPACE, binding, in_namespace, role
 
 TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", NAMESPACE, "trainjobs")
 

@@ -11,16 +11,16 @@ import pytest
 import yaml
 from kfp import compiler
 
-from kfp_server import KfpServer
 from spin_components import __version__
-from spin_components.evaluation_settings import JUDGE_KEY
+from spin_components.settings.attempt import JUDGE_KEY
 from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.preflight.inputs import check_addresses
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build as build_pipeline
-from spin_pipeline.placement import TRACKING_KEYS
-from unit.cluster.built import MANIFESTS, Objects, of_kind, only
+from spin_pipeline.deploy.placement import TRACKING_KEYS
+from support.built import MANIFESTS, Objects, of_kind, only
+from support.kfp_server import KfpServer
 
 KUBERNETES = ("1.29", "1.30", "1.31", "1.32", "1.33")
 

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kubernetes_server import KubernetesServer
-from s3_server import BUCKET, S3Server, free_port
 from spin_components.errors import ConfigError
-from spin_components.kubernetes_api import connect_kubernetes
+from spin_components.runtime.kubernetes_api import connect_kubernetes
 from spin_pipeline.cli import main
-from unit.cluster.checks import Check, findings, problems
-from unit.cluster.scene import (
-    NAMESPACE,
-    Kfp,
-)
+from support.checks import Check, findings, problems
+from support.kubernetes_server import KubernetesServer
+from support.s3_server import BUCKET, S3Server, free_port
+from support.scene import NAMESPACE, Kfp
 
 
 def test_a_ready_cluster_passes(check: Check) -> None:

@@ -7,21 +7,11 @@ from typing import Any
 
 import pytest
 
-from kubernetes_objects import TRAINER
-from kubernetes_rights import User, service_account
-from kubernetes_server import KubernetesServer
-from unit.cluster.checks import Check, findings, problems
-from unit.cluster.scene import (
-    NAMESPACE,
-    SECRET,
-    Kfp,
-    binding,
-    cluster_object,
-    in_namespace,
-    node,
-    role,
-    secret,
-)
+from support.checks import Check, findings, problems
+from support.kubernetes_objects import TRAINER
+from support.kubernetes_rights import User, service_account
+from support.kubernetes_server import KubernetesServer
+from support.scene import NAMESPACE, SECRET, Kfp, binding, cluster_object, in_namespace, node, role, secret
 
 GPU = "nvidia.com/gpu"
 

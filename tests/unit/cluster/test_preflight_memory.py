@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kubernetes_server import KubernetesServer
-from unit.cluster.checks import Check, findings
-from unit.cluster.scene import node
+from support.checks import Check, findings
+from support.kubernetes_server import KubernetesServer
+from support.scene import node
 
 GPU = "nvidia.com/gpu"
 ON_GPUS = ("--set", f"placement.accelerator={GPU}")

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from kfp_server import KfpServer
 from spin_components.errors import AlreadyTrainedError, ConfigError
 from spin_components.store import layout
 from spin_components.store.digests import digest_file
-from spin_components.store.run import open_run
-from spin_pipeline.cluster.order import Submission
+from spin_components.store.open import open_run
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest, earlier_runs, recorded_digest
+from spin_pipeline.cluster.submission import Submission
 from spin_pipeline.config import check_settings
+from support.kfp_server import KfpServer
 
 
 def settings_of(train: Path | str, validation: str = "") -> Any:

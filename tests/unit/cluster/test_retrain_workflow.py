@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from spin_pipeline.cli import _parser
-from spin_pipeline.cluster.order import Submission
+from spin_pipeline.cluster.submission import Submission
 from spin_pipeline.config import load_settings
 
 ROOT = Path(__file__).parents[3]

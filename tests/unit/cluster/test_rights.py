@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from kubernetes_objects import TRAINER
-from kubernetes_rights import Access, may, service_account
-from kubernetes_server import KubernetesServer, kubernetes_server
 from spin_components.errors import ConfigError
-from spin_components.kubernetes_api import connect_kubernetes
+from spin_components.runtime.kubernetes_api import connect_kubernetes
 from spin_components.train_epoch.nodes.cluster import Cluster as TrainJobs
-from spin_components.train_epoch.nodes.identity import Identity
+from spin_components.train_epoch.nodes.train_job import Identity
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS, check_step_rights
 from spin_pipeline.cluster.preflight.checks import Cluster, check_all
 from spin_pipeline.cluster.target import Target
 from spin_pipeline.config import load_settings
-from unit.cluster.built import MANIFESTS, Objects
-from unit.cluster.scene import SECRET, cluster_object, in_namespace, kfp_health, node, secret
+from support.built import MANIFESTS, Objects
+from support.kubernetes_objects import TRAINER
+from support.kubernetes_rights import Access, may, service_account
+from support.kubernetes_server import KubernetesServer, kubernetes_server
+from support.scene import SECRET, cluster_object, in_namespace, kfp_health, node, secret
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format
 
-from kfp_server import KfpServer, Look, Trouble, as_kfp_gives
 from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.launcher import launcher, retrain
 from spin_pipeline.cluster.schedule import Trigger, parse_cron, parse_interval
-from spin_pipeline.cluster_settings import ClusterSettings
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
+from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives
 
 COMMAND = ["schedule", "--name", "weekly", "--config", "tiny", "--run-uri", "s3://bucket/runs/{time}"]
 MONDAYS = [*COMMAND, "--cron", "0 3 * * 1"]

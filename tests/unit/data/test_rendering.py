@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.errors import ConfigError, ModelError
-from unit.data.chat_tokenizers import (
+from support.chat_tokenizers import (
     CHATML,
     CHATML_NO_PROMPT,
     CHATML_REWRITES,

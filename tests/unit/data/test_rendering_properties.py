@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Rendered, Renderer, find_eos_ids
-from unit.data.chat_tokenizers import CHATML, CHATML_NO_PROMPT, LLAMA2, byte_level
+from support.chat_tokenizers import CHATML, CHATML_NO_PROMPT, LLAMA2, byte_level
 
 BOS = 3  # <s> of `byte_level`
 

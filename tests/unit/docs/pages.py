@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from spin_components.data.formats import Conversation, parse_record
 from spin_pipeline.cli import EXIT_CODES, _parser
-from spin_pipeline.cluster_settings import Configuration
+from spin_pipeline.deploy.cluster_settings import Configuration
 from unit.docs.picture import watch_picture
 
 ROOT = Path(__file__).parents[3]

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
-from spin_components.events import read_events
+from spin_components.record.events import read_events
 from spin_components.store import layout
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.view import Frame, draw
 

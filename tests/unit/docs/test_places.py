@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spin_pipeline.cli import _parser
-from spin_pipeline.commands.config_options import settings_of
+from spin_pipeline.commands.options import settings_of
 from unit.docs.pages import ROOT
 
 GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

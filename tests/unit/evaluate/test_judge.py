@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from judge_server import KEY, Answer, JudgeServer
 from spin_components.data.shards import Judgment
 from spin_components.errors import ConfigError, EngineError, SpinError
 from spin_components.evaluate.judge import Judge, Question, fill_template, judge_figures, read_score
-from spin_components.evaluation_settings import EvaluationSettings
+from spin_components.settings.attempt import EvaluationSettings
+from support.judge_server import KEY, Answer, JudgeServer
 
 SOON = {"retry-after-ms": "5"}
 QUESTIONS = [Question(index, f"prompt {index}", f"answer {index}", f"human {index}") for index in (3, 7, 8)]

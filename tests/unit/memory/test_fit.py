@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError
+from spin_components.memory.check import check_memory, estimate_steps
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import shortages
-from spin_components.memory.judging import check_memory
 from spin_components.memory.shape import KNOWN, ModelShape, shape_of_config
-from spin_components.memory.staging import resolve_zero_stage
-from spin_components.memory.steps import estimate_steps
 from spin_components.memory.work import Lengths, Machine, Workload, longest_allowed, longest_of
-from spin_components.settings import Settings
+from spin_components.memory.zero_stage import resolve_zero_stage
+from spin_components.settings.settings import Settings
 
 GIB = 2**30
 SEVEN = shape_of_config(KNOWN["zephyr-7b-sft-full"], what="x")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from spin_components.attempt_settings import StepResources
+from spin_components.machine import memory_bytes
 from spin_components.memory.machines import gpu_sizes, has_bf16_products, pod_machine, this_machine
-from spin_components.settings import Settings
-from spin_components.store.limits import memory_bytes
+from spin_components.settings.attempt import StepResources
+from spin_components.settings.settings import Settings
 
 GIB = 2**30
 

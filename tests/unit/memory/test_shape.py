@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError, ModelError
-from spin_components.memory.finding import find_shape
+from spin_components.memory.model_config import find_shape
 from spin_components.memory.shape import KNOWN, count_parameters, shape_of_config, shape_of_folder
 
 NEOX = {

@@ -4,8 +4,7 @@ import pytest
 
 from spin_components.data.pair_counts import PairCounts, add_up, in_words
 from spin_components.data.shards import Pair
-from spin_components.ref_logprob.hygiene import Hygiene
-from spin_components.ref_logprob.pool import origins, pool_pairs
+from spin_components.ref_logprob.pool import Hygiene, origins, pool_pairs
 
 HYGIENE = Hygiene(frozenset({2}), drop_truncated=True)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 from spin_components.errors import SpinError, StorageAccessError, StorageError
 from spin_components.store.bucket import Bucket
-from unit.store.loopback import Loopback, listening, refusal, reply, times
+from support.loopback import Loopback, listening, refusal, reply, times
+from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 
 KEY = "folder/ü b+%.json"
 

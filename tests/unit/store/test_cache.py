@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import BUCKET, S3Server
 from spin_components.errors import ConfigError
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.digests import FileDigest
-from spin_components.store.run import open_run
-from unit.store.loopback import listening
+from spin_components.store.open import open_run
+from support.loopback import listening
+from support.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_digests_of_tags_are_remembered(cache: FileCache, tmp_path: Path) -> Non
 FETCH = """
 import sys; from pathlib import Path
 from spin_components.store.digests import FileDigest
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 files = {key: FileDigest(num_bytes=int(size), sha256=sha256) for key, size, sha256 in
          (line.split() for line in sys.stdin.read().splitlines())}
 with open_run(sys.argv[1]) as run:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import BUCKET, S3Server
-from spin_components.events import EventLog, EventTail, read_events
+from spin_components.record.events import EventLog, EventTail, read_events
 from spin_components.store import remote
 from spin_components.store.bucket import Bucket
-from spin_components.store.run import open_run
-from unit.store.loopback import listening, refusal, times
+from spin_components.store.open import open_run
+from support.loopback import listening, refusal, times
+from support.s3_server import BUCKET, S3Server
 
 EVENT = '{"time": 1.0, "number": %d}'
 

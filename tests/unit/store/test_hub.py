@@ -14,7 +14,7 @@ from spin_components.errors import ConfigError, DataError, StorageAccessError, S
 from spin_components.store.addresses import parse_hub
 from spin_components.store.hub import open_snapshot
 from spin_components.store.sources import Sources
-from unit.store.loopback import Script, listening
+from support.loopback import Script, listening
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from clock import Clock
-from s3_server import BUCKET, S3Server
 from spin_components.errors import BusyError, ConfigError, SpinError
 from spin_components.store import layout
 from spin_components.store import lease as lease_module
+from spin_components.store.base import RunStore
 from spin_components.store.lease import LeaseHolder, check_free, read_lease, this_host
-from spin_components.store.run import RunStore, open_run
+from spin_components.store.open import open_run
+from support.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -159,7 +160,7 @@ def test_the_lease_survives_a_short_outage_of_storage(
 
 
 HOLD = """
-import sys; from spin_components.store.lease import LeaseHolder; from spin_components.store.run import open_run
+import sys; from spin_components.store.lease import LeaseHolder; from spin_components.store.open import open_run
 holder = LeaseHolder(open_run(sys.argv[1]), "a", take_over=True)
 print("held", flush=True)
 sys.stdin.read()

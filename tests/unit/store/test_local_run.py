@@ -8,7 +8,7 @@ import pytest
 from spin_components.errors import ConfigError, IntegrityError, StorageAccessError
 from spin_components.store.digests import FileDigest, digest_file
 from spin_components.store.local import LocalRun
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import BUCKET, S3Server, free_port
 from spin_components.errors import ConfigError, IntegrityError, StorageAccessError
 from spin_components.store import remote, transfer
+from spin_components.store.base import Staged
 from spin_components.store.bucket import Bucket
 from spin_components.store.cache import cache_folder
 from spin_components.store.digests import FileDigest
+from spin_components.store.open import open_run
 from spin_components.store.remote import S3Run
-from spin_components.store.run import Staged, open_run
-from unit.store.loopback import listening, refusal
+from support.loopback import listening, refusal
+from support.s3_server import BUCKET, S3Server, free_port
 
 OpenRun = Callable[[], S3Run]
 

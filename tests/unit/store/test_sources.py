@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import BUCKET, S3Server
 from spin_components.errors import ConfigError, DataError, IntegrityError, StorageAccessError
 from spin_components.store.digests import FileDigest
 from spin_components.store.sources import Sources
-from unit.store.loopback import listening
+from support.loopback import listening
+from support.s3_server import BUCKET, S3Server
 
 SUFFIXES = r"expected one of \.jsonl, \.json, \.jsonl\.gz, \.json\.gz, \.parquet"
 

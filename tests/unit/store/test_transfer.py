@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from minio.datatypes import Part
 
-from s3_server import BUCKET, S3Server
 from spin_components.errors import StorageAccessError, StorageError
 from spin_components.store import transfer
 from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest, digest_file
 from spin_components.store.transfer import Transfers
-from unit.store.loopback import Loopback, Script, listening, refusal, reply, times
+from support.loopback import Loopback, Script, listening, refusal, reply, times
+from support.s3_server import BUCKET, S3Server
 
 PART = 64 << 10
 """Size in bytes of an upload part and of a download range in these tests; the test server accepts parts of any size."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from s3_server import BUCKET, S3Server
-from spin_components.settings import Settings
+from spin_components.settings.settings import Settings
+from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
-from spin_components.store.run import RunStore, open_run
-from spin_components.tracking.trackers import AttemptState, open_trackers
-from unit.tracking import wandb_files
+from spin_components.store.open import open_run
+from spin_components.tracking.tracker import AttemptState
+from spin_components.tracking.trackers import open_trackers
+from support import wandb_files
+from support.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.usefixtures("patient_trackers")
 MakeTracked = Callable[..., Settings]

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from s3_server import free_port
-from spin_components.attempt_settings import TrackingSettings
 from spin_components.errors import ConfigError
-from spin_components.lora.packages import check_packages
-from spin_components.settings import Settings
+from spin_components.settings.attempt import TrackingSettings
+from spin_components.settings.packages import check_packages
+from spin_components.settings.settings import Settings
 from spin_components.store.local import LocalRun
 from spin_components.tracking import trackers as module
-from spin_components.tracking.trackers import AttemptState, Point, Trackers, open_trackers
+from spin_components.tracking.tracker import AttemptState, Point
+from spin_components.tracking.trackers import Trackers, open_trackers
+from support.s3_server import free_port
 
 
 class RecordingTracker:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spin_pipeline.watch.model import BASE, RunModel
 from spin_pipeline.watch.view import Frame, draw
-from unit.watch.made_events import event, generated, metrics, prepared, published, trained, validated
+from support.made_events import event, generated, metrics, prepared, published, trained, validated
 
 
 def model_of(*groups: list[dict[str, Any]]) -> RunModel:

@@ -7,7 +7,7 @@ import pytest
 from spin_pipeline.watch.model import BASE, RunModel
 from spin_pipeline.watch.steps import rows
 from spin_pipeline.watch.view import Frame, draw
-from unit.watch.made_events import event, generated, prepared, published, trained, validated
+from support.made_events import event, generated, prepared, published, trained, validated
 
 
 def drawn(

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from spin_components.errors import ClusterError, ConfigError, EngineError
-from spin_components.kubernetes_api import CONFLICT, NOT_FOUND, Response, connect_kubernetes, path_of
-from spin_components.train_epoch.nodes.identity import Identity
-from spin_components.train_epoch.nodes.train_job import GROUP, PLURAL, VERSION
+from spin_components.runtime.kubernetes_api import CONFLICT, NOT_FOUND, Response, connect_kubernetes, path_of
+from spin_components.train_epoch.nodes.train_job import GROUP, PLURAL, VERSION, Identity
 
 logger = logging.getLogger(__name__)
 

@@ -9,17 +9,23 @@ from typing import Any
 
 from spin_components import errors
 from spin_components.errors import BusyError, EngineError, SpinError
-from spin_components.execution import Step
-from spin_components.signals import Interrupted
+from spin_components.runtime.signals import Interrupted
+from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.train_epoch.inputs import epoch_inputs
 from spin_components.train_epoch.nodes.cluster import Cluster
-from spin_components.train_epoch.nodes.identity import own_identity
+from spin_components.train_epoch.nodes.heartbeat import Watcher
 from spin_components.train_epoch.nodes.log import NodeLog
-from spin_components.train_epoch.nodes.node import NodeJob
-from spin_components.train_epoch.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, name_of
-from spin_components.train_epoch.nodes.watch import Watcher
-from spin_components.train_epoch.saving import delete_saves
+from spin_components.train_epoch.nodes.pod import NodeJob
+from spin_components.train_epoch.nodes.train_job import (
+    DIGEST,
+    JobTemplate,
+    PodFragments,
+    body_of,
+    name_of,
+    own_identity,
+)
+from spin_components.train_epoch.saves import delete_saves
 
 logger = logging.getLogger(__name__)
 

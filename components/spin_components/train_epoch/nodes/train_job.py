@@ -5,23 +5,76 @@ Fields as in `trainer.kubeflow.org/v1alpha1` of Kubeflow Trainer 2.2 and later, 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from spin_components.attempt_settings import HardwareSettings
-from spin_components.train_epoch.nodes.identity import Identity
+from spin_components.errors import ConfigError
+from spin_components.settings.attempt import HardwareSettings
+
+FOLDER = "SPIN_SERVICE_ACCOUNT_FOLDER"
+
+
+_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A pod's namespace, account and name.
+
+    Attributes:
+        namespace: of the pod.
+        service_account: that it runs as.
+        pod: its name; empty where the token is not bound to a pod.
+        pod_uid: its uid, likewise.
+    """
+
+    namespace: str
+    service_account: str
+    pod: str
+    pod_uid: str
+
+
+def own_identity() -> Identity:
+    """Read the mounted token's claims (RFC 7519, `kubernetes.io` as Kubernetes writes it).
+
+    Raises:
+        ConfigError: this is not a pod, or its token is not mounted.
+    """
+    folder = Path(os.environ.get(FOLDER, _FOLDER))
+    try:
+        namespace = (folder / "namespace").read_text("ascii").strip()
+        payload = (folder / "token").read_text("ascii").split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["kubernetes.io"]
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ConfigError(
+            f"hardware.nodes is above 1, which needs a pod with access to Kubernetes, but {folder} has no "
+            f"service account token ({error}); run it on a cluster with the token mounted, or set hardware.nodes = 1"
+        ) from error
+    pod = claims.get("pod", {})
+    return Identity(namespace, claims["serviceaccount"]["name"], pod.get("name", ""), pod.get("uid", ""))
+
 
 GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"
+
+
 DIGEST = "spin-pipelines/digest"
 """Annotation with the digest of a job's specification; a job with an equal one may be adopted."""
+
 
 STEP_LABEL = ("app.kubernetes.io/part-of", "spin-pipelines")
 """Label by which manifests/base/network-policy.yaml selects the pods of steps and of their jobs."""
 
+
 _NODE = "node"
+
+
 _SHM = "spin-shm"
 
 
@@ -90,7 +143,7 @@ def body_of(
         "runtimeRef": {"name": template.runtime},
         "trainer": {
             "image": template.image,
-            "command": ["python3", "-m", "spin_components.train_epoch.nodes.node"],
+            "command": ["python3", "-m", "spin_components.train_epoch.nodes.pod"],
             "args": [argument],
             "numNodes": hardware.nodes,
             "numProcPerNode": hardware.ranks,

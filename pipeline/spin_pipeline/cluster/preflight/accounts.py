@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spin_components.kubernetes_api import KubernetesApi, Response, path_of
+from spin_components.runtime.kubernetes_api import KubernetesApi, Response, path_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
 _REVIEWS = "/apis/authorization.k8s.io/v1"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spin_components.kubernetes_api import KubernetesApi
+from spin_components.runtime.kubernetes_api import KubernetesApi
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, training, volumes
 from spin_pipeline.cluster.preflight.demands import demands_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed
-from spin_pipeline.cluster_settings import Configuration
+from spin_pipeline.deploy.cluster_settings import Configuration
 
 _NAMESPACE = "kubeflow"
 _ACCOUNT, _USER_ACCOUNT = "pipeline-runner", "default-editor"

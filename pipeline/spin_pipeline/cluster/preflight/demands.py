@@ -8,9 +8,9 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from spin_components.attempt_settings import StepResources
-from spin_components.settings import Settings
-from spin_pipeline.cluster_settings import ClusterSettings
+from spin_components.settings.attempt import StepResources
+from spin_components.settings.settings import Settings
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
 
 
 @dataclass(frozen=True, slots=True)

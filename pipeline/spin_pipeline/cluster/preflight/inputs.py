@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from spin_components.data import builtin
 from spin_components.errors import SpinError
-from spin_components.prepare import builtin
-from spin_components.prepare.checks import check_inputs, named_sources
-from spin_components.settings import Settings
+from spin_components.prepare.input_checks import check_inputs, named_sources
+from spin_components.settings.settings import Settings
 from spin_components.store.addresses import check_address, scheme_of
-from spin_components.store.run import open_run
+from spin_components.store.open import open_run
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
 _KEYS = (

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from spin_components.errors import SpinError
-from spin_components.kubernetes_api import KubernetesApi
-from spin_components.memory.finding import find_shape
+from spin_components.memory.check import estimate_steps, format_peaks
 from spin_components.memory.fit import shortages
-from spin_components.memory.judging import format_peaks
 from spin_components.memory.machines import pod_machine
-from spin_components.memory.staging import resolve_zero_stage
-from spin_components.memory.steps import estimate_steps
+from spin_components.memory.model_config import find_shape
 from spin_components.memory.work import Workload, longest_allowed
-from spin_components.settings import Settings
+from spin_components.memory.zero_stage import resolve_zero_stage
+from spin_components.runtime.kubernetes_api import KubernetesApi
+from spin_components.settings.settings import Settings
 from spin_pipeline.cluster.preflight.demands import Demand
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 from spin_pipeline.cluster.preflight.nodes import obstacle, read_node

@@ -10,7 +10,7 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from spin_components.kubernetes_api import KubernetesApi
+from spin_components.runtime.kubernetes_api import KubernetesApi
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.demands import Demand, quantity_text
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned

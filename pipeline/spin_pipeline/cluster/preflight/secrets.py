@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spin_components.evaluation_settings import JUDGE_KEY
-from spin_components.kubernetes_api import KubernetesApi, path_of
+from spin_components.runtime.kubernetes_api import KubernetesApi, path_of
+from spin_components.settings.attempt import JUDGE_KEY
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
-from spin_pipeline.cluster_settings import ClusterSettings
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
 
 _REGISTRY_TYPES = {
     "kubernetes.io/dockerconfigjson": ".dockerconfigjson",

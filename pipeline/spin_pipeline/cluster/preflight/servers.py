@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Iterator
 
 from spin_components.errors import ClusterAccessError, ClusterError
-from spin_components.kubernetes_api import KubernetesApi
+from spin_components.runtime.kubernetes_api import KubernetesApi
 from spin_pipeline.cluster.client import Api, Health
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 

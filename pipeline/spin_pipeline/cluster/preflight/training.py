@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spin_components.kubernetes_api import KubernetesApi, path_of
+from spin_components.runtime.kubernetes_api import KubernetesApi, path_of
 from spin_components.train_epoch.nodes.train_job import GROUP, VERSION
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed

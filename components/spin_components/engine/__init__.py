@@ -1,0 +1,1 @@
+"""Engines that sample answers: vLLM and transformers behind one interface."""

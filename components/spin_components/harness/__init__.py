@@ -1,0 +1,1 @@
+"""The lm-evaluation-harness: task files checked, tasks found and run on a model."""

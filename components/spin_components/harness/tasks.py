@@ -1,0 +1,201 @@
+"""Evaluation of a model on tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spin_components.errors import ConfigError, EngineError, SpinError
+from spin_components.harness.task_files import write_located
+from spin_components.settings.attempt import EvaluationSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from spin_components.model.compute import Compute
+    from spin_components.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_BOOTSTRAPS = 1000
+"""Bootstrap iterations for standard errors without a formula; the harness limits slow metrics to 100."""
+
+
+def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path) -> Any:
+    """Create a harness task manager that has every requested task; no task is loaded yet.
+
+    The harness's own tasks, thousands of files, are indexed only if a requested task is not among the user's.
+
+    Args:
+        evaluation: settings with the names of the tasks.
+        files: folder of the user's task files, checked by `check_task_files`; None for none.
+        scratch: empty folder for generated task files.
+
+    Raises:
+        ConfigError: a task does not exist.
+        DataError: a data file of a task does not exist.
+    """
+    with _quiet():
+        from lm_eval.tasks import TaskManager
+
+        user_tasks: dict[str, Any] = {}
+        located = scratch / "tasks"
+        if files is not None:
+            user_tasks = TaskManager(include_path=str(files), include_defaults=False).task_index
+            needed = _needed(evaluation.tasks, user_tasks)
+            for name in needed & user_tasks.keys():
+                if user_tasks[name].yaml_path is not None:
+                    write_located(user_tasks[name].yaml_path, files, user_tasks[name].cfg or {}, scratch)
+            if needed <= user_tasks.keys():
+                return TaskManager(include_path=str(located), include_defaults=False)
+        manager = TaskManager(include_path=str(located) if located.exists() else None)
+    if unknown := [name for name in evaluation.tasks if name not in manager.task_index]:
+        similar = difflib.get_close_matches(unknown[0], {**manager.task_index, **user_tasks}, n=3)
+        raise ConfigError(
+            f"evaluation.tasks: {', '.join(unknown)} not found, neither in lm-evaluation-harness nor in "
+            f"evaluation.task_files{'; similar tasks: ' + ', '.join(similar) if similar else ''}. "
+            + (
+                f"The task files define {', '.join(sorted(user_tasks))}"
+                if user_tasks
+                else "Set evaluation.task_files for tasks of your own"
+            )
+        )
+    return manager
+
+
+def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
+    """Names of tasks and, for groups and tags, of all tasks in them."""
+    needed: set[str] = set()
+    rest = list(names)
+    while rest:
+        name = rest.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if (entry := index.get(name)) is None:
+            continue
+        if entry.kind.name == "TAG":
+            rest += entry.tags
+        children = (entry.cfg or {}).get("task")
+        for child in children if isinstance(children, list) else []:
+            if isinstance(child, str):
+                rest.append(child)
+            elif isinstance(child, dict) and "dataset_path" not in child and isinstance(child.get("task"), str):
+                rest.append(child["task"])
+    return needed
+
+
+def run_tasks(
+    settings: Settings, evaluation: EvaluationSettings, compute: Compute, manager: Any, folder: Path
+) -> dict[str, Any]:
+    """Evaluate a model on tasks.
+
+    Args:
+        settings: settings of the run; its seed determines few-shot examples and sampling.
+        evaluation: settings of the evaluation.
+        compute: device and precision.
+        manager: task manager from `find_tasks`.
+        folder: folder of a model with full weights.
+
+    Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
+        None if unknown.
+
+    Raises:
+        ConfigError: `chat_template` is set, but the tokenizer has no chat template.
+        EngineError: the harness failed.
+    """
+    from spin_components.model.folder import load_tokenizer
+    from spin_components.model.loading import load_model
+
+    tokenizer = load_tokenizer(folder, settings.model)
+    if evaluation.chat_template and not tokenizer.chat_template:
+        raise ConfigError(
+            "evaluation.chat_template = true, but the model's tokenizer has no chat template; set it to false"
+        )
+    model = load_model(folder, settings.model, device=compute.device).eval()
+    with _quiet(), _explained(evaluation.tasks):
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=evaluation.batch_size,
+            mixed_precision_dtype="bfloat16" if compute.precision == "bf16" else None,
+        )
+        results = simple_evaluate(
+            model=lm,
+            tasks=list(evaluation.tasks),
+            task_manager=manager,
+            num_fewshot=None if evaluation.num_fewshot < 0 else evaluation.num_fewshot,
+            limit=None if evaluation.limit == 1.0 and isinstance(evaluation.limit, float) else evaluation.limit,
+            batch_size=evaluation.batch_size,
+            bootstrap_iters=_BOOTSTRAPS,
+            log_samples=False,
+            apply_chat_template=evaluation.chat_template,
+            random_seed=settings.run.seed,
+            numpy_random_seed=settings.run.seed,
+            torch_random_seed=settings.run.seed,
+            fewshot_random_seed=settings.run.seed,
+            confirm_run_unsafe_code=evaluation.trust_task_code,
+        )
+    return _figures(results)
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics from the harness's results."""
+    figures: dict[str, Any] = {}
+    for task, table in results["results"].items():
+        values = {key.removesuffix(",none"): value for key, value in table.items() if "," in key}
+        metrics = {
+            key: {"value": _number(value), "stderr": _number(values.get(_stderr_of(key)))}
+            for key, value in values.items()
+            if "_stderr" not in key and isinstance(value, (int, float))
+        }
+        if metrics:
+            count = results["n-samples"].get(task, {}).get("effective", table.get("sample_len"))
+            figures[task] = {"num_documents": None if count is None else int(count), "metrics": metrics}
+    return figures
+
+
+def _stderr_of(key: str) -> str:
+    """Key of a metric's standard error: `exact_match,strict` has `exact_match_stderr,strict`."""
+    metric, comma, kind = key.partition(",")
+    return f"{metric}_stderr{comma}{kind}"
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, else None; the harness writes N/A for a missing standard error."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+@contextmanager
+def _explained(tasks: Sequence[str]) -> Iterator[None]:
+    """Context manager that turns exceptions of the harness into `EngineError`."""
+    try:
+        yield
+    except SpinError:
+        raise
+    except Exception as error:  # tasks, their data and their code may raise anything
+        raise EngineError(
+            f"lm-evaluation-harness failed on {', '.join(tasks)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Context manager that suppresses warnings of the harness and its libraries."""
+    level = logging.getLogger("lm_eval").level
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("lm_eval").setLevel(level)

@@ -1,1 +1,0 @@
-"""Low-rank adapters: their files, their layers in a model, and merging."""

@@ -1,0 +1,1 @@
+"""Models: folders, loading, scoring, adapters, what is published."""

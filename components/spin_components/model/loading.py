@@ -1,0 +1,119 @@
+"""Loading and saving of causal language models in Hugging Face layout."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spin_components.errors import ModelError
+from spin_components.model.folder import copy_companions
+from spin_components.settings.run import ModelSettings
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+_DROPOUTS = (
+    "attention_dropout",
+    "attn_pdrop",
+    "classifier_dropout",
+    "dropout",
+    "embd_pdrop",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "resid_pdrop",
+)
+
+
+def load_model(
+    folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu", quantization: Any = None
+) -> Any:
+    """Load a causal language model with float32 weights and without dropout.
+
+    Float32, because updates at a learning rate of 5e-7 are below the resolution of bf16 weights; no dropout, because
+    policy and reference must agree exactly before the first step.
+
+    Args:
+        folder: in Hugging Face layout, with safetensors.
+        settings: of the model.
+        device: where the weights are put.
+        quantization: transformers' quantization config; the layers that it quantizes are not float32.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    import_generation()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+        without_dropout = {name: 0.0 for name in _DROPOUTS if getattr(config, name, 0.0)}
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=_attention(device),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
+            **without_dropout,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    # the row at padding_idx gets no gradient, and in many models the padding token is EOS
+    model.get_input_embeddings().padding_idx = None
+    return model if quantization else model.to(device)  # quantized weights were loaded onto the device
+
+
+def _attention(device: torch.device | str) -> str:
+    """Attention implementation of a device: on a CPU, eager is as fast as sdpa at short lengths
+    (tests/benchmarks/attention.py: ratio 1.01)."""
+    return "sdpa" if torch.device(device).type == "cuda" else "eager"
+
+
+def import_generation() -> None:
+    """Import transformers' model and generation modules without its optional imports of scikit-learn and scipy.
+
+    Where these are installed, transformers imports them, and pandas with them, for one kind of assisted generation and
+    for losses of object detection. Neither is used here; they take 2 to 3 s of a step's start
+    (tests/benchmarks/overhead.py).
+    """
+    hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # None makes an import raise ModuleNotFoundError
+    try:
+        importlib.import_module("transformers.modeling_utils")
+        importlib.import_module("transformers.generation.candidate_generator")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+def quiet_transformers() -> None:
+    """Disable transformers' progress bars, which do not belong in a log."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder: Path) -> None:
+    """Write a policy's folder: weights as sharded safetensors, all other files copied from `like`.
+
+    Tokenizer, template and generation settings are copied and not written again, so that a policy differs from its base
+    only in the weights and in the dtype that `config.json` names.
+
+    Args:
+        model: gives the parameter names and the shard layout.
+        state_dict: float32 weights.
+        like: folder of the policy that training started from.
+        folder: to be created.
+    """
+    folder.mkdir(parents=True)
+    model.save_pretrained(folder, state_dict=dict(state_dict))
+    copy_companions(like, folder)

@@ -1,0 +1,197 @@
+"""Loading of models for scoring: one batch layout and attention for reference, policy and validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
+from spin_components.algorithm.schedules import resolve_count
+from spin_components.data.shards import AnswerLoss, Pair, Prompt
+from spin_components.errors import ModelError, NonFiniteError
+from spin_components.model.compute import Compute
+from spin_components.model.loading import load_model
+from spin_components.model.lora.merging import load_layered
+from spin_components.settings.run import ValidationSettings
+from spin_components.settings.settings import Settings
+from spin_components.settings.training import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+
+_TOLERANCE = 1e-4
+
+
+def resolve_packing(settings: TrainingSettings, compute: Compute) -> Literal["packed", "aligned"]:
+    """The batch layout of `training.packing`: packed (without padding) or aligned (padded). `auto` packs on a CPU."""
+    is_packed = settings.packing == "on" or (settings.packing == "auto" and compute.device.type == "cpu")
+    return "packed" if is_packed else "aligned"
+
+
+def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
+    """Load a model for computing log-probabilities, with packed attention where settings and architecture allow it.
+
+    Args:
+        folder: as returned by `store.models.open_scored`.
+        settings: of the run.
+        compute: device and precision.
+
+    Raises:
+        ModelError: it cannot be loaded, or `training.packing` is "on" and the architecture does not support packing.
+    """
+    if settings.lora.is_quantized:
+        model = load_layered(folder, settings, compute.device, compute.precision)
+    else:
+        model = load_model(folder, settings.model, device=compute.device)
+    if resolve_packing(settings.training, compute) == "packed" and (
+        reason := enable_packed_attention(model, compute.device)
+    ):
+        if settings.training.packing == "on":
+            raise ModelError(f"{type(model).__name__} does not support packing: {reason}; set training.packing = 'off'")
+        logger.warning("packing is off: %s does not support it: %s", type(model).__name__, reason)
+    return model
+
+
+def enable_packed_attention(model: Any, device: torch.device) -> str:
+    """Switch a model to packed attention, if its log-probabilities of two small example groups stay the same.
+
+    Returns: an empty string, or why the model keeps its own attention.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+    before = model.config._attn_implementation
+    groups = _examples(model.get_input_embeddings().num_embeddings)
+    with torch.no_grad():
+        expected = answer_logprobs(model, groups, device)
+        try:
+            model.set_attn_implementation(PACKED)
+            packed = answer_logprobs(model, groups, device)
+            difference = float((packed - expected).abs().max() / expected.abs().max())
+            reason = f"its log-probabilities differ by {difference:.1e}" if not difference < _TOLERANCE else ""
+        except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
+            reason = str(error)
+    if reason:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def _examples(vocabulary: int) -> list[Prompted]:
+    """Two groups of different lengths with arbitrary tokens; small, because every step with a model runs them."""
+    tokens = [7 + index * 31 % max(vocabulary - 7, 1) for index in range(24)]
+    return [
+        Prompted(tokens[:5], (tokens[5:7], tokens[7:12])),
+        Prompted(tokens[12:14], (tokens[14:20], tokens[20:24])),
+    ]
+
+
+def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:
+    """Each pair's prompt with the human answer and the generated one."""
+    return [Prompted(pair.prompt_ids, (pair.actual_ids, pair.generated_ids)) for pair in pairs]
+
+
+def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:
+    """Batches of held-out records of similar length, limited by `limit_val_batches`.
+
+    A last batch of one record joins the batch before it, because it would make one forward pass where any other makes
+    two (see `answer_logprobs`), and all ranks must make as many.
+    """
+    size = settings.batch_size
+    num = resolve_count(settings.limit_val_batches, -(-len(prompts) // size))
+    chosen = sorted(prompts[: num * size], key=lambda prompt: len(prompt.prompt_ids) + len(prompt.actual_ids))
+    batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [batches[-2] + batches[-1]]
+    return batches
+
+
+def answer_losses(
+    model: Any, batches: Sequence[Sequence[Prompt]], compute: Compute, *, finite: bool = True
+) -> Iterator[list[AnswerLoss]]:
+    """Yield the losses of each batch.
+
+    Args:
+        model: the policy.
+        batches: held-out records.
+        compute: device and precision.
+        finite: whether a loss that is not finite is an error.
+
+    Raises:
+        NonFiniteError: with `finite`, a loss is NaN or infinite.
+    """
+    for batch in batches:
+        answered = [Prompted(prompt.prompt_ids, (prompt.actual_ids,)) for prompt in batch]
+        # not inference mode: under ZeRO-3 training could not use weights that were gathered in it
+        with torch.no_grad(), compute.autocast():
+            nlls = (-answer_logprobs(model, answered, compute.device)).tolist()
+        losses = [
+            AnswerLoss(prompt.index, nll, len(prompt.actual_ids)) for prompt, nll in zip(batch, nlls, strict=True)
+        ]
+        if finite and (bad := [loss.index for loss in losses if not abs(loss.nll) < float("inf")]):
+            raise NonFiniteError(f"the policy's loss on the validation records {bad} is not finite; lower training.lr")
+        yield losses
+
+
+def sampled_logprobs(
+    model: Any, groups: Sequence[Prompted], settings: ValidationSettings, compute: Compute
+) -> list[list[float]]:
+    """log pi(answer | prompt) in nats, summed over tokens, of sampled answers.
+
+    Args:
+        model: the policy.
+        groups: prompts with as many answers each.
+        settings: batch size.
+        compute: device and precision.
+
+    Returns: one list a group, in the order given.
+    """
+    order = sorted(range(len(groups)), key=lambda i: sum(map(len, (groups[i].prompt_ids, *groups[i].answers))))
+    by_group: dict[int, list[float]] = {}
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        with torch.no_grad(), compute.autocast():
+            logprobs = answer_logprobs(model, [groups[i] for i in batch], compute.device)
+        by_group |= zip(batch, logprobs.view(len(batch), -1).tolist(), strict=True)
+    return [by_group[i] for i in range(len(groups))]
+
+
+def mean_nll(losses: Sequence[AnswerLoss]) -> float:
+    """Mean over answer tokens, in nats: `val_loss`."""
+    return sum(loss.nll for loss in losses) / sum(loss.num_tokens for loss in losses)
+
+
+def distributed_val_loss(
+    model: Any,
+    batches: Sequence[Sequence[Prompt]],
+    compute: Compute,
+    *,
+    rank: int,
+    ranks: int,
+    reduce: Callable[[Tensor], Tensor],
+) -> float:
+    """`mean_nll` with the batches divided among ranks; ZeRO-3 needs as many forward passes on every rank.
+
+    Args:
+        model: the policy, on every rank.
+        batches: the same list on every rank.
+        compute: device and precision.
+        rank: this rank, of `ranks`.
+        ranks: how many.
+        reduce: sums a tensor over ranks.
+    """
+    mine = [(batch, 1.0) for batch in batches[rank::ranks]]
+    rounds = -(-len(batches) // ranks)
+    mine += [(batches[0], 0.0)] * (rounds - len(mine))
+    sums = torch.zeros(2, dtype=torch.float64)
+    losses = answer_losses(model, [batch for batch, _ in mine], compute)
+    for (_, weight), batch_losses in zip(mine, losses, strict=True):
+        nll, num_tokens = sum(loss.nll for loss in batch_losses), sum(loss.num_tokens for loss in batch_losses)
+        sums += weight * torch.tensor([nll, num_tokens])
+    total_nll, total_tokens = reduce(sums.to(compute.device)).tolist()
+    return float(total_nll / total_tokens)

@@ -1,0 +1,57 @@
+"""Schedules may change between attempts, but only for iterations that have not begun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spin_components.settings.run import SCHEDULES
+from spin_components.settings.section import per_iteration
+from spin_components.settings.settings import Settings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
+from spin_components.store.manifests import read_manifest
+
+
+def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
+
+    So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
+
+    Args:
+        run: the run, which may still be empty.
+        inputs: every setting by its name, `section.key`.
+    """
+    if not (run.exists(layout.RUN) and run.exists(layout.DATA_MANIFEST)):
+        return inputs
+    recorded, before = run.read_json(layout.RUN)["settings"], read_manifest(run, layout.DATA_MANIFEST).inputs
+    begun = {0, *(int(key.split("/")[1]) for key in run.list("iterations", "*/generations/*.json"))}
+    kept = {}
+    for name in SCHEDULES:
+        section, key = name.split(".")
+        if name in before and key in recorded[section]:
+            was, now = recorded[section][key], inputs[name]
+            shared = [t for t in begun if _covers(was, t) and _covers(now, t)]
+            if all(per_iteration(was, t) == per_iteration(now, t) for t in shared):
+                kept[name] = before[name]
+    return {**inputs, **kept}
+
+
+def _covers(value: Any, iteration: int) -> bool:
+    """Whether a schedule has a value for an iteration; a list for fewer iterations may end before it."""
+    return not isinstance(value, list) or iteration < len(value)
+
+
+def record_schedules(run: RunStore, settings: Settings) -> None:
+    """Write the schedules, the number of iterations and `[selection]` of this attempt to `run.json`."""
+    record, now = run.read_json(layout.RUN), settings.model_dump(mode="json")
+    changed = False
+    for name in (*SCHEDULES, "spin.max_iterations"):
+        section, key = name.split(".")
+        if record["settings"][section].get(key) != now[section][key]:
+            record["settings"][section][key] = now[section][key]
+            changed = True
+    if record["settings"].get("selection") != now["selection"]:  # every iteration is judged anew by these rules
+        record["settings"]["selection"] = now["selection"]
+        changed = True
+    if changed:
+        run.write_json(layout.RUN, record)

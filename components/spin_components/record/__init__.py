@@ -1,0 +1,1 @@
+"""What a run wrote, read back: events, decisions, history, pairs, figures."""

@@ -1,0 +1,1 @@
+"""How a step runs: the step protocol, processes, KFP's artifacts."""

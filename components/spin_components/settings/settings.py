@@ -1,0 +1,117 @@
+"""The settings of a run: one frozen section a step, limits in the types.
+
+Names and meanings follow NeMo-Aligner's SPIN configuration where it has them. The `description` of a field is its entry
+in the reference of settings. No torch is imported: the command line parses settings where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from spin_components.settings.attempt import (
+    EvaluationSettings,
+    HardwareSettings,
+    PlacementSettings,
+    SelectionSettings,
+    TrackingSettings,
+)
+from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.run import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    SpinSettings,
+    ValidationSettings,
+)
+from spin_components.settings.section import (
+    Section,
+    check_per_iteration,
+)
+from spin_components.settings.training import LoraSettings, ObjectiveSettings, TrainingSettings
+
+
+class Settings(Section):
+    """All sections, as a configuration file holds them and `run.json` records them."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings
+    data: DataSettings
+    spin: SpinSettings = SpinSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    generation: GenerationSettings = GenerationSettings()
+    training: TrainingSettings = TrainingSettings()
+    lora: LoraSettings = LoraSettings()
+    validation: ValidationSettings = ValidationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    selection: SelectionSettings = SelectionSettings()
+    hardware: HardwareSettings = HardwareSettings()
+    placement: PlacementSettings = PlacementSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> Settings:
+        check_per_iteration("training.lr", self.training.lr, self.spin.max_iterations)
+        check_per_iteration("generation.temperature", self.generation.temperature, self.spin.max_iterations)
+        micro_batch, ranks = self.training.micro_batch_size, self.hardware.world_size
+        if self.training.global_batch_size % (micro_batch * ranks):
+            raise ValueError(
+                f"training.global_batch_size ({self.training.global_batch_size}) must be a multiple of "
+                f"training.micro_batch_size x hardware.ranks x hardware.nodes ({micro_batch} x "
+                f"{self.hardware.ranks} x {self.hardware.nodes})"
+            )
+        if self.training.backend == "torch" and ranks > 1:
+            raise ValueError(
+                f"training.backend = 'torch' runs one rank, but hardware.ranks x hardware.nodes = {ranks}; "
+                "use 'deepspeed'"
+            )
+        if self.training.offload_optimizer:
+            self._check_offload(ranks)
+        if self.lora.is_on:
+            self._check_lora(ranks)
+        if self.evaluation.judge_url:
+            self._check_judge()
+        if self.selection.limits and not self.validation.num_samples:
+            raise ValueError(
+                f"{' and '.join(self.selection.limits)} limit sampled answers, but validation.num_samples is 0; "
+                "set it, e.g. to 32, or remove the limits"
+            )
+        return self
+
+    def _check_judge(self) -> None:
+        requested, sampled = self.evaluation.judge_num_samples, self.validation.num_samples
+        if not sampled:
+            raise ValueError(
+                "evaluation.judge_url needs sampled answers to score, but validation.num_samples is 0; "
+                "set it, e.g. to 32, or unset evaluation.judge_url"
+            )
+        if requested > sampled:
+            raise ValueError(
+                f"evaluation.judge_num_samples = {requested} exceeds validation.num_samples = {sampled}; "
+                "lower the former or raise the latter"
+            )
+
+    def _check_lora(self, ranks: int) -> None:
+        if not self.spin.reset_optimizer:
+            raise ValueError(
+                f"spin.reset_optimizer = false is not supported with lora.r = {self.lora.r}: every iteration trains a "
+                "fresh adapter, to which the optimizer state of the previous one does not apply; set it to true"
+            )
+        is_deepspeed = self.training.backend == "deepspeed" or ranks > 1
+        if self.lora.is_quantized and is_deepspeed and self.training.zero_stage not in (0, 1, 2):
+            raise ValueError(
+                f"lora.quantize = {self.lora.quantize!r} is not supported with training.zero_stage = "
+                f"{self.training.zero_stage!r}, which partitions the weights among ranks: 4-bit weights cannot be "
+                "partitioned; use 0, 1 or 2"
+            )
+
+    def _check_offload(self, ranks: int) -> None:
+        training = self.training
+        if training.backend == "torch" or (training.backend == "auto" and ranks == 1):
+            raise ValueError(
+                "training.offload_optimizer = true needs DeepSpeed, but the backend is plain torch; "
+                "set training.backend = 'deepspeed'"
+            )
+        if training.zero_stage == 0:
+            raise ValueError(
+                "training.offload_optimizer = true needs training.zero_stage = 1, 2 or 3; found 0, which has no offload"
+            )

@@ -1,0 +1,199 @@
+"""Settings of training: `[training]`, `[objective]`, `[lora]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from spin_components.settings.section import (
+    CountOrFraction,
+    PositiveFloat,
+    Section,
+    check_fraction,
+    check_some,
+    per_iteration,
+)
+
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
+
+
+class LoraSettings(Section):
+    """Training of a low-rank adapter (LoRA), with the base model's weights in float32 or in 4 bits (QLoRA)."""
+
+    r: int = Field(0, ge=0, le=4096, description="Rank of the adapter; 0 trains all weights instead.")
+    alpha: PositiveFloat = Field(16.0, description="peft's lora_alpha; the adapter's output is scaled by alpha / r.")
+    dropout: float = Field(
+        0.0, description="Must be 0, since policy and reference have to agree exactly before the first step."
+    )
+    target_modules: Literal["all-linear"] | Annotated[list[ModuleName], Field(min_length=1)] = Field(
+        "all-linear",
+        description="Layers that get an adapter: all linear ones except the output layer, or a list of name suffixes.",
+    )
+    quantize: Literal["none", "nf4"] = Field(
+        "none",
+        description="Quantization of the base model's linear layers in training and scoring: none, or 4-bit NF4.",
+    )
+    export: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="What is stored of each policy: its merged weights, or the adapter with a reference to the model "
+        "below it.",
+    )
+
+    @field_validator("dropout")
+    @classmethod
+    def _check_dropout(cls, value: float) -> float:
+        if value != 0:
+            raise ValueError(
+                f"lora.dropout = {value} is not supported: with dropout the policy would differ from its reference "
+                "before the first step, where the loss is checked to be ln 2. Set it to 0"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> LoraSettings:
+        if not self.r and (self.quantize != "none" or self.export != "merged"):
+            raise ValueError(
+                "lora.quantize and lora.export apply to an adapter, but lora.r = 0 trains none; set lora.r"
+            )
+        if self.quantize != "none" and self.export != "adapter":
+            raise ValueError(
+                f"lora.quantize = {self.quantize!r} with lora.export = 'merged' would quantize each merged policy "
+                "again and lose most of what was learned; set lora.export = 'adapter'. "
+                "`spin-pipeline export` can still write merged weights"
+            )
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether an adapter is trained, not all weights."""
+        return self.r > 0
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether training and scoring use 4-bit weights."""
+        return self.quantize != "none"
+
+    def training_inputs(self) -> dict[str, Any]:
+        """Settings that a trained policy depends on, by name; empty where all weights are trained."""
+        return {f"lora.{name}": value for name, value in self.model_dump(mode="json").items()} if self.is_on else {}
+
+    def scoring_inputs(self) -> dict[str, Any]:
+        """Settings that log-probabilities of a given model depend on, by name; empty without quantization."""
+        return {"lora.quantize": self.quantize} if self.is_quantized else {}
+
+
+class ObjectiveSettings(Section):
+    """Loss of a pair's margin and terms added to it; formulas and papers are in `algorithm.loss`."""
+
+    loss: Literal["logistic", "hinge", "correlation", "least_squares"] = Field(
+        "logistic",
+        description="Loss of the margin m: log(1 + e^-m), max(0, 1 - m), 1 - m, or (1 - m)^2.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Assumed fraction of pairs with swapped answers; logistic loss only."
+    )
+    length_normalized: bool = Field(
+        False, description="Whether rewards use mean log-probabilities per token instead of their sums."
+    )
+    sft_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of an added SFT term, the human answer's negative log-likelihood per token.",
+    )
+    base_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="alpha of alpha-SPIN, whose opponent is reference^(1 - alpha) x base^alpha; above 0 the base model "
+        "scores each pair as well.",
+    )
+
+    @model_validator(mode="after")
+    def _check_label_smoothing(self) -> ObjectiveSettings:
+        if self.label_smoothing and self.loss != "logistic":
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing} is defined for loss = 'logistic' only, not for "
+                f"{self.loss!r}; set it to 0, or use the logistic loss"
+            )
+        return self
+
+
+class TrainingSettings(Section):
+    """Optimizer, batches, precision and parallelism of training."""
+
+    backend: Literal["auto", "torch", "deepspeed"] = Field(
+        "auto", description="Training backend; auto: DeepSpeed for more than one rank, else plain torch."
+    )
+    zero_stage: Literal[0, 1, 2, 3, "auto"] = Field(
+        2, description="DeepSpeed ZeRO stage; auto: the lowest stage whose estimated memory fits."
+    )
+    offload_optimizer: bool = Field(
+        False,
+        description="Whether DeepSpeed keeps the optimizer state in CPU memory and updates weights on the CPU; needs "
+        "zero_stage >= 1.",
+    )
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto",
+        description="Compute dtype, under autocast; weights stay float32. auto: bf16 where the device computes it.",
+    )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether sequences are packed without padding and each prompt is computed once for both answers; "
+        "auto: where benchmarks show a gain.",
+    )
+    global_batch_size: int = Field(64, ge=1, description="Number of pairs per optimizer step, over all ranks.")
+    micro_batch_size: int = Field(1, ge=1, description="Number of pairs per forward pass of one rank.")
+    optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
+    lr: PositiveFloat | list[PositiveFloat] = Field(
+        5e-7, description="Peak learning rate: one number, or a list with one per iteration."
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Decay of the learning rate after warm-up; it starts anew with each iteration."
+    )
+    warmup: CountOrFraction = Field(0.1, description="Warm-up, as a fraction or number of an iteration's steps.")
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the schedule.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of the optimizer.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay rate of the first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay rate of the second moment.")
+    rmsprop_alpha: float = Field(0.99, ge=0, lt=1, description="RMSprop's smoothing constant.")
+    eps: PositiveFloat = Field(1e-8, description="Term added to the denominator of the optimizer's update.")
+    gradient_clip_val: float = Field(1.0, ge=0, description="Maximum norm of the gradient; 0 disables clipping.")
+    limit_train_batches: CountOrFraction = Field(
+        1.0, description="Fraction or number of an epoch's global batches to train on."
+    )
+    save_interval: int = Field(
+        0, ge=0, description="Number of optimizer steps between saves within an epoch; 0 saves at its end only."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Whether activations are recomputed in the backward pass to save memory."
+    )
+
+    _fractions = field_validator("warmup", "limit_train_batches")(check_fraction)
+    _not_none = field_validator("limit_train_batches")(check_some)
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _as_integer(cls, value: object) -> object:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    @model_validator(mode="after")
+    def _check_batch_sizes(self) -> TrainingSettings:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> TrainingSettings:
+        lowest = min(self.lr) if isinstance(self.lr, list) else self.lr
+        if self.min_lr > lowest:
+            raise ValueError(f"min_lr ({self.min_lr}) exceeds lr ({lowest}); the schedule falls from lr to min_lr")
+        return self
+
+    def peak_lr(self, iteration: int) -> float:
+        """Peak learning rate of an iteration."""
+        return per_iteration(self.lr, iteration)

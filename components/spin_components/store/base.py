@@ -1,0 +1,241 @@
+"""Interface of a run's storage: atomic writes by key, and verified local copies of files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from spin_components.errors import IntegrityError
+from spin_components.store.addresses import parse_address, scheme_of
+from spin_components.store.digests import FileDigest, digest_json
+
+if TYPE_CHECKING:
+    from spin_components.store.sources import Sources
+
+
+_CHECKSUM = "checksum"
+
+
+TransferProgress = Callable[[str, int, int], None]
+"""Callback during a long transfer; takes a description, the bytes done and the total bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A file or folder being written; see `RunStore.staged`.
+
+    Attributes:
+        path: path to write the file to, or to create the folder at.
+        outputs: digests by key, set once the block has ended.
+    """
+
+    path: Path
+    outputs: dict[str, FileDigest] = field(default_factory=dict)
+
+
+class Appender(Protocol):
+    """Writer of lines that logs a warning instead of raising when storage fails."""
+
+    def write(self, line: str) -> None:
+        """Append one line."""
+
+    def close(self) -> None:
+        """Store all pending lines."""
+
+
+class RunStore(ABC):
+    """Storage of a run; keys are relative to its address.
+
+    Attributes:
+        uri: address of the run.
+        scratch: local folder for temporary files.
+        poll_s: recommended interval between polls for new objects, seconds.
+        on_progress: called during long transfers.
+        guard: called before a staged file or folder is published; raises if this process has lost the run's lease.
+    """
+
+    uri: str
+    scratch: Path
+    poll_s: float = 0.3
+    on_progress: TransferProgress | None = None
+    guard: Callable[[], None] | None = None
+
+    def uri_of(self, key: str) -> str:
+        """Return the address of a key."""
+        return f"{self.uri}/{key}"
+
+    def key_of(self, uri: str) -> str | None:
+        """Return the key of an address; None if it is not within this run."""
+        if scheme_of(uri) not in ("file", "s3"):
+            return None
+        text, root = str(parse_address(uri, what="address")), f"{self.uri}/"
+        return text.removeprefix(root) if text.startswith(root) else None
+
+    def list(self, prefix: str, pattern: str) -> list[str]:
+        """List keys below a prefix, sorted, whose part after the prefix matches a glob pattern with as many `/`."""
+        start = f"{prefix}/" if prefix else ""
+        depth = pattern.count("/")
+        names = ((key, key.removeprefix(start)) for key in self.sizes(prefix))
+        return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """Read a JSON object that `write_json` wrote.
+
+        Raises:
+            IntegrityError: it is missing, not JSON, or its checksum differs.
+        """
+        content = self.read(key)
+        if content is None:
+            raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise IntegrityError(
+                f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
+            ) from error
+        checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
+        if checksum != digest_json(value):
+            raise IntegrityError(
+                f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
+                f"{digest_json(value):.12}…. Restore the original, or delete it to have its step run again"
+            )
+        return dict(value)
+
+    def write_json(self, key: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON object with a checksum, atomically, replacing an existing one."""
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
+        self.write(key, text.encode())
+
+    @contextmanager
+    def staged(self, key: str) -> Iterator[Staged]:
+        """Context manager to write a file or folder, which replaces `key` atomically unless the block raises.
+
+        Raises:
+            IntegrityError: the block wrote nothing.
+        """
+        with self._staging(key) as path:
+            staged = Staged(path)
+            yield staged
+            if not path.exists():
+                raise IntegrityError(f"nothing was written for {self.uri_of(key)}; its previous content is kept")
+            if self.guard is not None:
+                self.guard()
+            staged.outputs.update(self._publish(path, key))
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether a file exists."""
+
+    @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return sizes in bytes, by key, of the files below a prefix; all files for `""`."""
+
+    @abstractmethod
+    def read(self, key: str, offset: int = 0) -> bytes | None:
+        """Read a small file from an offset in bytes; None if it does not exist."""
+
+    @abstractmethod
+    def write(self, key: str, content: bytes) -> None:
+        """Write a small file atomically, replacing an existing one."""
+
+    @abstractmethod
+    def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
+        """Make files available on this machine and verify them.
+
+        Args:
+            files: digests by key.
+            what: name of the files, for the error.
+            made_by: key of the manifest that the error advises to delete, so that its step runs again.
+
+        Returns: a folder with every file under its key, read-only and valid until `close`.
+
+        Raises:
+            IntegrityError: a file is missing or altered.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, if they exist; returns the bytes freed."""
+
+    @abstractmethod
+    def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        """Remove leftovers of writers that died, or only list them; must not run during writes."""
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Check access by writing, reading and deleting a small object.
+
+        Raises:
+            StorageAccessError: one of these fails; the message says what to check.
+        """
+
+    @abstractmethod
+    def appender(self, key: str) -> Appender:
+        """Create a writer of lines to one object, or to a series of objects named after it."""
+
+    @abstractmethod
+    def _staging(self, key: str) -> AbstractContextManager[Path]:
+        """Context manager with an unused local path, removed at the end if it still exists."""
+
+    @abstractmethod
+    def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
+        """Move a staged file or folder to its key, replacing existing content; returns digests by key."""
+
+    @cached_property
+    def sources(self) -> Sources:
+        """Data and models from outside the run; open until `close`."""
+        from spin_components.store.sources import Sources
+
+        return Sources()
+
+    def scratch_folder(self) -> Path:
+        """Return a new local path for a temporary folder, which `close` removes."""
+        path = self.scratch / f".made-{uuid.uuid4().hex[:8]}.part"
+        self._scratch_folders.callback(shutil.rmtree, path, ignore_errors=True)
+        return path
+
+    @cached_property
+    def _scratch_folders(self) -> ExitStack:
+        return ExitStack()
+
+    def close(self) -> None:
+        """Release files and folders from `fetch`, `sources` and `scratch_folder`."""
+        self._scratch_folders.close()
+        if "sources" in self.__dict__:
+            self.sources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
+    """Remove partially written files and folders, or only list them; returns their paths relative to the folder."""
+    partial = sorted(folder.rglob(".*.part"))
+    for path in partial:
+        if not dry_run:
+            remove(path)
+    return [path.relative_to(folder).as_posix() for path in partial]
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Settings to pods: images, placement, secrets, a small compiled spec."""

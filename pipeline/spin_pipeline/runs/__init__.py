@@ -1,0 +1,1 @@
+"""Runs as a person asks for them: status, export, comparison, garbage, reproduction."""

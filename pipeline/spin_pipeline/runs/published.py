@@ -1,0 +1,129 @@
+"""Published models of a run: look one up to export it or to start another run from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spin_components.errors import ConfigError, IntegrityError
+from spin_components.model.lora.files import CONFIG
+from spin_components.model.stored import model_files
+from spin_components.record.decisions import name_of
+from spin_components.store import layout
+from spin_components.store.base import RunStore
+from spin_components.store.digests import FileDigest, digest_of
+from spin_components.store.manifests import read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published model: the policy of an iteration with a checkpoint manifest, or the base model.
+
+    Attributes:
+        iteration: its number; `layout.BASE` for the base model.
+        uri: address of the policy.
+        facts: the facts of the checkpoint manifest; empty for the base model.
+        files: digests of the policy's files, by name.
+    """
+
+    iteration: int
+    uri: str
+    facts: dict[str, Any]
+    files: dict[str, FileDigest]
+
+    @property
+    def name(self) -> str:
+        """For messages: `iteration 2`, or that of the base model."""
+        return name_of(self.iteration)
+
+    @property
+    def sha256(self) -> str:
+        """Digest over the policy's files."""
+        return digest_of(self.files)
+
+
+def published_iterations(run: RunStore) -> list[int]:
+    """Numbers of the published iterations, in order."""
+    return sorted(int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json"))
+
+
+def find_published(run: RunStore, which: str) -> Published:
+    """Look up the model of an iteration.
+
+    Args:
+        run: the run.
+        which: number of the iteration, or `best`, which may be the base model.
+
+    Raises:
+        ConfigError: there is no run, or no such iteration.
+        IntegrityError: its weights were deleted, or the run is damaged.
+    """
+    if not run.exists(layout.RUN):
+        raise ConfigError(f"no run at {run.uri}: it has no {layout.RUN}")
+    finished = published_iterations(run)
+    if not finished:
+        raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
+    iteration = int(run.read_json(layout.BEST)["iteration"]) if which == "best" else _number(which)
+    if iteration == layout.BASE:
+        base = str(run.read_json(layout.RUN)["base_model"]["uri"])
+        return Published(iteration, base, {}, model_files(run, base))
+    if iteration not in finished:
+        raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, finished))}")
+    facts = read_manifest(run, layout.checkpoint(iteration)).facts
+    uri = str(facts["checkpoint_uri"])
+    key = run.key_of(uri)
+    if key is None:
+        raise IntegrityError(f"{run.uri_of(layout.checkpoint(iteration))} names {uri}, which is outside the run")
+    if not run.sizes(key):
+        top_k = _settings(run).get("selection", {}).get("save_top_k")
+        raise IntegrityError(
+            f"the weights of iteration {iteration} are no longer at {uri}: only the best iterations "
+            f"(selection.save_top_k = {top_k}), the last one and the best model are kept. Choose one of those"
+        )
+    return Published(iteration, uri, facts, model_files(run, uri))
+
+
+def _number(which: str) -> int:
+    if not which.isdigit():
+        raise ConfigError(f"--iteration {which}: expected a number, or best")
+    return int(which)
+
+
+def _settings(run: RunStore) -> dict[str, Any]:
+    return dict(run.read_json(layout.RUN)["settings"])
+
+
+def forked_values(run: RunStore, which: str) -> dict[str, Any]:
+    """Settings of a new run that starts from an iteration of another: the other's settings, with that policy as base.
+
+    Args:
+        run: the other run.
+        which: number of the iteration, or `best`.
+
+    Returns: tables by section, without `run.uri`.
+
+    Raises: as `find_published`.
+    """
+    published = find_published(run, which)
+    values = _settings(run)
+    values["run"] = {name: value for name, value in values["run"].items() if name != "uri"}
+    return {**values, "model": {**values["model"], **forked_model(run, published)}}
+
+
+def forked_model(run: RunStore, published: Published) -> dict[str, Any]:
+    """Values of `[model]` for a run that starts from a published model.
+
+    Raises:
+        ConfigError: the policy is stored as an adapter, not as a whole model.
+    """
+    if CONFIG in published.files:
+        raise ConfigError(
+            f"{published.uri} is stored as an adapter (lora.export = 'adapter'), but a run needs a whole model. "
+            f"Write one with `spin-pipeline export {run.uri} DEST --iteration {published.iteration}`, and set "
+            "model.base to it"
+        )
+    return {
+        "base": published.uri,
+        "sha256": published.sha256,
+        "forked_from": f"{run.uri}, {published.name}",
+    }

@@ -1,0 +1,192 @@
+"""Status of a run, read from its storage: progress, results of each iteration, and how the last attempt ended."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from spin_components.errors import ConfigError
+from spin_components.record.decisions import goes_on
+from spin_components.record.events import read_events
+from spin_components.runtime.step import OPTIONAL
+from spin_components.settings.attempt import EvaluationSettings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
+from spin_components.store.lease import read_lease
+from spin_components.store.lock import is_locked
+from spin_components.store.manifests import read_manifest
+from spin_components.store.open import open_run
+from spin_pipeline.runs.published import published_iterations
+
+State = Literal["running", "done", "failed", "stopped", "interrupted"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class IterationStatus(_Record):
+    """A published iteration; `data.pair_counts` explains the counts of pairs.
+
+    Attributes:
+        val_loss: None if it is not finite.
+        outcome: better, unclear or regressed, compared with the best model before it.
+        reason: for the outcome, in words.
+        next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
+        from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
+        from_reference: the same from the iteration's reference.
+        from_best: the same from the best model before it.
+        evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
+    """
+
+    iteration: int
+    checkpoint_uri: str
+    val_loss: float | None
+    acc: float | None
+    rewards_actual_mean: float | None
+    rewards_generated_mean: float | None
+    num_pairs: int
+    num_history: int = 0
+    num_by_origin: dict[int, int] = Field(default_factory=dict)
+    num_dropped: int = 0
+    dropped: dict[str, int] = Field(default_factory=dict)
+    history_dropped: dict[str, int] = Field(default_factory=dict)
+    decision: str
+    outcome: str = ""
+    reason: str = ""
+    next: int | None = None
+    from_base: dict[str, Any] | None = None
+    from_reference: dict[str, Any] | None = None
+    from_best: dict[str, Any] | None = None
+    spin_margin: float | None = None
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    work_s: float
+    evaluation: dict[str, Any] | None = None
+
+
+class BestStatus(_Record):
+    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
+
+    iteration: int
+    uri: str
+    val_loss: float
+
+
+class BaseStatus(_Record):
+    """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
+
+    val_loss: float | None = None
+    evaluation: dict[str, Any] | None = None
+
+
+class RunStatus(_Record):
+    """Status of a run, as printed by `status --json`.
+
+    Attributes:
+        iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
+        best: None before an iteration is published.
+        failure: the event that ended the last attempt; None unless it failed.
+    """
+
+    run_uri: str
+    state: State
+    iteration: int | None
+    epoch: int | None
+    step: int
+    consumed_samples: int
+    best: BestStatus | None
+    iterations: list[IterationStatus]
+    base: BaseStatus
+    failure: dict[str, Any] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code: 0 if done, the failure's code if failed, 3 if the same command resumes the run."""
+        if self.state == "done":
+            return 0
+        return int(self.failure["exit_code"]) if self.failure else 3
+
+
+def read_status(run_uri: str) -> RunStatus:
+    """Read the status of a run from its storage.
+
+    Raises:
+        ConfigError: there is no run at the address.
+        StorageAccessError, StorageError: storage denies access, or does not answer.
+    """
+    run = open_run(run_uri)
+    if not run.exists(layout.ATTEMPT):
+        raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
+    iterations = [
+        IterationStatus.model_validate(
+            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)}
+        )
+        for t in published_iterations(run)
+    ]
+    base_key = layout.validation(layout.BASE, 0)
+    val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
+    base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
+    started = run.read_json(layout.ATTEMPT)["started"]
+    events = read_events(run)
+    latest = [event for event in events if event["time"] >= started]
+    state, failure = _state(run, latest, iterations)
+    trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
+    return RunStatus(
+        run_uri=run.uri,
+        state=state,
+        iteration=trained.get("iteration"),
+        epoch=trained.get("epoch"),
+        step=trained.get("global_step", 0),
+        consumed_samples=trained.get("consumed_samples", 0),
+        best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
+        iterations=iterations,
+        base=base,
+        failure=failure,
+    )
+
+
+def is_at_work(run: RunStore) -> bool:
+    """Whether an attempt is running: a process on this machine holds the lock, or the lease has not expired."""
+    lease = read_lease(run)
+    return is_locked(run.scratch) or bool(lease and lease.remaining_s)
+
+
+def _state(
+    run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
+) -> tuple[State, dict[str, Any] | None]:
+    if is_at_work(run):
+        return "running", None
+    failures = [event for event in events if event["kind"] == "fail"]
+    if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
+        return "failed", _failure(fatal[-1])
+    if any(event["kind"] == "stop" for event in events):
+        return "stopped", None
+    if not iterations or goes_on(iterations[-1].decision):
+        return "interrupted", None
+    if failures:
+        return "failed", _failure(failures[-1])
+    return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
+
+
+def _failure(event: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `fail` event that a status shows."""
+    names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
+    return {name: event[name] for name in names if name in event}
+
+
+def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
+    key = layout.evaluation(iteration)
+    if not run.exists(key):
+        return None
+    return {name: value for name, value in read_manifest(run, key).facts.items() if name != "policy_uri"}
+
+
+def _is_evaluation_missing(run: RunStore, iterations: list[IterationStatus]) -> bool:
+    """Whether the attempt is configured to evaluate models and an evaluation is missing."""
+    settings = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
+    numbers = (layout.BASE, *(row.iteration for row in iterations))
+    return settings.is_on and not all(run.exists(layout.evaluation(number)) for number in numbers)

@@ -1,0 +1,87 @@
+"""Runs the steps of a run in this process, in the order of the DAG, which is tested separately."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spin_components.checkpoint.step import publish
+from spin_components.generate.step import generate_shard
+from spin_components.prepare.step import prepare
+from spin_components.ref_logprob.step import score_shard
+from spin_components.settings.settings import Settings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
+from spin_components.store.local import LocalRun
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+
+
+def begin(settings: Settings) -> str:
+    """Prepare and validate the base model; returns the first reference."""
+    spin, generation = settings.spin, settings.generation
+    compiled = {
+        "max_iterations": spin.max_iterations,
+        "max_epochs": [spin.epochs(t) for t in range(spin.max_iterations)],
+        "shards": generation.shards,
+        "nodes": settings.hardware.nodes,
+        "evaluates": settings.evaluation.is_on,
+    }
+    sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
+    base = prepare(settings.run.uri, sections, compiled)
+    return validate(settings.run.uri, layout.BASE, 0, base, hardware(settings), "")
+
+
+def play_scores(settings: Settings, iteration: int, reference: str) -> list[str]:
+    """Generate and score every shard of an iteration."""
+    uri, machine = settings.run.uri, hardware(settings)
+    scores = []
+    for shard in range(settings.generation.shards):
+        generations = generate_shard(uri, iteration, shard, reference, machine)
+        scores.append(score_shard(uri, iteration, shard, reference, generations, machine))
+    return scores
+
+
+def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
+    """Run one iteration; returns the next reference, or empty."""
+    uri, machine = settings.run.uri, hardware(settings)
+    scores = play_scores(settings, iteration, reference)
+    policy = reference
+    for epoch in range(settings.spin.epochs(iteration)):
+        policy = train(uri, iteration, epoch, policy, scores, machine)
+        policy = validate(uri, iteration, epoch, policy, machine, reference)
+    selection = settings.selection.model_dump(mode="json")
+    return publish(uri, iteration, reference, policy, settings.spin.max_iterations, selection)
+
+
+def play(settings: Settings) -> LocalRun:
+    """Run or resume a whole run in a local folder."""
+    play_anywhere(settings)
+    return LocalRun(Path(settings.run.uri))
+
+
+def play_anywhere(settings: Settings) -> None:
+    """Run or resume a whole run."""
+    reference = begin(settings)
+    for iteration in range(settings.spin.max_iterations):
+        reference = play_iteration(settings, iteration, reference)
+        if not reference:
+            break
+
+
+def hardware(settings: Settings) -> dict[str, Any]:
+    """`[hardware]` as the DAG passes it."""
+    return settings.hardware.model_dump(mode="json")
+
+
+def losses(run: RunStore) -> list[float]:
+    """The loss of every training step of a run, in order."""
+    keys = sorted(run.list("iterations", "*/epochs/*/metrics.json"))
+    return [row["loss"] for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
+
+
+def val_losses(run: RunStore) -> list[float]:
+    """val_loss of the base, then of each published iteration."""
+    keys = [layout.BASE_VALIDATION, *sorted(run.list("iterations", "*/checkpoint.json"))]
+    return [run.read_json(key)["facts"]["val_loss"] for key in keys]

@@ -1,0 +1,214 @@
+"""Placement: the platform document and resources of the compiled IR, and the values of prepare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+
+from spin_components.errors import ConfigError
+from spin_components.prepare.pods import pod_requests
+from spin_components.settings.settings import Settings
+from spin_pipeline.config import load_settings
+from spin_pipeline.dag import build
+from spin_pipeline.deploy.placement import POD_FIELDS
+
+GPU = [
+    "placement.accelerator=nvidia.com/gpu",
+    "generation.tensor_parallel=2",
+    "hardware.ranks=4",
+    "training.micro_batch_size=1",
+]
+
+
+def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Containers and pod configurations of a tiny pipeline for a cluster, by executor."""
+    settings = load_settings("tiny", overrides)
+    pipeline: Any = build(settings, settings.cluster)
+    ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name: executor["container"] for name, executor in ir["deploymentSpec"]["executors"].items()}, pods
+
+
+def values(*overrides: str) -> dict[str, Any]:
+    settings = load_settings("tiny", overrides).model_dump(mode="json", include=set(Settings.model_fields))
+    return dict(zip(POD_FIELDS, pod_requests(settings), strict=True))
+
+
+def test_gpus_follow_from_the_work_of_a_step() -> None:
+    pod_fields = values(*GPU)
+    assert pod_fields["accelerator"] == "nvidia.com/gpu"
+    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")]
+    assert counts == ["2", "4", "1"]
+
+
+def test_without_an_accelerator_no_gpu_is_requested() -> None:
+    pod_fields = values("generation.tensor_parallel=2", "hardware.ranks=2")
+    assert [
+        pod_fields["accelerator"],
+        *(pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")),
+    ] == [
+        "",
+        "0",
+        "0",
+        "0",
+    ]
+
+
+def test_requested_resources_are_parameters() -> None:
+    containers, pods = compiled()
+    for name in ("exec-generate", "exec-ref-logprob", "exec-train-epoch", "exec-validate"):
+        resources = containers[name]["resources"]
+        requested = [
+            resources["resourceCpuLimit"],
+            resources["resourceMemoryLimit"],
+            *resources["accelerator"].values(),
+        ]
+        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
+        assert {"nodeSelector", "tolerations", "nodeAffinity"} <= set(pods[name])
+
+
+def test_each_step_has_its_image() -> None:
+    containers, _ = compiled("cluster.image_prefix=registry.local/team/", "cluster.image_tag=7")
+    images = {name: container["image"] for name, container in containers.items()}
+    assert images == {
+        "exec-prepare": "registry.local/team/cpu:7",
+        "exec-checkpoint": "registry.local/team/cpu:7",
+        "exec-generate": "registry.local/team/generate:7",
+        "exec-ref-logprob": "registry.local/team/train:7",
+        "exec-train-epoch": "registry.local/team/train:7",
+        "exec-validate": "registry.local/team/train:7",
+        "exec-validate-base": "registry.local/team/train:7",
+    }
+
+
+def test_storage_keys_come_from_a_secret_only() -> None:
+    containers, pods = compiled("cluster.storage_secret=keys", 'cluster.storage_env={AWS_ACCESS_KEY_ID = "accesskey"}')
+    for name, pod in pods.items():
+        (secret,) = pod["secretAsEnv"]
+        assert secret["secretName"] == "keys"
+        assert secret["keyToEnv"] == [{"secretKey": "accesskey", "envVar": "AWS_ACCESS_KEY_ID"}], name
+    assert all([entry["name"] for entry in container["env"]] == ["SPIN_CACHE_DIR"] for container in containers.values())
+
+
+def test_a_pods_own_identity_needs_no_secret() -> None:
+    _, pods = compiled("cluster.storage_secret=")
+    assert not any("secretAsEnv" in pod for pod in pods.values())
+
+
+def test_pods_run_as_a_user_without_rights() -> None:
+    _, pods = compiled()
+    user = {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert all(pod["securityContext"] == user for pod in pods.values())
+    _, pods = compiled("cluster.run_as_user=0")
+    assert not any("securityContext" in pod for pod in pods.values())
+
+
+def test_configured_secrets_volumes_and_limits_are_in_every_pod() -> None:
+    _, pods = compiled(
+        "cluster.hub_secret=hub",
+        "cluster.tracking_secret=trackers",
+        "cluster.image_pull_secret=pull",
+        "cluster.model_cache_claim=cache",
+        "cluster.timeout_s=600",
+        "cluster.shm_gib=16",
+    )
+    for pod in pods.values():
+        assert [secret["secretName"] for secret in pod["secretAsEnv"]] == ["spin-storage", "hub", "trackers"]
+        assert pod["secretAsEnv"][2]["optional"] is True
+        assert pod["imagePullSecret"][0]["secretName"] == "pull"
+        assert (pod["pvcMount"][0]["constant"], pod["pvcMount"][0]["mountPath"]) == ("cache", "/var/cache/spin")
+        assert pod["activeDeadlineSeconds"] == "600"
+    shared = {name for name, pod in pods.items() if "emptyDirMounts" in pod}
+    assert shared == set(pods) - {"exec-prepare", "exec-checkpoint"}
+    assert pods["exec-generate"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
+
+
+def test_evaluations_are_placed_like_scoring_and_only_they_have_the_judges_key() -> None:
+    judge = ("evaluation.judge_url=http://judge/v1", "evaluation.judge_model=j", "cluster.judge_secret=judge")
+    containers, pods = compiled(*judge, "spin.max_iterations=3")
+    evaluating = {name for name in containers if name.startswith("exec-evaluate")}
+    given = {name for name, pod in pods.items() if "judge" in [secret["secretName"] for secret in pod["secretAsEnv"]]}
+    assert given == evaluating != set()
+    for name in evaluating:
+        assert containers[name]["image"] == containers["exec-validate"]["image"]
+        resources = containers[name]["resources"]
+        requested = [
+            resources["resourceCpuLimit"],
+            resources["resourceMemoryLimit"],
+            *resources["accelerator"].values(),
+        ]
+        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
+        (secret,) = [secret for secret in pods[name]["secretAsEnv"] if secret["secretName"] == "judge"]
+        assert secret["keyToEnv"] == [{"secretKey": "SPIN_JUDGE_API_KEY", "envVar": "SPIN_JUDGE_API_KEY"}]
+
+
+def test_steps_that_resume_are_retried_and_prepare_is_not() -> None:
+    settings = load_settings("tiny", ["cluster.retries=5"])
+    pipeline: Any = build(settings, settings.cluster)
+    ir = json_format.MessageToDict(pipeline.pipeline_spec)
+    graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    tasks = [task for graph in graphs for task in graph["dag"]["tasks"].values()]
+    retried = {task["componentRef"]["name"]: task.get("retryPolicy", {}).get("maxRetryCount") for task in tasks}
+    steps = ("generate", "ref-logprob", "train-epoch", "validate", "checkpoint")
+    assert [retried[f"comp-{step}"] for step in steps] == [5] * 5
+    assert retried["comp-prepare"] is None
+
+
+def test_a_run_on_this_machine_has_no_placement() -> None:
+    pipeline: Any = build(load_settings("tiny"))
+    assert not json_format.MessageToDict(pipeline.platform_spec)
+    assert "retryPolicy" not in str(json_format.MessageToDict(pipeline.pipeline_spec))
+
+
+def test_equal_iterations_are_written_once() -> None:
+    settings = load_settings("tiny", ["spin.max_iterations=8"])
+    pipeline: Any = build(settings, settings.cluster)
+    components = set(json_format.MessageToDict(pipeline.pipeline_spec)["components"])
+    conditions = {f"comp-condition-{number}" for number in range(1, 8)}
+    assert components - conditions == {
+        "comp-prepare",
+        "comp-validate",
+        "comp-validate-base",  # placed by prepare's outputs, the others by the iteration's parameters
+        "comp-spin-iteration",
+        "comp-for-loop-2",
+        "comp-generate",
+        "comp-ref-logprob",
+        "comp-train-epoch",
+        "comp-checkpoint",
+    }
+
+
+def test_a_mistake_in_the_cluster_section_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.storage_secrt: unknown key; did you mean 'storage_secret'\?"):
+        load_settings("tiny", ["cluster.storage_secrt=x"])
+
+
+def test_a_pipeline_for_a_cluster_is_yaml_of_two_documents(tmp_path: Any) -> None:
+    from spin_pipeline.cli import main
+
+    output = tmp_path / "spin.yaml"
+    assert main(["compile", "--config", "tiny", "-o", str(output)]) == 0
+    pipeline, platform = yaml.safe_load_all(output.read_text("utf-8"))
+    assert pipeline["schemaVersion"] == "2.1.0"
+    assert set(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == set(
+        pipeline["deploymentSpec"]["executors"]
+    )
+
+
+def test_every_parameter_of_a_task_is_an_input_of_its_graph() -> None:
+    # KFP's compiler forgets those of resources within a loop, and a cluster would fail there
+    settings = load_settings("tiny", ["spin.max_iterations=3"])
+    pipeline: Any = build(settings, settings.cluster)
+    ir = json_format.MessageToDict(pipeline.pipeline_spec)
+    graphs = {
+        "root": ir["root"],
+        **{name: component for name, component in ir["components"].items() if "dag" in component},
+    }
+    for name, graph in graphs.items():
+        given = set(graph.get("inputDefinitions", {}).get("parameters", {}))
+        for task in graph["dag"]["tasks"].values():
+            read = {entry.get("componentInputParameter") for entry in task["inputs"]["parameters"].values()} - {None}
+            assert read <= given, name
