@@ -22,7 +22,7 @@ def main(run_uri: str) -> None:
         for t in range(settings.spin.max_iterations):
             if run.exists(layout.checkpoint(t)):
                 places[f"iteration {t}"] = (t, int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]))
-        answers = {name: questions(run, settings, sampled(run, place), 0) for name, place in places.items()}
+        answers = {name: questions(run, settings, sampled(run, *place), 0) for name, place in places.items()}
     for asked in zip(*answers.values(), strict=True):
         lines = [asked[0].prompt.strip(), f"human: {asked[0].human}"]
         lines += [f"{name}: {each.answer}" for name, each in zip(answers, asked, strict=True)]

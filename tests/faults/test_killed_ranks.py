@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 
 from faults.attempts import Attempt, AttemptResult
@@ -15,6 +14,7 @@ from faults.ground import Ground, Tally, tables
 from faults.harms import Rule
 from spin_components.store import layout
 from spin_components.store.lease import read_lease
+from support import bounds
 
 RANKS: dict[str, dict[str, Any]] = {
     "spin": {"max_epochs": 1},

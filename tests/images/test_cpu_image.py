@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 
 from spin_components.settings.settings import Settings
@@ -22,6 +21,7 @@ from spin_components.store.open import open_run
 from spin_pipeline.config import load_settings, pipeline_parameters
 from spin_pipeline.dag import build
 from spin_pipeline.runs.status import read_status
+from support import bounds
 from support.playing import losses, val_losses
 from support.s3_server import BUCKET, S3Server
 

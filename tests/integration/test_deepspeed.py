@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,6 +26,7 @@ from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
+from support import bounds
 from support.playing import begin, hardware, losses, play, play_scores
 from support.s3_server import free_port
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import bounds
 import pytest
 import torch
 from rich.console import Console
@@ -25,6 +24,7 @@ from spin_pipeline.runs.export import export_model
 from spin_pipeline.runs.published import find_published, forked_values
 from spin_pipeline.runs.status import read_status
 from spin_pipeline.watch.tables import print_status
+from support import bounds
 from support.bounds import unit_roundoff
 from support.playing import begin, play, play_iteration, play_scores, val_losses
 

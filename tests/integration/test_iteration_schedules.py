@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
@@ -19,6 +18,7 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support import bounds
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,6 +27,7 @@ from spin_components.store.local import LocalRun
 from spin_components.train_epoch.step import train
 from spin_pipeline.runs.export import export_model
 from spin_pipeline.runs.published import find_published, forked_values
+from support import bounds
 from support.playing import begin, hardware, losses, play, play_anywhere, play_iteration, play_scores, val_losses
 from support.small import small_settings
 

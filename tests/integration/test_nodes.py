@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 
 from spin_components.errors import ConfigError, EngineError, IntegrityError
@@ -22,6 +21,7 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.nodes.step import train_on_nodes
 from spin_components.train_epoch.step import train
+from support import bounds
 from support.playing import begin, hardware, losses, play_scores
 from support.small import small_settings
 from support.trainer_server import TrainerServer

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
+from support import bounds
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores, val_losses
 
 MakeSettings = Callable[..., Settings]

@@ -22,6 +22,7 @@ from spin_components.data.rendering import Renderer
 from spin_components.engine import engine
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
 from spin_components.generate import step as generate_step
+from spin_components.model.scoring import both_answers
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
 from spin_components.train_epoch import rank as worker
@@ -197,7 +198,7 @@ MUTATIONS = [
     Mutation(
         "mask shift",
         "the last token of every answer is not scored",
-        ref_logprob_step.both_answers,
+        both_answers,
         "(pair.actual_ids, pair.generated_ids)",
         "(pair.actual_ids[:-1] or pair.actual_ids, pair.generated_ids[:-1] or pair.generated_ids)",
         scoring,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bounds
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from parity.second_iteration import SecondIteration
 from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.errors import IntegrityError
 from spin_components.store import layout
+from support import bounds
 
 
 def test_answers_of_the_reference_agree_with_its_scores(second_iteration: SecondIteration, tiny_llama: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bounds
 import pytest
 import torch
 
@@ -11,6 +10,7 @@ from spin_components.data.shards import Prompt
 from spin_components.model.compute import Compute
 from spin_components.model.scoring import answer_losses, mean_nll, validation_batches
 from spin_components.settings.run import ValidationSettings
+from support import bounds
 from support.bounds import float64
 from support.families import CONFIGS, LAYOUTS, model_of
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bounds
 import pytest
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from spin_components.algorithm.loss import (
     pair_terms,
 )
 from spin_components.algorithm.packing import Prompted
+from support import bounds
 from support.bounds import float64
 from support.families import CONFIGS, LAYOUTS, model_of
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import bounds
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +18,7 @@ from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
 from spin_pipeline.cli import main
+from support import bounds
 from support.playing import play, play_anywhere
 from support.s3_server import BUCKET, S3Server
 

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import bounds
 import torch
 from torch import Tensor
 from transformers import (
@@ -21,6 +20,7 @@ from transformers import (
 
 from spin_components.algorithm.logprobs import PromptAnswer
 from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
+from support import bounds
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

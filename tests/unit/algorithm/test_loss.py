@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 from functools import partial
 
-import bounds
 import pytest
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from spin_components.algorithm.loss import (
     spin_loss,
     spin_losses,
 )
+from support import bounds
 
 FORMULA = bounds.gamma(20)
 """Relative error of a formula of a few float32 operations, of which exp and log may be off by several units."""

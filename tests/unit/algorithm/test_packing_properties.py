@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bounds
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.packing import PACKED, Prompted
+from support import bounds
 from support.bounds import float64
 from support.families import assert_gradients_close, gradients, model_of
 

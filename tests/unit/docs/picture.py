@@ -29,7 +29,7 @@ def watch_picture() -> str:
     """What `spin-pipeline watch` showed of a run, as SVG: at the time of its last recorded event."""
     events = [json.loads(line) for line in EVENTS.read_text("utf-8").splitlines()]
     model = RunModel()
-    model.take(events)
+    model.apply(events)
     assert model.plan
     uri = f"runs/{model.plan.name}"
     frame = Frame(uri, max(event["time"] for event in events), "running", "cyan")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bounds
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import ModelSettings
+from support import bounds
 from support.families import CONFIGS, model_of
 
 CPU = Compute(torch.device("cpu"), "float32")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bounds
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +23,7 @@ from spin_components.model.lora.merging import joined
 from spin_components.model.scoring import enable_packed_attention
 from spin_components.settings.training import LoraSettings, TrainingSettings
 from spin_components.train_epoch.torch_backend import TorchBackend
+from support import bounds
 
 LORA = LoraSettings(r=3, alpha=6.0)
 BASE = Base(uri="/base", sha256="0" * 64)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import bounds
 import pytest
 import torch
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from spin_components.errors import NonFiniteError
 from spin_components.model.compute import Compute
 from spin_components.model.scoring import answer_losses, distributed_val_loss, mean_nll, validation_batches
 from spin_components.settings.run import ValidationSettings
+from support import bounds
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import bounds
 import numpy as np
 import pytest
 import torch
 
 from spin_components.data.shards import AnswerLoss
 from spin_components.record.bootstrap import Difference, paired_difference
+from support import bounds
 
 
 def losses(*rows: tuple[int, float, int]) -> list[AnswerLoss]:

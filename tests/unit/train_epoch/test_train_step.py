@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import bounds
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +20,8 @@ from spin_components.record.pairs import ScoredPairs
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.training import TrainingSettings
 from spin_components.train_epoch.torch_backend import TorchBackend
-from spin_components.train_epoch.train_step import StepOutcome, train_single_step
+from spin_components.train_epoch.train_step import StepResult, train_single_step
+from support import bounds
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 
@@ -61,7 +61,7 @@ def stepped(backend: TorchBackend, data: ScoredPairs, micros: list[MicroBatch], 
     return outcome_of(backend, data, micros, **changes).metrics
 
 
-def outcome_of(backend: TorchBackend, data: ScoredPairs, micros: list[MicroBatch], **changes: Any) -> StepOutcome:
+def outcome_of(backend: TorchBackend, data: ScoredPairs, micros: list[MicroBatch], **changes: Any) -> StepResult:
     arguments: dict[str, Any] = {
         "batch": range(5),
         "objective": OBJECTIVE,

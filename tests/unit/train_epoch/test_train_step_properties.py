@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spin_components.algorithm.loss import Objective
 from spin_components.train_epoch.torch_backend import TorchBackend
-from spin_components.train_epoch.train_step import StepOutcome
+from spin_components.train_epoch.train_step import StepResult
 from support.bounds import float64
 from support.families import model_of
 from unit.train_epoch.test_train_step import backend_of, outcome_of, scored, split, step_bound
@@ -60,7 +60,7 @@ def test_any_split_gives_the_same_gradients_and_metrics(
 
 def gradients(
     backend: TorchBackend, data: Any, micros: Any, objective: Objective
-) -> tuple[dict[str, Tensor], StepOutcome]:
+) -> tuple[dict[str, Tensor], StepResult]:
     """Of a step that changes no weight, because its rate is 0; and what else it gives."""
     seen: dict[str, Tensor] = {}
     named = list(backend.model.named_parameters())
