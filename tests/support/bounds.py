@@ -3,6 +3,8 @@
 u is the unit roundoff, half of `torch.finfo(dtype).eps`. Sources: Higham, Accuracy and Stability of Numerical
 Algorithms, 2nd edition, chapters 3 and 4, whose bounds hold on every processor, in any order of the terms, with or
 without fused multiply-add; and Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019, for long chains of roundings.
+
+Bounds named `of_...` are absolute unless they say otherwise, and of two ways to compute the same.
 Where the maths is the point of a test, it runs in `float64`.
 """
 
@@ -70,23 +72,18 @@ def logit_size(model: Any) -> float:
     return scale * math.sqrt(weight.shape[1]) * float(weight.norm(dim=1).max())
 
 
-def of_logit(model: Any, *, dtype: torch.dtype | None = None) -> float:
-    """What a logit may differ by between two ways to compute it: 2 * the gamma of a forward pass * `logit_size`.
-
-    Args:
-        model: whose sizes and weights count; its dtype is that of the computation unless `dtype` is given.
-        dtype: of the matrix products, where it is not that of the weights.
-    """
+def of_logit(model: Any) -> float:
+    """What a logit may differ by between two ways to compute it: 2 * the gamma of a forward pass * `logit_size`."""
     num = forward_roundings(model.config.get_text_config())
-    return 2 * probable_gamma(num, dtype or next(model.parameters()).dtype) * logit_size(model)
+    return 2 * probable_gamma(num, next(model.parameters()).dtype) * logit_size(model)
 
 
-def of_logprob(model: Any, num_tokens: int, *, dtype: torch.dtype | None = None) -> float:
+def of_logprob(model: Any, num_tokens: int) -> float:
     """Nats that a sum of `num_tokens` log-probabilities may differ by between two ways to compute it.
 
     Each token has the error of its logit, and that of the logarithm of the sum over all. See `of_logit`.
     """
-    return 2 * num_tokens * of_logit(model, dtype=dtype)
+    return 2 * num_tokens * of_logit(model)
 
 
 def of_losses(model: Any, *, beta: float, num_tokens: int, num_pairs: int, num_steps: int = 0) -> float:
