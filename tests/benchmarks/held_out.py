@@ -1,10 +1,12 @@
 """The held-out questions of a run with every model's answer to them: the README's example is one.
 
-python tests/benchmarks/held_out.py RUN_URI
+python tests/benchmarks/held_out.py RUN_URI              # all of them, as text
+python tests/benchmarks/held_out.py RUN_URI --index 46   # one, as the README's table
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from spin_components.evaluate.judged_answers import questions, sampled
@@ -14,8 +16,8 @@ from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
 
 
-def main(run_uri: str) -> None:
-    """Print each question, the human's answer, and those of the base model and of every finished iteration."""
+def main(run_uri: str, index: int | None) -> None:
+    """Print questions with the human's answer, and those of the base model and of every finished iteration."""
     with open_run(run_uri) as run:
         settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
         places = {"base": (layout.BASE, 0)}
@@ -24,10 +26,21 @@ def main(run_uri: str) -> None:
                 places[f"iteration {t}"] = (t, int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]))
         answers = {name: questions(run, settings, sampled(run, *place), 0) for name, place in places.items()}
     for asked in zip(*answers.values(), strict=True):
-        lines = [asked[0].prompt.strip(), f"human: {asked[0].human}"]
-        lines += [f"{name}: {each.answer}" for name, each in zip(answers, asked, strict=True)]
-        sys.stdout.write("\n".join(lines) + "\n\n")
+        said = {"human": asked[0].human, **dict(zip(answers, (each.answer for each in asked), strict=True))}
+        if index is None:
+            lines = [
+                f"[{asked[0].index}] {asked[0].prompt.strip()}",
+                *(f"{name}: {text}" for name, text in said.items()),
+            ]
+            sys.stdout.write("\n".join(lines) + "\n\n")
+        elif asked[0].index == index:
+            rows = [f"| {name} | {' '.join(text.split())} |" for name, text in said.items()]
+            sys.stdout.write("\n".join(["| | answer |", "| --- | --- |", *rows]) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_uri")
+    parser.add_argument("--index", type=int)
+    given = parser.parse_args()
+    main(given.run_uri, given.index)
