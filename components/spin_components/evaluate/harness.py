@@ -1,18 +1,16 @@
-"""lm-evaluation-harness on one model: tasks found by name, results as plain numbers."""
+"""Runs tasks of lm-evaluation-harness on one model."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_components.errors import ConfigError, EngineError, SpinError
-from spin_components.evaluate.task_files import write_located
+from spin_components.evaluate.task_files import quiet_harness
 from spin_components.evaluation_settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -25,66 +23,6 @@ logger = logging.getLogger(__name__)
 
 _BOOTSTRAPS = 1000
 """For standard errors of metrics that have no formula; the harness takes 100 at most for the slow ones."""
-
-
-def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path) -> Any:
-    """The harness's task manager, knowing every task that is asked for; nothing is loaded yet.
-
-    Its own tasks, thousands of files, are read only where a name is not among the user's.
-
-    Args:
-        evaluation: names the tasks.
-        files: folder of the user's task files, checked; None for none.
-        scratch: an empty folder to write to.
-
-    Raises:
-        ConfigError: there is no task of a name.
-        DataError: a task's data file is not there.
-    """
-    with _quiet():
-        from lm_eval.tasks import TaskManager
-
-        mine: dict[str, Any] = {}
-        located = scratch / "tasks"
-        if files is not None:
-            mine = TaskManager(include_path=str(files), include_defaults=False).task_index
-            needed = _needed(evaluation.tasks, mine)
-            for name in needed & mine.keys():
-                if mine[name].yaml_path is not None:
-                    write_located(mine[name].yaml_path, files, mine[name].cfg or {}, scratch)
-            if needed <= mine.keys():
-                return TaskManager(include_path=str(located), include_defaults=False)
-        both = TaskManager(include_path=str(located) if located.exists() else None)
-    if unknown := [name for name in evaluation.tasks if name not in both.task_index]:
-        like = difflib.get_close_matches(unknown[0], {**both.task_index, **mine}, n=3)
-        raise ConfigError(
-            f"evaluation.tasks names {', '.join(unknown)}, which neither lm-evaluation-harness nor "
-            f"evaluation.task_files has{'; like it: ' + ', '.join(like) if like else ''}. "
-            + (f"The files have {', '.join(sorted(mine))}" if mine else "Tasks of your own: evaluation.task_files")
-        )
-    return both
-
-
-def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
-    """The tasks asked for and, where they are groups or tags, those that are in them."""
-    found: set[str] = set()
-    rest = list(names)
-    while rest:
-        name = rest.pop()
-        if name in found:
-            continue
-        found.add(name)
-        if (entry := index.get(name)) is None:
-            continue
-        if entry.kind.name == "TAG":
-            rest += entry.tags
-        children = (entry.cfg or {}).get("task")
-        for child in children if isinstance(children, list) else []:
-            if isinstance(child, str):
-                rest.append(child)
-            elif isinstance(child, dict) and "dataset_path" not in child and isinstance(child.get("task"), str):
-                rest.append(child["task"])
-    return found
 
 
 def run_tasks(
@@ -113,7 +51,7 @@ def run_tasks(
     if evaluation.chat_template and not tokenizer.chat_template:
         raise ConfigError("evaluation.chat_template = true, but the model's tokenizer has none; set it to false")
     model = load_model(folder, settings.model, device=compute.device).eval()
-    with _quiet(), _explained(evaluation.tasks):
+    with quiet_harness(), _explained(evaluation.tasks):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -179,16 +117,3 @@ def _explained(tasks: Sequence[str]) -> Iterator[None]:
         raise EngineError(
             f"lm-evaluation-harness failed on {', '.join(tasks)}: {type(error).__name__}: {error}"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What the harness and its libraries warn of is about themselves."""
-    level = logging.getLogger("lm_eval").level
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger("lm_eval").setLevel(level)

@@ -170,7 +170,8 @@ def _tasks_part(step: Step, model: Published) -> Part:
             reason = "its weights are not kept (selection.save_top_k)"
             step.warn(f"{name_of(model.iteration)} is not evaluated: {reason}")
             return {"skipped": reason}, {}
-        from spin_components.evaluate.harness import find_tasks, run_tasks
+        from spin_components.evaluate.harness import run_tasks
+        from spin_components.evaluate.task_files import find_tasks
 
         set_threads(settings.hardware)
         folder = run.fetch(files, what="the task files", made_by=made_by) / layout.TASKS if files else None

@@ -1,8 +1,12 @@
-"""The user's own task files: checked before anything runs them, and told where their data lies on this machine."""
+"""Tasks of lm-evaluation-harness: found by name; the user's own files checked, and their data located."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,9 @@ def open_task_files(sources: Sources, evaluation: EvaluationSettings) -> Source:
 
 
 def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
-    """Refuse task files that cannot be read, or that would run code which nobody said to trust.
+    """Refuse task files that cannot be read, or that run code without `evaluation.trust_task_code`.
 
-    Templates in them are Jinja, which the harness evaluates: they are code of a kind too, and taken as they are.
+    Jinja templates in them, which the harness evaluates, are not checked.
 
     Args:
         folder: of the files.
@@ -35,8 +39,8 @@ def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
         trust: whether code in them is allowed: `evaluation.trust_task_code`.
 
     Raises:
-        DataError: there is none, or one is not YAML.
-        ConfigError: one names code.
+        DataError: there is no file, or one is not YAML.
+        ConfigError: one runs code that is not trusted.
     """
     files = sorted(folder.rglob("*.yaml"))
     if not files:
@@ -57,7 +61,7 @@ def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
 
 
 def _code_in(node: Any) -> Iterator[tuple[int, str]]:
-    """Line and name of what runs code."""
+    """Yield line and name of keys and tags that run code."""
     if node is None:
         return
     if node.tag == _FUNCTION:
@@ -73,16 +77,16 @@ def _code_in(node: Any) -> Iterator[tuple[int, str]]:
 
 
 def write_located(path: Path, root: Path, task: Mapping[str, Any], folder: Path) -> None:
-    """Write a task file that is another one, but for the places of its data: absolute, so that any folder will do.
+    """Write a task file that includes another one, with absolute paths of its data.
 
     Args:
-        path: of the other one.
+        path: of the other task file.
         root: folder of all task files.
-        task: what it says, with all that it includes.
-        folder: to write to, with a subfolder `datasets` for what is made of the data.
+        task: its content, with all that it includes.
+        folder: to write to; its subfolder `datasets` is the cache of prepared data.
 
     Raises:
-        DataError: a data file is not there.
+        DataError: a data file is missing.
     """
     where = path.relative_to(root).as_posix()
     located: dict[str, Any] = {"include": str(path)}
@@ -111,7 +115,7 @@ def _each_located(names: Any, beside: Path, root: Path, where: str) -> Any:
 
 
 def _located(name: str, beside: Path, root: Path, where: str) -> str:
-    """A path, or a pattern, as it holds here: beside the file that names it, or below the folder of all."""
+    """The absolute form of a path or pattern: beside the file that names it, or below the folder of all task files."""
     if not _is_relative(name):
         return name
     for folder in (beside, root):
@@ -125,3 +129,76 @@ def _located(name: str, beside: Path, root: Path, where: str) -> str:
 
 def _is_relative(name: str) -> bool:
     return "://" not in name and not Path(name).is_absolute()
+
+
+def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path) -> Any:
+    """The harness's task manager with every task of `evaluation.tasks`; no task is loaded.
+
+    The harness's own tasks, thousands of files, are read only if a name is not among the user's.
+
+    Args:
+        evaluation: names the tasks.
+        files: folder of the user's task files, checked; None for none.
+        scratch: an empty folder to write to.
+
+    Raises:
+        ConfigError: there is no task of a name.
+        DataError: a task's data file is missing.
+    """
+    with quiet_harness():
+        from lm_eval.tasks import TaskManager
+
+        mine: dict[str, Any] = {}
+        located = scratch / "tasks"
+        if files is not None:
+            mine = TaskManager(include_path=str(files), include_defaults=False).task_index
+            needed = _needed(evaluation.tasks, mine)
+            for name in needed & mine.keys():
+                if mine[name].yaml_path is not None:
+                    write_located(mine[name].yaml_path, files, mine[name].cfg or {}, scratch)
+            if needed <= mine.keys():
+                return TaskManager(include_path=str(located), include_defaults=False)
+        both = TaskManager(include_path=str(located) if located.exists() else None)
+    if unknown := [name for name in evaluation.tasks if name not in both.task_index]:
+        like = difflib.get_close_matches(unknown[0], {**both.task_index, **mine}, n=3)
+        raise ConfigError(
+            f"evaluation.tasks names {', '.join(unknown)}, which neither lm-evaluation-harness nor "
+            f"evaluation.task_files has{'; like it: ' + ', '.join(like) if like else ''}. "
+            + (f"The files have {', '.join(sorted(mine))}" if mine else "Tasks of your own: evaluation.task_files")
+        )
+    return both
+
+
+def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
+    """The tasks of some names, with the members of groups and tags."""
+    needed: set[str] = set()
+    rest = list(names)
+    while rest:
+        name = rest.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if (entry := index.get(name)) is None:
+            continue
+        if entry.kind.name == "TAG":
+            rest += entry.tags
+        children = (entry.cfg or {}).get("task")
+        for child in children if isinstance(children, list) else []:
+            if isinstance(child, str):
+                rest.append(child)
+            elif isinstance(child, dict) and "dataset_path" not in child and isinstance(child.get("task"), str):
+                rest.append(child["task"])
+    return needed
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Hide warnings of the harness and its libraries, which are about themselves."""
+    level = logging.getLogger("lm_eval").level
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger("lm_eval").setLevel(level)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from spin_components.evaluate.harness import find_tasks
-from spin_components.evaluate.task_files import open_task_files
+from spin_components.evaluate.task_files import find_tasks, open_task_files
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.execution import Step
 from spin_components.store import layout

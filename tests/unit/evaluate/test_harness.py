@@ -13,8 +13,8 @@ import yaml
 from small import small_settings
 from spin_components.device import Compute
 from spin_components.errors import ConfigError, DataError, EngineError
-from spin_components.evaluate.harness import find_tasks, run_tasks
-from spin_components.evaluate.task_files import check_task_files
+from spin_components.evaluate.harness import run_tasks
+from spin_components.evaluate.task_files import check_task_files, find_tasks
 from spin_components.evaluation_settings import EvaluationSettings
 from spin_components.modeling import load_model
 from spin_components.settings import ModelSettings
