@@ -24,6 +24,7 @@ from spin_components.store.layout import checkpoint
 from spin_components.store.lease import LeaseHolder
 from spin_components.store.run import RunStore, open_run
 from spin_pipeline import local
+from spin_pipeline.cli import main
 from spin_pipeline.status import is_at_work
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
@@ -87,22 +88,26 @@ def test_who_loses_the_race_for_a_run_is_told_who_won(
         ({"S3_ENDPOINT": "127.0.0.1/path"}, "expected http://host:port"),
     ],
 )
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_storage_that_cannot_be_used_is_one_line_and_code_2(
-    s3: S3Server, tmp_path: Path, environment: dict[str, str], message: str
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", **environment)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert SECRET_KEY not in result.stderr + result.stdout
-    assert "guessed-wrong" not in result.stderr + result.stdout
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert SECRET_KEY not in said.err + said.out
+    assert "guessed-wrong" not in said.err + said.out
 
 
-def test_a_bucket_that_is_not_there_is_named(s3: S3Server) -> None:
+def test_a_bucket_that_is_not_there_is_named_in_one_line(s3: S3Server) -> None:
     result = spin("run", "--config", "tiny", "--run-uri", "s3://no-such-bucket/x")
     assert result.returncode == 2
     assert "s3://no-such-bucket/x/" in result.stderr
     assert "NoSuchBucket: there is no such bucket; create it, or correct its name" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_data_and_model_come_from_object_storage(
