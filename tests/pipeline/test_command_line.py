@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from spin_components.store.local import LocalRun
+from spin_pipeline.cli import main
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -186,15 +187,13 @@ def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
         (["hardware.nodes=2", "training.micro_batch_size=1"], "hardware.nodes = 2, but this is one machine"),
     ],
 )
-def test_a_wrong_setting_is_reported_at_once_with_code_2(settings: list[str], message: str, tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_a_wrong_setting_is_reported_at_once_with_code_2(
+    settings: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = [part for setting in settings for part in ("--set", setting)]
-    result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert main(["run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *overrides]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "events").exists(), "a step was started"
-    print(f"{time.monotonic() - started:.1f} s")  # noqa: T201 - shown with -s; a limit here would fail on a busy machine
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
@@ -202,14 +201,14 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     config.write_text('[model]\nbase = 3\n[data]\ntrain = ""\n[spin]\nmax_epochs = 0\n[generation]\ntop_q = 1\n')
     result = spin("run", "--config", str(config))
     assert result.returncode == 2
-    for setting in ("data.train", "spin.max_epochs", "generation.top_q"):
-        assert setting in result.stderr
+    assert "Traceback" not in result.stderr
+    for place in ("data.train", "spin.max_epochs", "generation.top_q"):
+        assert place in result.stderr
 
 
-def test_status_without_a_run_is_an_error(tmp_path: Path) -> None:
-    result = spin("status", str(tmp_path / "nowhere"))
-    assert result.returncode == 2
-    assert "no run at" in result.stderr
+def test_status_without_a_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert "no run at" in capsys.readouterr().err
 
 
 def test_compile_writes_ir_that_kfp_loads_without_torch(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from spin_components.settings.settings import Settings
 from spin_components.store.bucket import DEADLINE
 from spin_components.store.layout import checkpoint
 from spin_components.store.open import open_run
+from spin_pipeline.cli import main
 from spin_pipeline.local import run as local
 from spin_pipeline.runs.status import is_at_work
 from support.gate import Gate
@@ -28,7 +29,7 @@ from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 LOSE = """
 import json, os, sys
-
+from spin_components.store.lease import LeaseHolder
 from spin_components.store.open import open_run
 
 os.environ["SPIN_RUNNER"] = sys.argv[1]  # a process that lives on holds the lease
@@ -92,15 +93,18 @@ def test_the_loser_of_a_race_for_a_run_is_told_the_winner(
         ({"S3_ENDPOINT": "127.0.0.1/path"}, "expected http://host:port"),
     ],
 )
+@pytest.mark.usefixtures("s3", "retry_clock")
 def test_unusable_storage_is_a_one_line_error_with_code_2(
-    s3: S3Server, tmp_path: Path, environment: dict[str, str], message: str
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = spin("run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x", **environment)
-    assert result.returncode == 2, result.stdout + result.stderr
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert SECRET_KEY not in result.stderr + result.stdout
-    assert "guessed-wrong" not in result.stderr + result.stdout
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "--config", "tiny", "--run-uri", f"s3://{BUCKET}/x"]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert SECRET_KEY not in said.err + said.out
+    assert "guessed-wrong" not in said.err + said.out
 
 
 def test_a_missing_bucket_is_named(s3: S3Server) -> None:
@@ -108,6 +112,7 @@ def test_a_missing_bucket_is_named(s3: S3Server) -> None:
     assert result.returncode == 2
     assert "s3://no-such-bucket/x/" in result.stderr
     assert "NoSuchBucket: the bucket does not exist; create it, or correct its name" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_data_and_model_are_read_from_object_storage(
