@@ -44,8 +44,9 @@ def val_losses_inside(run: LocalRun) -> list[float]:
 def assert_weights_alike(base: Path, found: LocalRun, expected: LocalRun, epoch: int) -> None:
     """Of the policies after an epoch, of three steps each."""
     paths = [run.path(f"{layout.epoch(0, epoch)}/policy/model.safetensors") for run in (found, expected)]
+    trained, reference = (load_file(path) for path in paths)
     start = load_file(base / "model.safetensors")
-    bounds.assert_trained_alike(*map(load_file, paths), start, lr=1e-3, num_steps=3 * (1 + epoch))
+    bounds.assert_trained_alike(trained, reference, start, lr=1e-3, num_steps=3 * (1 + epoch))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

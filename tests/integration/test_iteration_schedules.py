@@ -129,11 +129,12 @@ def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(
     expected = rows_of(run, 1, 0)
     run.delete(layout.epoch(1, 0))
     train(uri, 1, 0, reference, scores, {"device": "cpu", "ranks": 2, "threads": 1})
-    for name, bound in (
+    tolerances: tuple[tuple[str, dict[str, Any]], ...] = (
         ("loss", {"abs": bounds.of_small_run(tiny_llama, num_steps=3)}),
         ("sft_loss", {"abs": bounds.of_small_run(tiny_llama, num_steps=3)}),
         ("rewards_actual_mean", {"abs": bounds.of_small_run(tiny_llama, num_steps=3)}),
         ("grad_norm", {"rel": bounds.of_gradient_norm(tiny_llama, num_steps=3)}),
-    ):
+    )
+    for name, bound in tolerances:
         assert [row[name] for row in rows_of(run, 1, 0)] == pytest.approx([row[name] for row in expected], **bound)
     assert state_after(run, 1, 0)["num_updates"] == 6
