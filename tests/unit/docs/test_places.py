@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_the_tree_of_the_architecture_page_is_there() -> None:
     paths = tree_paths((ROOT / "docs/architecture.md").read_text("utf-8"))
     assert len(paths) > 30
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_order_of_imports_is_the_one_that_is_checked() -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    for contract in contracts:
+        for package in contract.get("containers", []):
+            layers = [layer.replace(" | ", ", ") for layer in contract["layers"]]
+            written = " > ".join("the steps" if layer.startswith("prepare, ") else layer for layer in layers)
+            assert re.search(rf"^{package} +{re.escape(written)}$", text, re.MULTILINE), written
 
 
 @pytest.mark.parametrize("page", GUIDES)
