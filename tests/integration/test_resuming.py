@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from spin_components.errors import IntegrityError
+from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
+from spin_components.train_epoch.loop import EpochLoop
 from spin_components.train_epoch.step import train
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
@@ -114,4 +116,27 @@ def test_time_running_out_inside_an_epoch_saves_first(
         stops += 1
         assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 4 * stops
     assert stops > 2
+    assert losses(run) == losses(undisturbed)
+
+
+def test_a_signal_inside_an_epoch_saves_first(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}))
+    settings = make_settings()
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    run = LocalRun(Path(settings.run.uri))
+    after_step = EpochLoop._after_step
+
+    def terminate(loop: EpochLoop, done: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        after_step(loop, done)
+
+    with monkeypatch.context() as context, pytest.raises(Interrupted, match="SIGTERM"):
+        context.setattr(EpochLoop, "_after_step", terminate)
+        _train(settings, reference, scores)
+    assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 1
+    assert not list(run.root.rglob("*.part"))
+    _train(settings, reference, scores)
     assert losses(run) == losses(undisturbed)
