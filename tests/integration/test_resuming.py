@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spin_components.errors import IntegrityError
+from spin_components.record.events import EventLog
 from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
@@ -31,19 +32,26 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
     train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
 
 
+def _train_and_die(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
+    """Train in this process, which kills itself at the event of save number `num_saves`."""
+    write = EventLog.write
+
+    def write_and_die(log: EventLog, kind: str, **fields: Any) -> None:
+        write(log, kind, **fields)
+        if kind == "save" and fields["done"] == num_saves:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    EventLog.write = write_and_die  # type: ignore[method-assign]
+    _train(settings, reference, scores)
+
+
 def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in a separate process and kill it after a number of saves."""
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings, reference, scores))
+    """Train in a separate process that is killed after a number of saves."""
+    arguments = (settings, reference, scores, num_saves)
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=arguments)
     process.start()
-    pointer = Path(settings.run.uri, layout.partial(0, 0))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.is_alive():
-        if pointer.exists() and json.loads(pointer.read_text("utf-8"))["facts"]["done"] >= num_saves:
-            break
-        time.sleep(0.005)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
