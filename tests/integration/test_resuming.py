@@ -41,7 +41,7 @@ def _train_and_die(settings: Settings, reference: str, scores: list[str], num_sa
         if kind == "save" and fields["done"] == num_saves:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    EventLog.write = write_and_die  # type: ignore[method-assign]
+    EventLog.write = write_and_die  # type: ignore[method-assign, assignment]
     _train(settings, reference, scores)
 
 
