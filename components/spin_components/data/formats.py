@@ -113,8 +113,8 @@ def _question(key: str, answer_key: str) -> Callable[[Fields], list[Turn]]:
             question = "\n\n".join([question, *(each for each in added if each.strip())])
             turns = [*_history(fields), Turn(key, Message("user", question))]
         else:
-            _refuse(("history", "input", "context"), fields, ())
             turns = messages(key, question)
+            _refuse(("history", "input", "context"), fields, turns)
         return [*turns, *_answer(answer_key, fields[answer_key])]
 
     return parse
@@ -141,7 +141,7 @@ def _chosen(fields: Fields) -> list[Turn]:
     answer = _answer("chosen", chosen)
     is_whole = any(turn.message.role == "user" for turn in answer)
     if is_whole or "prompt" not in fields:
-        _refuse(("history", "input", "context"), fields, ())
+        _refuse(("history", "input", "context"), fields, answer)
         return answer
     return _question("prompt", "chosen")(fields)
 
@@ -181,18 +181,16 @@ FORMATS = (
 
 
 def _conversation(form: Format, fields: Fields) -> Conversation:
-    _refuse(tuple(REFUSED), fields, form.used)
     _refuse_judged(form, fields)
     turns = form.parse(fields)
     if turns and turns[0].message.role == "system" and not turns[0].message.content.strip():
         turns = turns[1:]
     turns = [*_system(fields, turns), *turns]
+    _refuse([key for key in REFUSED if key not in form.used], fields, turns)
     prompt, answer = _checked(turns)
     read = {*form.keys, *form.used, *form.left}
     unread = [key for key, value in fields.items() if key not in read and has_text(value)]
-    if unread:  # a text that the turns repeat is read
-        said = "\n".join(turn.message.content for turn in turns)
-        unread = [key for key in unread if not all(each.strip() in said for each in texts(fields[key]))]
+    unread = [key for key in unread if not _is_said(fields[key], turns)]
     unread += [key for turn in turns for key in turn.unread]
     return Conversation(prompt, answer, tuple(dict.fromkeys(unread)))
 
@@ -211,10 +209,18 @@ def _system(fields: Fields, turns: Sequence[Turn]) -> list[Turn]:
     return []
 
 
-def _refuse(keys: Sequence[str], fields: Fields, used: Sequence[str]) -> None:
+def _refuse(keys: Sequence[str], fields: Fields, turns: Sequence[Turn]) -> None:
+    """Refuse keys that hold what no turn says."""
     for key in keys:
-        if key not in used and not is_empty(fields.get(key)):
+        if not is_empty(fields.get(key)) and not _is_said(fields[key], turns):
             raise ValueError(f"{key} = {json.dumps(fields[key], default=str)[:60]} holds {REFUSED[key]}")
+
+
+def _is_said(value: object, turns: Sequence[Turn]) -> bool:
+    """Whether the turns repeat all of a value's text, and it has some."""
+    said = "\n".join(turn.message.content for turn in turns)
+    found = [each.strip() in said for each in texts(value)]
+    return bool(found) and all(found)
 
 
 def _refuse_judged(form: Format, fields: Fields) -> None:

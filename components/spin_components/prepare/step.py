@@ -181,7 +181,9 @@ def _base_model(step: Step, settings: Settings) -> Source:
 def _data(step: Step, name: str, uri: str) -> Source:
     what = f"data.{name}"
     if not builtin.is_builtin(uri):
-        return step.run.sources.open_data(uri, what=what)
+        began = step.run.read_json(layout.RUN)["data"] if step.run.exists(layout.RUN) else {}
+        recorded = began.get(name, {}).get("files", ())
+        return step.run.sources.open_data(uri, what=what, recorded=recorded)
     kind = builtin.check_builtin(uri, what=what, kinds=builtin.DATA_SETS)
     return _made(step, uri, layout.builtin_data(name), layout.inputs_manifest(name), builtin.DATA_SETS[kind])
 

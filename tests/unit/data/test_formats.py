@@ -183,6 +183,11 @@ def test_keys_that_have_no_place_in_turns_are_refused(key: str, value: object, m
     assert parse_record({**record, key: None}) == HI
 
 
+def test_text_that_a_turn_repeats_is_not_refused() -> None:
+    record = {"messages": [user("A long text. Why?"), assistant("Hello")], "context": "A long text."}
+    assert parse_record(record).unread == ()
+
+
 @pytest.mark.parametrize(
     ("turn", "message"),
     [

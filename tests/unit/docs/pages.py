@@ -203,7 +203,9 @@ def formats_page() -> str:
     rows = [(told, f"`{json.dumps(record)}`", _read(parse_record(record))) for told, record in EXAMPLES.items()]
     lines += _table(("form", "record", "read as"), rows)
     lines += ["", "What becomes of further keys:", ""]
-    lines += _table(("format", "read", "refused where it holds something", "not read"), map(_further_keys, FORMATS))
+    lines += _table(
+        ("format", "read", "refused where it holds what no turn says", "not read"), map(_further_keys, FORMATS)
+    )
     lines += ["", "What they hold:", ""]
     lines += _table(("key", "what it is"), [(f"`{key}`", f"read: {told}") for key, told in KEYS.items()])
     lines += [(f"| `{key}` | refused: {told} |") for key, told in REFUSED.items() if key not in KEYS]

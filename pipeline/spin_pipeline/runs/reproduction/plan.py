@@ -185,7 +185,7 @@ def _check_contents(history: History, settings: Configuration) -> None:
             raise ModelError(_explained("base model", settings.model.base, changed, history.uri))
         for name, recorded in history.record["data"].items():
             uri = getattr(settings.data, name)
-            opened = sources.open_data(uri, what=f"the recorded data.{name}")
+            opened = sources.open_data(uri, what=f"the recorded data.{name}", recorded=recorded["files"])
             if changed := _changed(_digests(recorded["files"]), opened.digests):
                 raise DataError(_explained(f"data.{name}", uri, changed, history.uri))
 
