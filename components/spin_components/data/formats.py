@@ -4,120 +4,239 @@
     real (generated is ignored)        the authors' (uclaml/SPIN): lists of {role, content}
     conversations (system, mask)       NeMo SFT chat and ShareGPT: a list of {from, value}
     prompt + response or completion    strings, or TRL's lists of {role, content}
-    instruction (input) + output       Alpaca
+    instruction + output or response   Alpaca (input, system, history) and Dolly (context)
+    chosen (rejected is ignored)       preference data: the whole conversation, or the answer to `prompt`
 
 The first format of this list whose keys are all present is used; a key with the value null counts as absent.
+A key that changes what the turns say is used or refused, see `KEYS`; of any other that holds text, the name is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+
+from spin_components.data.turns import (
+    Conversation,
+    Fields,
+    Message,
+    Turn,
+    has_text,
+    is_empty,
+    kind,
+    messages,
+    text,
+    texts,
+)
+
+__all__ = ["FORMATS", "FORMS", "KEYS", "REFUSED", "Conversation", "Format", "Message", "parse_record"]
 
 FORMS = (
     "messages; real (with generated); conversations; prompt + response; prompt + completion; "
-    "instruction (with input) + output"
+    "instruction (with input) + output; instruction (with context) + response; chosen (with prompt, rejected)"
 )
 
-_COMMON_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-_JSON_NAMES = {
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
+KEYS = {
+    "system": "the system turn, before the others",
+    "system_prompt": "as `system`",
+    "history": "earlier turns, a list of [question, answer], before the question",
+    "input": "follows the instruction or the prompt, after a blank line",
+    "context": "as `input`",
+    "mask": "NeMo's name of the user",
 }
+"""What becomes of a key that a format uses beside those that it is recognised by."""
+
+REFUSED = {
+    **dict.fromkeys(("system", "system_prompt"), "a system turn, where the turns have another one"),
+    "history": "earlier turns, which have no place before a list of turns: put them into the list",
+    **dict.fromkeys(("input", "context"), "text with no place in a list of turns: put it into a turn"),
+    **dict.fromkeys(("tools", "functions"), "tools to call, and only turns of text can be trained on; drop the record"),
+    "documents": "documents for the template, which are not rendered: put them into a turn",
+    **dict.fromkeys(
+        ("reasoning", "reasoning_content", "thinking"),
+        "reasoning beside the answer: write it into the answer as the model should write it (<think>…</think>), "
+        "or remove the key",
+    ),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "no text: only text can be trained on"),
+}
+"""Keys that are refused in a format that does not use them, with what they hold."""
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn; `role` is system, user or assistant."""
+class Format:
+    """One form of a record.
 
-    role: str
-    content: str
+    Attributes:
+        keys: those that it is recognised by.
+        parse: its turns.
+        used: further keys that are read.
+        left: other answers of the record, which are not read.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A prompt, whose last turn is the user's, and the human answer to it."""
-
-    prompt: tuple[Message, ...]
-    answer: str
+    keys: tuple[str, ...]
+    parse: Callable[[Fields], list[Turn]]
+    used: tuple[str, ...] = ("system", "system_prompt")
+    left: tuple[str, ...] = ()
 
 
 def parse_record(record: object) -> Conversation:
-    """Parse a decoded record; unknown keys are ignored.
+    """Parse a decoded record.
 
     Raises:
         ValueError: no format has its keys, or the content is invalid; the message says what was found and expected.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"the record is {_kind(record)}, expected an object with the keys of one of: {FORMS}")
+        raise ValueError(f"the record is {kind(record)}, expected an object with the keys of one of: {FORMS}")
     fields = {key: value for key, value in record.items() if value is not None}
-    for keys, parse in _PARSERS:
-        if all(key in fields for key in keys):
-            return _conversation(parse(fields))
+    for each in FORMATS:
+        if all(key in fields for key in each.keys):
+            return _conversation(each, fields)
     keys_found = ", ".join(sorted(repr(key) for key in fields)) or "none"
     raise ValueError(f"no known format has the keys found ({keys_found}); expected the keys of one of: {FORMS}")
 
 
-_Fields: TypeAlias = Mapping[str, object]
-_Located: TypeAlias = tuple[str, Message]  # a turn with its path in the record, for error messages
-
-
-def _from_messages(fields: _Fields) -> list[_Located]:
-    return _messages("messages", fields["messages"])
-
-
-def _from_real(fields: _Fields) -> list[_Located]:
-    return _messages("real", fields["real"])
-
-
-def _from_conversations(fields: _Fields) -> list[_Located]:
-    turns = _objects("conversations", fields["conversations"])
-    names = [_text(f"{location}.from", turn.get("from")) for location, turn in turns]
-    roles = _roles(names, fields.get("mask"))
-    located = [
-        (location, Message(role, _text(f"{location}.value", turn.get("value"))))
-        for role, (location, turn) in zip(roles, turns, strict=True)
-    ]
-    system = _text("system", fields.get("system", ""))
-    return [("system", Message("system", system)), *located] if system.strip() else located
-
-
-def _from_prompt(answer_key: str) -> Callable[[_Fields], list[_Located]]:
-    def parse(fields: _Fields) -> list[_Located]:
-        return [*_turns("prompt", "user", fields["prompt"]), *_turns(answer_key, "assistant", fields[answer_key])]
+def _turns_of(key: str) -> Callable[[Fields], list[Turn]]:
+    def parse(fields: Fields) -> list[Turn]:
+        return messages(key, fields[key], fields.get("mask") if key == "conversations" else None)
 
     return parse
 
 
-def _from_instruction(fields: _Fields) -> list[_Located]:
-    instruction = _text("instruction", fields["instruction"])
-    extra = _text("input", fields.get("input", ""))
-    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    answer = _text("output", fields["output"])
-    return [("instruction", Message("user", prompt)), ("output", Message("assistant", answer))]
+def _question(key: str, answer_key: str) -> Callable[[Fields], list[Turn]]:
+    """A question with what belongs to it, and its answer; each a string or a list of messages."""
+
+    def parse(fields: Fields) -> list[Turn]:
+        question = fields[key]
+        if isinstance(question, str):
+            added = [text(name, fields.get(name, "")) for name in ("input", "context")]
+            question = "\n\n".join([question, *(each for each in added if each.strip())])
+            turns = [*_history(fields), Turn(key, Message("user", question))]
+        else:
+            turns = messages(key, question)
+            _refuse(("history", "input", "context"), fields, turns)
+        return [*turns, *_answer(answer_key, fields[answer_key])]
+
+    return parse
 
 
-_PARSERS: tuple[tuple[tuple[str, ...], Callable[[_Fields], list[_Located]]], ...] = (
-    (("messages",), _from_messages),
-    (("real",), _from_real),
-    (("conversations",), _from_conversations),
-    (("prompt", "response"), _from_prompt("response")),
-    (("prompt", "completion"), _from_prompt("completion")),
-    (("instruction", "output"), _from_instruction),
+def _answer(key: str, value: object) -> list[Turn]:
+    return [Turn(key, Message("assistant", value))] if isinstance(value, str) else messages(key, value)
+
+
+def _instruction(answer_key: str) -> Callable[[Fields], list[Turn]]:
+    parse = _question("instruction", answer_key)
+
+    def strings(fields: Fields) -> list[Turn]:
+        return parse({**fields, **{key: text(key, fields[key]) for key in ("instruction", answer_key)}})
+
+    return strings
+
+
+def _chosen(fields: Fields) -> list[Turn]:
+    """The preferred answer, alone or at the end of the whole conversation."""
+    chosen = fields["chosen"]
+    if isinstance(chosen, str) and "prompt" not in fields:
+        raise ValueError("chosen is a string and there is no prompt, expected a list of turns, or a prompt beside it")
+    answer = _answer("chosen", chosen)
+    is_whole = any(turn.message.role == "user" for turn in answer)
+    if is_whole or "prompt" not in fields:
+        _refuse(("history", "input", "context"), fields, answer)
+        return answer
+    return _question("prompt", "chosen")(fields)
+
+
+def _history(fields: Fields) -> list[Turn]:
+    """Earlier questions and answers, in LLaMA-Factory's form."""
+    value = fields.get("history", [])
+    if is_empty(value):
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"history is {kind(value)}, expected a list of [question, answer]")
+    if all(isinstance(each, dict) for each in value):
+        return messages("history", value)
+    turns = []
+    for index, pair in enumerate(value):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"history[{index}] is {kind(pair)}, expected a list of two strings, [question, answer]")
+        for place, (role, each) in enumerate(zip(("user", "assistant"), pair, strict=True)):
+            location = f"history[{index}][{place}]"
+            turns.append(Turn(location, Message(role, text(location, each))))
+    return turns
+
+
+_TEXT_USED = ("system", "system_prompt", "history", "input", "context")
+
+FORMATS = (
+    Format(("messages",), _turns_of("messages"), left=("chosen", "rejected")),
+    Format(("real",), _turns_of("real"), left=("generated",)),
+    Format(("conversations",), _turns_of("conversations"), used=("system", "system_prompt", "mask")),
+    Format(("prompt", "response"), _question("prompt", "response"), used=_TEXT_USED),
+    Format(("prompt", "completion"), _question("prompt", "completion"), used=_TEXT_USED),
+    Format(("instruction", "output"), _instruction("output"), used=_TEXT_USED),
+    Format(("instruction", "response"), _instruction("response"), used=_TEXT_USED),
+    Format(("chosen",), _chosen, used=_TEXT_USED, left=("rejected",)),
 )
+"""Every format, in the order in which they are tried."""
 
 
-def _conversation(turns: Sequence[_Located]) -> Conversation:
-    """Check the order of roles and that no turn is blank; a blank system message is dropped."""
-    if turns and turns[0][1].role == "system" and not turns[0][1].content.strip():
+def _conversation(form: Format, fields: Fields) -> Conversation:
+    _refuse_judged(form, fields)
+    turns = form.parse(fields)
+    if turns and turns[0].message.role == "system" and not turns[0].message.content.strip():
         turns = turns[1:]
+    turns = [*_system(fields, turns), *turns]
+    _refuse([key for key in REFUSED if key not in form.used], fields, turns)
+    prompt, answer = _checked(turns)
+    read = {*form.keys, *form.used, *form.left}
+    unread = [key for key, value in fields.items() if key not in read and has_text(value)]
+    unread = [key for key in unread if not _is_said(fields[key], turns)]
+    unread += [key for turn in turns for key in turn.unread]
+    return Conversation(prompt, answer, tuple(dict.fromkeys(unread)))
+
+
+def _system(fields: Fields, turns: Sequence[Turn]) -> list[Turn]:
+    """The record's system text as a turn, unless the turns begin with it."""
+    for key in ("system", "system_prompt"):
+        content = text(key, fields.get(key, ""))
+        if not content.strip():
+            continue
+        first = turns[0].message if turns else None
+        if first is None or first.role != "system":
+            return [Turn(key, Message("system", content))]
+        if first.content.strip() != content.strip():
+            raise ValueError(f"{key} holds {REFUSED[key]}, {turns[0].location}; keep one of them")
+    return []
+
+
+def _refuse(keys: Sequence[str], fields: Fields, turns: Sequence[Turn]) -> None:
+    """Refuse keys that hold what no turn says."""
+    for key in keys:
+        if not is_empty(fields.get(key)) and not _is_said(fields[key], turns):
+            raise ValueError(f"{key} = {json.dumps(fields[key], default=str)[:60]} holds {REFUSED[key]}")
+
+
+def _is_said(value: object, turns: Sequence[Turn]) -> bool:
+    """Whether the turns repeat all of a value's text, and it has some."""
+    said = "\n".join(turn.message.content for turn in turns)
+    found = [each.strip() in said for each in texts(value)]
+    return bool(found) and all(found)
+
+
+def _refuse_judged(form: Format, fields: Fields) -> None:
+    """Refuse a record that says that its answer is not to be trained on, or less than others."""
+    if "prompt" in form.keys and fields.get("label") is False:  # unpaired preferences, as TRL's KTO reads them
+        raise ValueError("label is false: the answer was judged a bad one; drop the record")
+    weight = fields.get("weight", 1)
+    if isinstance(weight, (int, float)) and weight != 1:
+        raise ValueError(f"weight is {weight}, and SPIN weighs all records the same; drop the record or the key")
+
+
+def _checked(turns: Sequence[Turn]) -> tuple[tuple[Message, ...], str]:
+    """Prompt and answer, where roles take turns and no turn is blank."""
     expected = "user"
-    for index, (location, message) in enumerate(turns):
+    for index, turn in enumerate(turns):
+        location, message = turn.location, turn.message
         if index == 0 and message.role == "system":
             continue
         if message.role != expected:
@@ -128,80 +247,10 @@ def _conversation(turns: Sequence[_Located]) -> Conversation:
         if not message.content.strip():
             raise ValueError(f"{location}, the {message.role}'s turn, is empty, expected text")
         expected = "assistant" if expected == "user" else "user"
-    if not turns or turns[-1][1].role != "assistant":
-        problem = f"{turns[-1][0]} has role {turns[-1][1].role!r}" if turns else "there is no turn"
+    if not turns or turns[-1].message.role != "assistant":
+        problem = f"{turns[-1].location} has role {turns[-1].message.role!r}" if turns else "there is no turn"
         raise ValueError(
             f"{problem} at the end, expected 'assistant'; SPIN needs a human answer to play against: "
             "drop the record or add the answer"
         )
-    return Conversation(tuple(message for _, message in turns[:-1]), turns[-1][1].content)
-
-
-def _roles(names: Sequence[str], mask: object) -> list[str]:
-    """Roles of NeMo's speakers: `mask` names the user, and the one other speaker is the assistant."""
-    if mask is None:
-        unknown = sorted({name for name in names if name.lower() not in _COMMON_ROLES})
-        if unknown:
-            raise ValueError(
-                f"conversations has the speakers {unknown}, expected {sorted(_COMMON_ROLES)}; "
-                "with other names, name the user's in the key 'mask'"
-            )
-        return [_COMMON_ROLES[name.lower()] for name in names]
-    user = _text("mask", mask)
-    others = sorted({name for name in names if name != user and name.lower() != "system"})
-    if user not in names or len(others) > 1:
-        raise ValueError(
-            f"conversations has the speakers {sorted(set(names))}, expected the masked one, {user!r} (the user), "
-            "and one other (the assistant)"
-        )
-    return ["user" if name == user else "system" if name.lower() == "system" else "assistant" for name in names]
-
-
-def _turns(key: str, role: str, value: object) -> list[_Located]:
-    """Turns of a value that is a string, one turn of `role`, or a list of messages."""
-    return [(key, Message(role, value))] if isinstance(value, str) else _messages(key, value)
-
-
-def _messages(key: str, value: object) -> list[_Located]:
-    located = []
-    for location, item in _objects(key, value):
-        role = _text(f"{location}.role", item.get("role"))
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"{location}.role is {role!r}, expected 'system', 'user' or 'assistant'")
-        located.append((location, Message(role, _content(f"{location}.content", item.get("content")))))
-    return located
-
-
-def _objects(key: str, value: object) -> list[tuple[str, Mapping[str, object]]]:
-    if not isinstance(value, list):
-        raise ValueError(f"{key} is {_kind(value)}, expected a list of turns")
-    if not value:
-        raise ValueError(f"{key} is an empty list, expected a user's turn and an assistant's")
-    for index, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise ValueError(f"{key}[{index}] is {_kind(item)}, expected an object")
-    return [(f"{key}[{index}]", item) for index, item in enumerate(value)]
-
-
-def _content(location: str, value: object) -> str:
-    """Text of a message whose content is a string or a list of text parts, which are joined."""
-    if not isinstance(value, list):
-        return _text(location, value)
-    texts = []
-    for part_location, part in _objects(location, value):
-        if part.get("type") != "text":
-            raise ValueError(
-                f"{part_location}.type is {part.get('type')!r}, expected 'text': only text can be trained on"
-            )
-        texts.append(_text(f"{part_location}.text", part.get("text")))
-    return "".join(texts)
-
-
-def _text(location: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{location} is {_kind(value)}, expected a string")
-    return value
-
-
-def _kind(value: object) -> str:
-    return "missing or null" if value is None else _JSON_NAMES.get(type(value), f"a {type(value).__name__}")
+    return tuple(turn.message for turn in turns[:-1]), turns[-1].message.content

@@ -1,14 +1,17 @@
 """Data files read as streams: every record is validated, and bad ones are reported with their line.
 
-A file is JSON lines (`.jsonl`, `.json`, either with `.gz`) or Parquet (`.parquet`); for the records see `formats`.
+A file is JSON lines (`.jsonl`, `.json`, either with `.gz`), Parquet (`.parquet`), or Arrow (`.arrow`, as the library
+`datasets` saves it); for the records see `formats`.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +25,19 @@ NUM_LISTED = 10
 """Number of bad records that are reported one by one."""
 
 _ROWS_A_BATCH = 1024
+_LFS = b"version https://git-lfs.github.com/spec/"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_TABLES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation and its line in the file (row, in Parquet), from 1."""
+    """A conversation and its line in the file (row, in Parquet or Arrow), from 1."""
 
     conversation: Conversation
     line: int
@@ -34,7 +45,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A line of the file (row, in Parquet) without a usable conversation, and the reason."""
+    """A line of the file (row, in Parquet or Arrow) without a usable conversation, and the reason."""
 
     line: int
     reason: str
@@ -88,7 +99,7 @@ def read_records(path: Path, *, on_bad_record: str, max_records: int = 0, addres
     records: list[Record] = []
     bad: list[BadRecord] = []
     num_bad = 0
-    unit = "row" if file.name.endswith(".parquet") else "line"
+    unit = "row" if file.name.endswith(_TABLES) else "line"
     with closing(_parsed(source, file)) as parsed_lines:
         for line, parsed in parsed_lines:
             if isinstance(parsed, Conversation):
@@ -129,13 +140,14 @@ def _check_suffix(file: Path) -> Path:
 
 
 def _parsed(source: str, file: Path) -> _ParsedLines:
-    return _parsed_rows(source, file) if file.name.endswith(".parquet") else _parsed_lines(source, file)
+    return _parsed_rows(source, file) if file.name.endswith(_TABLES) else _parsed_lines(source, file)
 
 
 def _parsed_lines(source: str, file: Path) -> _ParsedLines:
     first = True
     try:
         with _open(file) as stream:
+            _refuse_encoding(source, stream)
             for line, raw in enumerate(stream, 1):
                 if line == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -153,6 +165,30 @@ def _parsed_lines(source: str, file: Path) -> _ParsedLines:
         raise DataError(f"{source} cannot be read ({error}), expected a readable file of JSON lines") from error
 
 
+def _refuse_encoding(source: str, stream: IO[bytes]) -> None:
+    """Refuse a file that is no UTF-8 text as a whole, by its first bytes; leaves the stream at its beginning.
+
+    Raises:
+        DataError: it is UTF-16 or UTF-32, or a pointer of Git LFS.
+    """
+    head = stream.read(64)
+    stream.seek(0)
+    _refuse_pointer(source, head)
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "")
+    if not encoding and b"\0" in head[:4]:
+        encoding = "UTF-16LE" if head[1:2] == b"\0" else "UTF-16BE"
+    if encoding:
+        raise DataError(
+            f"{source}, line 1: the file is {encoding}, expected UTF-8 text; convert it: "
+            f"iconv -f {encoding} -t UTF-8 {Path(source).name} > new.jsonl"
+        )
+
+
+def _refuse_pointer(source: str, head: bytes) -> None:
+    if head.startswith(_LFS):
+        raise DataError(f"{source} is a pointer of Git LFS, expected the file itself; fetch it with `git lfs pull`")
+
+
 def _open(file: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
@@ -165,12 +201,19 @@ def _parse_line(raw: bytes) -> _Parsed:
     except UnicodeDecodeError as error:
         return f"byte {error.start + 1} is not UTF-8 ({error.reason}), expected UTF-8 text"
     except json.JSONDecodeError as error:
-        return f"not valid JSON ({error.msg} at column {error.colno}), expected one JSON object"
+        return f"not valid JSON ({error.msg} at column {error.colno}), expected one JSON object{_comma(raw)}"
     except RecursionError:
         return "nested too deeply to be read, expected one JSON object with a conversation"
     except ValueError as error:
         return str(error)
     return conversation
+
+
+def _comma(raw: bytes) -> str:
+    """What to do about a comma too many, where that is what is wrong with a line."""
+    if raw.endswith(b","):
+        return " without a comma after it; take the comma away (JSON lines have none between them)"
+    return "; take away the comma before its closing bracket" if re.search(rb",\s*[}\]]", raw) else ""
 
 
 def _refuse_surrogates(conversation: Conversation) -> None:
@@ -188,17 +231,35 @@ def _refuse_surrogates(conversation: Conversation) -> None:
 
 def _parsed_rows(source: str, file: Path) -> _ParsedLines:
     import pyarrow
-    import pyarrow.parquet
 
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
-                for record in batch.to_pylist():
-                    row += 1
-                    yield row, _parse_row(record)
+        for batch in _arrow_batches(file) if file.suffix == ".arrow" else _parquet_batches(file):
+            for record in batch:
+                row += 1
+                yield row, _parse_row(record)
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise DataError(f"{source}, after row {row}: cannot be read ({error}), expected a Parquet file") from error
+        with file.open("rb") as stream:
+            _refuse_pointer(source, stream.read(64))
+        expected = "a Parquet file" if file.suffix == ".parquet" else "an Arrow stream, as `save_to_disk` writes it"
+        raise DataError(f"{source}, after row {row}: cannot be read ({error}), expected {expected}") from error
+
+
+def _parquet_batches(file: Path) -> Iterator[list[object]]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as table:
+        for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
+            yield batch.to_pylist()
+
+
+def _arrow_batches(file: Path) -> Iterator[list[object]]:
+    import pyarrow.ipc
+
+    with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as reader:
+        for batch in reader:
+            for start in range(0, batch.num_rows, _ROWS_A_BATCH):
+                yield batch.slice(start, _ROWS_A_BATCH).to_pylist()
 
 
 def _parse_row(record: object) -> _Parsed:

@@ -53,7 +53,7 @@ class Rendered:
         prompt_ids: up to where the answer begins.
         actual_ids: the answer, with the end-of-sequence token as its last id and nowhere else, unless it was cut.
         actual_ended: whether the last id is the end-of-sequence token; False where the answer was cut.
-        prompt_cut: number of ids dropped from the start of the prompt.
+        prompt_cut: number of ids dropped from the prompt.
     """
 
     prompt_ids: list[int]
@@ -70,7 +70,9 @@ class Renderer:
         eos_ids: ids of the tokens that end an answer, the template's own first; see `find_eos_ids`.
         max_length: limit of prompt and answer together, in tokens; a longer answer is cut and has no end-of-sequence
             token.
-        max_prompt_length: limit of the prompt, in tokens; of a longer one the end is kept.
+        max_prompt_length: limit of the prompt, in tokens.
+        long_prompts: what happens to a longer one: `cut_start` keeps its end, `cut_middle` as many of its first tokens
+            (BOS, system turn) as of its last, `refuse` refuses the conversation.
 
     Raises:
         ConfigError: the limits leave no tokens for a prompt or an answer.
@@ -78,7 +80,13 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int], *, max_length: int, max_prompt_length: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int],
+        *,
+        max_length: int,
+        max_prompt_length: int,
+        long_prompts: str = "cut_start",
     ) -> None:
         if not 0 < max_prompt_length < max_length:
             raise ConfigError(
@@ -88,6 +96,7 @@ class Renderer:
         self._tokenizer = tokenizer
         self._eos_ids = list(eos_ids)
         self._max_length, self._max_prompt_length = max_length, max_prompt_length
+        self._long_prompts = long_prompts
         eos_tokens = _tokens(tokenizer, self._eos_ids)
         self._specials = list(dict.fromkeys([*eos_tokens, *_special_tokens(tokenizer).values(), _ESCAPE]))
         longest_first = sorted(self._specials, key=len, reverse=True)
@@ -104,8 +113,8 @@ class Renderer:
         """Render a conversation to token ids within the limits.
 
         Raises:
-            ValueError: the template rejects the conversation, prompt or answer have no tokens, or the answer's text is
-                encoded as an end-of-sequence token.
+            ValueError: the template rejects the conversation, prompt or answer have no tokens, the prompt is too long
+                and to be refused, or the answer's text is encoded as an end-of-sequence token.
         """
         prompt = [Message(message.role, self._escape(message.content)) for message in conversation.prompt]
         answer = self._escape(conversation.answer)
@@ -124,10 +133,22 @@ class Renderer:
                 "cannot encode as plain text; expected it at the end only: remove it from the answer"
             )
         prompt_cut = max(0, len(prompt_ids) - self._max_prompt_length)
-        prompt_ids = prompt_ids[prompt_cut:]
+        if prompt_cut:
+            prompt_ids = self._shortened(prompt_ids)
         limit = self._max_length - len(prompt_ids)
         actual_ids = [*answer_ids, eos_id]
         return Rendered(prompt_ids, actual_ids[:limit], len(actual_ids) <= limit, prompt_cut)
+
+    def _shortened(self, prompt_ids: list[int]) -> list[int]:
+        """A prompt that is too long, cut to the limit."""
+        limit = self._max_prompt_length
+        if self._long_prompts == "refuse":
+            raise ValueError(
+                f"the prompt has {len(prompt_ids)} tokens, expected at most data.max_prompt_length = {limit}; shorten "
+                "it, raise the limit, or set data.long_prompts to 'cut_middle'"
+            )
+        head = (limit + 1) // 2 if self._long_prompts == "cut_middle" else 0
+        return prompt_ids[:head] + prompt_ids[len(prompt_ids) - (limit - head) :]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids to text without special tokens; for display, as encoding it again may give other ids."""
@@ -136,13 +157,15 @@ class Renderer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the template, EOS ids and limits, which with the tokenizer's vocabulary determine the ids."""
-        parameters = {
+        parameters: dict[str, Any] = {
             "template": PLAIN_TEMPLATE if self._template is None else self._template,
             "variables": self._variables,
             "eos_ids": self._eos_ids,
             "max_length": self._max_length,
             "max_prompt_length": self._max_prompt_length,
         }
+        if self._long_prompts != "cut_start":
+            parameters["long_prompts"] = self._long_prompts
         return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:

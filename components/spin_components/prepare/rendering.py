@@ -1,4 +1,4 @@
-"""Renders records to token ids and splits them into training and validation prompts."""
+"""Renders records to token ids."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spin_components.algorithm.batching import derive_seed, permutation
-from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.records import RecordSet
 from spin_components.data.rendering import Renderer, find_eos_ids
 from spin_components.data.shards import Prompt
@@ -25,7 +23,7 @@ class RenderedSet:
         prompts: by the setting they came from (`train`, `validation`).
         eos_ids: token ids that end an answer.
         renderer: fingerprint of template and tokenizer.
-        num_prompts_cut: prompts that lost their beginning.
+        num_prompts_cut: prompts that lost their middle or beginning.
         num_answers_cut: human answers that lost their end.
         num_refused: records that the template refused.
     """
@@ -74,7 +72,13 @@ def render_records(
     """
     data = settings.data
     eos_ids = find_eos_ids(tokenizer, generation_eos(base, check_model_folder(base, what="model.base")))
-    renderer = Renderer(tokenizer, eos_ids, max_length=data.max_length, max_prompt_length=data.max_prompt_length)
+    renderer = Renderer(
+        tokenizer,
+        eos_ids,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        long_prompts=data.long_prompts,
+    )
     prompts: dict[str, list[Prompt]] = {}
     refused: list[str] = []
     cut_prompts = cut_answers = index = 0
@@ -98,29 +102,3 @@ def render_records(
             "Repair them, or set data.on_bad_record = 'skip' to leave them out."
         )
     return RenderedSet(prompts, eos_ids, renderer.fingerprint(), cut_prompts, cut_answers, len(refused))
-
-
-def split_records(rendered: RenderedSet, settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and validation prompts: by the files given or by a seeded split, then cut to `max_*_records`.
-
-    Raises:
-        DataError: one of the two would be empty.
-    """
-    data = settings.data
-    train = rendered.prompts["train"]
-    if "validation" in rendered.prompts:
-        validation = rendered.prompts["validation"]
-    else:
-        num = resolve_count(data.validation_size, len(train))
-        held_out = set(permutation(len(train), derive_seed(settings.run.seed, "split"))[:num])
-        validation = [prompt for i, prompt in enumerate(train) if i in held_out]
-        train = [prompt for i, prompt in enumerate(train) if i not in held_out]
-    train = train[: data.max_train_records or None]
-    validation = validation[: data.max_validation_records or None]
-    for name, prompts in (("training", train), ("validation", validation)):
-        if not prompts:
-            raise DataError(
-                f"no {name} records are left of {rendered.num_records}; give more data, or change "
-                f"data.validation_size = {data.validation_size!r}"
-            )
-    return train, validation

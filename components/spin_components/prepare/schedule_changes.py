@@ -1,8 +1,10 @@
-"""Schedules may change between attempts, but only for iterations that have not begun."""
+"""Inputs of a run that has begun: schedules may change for later iterations, and newer settings are absent."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from pydantic import BaseModel
 
 from spin_components.settings.run import SCHEDULES
 from spin_components.settings.section import per_iteration
@@ -16,6 +18,7 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
     """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
 
     So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
+    A setting that did not exist when the run began is left out while it has its default.
 
     Args:
         run: the run, which may still be empty.
@@ -33,7 +36,20 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
             shared = [t for t in begun if _covers(was, t) and _covers(now, t)]
             if all(per_iteration(was, t) == per_iteration(now, t) for t in shared):
                 kept[name] = before[name]
-    return {**inputs, **kept}
+    defaults = _defaults()
+    added = {name for name in inputs.keys() - before.keys() if name in defaults and inputs[name] == defaults[name]}
+    return {name: value for name, value in {**inputs, **kept}.items() if name not in added}
+
+
+def _defaults() -> dict[str, Any]:
+    """The default of every setting that has one, by its name."""
+    return {
+        f"{section}.{key}": field.get_default(call_default_factory=True)
+        for section, table in Settings.model_fields.items()
+        if isinstance(table.annotation, type) and issubclass(table.annotation, BaseModel)
+        for key, field in table.annotation.model_fields.items()
+        if not field.is_required()
+    }
 
 
 def _covers(value: Any, iteration: int) -> bool:

@@ -20,8 +20,10 @@ from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.evaluation_tasks import keep_tasks
 from spin_components.prepare.input_checks import named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
-from spin_components.prepare.rendering import RenderedSet, render_records, split_records
+from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
+from spin_components.prepare.splitting import split_records
+from spin_components.prepare.text_checks import message_of_left_out, text_warnings
 from spin_components.runtime.step import Step
 from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.packages import check_packages
@@ -181,7 +183,12 @@ def _base_model(step: Step, settings: Settings) -> Source:
 def _data(step: Step, name: str, uri: str) -> Source:
     what = f"data.{name}"
     if not builtin.is_builtin(uri):
-        return step.run.sources.open_data(uri, what=what)
+        began = step.run.read_json(layout.RUN)["data"] if step.run.exists(layout.RUN) else {}
+        recorded = began.get(name, {}).get("files", ())
+        source = step.run.sources.open_data(uri, what=what, recorded=recorded)
+        if source.left_out:
+            step.warn(message_of_left_out(source, what))
+        return source
     kind = builtin.check_builtin(uri, what=what, kinds=builtin.DATA_SETS)
     return _made(step, uri, layout.builtin_data(name), layout.inputs_manifest(name), builtin.DATA_SETS[kind])
 
@@ -226,9 +233,14 @@ def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, S
     records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
     record_sets = [each for sets in records.values() for each in sets]
     progress = step.progress(sum(len(each.records) for each in record_sets), "records")
-    rendered = render_records(records, load_tokenizer(base, settings.model), base, settings, progress.update)
-    train, validation = split_records(rendered, settings)
-    _warn_of_cuts(step, rendered)
+    tokenizer = load_tokenizer(base, settings.model)
+    rendered = render_records(records, tokenizer, base, settings, progress.update)
+    split = split_records(rendered, settings)
+    train, validation = split.train, split.validation
+    _warn_of_cuts(step, rendered, settings)
+    eos_tokens = tokenizer.convert_ids_to_tokens(rendered.eos_ids)
+    for message in (*split.warnings(), *text_warnings(record_sets, eos_tokens, tokenizer.all_special_tokens)):
+        step.warn(message)
     prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
     foreseen = foresee(step, settings, base, longest_of(settings, prompts))
     if len(train) < shards:
@@ -243,6 +255,7 @@ def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, S
             "num_validation": len(validation),
             "num_shards": shards,
             **rendered.facts(),
+            **split.facts(),
             **foreseen,
             "num_bad_records": sum(each.num_bad for each in record_sets),
         }
@@ -250,9 +263,10 @@ def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, S
     logger.info("%d training prompts, %d for validation", len(train), len(validation))
 
 
-def _warn_of_cuts(step: Step, rendered: RenderedSet) -> None:
+def _warn_of_cuts(step: Step, rendered: RenderedSet, settings: Settings) -> None:
+    lost = "beginning" if settings.data.long_prompts == "cut_start" else "middle"
     for what, number in (
-        ("prompts lost their beginning", rendered.num_prompts_cut),
+        (f"prompts lost their {lost}", rendered.num_prompts_cut),
         ("human answers were cut", rendered.num_answers_cut),
     ):
         if number:

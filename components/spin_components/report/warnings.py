@@ -42,8 +42,12 @@ def find_warnings(history: History, rows: list[dict[str, Any]]) -> list[str]:
 def _of_the_data(history: History) -> list[str]:
     facts, warnings = history.data.facts, []
     for name, what in (
-        ("num_prompts_cut", "prompts were truncated at their beginning; raise data.max_prompt_length"),
+        ("num_prompts_cut", "prompts were truncated; raise data.max_prompt_length, or see data.long_prompts"),
         ("num_answers_cut", "human answers were truncated and have no EOS; raise data.max_length"),
+        ("num_removed_duplicates", "training records had the same prompt as a validation record and were left out"),
+        ("num_shared_prompts", "training records have the same prompt as a validation record (data.deduplicate)"),
+        ("num_train_duplicates", "training records are duplicates of an earlier one"),
+        ("num_validation_duplicates", "validation records are duplicates of an earlier one"),
         ("num_bad_records", "records were invalid and skipped (data.on_bad_record)"),
         ("num_unrenderable_records", "records could not be rendered by the chat template and were skipped"),
     ):

@@ -138,24 +138,37 @@ class DataSettings(Section):
 
     train: str = Field(
         min_length=1,
-        description="Training data, a JSONL or Parquet file or a folder of them: a path, s3://…, "
-        "hf://datasets/org/name, or builtin:NAME.",
+        description="Training data, a JSONL, Parquet or Arrow file or a folder of them: a path, s3://…, "
+        "hf://datasets/org/name, or builtin:NAME. Of a folder, files that are named test or validation are left out; "
+        "`#split` after the address names a split (hf://datasets/org/name#train_sft).",
     )
     validation: str = Field(
-        "", description="Validation data, in the same forms; empty: a part of the training data is held out."
+        "",
+        description="Validation data, in the same forms; of a folder with several splits, that of validation, or else "
+        "test. Empty: a part of the training data is held out.",
     )
     validation_size: CountOrFraction = Field(
         0.05, description="Fraction or number of records held out for validation when `validation` is empty."
     )
     max_length: int = Field(1024, ge=8, description="Maximum number of tokens of prompt and answer together.")
     max_prompt_length: int = Field(
-        512, ge=4, description="Maximum number of tokens of a prompt; a longer one is cut at its beginning."
+        512, ge=4, description="Maximum number of tokens of a prompt; for a longer one see `long_prompts`."
+    )
+    long_prompts: Literal["cut_middle", "cut_start", "refuse"] = Field(
+        "cut_middle",
+        description="What to do with a prompt above `max_prompt_length`: cut_middle keeps as many of its first tokens "
+        "(system turn) as of its last, cut_start its last, refuse treats the record as a bad one.",
     )
     max_train_records: int = Field(
         0, ge=0, description="Number of training records to use, the first ones after the split; 0 for all."
     )
     max_validation_records: int = Field(
         0, ge=0, description="Number of validation records to use, the first ones; 0 for all."
+    )
+    deduplicate: bool = Field(
+        True,
+        description="Whether no prompt may be in both training and validation: equal prompts are held out together, "
+        "and those of a validation file are left out of training.",
     )
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="What to do with a record that cannot be parsed: refuse the data set, or skip and count it."

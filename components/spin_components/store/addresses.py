@@ -54,6 +54,12 @@ def scheme_of(uri: str) -> str:
     return scheme.lower() if separator else "file"
 
 
+def split_address(uri: str) -> tuple[str, str]:
+    """Address of a data set and the split that is named after it, `address#split`; empty for none."""
+    address, _, split = uri.rpartition("#")
+    return (address, split) if address and re.fullmatch(r"\w+", split) else (uri, "")
+
+
 def check_address(uri: str, *, what: str) -> None:
     """Check the form of an address, without contacting anything.
 
@@ -64,6 +70,8 @@ def check_address(uri: str, *, what: str) -> None:
     Raises:
         ConfigError: the address is malformed or of an unknown scheme.
     """
+    if what.startswith("data."):
+        uri, _ = split_address(uri)
     if scheme_of(uri) == "hf":
         parse_hub(uri, what=what)
     else:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from spin_components.errors import DataError, IntegrityError, StorageError
-from spin_components.store.addresses import S3Address, local_path, parse_hub, parse_s3, scheme_of
+from spin_components.store.addresses import S3Address, local_path, parse_hub, parse_s3, scheme_of, split_address
 from spin_components.store.bucket import Bucket, ObjectInfo
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.digests import FileDigest, damaged, digest_file, verify_tree
+from spin_components.store.splits import choose_files, without_metadata
 
-DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
 
 _LIST_OF_SUFFIXES = ", ".join(DATA_SUFFIXES)
+
+_Choose: TypeAlias = Callable[[list[str]], list[str]]  # the files of a folder to open, of those wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +33,22 @@ class Source:
         folder: local folder of the files, read-only.
         names: paths of the files relative to the folder, sorted.
         is_file: whether the address names a single file.
+        split: split of a data set that the address names after `#`.
+        left_out: data files of other splits.
     """
 
     uri: str
     folder: Path
     names: tuple[str, ...]
     is_file: bool = False
+    split: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def files(self) -> dict[str, Path]:
         """Local path of each file, by address."""
-        return {self.uri if self.is_file else f"{self.uri}/{name}": self.folder / name for name in self.names}
+        start = self.uri.removesuffix(f"#{self.split}")
+        return {start if self.is_file else f"{start}/{name}": self.folder / name for name in self.names}
 
     @property
     def digests(self) -> dict[str, FileDigest]:
@@ -54,23 +62,41 @@ class Sources:
 
     _views: list[View] = field(default_factory=list)
 
-    def open_data(self, uri: str, *, what: str) -> Source:
-        """Open a data file, or all data files in a folder or below a prefix.
+    def open_data(self, uri: str, *, what: str, recorded: Collection[str] = ()) -> Source:
+        """Open a data file, or the data files of a split in a folder or below a prefix; see `choose_files`.
 
         Args:
-            uri: path, `file://`, `s3://` or `hf://datasets/…`.
-            what: name of the setting, for the error.
+            uri: path, `file://`, `s3://` or `hf://datasets/…`, with `#split` for a split.
+            what: name of the setting, which tells the split that is meant without one, and for the error.
+            recorded: files that a run began with; where they are all that there are, they are opened whatever their
+                split, as they were before splits were told apart.
 
         Raises:
             ConfigError: the address is invalid.
-            DataError: there is no data file.
+            DataError: there is no data file, or none of the split.
             StorageAccessError: storage denies access.
             StorageError: storage does not respond.
         """
-        source = self._open(uri, what=what, kind="dataset", is_wanted=_is_data)
+        address, split = split_address(uri)
+        if split and scheme_of(uri) == "file" and Path(uri).exists():
+            address, split = uri, ""
+        left_out: list[str] = []
+
+        def choose(names: list[str]) -> list[str]:
+            files = without_metadata(names)
+            chosen = files
+            if files and set(files) != set(recorded):
+                chosen = choose_files(files, split, what=what, address=address)
+            left_out[:] = [name for name in files if name not in chosen]
+            return chosen
+
+        source = self._open(address, what=what, kind="dataset", is_wanted=_is_data, choose=choose)
         if not source.names:
             raise DataError(f"{what} = {uri!r} contains no data file; expected one of {_LIST_OF_SUFFIXES} in it")
-        return source
+        if source.is_file and split:
+            raise DataError(f"{what} = {uri!r} names a split of a file, expected one of a folder; leave #{split} out")
+        named = f"{source.uri}#{split}" if split else source.uri
+        return replace(source, uri=named, split=split, left_out=tuple(left_out))
 
     def open_model(self, uri: str, *, what: str) -> Source:
         """Open all files of a model folder, which may be none; otherwise raises as `open_data`."""
@@ -106,32 +132,35 @@ class Sources:
     ) -> None:
         self.close()
 
-    def _open(self, uri: str, *, what: str, kind: str, is_wanted: Callable[[str], bool]) -> Source:
+    def _open(
+        self, uri: str, *, what: str, kind: str, is_wanted: Callable[[str], bool], choose: _Choose = list
+    ) -> Source:
         match scheme_of(uri):
             case "s3":
-                return self._open_s3(parse_s3(uri, what=what), is_wanted)
+                return self._open_s3(parse_s3(uri, what=what), is_wanted, choose)
             case "hf":
                 from spin_components.store.hub import open_snapshot
 
                 address, path = open_snapshot(parse_hub(uri, what=what), kind=kind, what=what)
                 if path.is_file():
                     return Source(address, path.parent, (path.name,) if is_wanted(path.name) else (), is_file=True)
-                return _open_folder(address, path, is_wanted)
+                return _open_folder(address, path, is_wanted, choose)
             case _:
-                return _open_local(local_path(uri, what=what), kind, what, is_wanted)
+                return _open_local(local_path(uri, what=what), kind, what, is_wanted, choose)
 
     @cached_property
     def _cache(self) -> FileCache:
         return FileCache(cache_folder(), cache_limit())
 
-    def _open_s3(self, address: S3Address, is_wanted: Callable[[str], bool]) -> Source:
+    def _open_s3(self, address: S3Address, is_wanted: Callable[[str], bool], choose: _Choose) -> Source:
         bucket = Bucket(address.bucket)
         file = bucket.stat(address.key) if is_wanted(address.key.rpartition("/")[2]) and address.key else None
         prefix = address.key.rpartition("/")[0] if file else address.key
         start = f"{prefix}/" if prefix else ""
-        objects = (
-            [file] if file else [info for info in bucket.objects(start) if is_wanted(info.key.removeprefix(start))]
-        )
+        objects = [file] if file else list(bucket.objects(start))
+        if file is None:
+            named = {info.key.removeprefix(start): info for info in objects}
+            objects = [named[name] for name in choose(sorted(name for name in named if is_wanted(name)))]
         view = self._cache.view()
         self._views.append(view)
         names = []
@@ -165,9 +194,9 @@ class Sources:
         raise StorageError(f"s3://{bucket.name}/{info.key} is evicted from the cache before use; raise SPIN_CACHE_GIB")
 
 
-def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], bool]) -> Source:
+def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], bool], choose: _Choose) -> Source:
     if path.is_dir():
-        return _open_folder(str(path), path, is_wanted)
+        return _open_folder(str(path), path, is_wanted, choose)
     if kind == "model":
         return Source(str(path), path, ())
     if not path.exists():
@@ -183,9 +212,9 @@ def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], boo
     return Source(str(path), path.parent, (path.name,), is_file=True)
 
 
-def _open_folder(uri: str, folder: Path, is_wanted: Callable[[str], bool]) -> Source:
+def _open_folder(uri: str, folder: Path, is_wanted: Callable[[str], bool], choose: _Choose) -> Source:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return Source(uri, folder, tuple(sorted(name for name in names if is_wanted(name))))
+    return Source(uri, folder, tuple(choose(sorted(name for name in names if is_wanted(name)))))
 
 
 def _is_visible(name: str) -> bool:

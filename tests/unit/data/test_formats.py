@@ -122,3 +122,129 @@ def test_a_masked_assistant_is_refused_as_the_last_turn() -> None:
     turns = [{"from": "User", "value": "x"}, {"from": "Assistant", "value": "y"}]
     with pytest.raises(ValueError, match=r"conversations\[0\] has role 'assistant', expected 'user'"):
         parse_record({"conversations": turns, "mask": "Assistant"})
+
+
+SAILOR = Message("system", "Speak like a sailor.")
+EARLIER = (Message("user", "I am Ada."), Message("assistant", "Good day."))
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"instruction": "Hi", "output": "Hello", "system": SAILOR.content}, [SAILOR, Message("user", "Hi")]),
+        ({"prompt": "Hi", "response": "Hello", "system": SAILOR.content}, [SAILOR, Message("user", "Hi")]),
+        ({"messages": [user("Hi"), assistant("Hello")], "system": SAILOR.content}, [SAILOR, Message("user", "Hi")]),
+        (
+            {"messages": [{"role": "system", "content": SAILOR.content}, user("Hi"), assistant("Hello")]}
+            | {"system": SAILOR.content},
+            [SAILOR, Message("user", "Hi")],
+        ),
+        ({"real": [user("Hi"), assistant("Hello")], "system_prompt": SAILOR.content}, [SAILOR, Message("user", "Hi")]),
+        (
+            {"instruction": "Hi", "output": "Hello", "system": SAILOR.content, "history": [["I am Ada.", "Good day."]]},
+            [SAILOR, *EARLIER, Message("user", "Hi")],
+        ),
+        ({"prompt": "Hi", "response": "Hello", "history": [], "tools": "[]"}, [Message("user", "Hi")]),
+        ({"prompt": "Hi", "completion": "Hello", "input": "text"}, [Message("user", "Hi\n\ntext")]),
+        ({"instruction": "Hi", "context": "text", "response": "Hello"}, [Message("user", "Hi\n\ntext")]),
+        ({"instruction": "Hi", "context": "", "response": "Hello", "category": "qa"}, [Message("user", "Hi")]),
+        ({"prompt": "Hi", "chosen": [assistant("Hello")], "rejected": [assistant("No")]}, [Message("user", "Hi")]),
+        ({"prompt": "Hi", "chosen": "Hello", "rejected": "No"}, [Message("user", "Hi")]),
+        ({"prompt": [user("Hi")], "chosen": [assistant("Hello")]}, [Message("user", "Hi")]),
+        ({"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello")]}, [Message("user", "Hi")]),
+        ({"conversations": [user("Hi"), assistant("Hello")]}, [Message("user", "Hi")]),
+        ({"messages": [{"role": "developer", "content": "x"}, user("Hi"), assistant("Hello")]}, None),
+    ],
+)
+def test_keys_that_carry_text_are_read(record: Any, prompt: list[Message] | None) -> None:
+    conversation = parse_record(record)
+    assert conversation.prompt == tuple(prompt or [Message("system", "x"), Message("user", "Hi")])
+    assert (conversation.answer, conversation.unread) == ("Hello", ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tools", [{"name": "f"}], "tools = .* holds tools to call"),
+        ("tools", '[{"name": "f"}]', "tools = .* holds tools to call"),
+        ("context", "A long text.", "context = .* holds text with no place in a list of turns: put it into a turn"),
+        ("input", "A long text.", "input = .* holds text with no place"),
+        ("history", [["a", "b"]], "history = .* put them into the list"),
+        ("reasoning", "First, ...", "reasoning = .*<think>"),
+        ("images", ["a.png"], "images = .* only text can be trained on"),
+        ("weight", 0.5, "weight is 0.5"),
+        ("system", 3, "system is a number, expected a string"),
+    ],
+)
+def test_keys_that_have_no_place_in_turns_are_refused(key: str, value: object, message: str) -> None:
+    record = {"messages": [user("Hi"), assistant("Hello")], key: value}
+    with pytest.raises(ValueError, match=message):
+        parse_record(record)
+    assert parse_record({**record, key: None}) == HI
+
+
+def test_text_that_a_turn_repeats_is_not_refused() -> None:
+    record = {"messages": [user("A long text. Why?"), assistant("Hello")], "context": "A long text."}
+    assert parse_record(record).unread == ()
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"weight": 0}, r"messages\[1\].weight is 0, so the record's answer is not to be trained on"),
+        ({"train": False}, r"messages\[1\].train is false"),
+        ({"reasoning_content": "First"}, r"messages\[1\].reasoning_content is \"First\": .*<think>"),
+        ({"tool_calls": [{"name": "f"}]}, r"messages\[1\].tool_calls is .*only turns of text"),
+    ],
+)
+def test_keys_of_a_turn_that_change_what_it_says_are_refused(turn: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_record({"messages": [user("Hi"), {**assistant("Hello"), **turn}]})
+    empty = dict.fromkeys(turn)
+    assert parse_record({"messages": [user("Hi"), {**assistant("Hello"), **empty}]}) == HI
+    assert parse_record({"messages": [user("Hi"), {**assistant("Hello"), "weight": 1}]}) == HI
+
+
+@pytest.mark.parametrize("speaker", ["tool", "observation", "function_call", "function_response"])
+def test_a_tools_turn_is_refused_by_its_name(speaker: str) -> None:
+    turns = [("human", "Hi"), (speaker, "{}"), ("gpt", "Hello")]
+    record = {"conversations": [{"from": who, "value": said} for who, said in turns]}
+    with pytest.raises(ValueError, match=rf"conversations\[1\] is of the speaker '{speaker}', a tool's turn.*drop the"):
+        parse_record(record)
+
+
+@pytest.mark.parametrize(("human", "model"), [("human", "gpt"), ("user", "chatgpt"), ("prompter", "bing")])
+def test_sharegpts_speakers_are_known(human: str, model: str) -> None:
+    assert parse_record({"conversations": [{"from": human, "value": "Hi"}, {"from": model, "value": "Hello"}]}) == HI
+
+
+def test_two_system_turns_are_refused() -> None:
+    record = {"messages": [{"role": "system", "content": "a"}, user("Hi"), assistant("Hello")], "system": "b"}
+    with pytest.raises(ValueError, match=r"system holds a system turn.*messages\[0\]; keep one"):
+        parse_record(record)
+
+
+def test_an_answer_that_was_judged_bad_is_refused() -> None:
+    with pytest.raises(ValueError, match="label is false"):
+        parse_record({"prompt": "Hi", "completion": "No", "label": False})
+    assert parse_record({"prompt": "Hi", "completion": "Hello", "label": True}) == HI
+
+
+def test_text_that_is_in_no_turn_is_named() -> None:
+    record = {"prompt": "Hi", "response": "Hello", "notes": "Not in any turn.", "source": "web", "text": "Hello"}
+    assert parse_record(record).unread == ("notes",)
+    turns = [{**user("Hi you"), "note": "two words"}, assistant("Hello")]
+    assert parse_record({"prompt": "Hi you", "messages": turns}).unread == ("messages[].note",)
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ("text here", "history is a string, expected a list of"),
+        ([["a"]], r"history\[0\] is a list, expected a list of two strings"),
+        ([["a", 1]], r"history\[0\]\[1\] is a number"),
+    ],
+)
+def test_a_wrong_history_is_refused(history: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_record({"instruction": "Hi", "output": "Hello", "history": history})

@@ -52,6 +52,36 @@ def test_a_source_is_read_file_by_file(tmp_path: Path) -> None:
     assert [records.source for records in read_source(one, on_bad_record="fail")] == ["s3://bucket/data/a.jsonl"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_refused_with_the_way_out(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path / "a.jsonl", GOOD.decode().encode(encoding))
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 1: the file is {encoding[:6].upper()}.*iconv -f UTF-"):
+        read_records(path, on_bad_record="skip")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_refused(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, b"version https://git-lfs.github.com/spec/v1", b"oid sha256:00", b"size 1")
+    with pytest.raises(DataError, match=rf"{name} is a pointer of Git LFS.*`git lfs pull`"):
+        read_records(path, on_bad_record="skip")
+
+
+def test_arrow_as_datasets_saves_it_is_read(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.ipc")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    table = arrow.table({"messages": [turns, turns[:1], turns]})
+    path = tmp_path / "a.arrow"
+    with arrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    record_set = read_records(path, on_bad_record="skip")
+    assert [(record.line, record.conversation) for record in record_set.records] == [(1, HI), (3, HI)]
+    with pytest.raises(DataError, match=r"a\.arrow, row 2: messages\[0\] has role 'user' at the end"):
+        read_records(path, on_bad_record="fail")
+    with pytest.raises(DataError, match=r"b\.arrow, after row 0: cannot be read .*expected an Arrow stream"):
+        read_records(written(tmp_path / "b.arrow", GOOD), on_bad_record="skip")
+
+
 def test_gzip_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD + b"\n" + GOOD))
@@ -90,6 +120,8 @@ def test_a_parquet_suffix_without_parquet_content_is_refused(tmp_path: Path) -> 
         (b'{"prompt": "H\xffi", "response": "x"}', "byte 14 is not UTF-8"),
         (b'{"prompt": "Hi", "response": "\\ud83d"}', r"character 1 of a turn is '\\ud83d', half a surrogate pair"),
         (b'{"prompt": "Hi", "response": ""}', "is empty"),
+        (GOOD + b",", "Extra data.*expected one JSON object without a comma after it; take the comma away"),
+        (b'{"prompt": "Hi", "response": "x",}', "take away the comma before its closing bracket"),
         (b'{"a": ' * 100_000, "not valid JSON|nested too deeply"),
         (b"3", "the record is a number"),
     ],

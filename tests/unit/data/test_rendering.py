@@ -152,6 +152,22 @@ def test_a_long_prompt_keeps_its_end() -> None:
     assert cut.actual_ids == whole.actual_ids
 
 
+@pytest.mark.parametrize(("limit", "head"), [(20, 10), (19, 10)])
+def test_a_long_prompt_may_keep_as_much_of_its_beginning_as_of_its_end(limit: int, head: int) -> None:
+    record = Conversation((Message("system", "Be kind."), Message("user", "0123456789" * 9)), "x")
+    whole = renderer(chatml()).render(record).prompt_ids
+    cut = Renderer(chatml(), [2], max_length=99, max_prompt_length=limit, long_prompts="cut_middle").render(record)
+    assert cut.prompt_ids == whole[:head] + whole[head - limit :]
+    assert cut.prompt_cut == len(whole) - limit
+
+
+def test_a_long_prompt_may_be_refused() -> None:
+    strict = Renderer(chatml(), [2], max_length=99, max_prompt_length=29, long_prompts="refuse")
+    assert len(strict.render(ask("0123456789", "x")).prompt_ids) == 29
+    with pytest.raises(ValueError, match=r"the prompt has 30 tokens, expected at most data\.max_prompt_length = 29"):
+        strict.render(ask("0123456789a", "x"))
+
+
 def test_a_cut_answer_has_no_eos() -> None:
     # prompt 20 of 24 tokens: 4 are left; "abc" + eos fits, "abcd" + eos does not
     fits = renderer(chatml(), max_length=24, max_prompt_length=20).render(ask("0123456789", "abc"))
@@ -204,8 +220,9 @@ def test_the_fingerprint_follows_template_eos_and_limits() -> None:
         Renderer(chatml(), [2, 0], max_length=64, max_prompt_length=32),
         Renderer(chatml(), [2], max_length=65, max_prompt_length=32),
         Renderer(chatml(), [2], max_length=64, max_prompt_length=33),
+        Renderer(chatml(), [2], max_length=64, max_prompt_length=32, long_prompts="cut_middle"),
     ]
-    assert len({same, *(other.fingerprint() for other in others)}) == 5
+    assert len({same, *(other.fingerprint() for other in others)}) == 6
     assert len(same) == 64
 
 

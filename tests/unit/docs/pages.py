@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spin_components.data.formats import Conversation, parse_record
+from spin_components.data.formats import FORMATS, KEYS, REFUSED, Conversation, Format, parse_record
+from spin_components.data.turns import REFUSED_IN_TURN
 from spin_pipeline.cli import EXIT_CODES, _parser
 from spin_pipeline.deploy.cluster_settings import Configuration
 from unit.docs.picture import watch_picture
@@ -45,6 +46,18 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "instructions (Alpaca)": {"instruction": "Q", "output": "A"},
     "instructions with an input": {"instruction": "Q", "input": "text", "output": "A"},
+    "LLaMA-Factory's instructions": {
+        "instruction": "Q",
+        "output": "A",
+        "system": "S",
+        "history": [["earlier Q", "earlier A"]],
+    },
+    "Dolly": {"instruction": "Q", "context": "text", "response": "A", "category": "open_qa"},
+    "preferences; `rejected` is not read": {
+        "prompt": "Q",
+        "chosen": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}],
+        "rejected": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "another"}],
+    },
 }
 """A record of each form that `data.formats` reads."""
 
@@ -183,13 +196,25 @@ def formats_page() -> str:
         "## Data",
         "",
         "JSONL (also `.gz`) or Parquet: one record a line or row, recognised by its keys. The first form in this table "
-        "whose keys are all there is taken; a key that holds null counts as absent, and other keys are ignored. "
+        "whose keys are all there is taken; a key that holds null counts as absent. "
         "The last turn must be the assistant's: it is the human answer.",
         "",
     ]
     rows = [(told, f"`{json.dumps(record)}`", _read(parse_record(record))) for told, record in EXAMPLES.items()]
     lines += _table(("form", "record", "read as"), rows)
+    lines += ["", "What becomes of further keys:", ""]
+    lines += _table(
+        ("format", "read", "refused where it holds what no turn says", "not read"), map(_further_keys, FORMATS)
+    )
+    lines += ["", "What they hold:", ""]
+    lines += _table(("key", "what it is"), [(f"`{key}`", f"read: {told}") for key, told in KEYS.items()])
+    lines += [(f"| `{key}` | refused: {told} |") for key, told in REFUSED.items() if key not in KEYS]
+    turn_keys = ", ".join(f"`{key}`" for key in REFUSED_IN_TURN)
     lines += [
+        "",
+        f"A turn with one of {turn_keys}, or of a tool, is refused. So is a record whose `weight`, or that of its last "
+        "turn (also `train`, `training`), is not 1, and an answer whose `label` is false. Any other key that holds "
+        "text which is in no turn is counted, and `prepare` warns with its name.",
         "",
         "A record that cannot be used is named by file and line and refuses the run; with "
         '`data.on_bad_record = "skip"` such records are left out and counted.',
@@ -202,6 +227,12 @@ def formats_page() -> str:
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
     return "\n".join(lines) + "\n"
+
+
+def _further_keys(form: Format) -> tuple[str, ...]:
+    refused = [key for key in REFUSED if key not in form.used]
+    columns = (form.used, refused, form.left)
+    return (" + ".join(f"`{key}`" for key in form.keys), *(", ".join(f"`{key}`" for key in each) for each in columns))
 
 
 def _read(conversation: Conversation) -> str:

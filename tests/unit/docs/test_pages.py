@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from spin_components.data.formats import _PARSERS
+from spin_components.data.formats import FORMATS
 from unit.docs.pages import EXAMPLES, PAGES, ROOT
 
 
@@ -18,8 +18,8 @@ def test_a_generated_page_is_up_to_date(name: str) -> None:
 
 
 def test_every_form_of_a_record_has_an_example() -> None:
-    for keys, _ in _PARSERS:
-        assert any(set(keys) <= set(record) for record in EXAMPLES.values()), keys
+    for form in FORMATS:
+        assert any(set(form.keys) <= set(record) for record in EXAMPLES.values()), form.keys
 
 
 def test_the_picture_is_drawn_without_anything_from_the_network() -> None:

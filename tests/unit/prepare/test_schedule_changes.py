@@ -80,6 +80,17 @@ def test_settings_that_are_no_schedules_stay_as_given(begun: Callable[..., Local
     assert found["training.weight_decay"] == 0.5
 
 
+def test_a_setting_that_is_newer_than_the_run_is_no_input_of_it_by_default(begun: Callable[..., LocalRun]) -> None:
+    before = settings(3, 0.1)
+    run = begun(before, 1)
+    older = {name: value for name, value in inputs_of(before).items() if name != "data.long_prompts"}
+    manifest = Manifest(step="prepare", inputs=older)
+    run.write_json(layout.DATA_MANIFEST, manifest.model_dump(mode="json"))
+    assert as_begun(run, inputs_of(before)) == older
+    changed = {**inputs_of(before), "data.long_prompts": "refuse"}
+    assert as_begun(run, changed) == changed
+
+
 def test_a_run_that_has_not_begun_has_nothing_to_keep(tmp_path: Path) -> None:
     inputs = inputs_of(settings(1, 0.1))
     assert as_begun(LocalRun(tmp_path), inputs) == inputs

@@ -12,7 +12,7 @@ from spin_components.store.sources import Sources
 from support.loopback import listening
 from support.s3_server import BUCKET, S3Server
 
-SUFFIXES = r"expected one of \.jsonl, \.json, \.jsonl\.gz, \.json\.gz, \.parquet"
+SUFFIXES = r"expected one of \.jsonl, \.json, \.jsonl\.gz, \.json\.gz, \.parquet, \.arrow"
 
 Put = Callable[..., str]
 
@@ -92,6 +92,69 @@ def test_the_error_for_an_unknown_suffix_lists_the_known_ones(tmp_path: Path, so
         sources.open_data(str(tmp_path), what="data.train")
     with pytest.raises(DataError, match=r"does not exist, .*; check the path and the mounts"):
         sources.open_data(str(tmp_path / "absent.jsonl"), what="data.train")
+
+
+CLONE = ["README.md", ".gitattributes", "dataset_infos.json", "data/train-00000-of-00002.parquet"]
+CLONE += ["data/train-00001-of-00002.parquet", "data/test-00000-of-00001.parquet"]
+TRAIN = ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet")
+TEST = ("data/test-00000-of-00001.parquet",)
+
+
+def test_training_data_leaves_the_held_out_splits_of_a_folder_out(put: Put, sources: Sources) -> None:
+    address = put(**{name: name.encode() for name in CLONE})
+    source = sources.open_data(address, what="data.train")
+    assert (source.names, source.left_out, source.uri) == (TRAIN, TEST, address)
+
+
+def test_validation_data_is_the_held_out_split_of_a_folder(put: Put, sources: Sources) -> None:
+    address = put(**{name: name.encode() for name in CLONE})
+    assert sources.open_data(address, what="data.validation").names == TEST
+
+
+def test_a_split_is_named_after_the_address(put: Put, sources: Sources) -> None:
+    address = put(**{name: name.encode() for name in CLONE})
+    source = sources.open_data(f"{address}#test", what="data.train")
+    assert (source.names, source.uri, source.split) == (TEST, f"{address}#test", "test")
+    assert list(source.files) == [f"{address}/{TEST[0]}"]
+    with pytest.raises(DataError, match=r"no file there is of the split 'dev', expected one of test, train; name anot"):
+        sources.open_data(f"{address}#dev", what="data.train")
+    with pytest.raises(DataError, match="names a split of a file"):
+        sources.open_data(f"{address}/{TEST[0]}#test", what="data.train")
+
+
+def test_a_folder_of_held_out_data_alone_is_not_trained_on_unasked(put: Put, sources: Sources) -> None:
+    address = put(**{"test.jsonl": b"1"})
+    with pytest.raises(DataError, match=r"data.train = .* has only files of the split test, .*'.*#test'"):
+        sources.open_data(address, what="data.train")
+    assert sources.open_data(address, what="data.validation").names == ("test.jsonl",)
+    assert sources.open_data(f"{address}/test.jsonl", what="data.train").names == ("test.jsonl",)
+
+
+def test_a_run_that_began_with_every_file_goes_on_with_them(put: Put, sources: Sources) -> None:
+    address = put(**{name: name.encode() for name in CLONE})
+    began = (*TEST, *TRAIN)
+    assert sources.open_data(address, what="data.train", recorded=began).names == began
+    assert sources.open_data(address, what="data.train", recorded=TRAIN).names == TRAIN
+
+
+def test_a_number_sign_in_a_folders_name_is_no_split(tmp_path: Path, sources: Sources) -> None:
+    (tmp_path / "a#test").mkdir()
+    (tmp_path / "a#test" / "x.jsonl").touch()
+    assert sources.open_data(str(tmp_path / "a#test"), what="data.train").names == ("x.jsonl",)
+
+
+def test_a_saved_data_set_is_its_arrow_files(put: Put, sources: Sources) -> None:
+    names = ["dataset_dict.json"]
+    for split in ("train", "test"):
+        names += [f"{split}/{name}" for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json")]
+    address = put(**dict.fromkeys([*names, "train/cache-0123456789abcdef.arrow"], b"x"))
+    assert sources.open_data(address, what="data.train").names == ("train/data-00000-of-00001.arrow",)
+    assert sources.open_data(f"{address}/test", what="data.train").names == ("data-00000-of-00001.arrow",)
+
+
+def test_arrow_beside_other_data_is_not_read_twice(put: Put, sources: Sources) -> None:
+    address = put(**{"a.parquet": b"1", "cache/a.arrow": b"1"})
+    assert sources.open_data(address, what="data.train").names == ("a.parquet",)
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/a.jsonl", "https://host/a.jsonl", "", "s3://", "hf://"])

@@ -89,6 +89,10 @@ def address_of(run_uri: str, into: str | None) -> str:
     return str(new)
 
 
+_FIRST_DATA_SETTINGS = {"long_prompts": "cut_start", "deduplicate": False}
+"""What runs did that were recorded before these settings existed."""
+
+
 def _num_iterations(history: History, wanted: int | None) -> int:
     """Number of iterations to reproduce: the finished ones, or the first if it has started but not finished."""
     num = len(history.published) or min(len(history.iterations), 1)
@@ -118,7 +122,7 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         **kept,
         "run": {name: value for name, value in recorded["run"].items() if name not in ("uri", "max_time")},
         "model": {**recorded["model"], "base": base, "sha256": digest_of(_digests(began["files"]))},
-        "data": {**recorded["data"], **sources},
+        "data": {**_FIRST_DATA_SETTINGS, **recorded["data"], **sources},
         "spin": {**recorded["spin"], "max_iterations": num_iterations},
         "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
         "training": _zero_stage(
@@ -185,7 +189,7 @@ def _check_contents(history: History, settings: Configuration) -> None:
             raise ModelError(_explained("base model", settings.model.base, changed, history.uri))
         for name, recorded in history.record["data"].items():
             uri = getattr(settings.data, name)
-            opened = sources.open_data(uri, what=f"the recorded data.{name}")
+            opened = sources.open_data(uri, what=f"the recorded data.{name}", recorded=recorded["files"])
             if changed := _changed(_digests(recorded["files"]), opened.digests):
                 raise DataError(_explained(f"data.{name}", uri, changed, history.uri))
 
