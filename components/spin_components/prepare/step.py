@@ -240,7 +240,8 @@ def _write_data(
     template, warnings = choose_template(tokenizer, base, data, template_file)
     rendered = render_records(records, tokenizer, template, base, settings, progress.update)
     train, validation = split_records(rendered, settings)
-    for warning in (*warnings, *rendered.warnings):
+    warnings += rendered.warnings
+    for warning in warnings:
         step.warn(warning)
     _warn_of_cuts(step, rendered)
     prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
@@ -259,6 +260,7 @@ def _write_data(
             **rendered.facts(),
             **foreseen,
             "num_bad_records": sum(each.num_bad for each in record_sets),
+            **({"warnings": warnings} if warnings else {}),
         }
     )
     logger.info("%d training prompts, %d for validation", len(train), len(validation))
