@@ -254,7 +254,7 @@ def find_eos_ids(
     eos_ids = list(dict.fromkeys([*end_of_turn, *configured]))
     if not eos_ids:
         raise ModelError(
-            "no end-of-sequence token found: the chat template ends the assistant's turn with no added token, and "
+            "no end-of-sequence token found: the chat template ends the assistant's turn with no special token, and "
             "neither the model's configuration nor the tokenizer names one; set eos_token_id in generation_config.json"
         )
     return eos_ids
