@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ESCAPE = "\ufdd0"  # a Unicode noncharacter; escaped as well where a message contains it
+_BRACKET = re.compile(r"[<>\[\]{}|｜]")
 _ESCAPED = re.compile(f"{_ESCAPE}([0-9]+);")
 
 
@@ -178,13 +179,17 @@ class Renderer:
         return (lead, "", generation_prompt) if ignored and lead.strip() else ("", lead, generation_prompt)
 
     def _markers(self) -> dict[int, str]:
-        """Added tokens that the template writes around turns although they are not special, but for think tags."""
+        """Added tokens that the template writes around turns although they are not special.
+
+        Think tags, which belong to answers, and words are none of them.
+        """
         text = self._apply([QUESTION, ANSWER], add_generation_prompt=False)
         text += self._apply([QUESTION], add_generation_prompt=True)
         used = set(encode(self._tokenizer, text, plain=False))
         tags = (self.thinking.opens, self.thinking.closes) if self.thinking else ()
         added = added_tokens(self._tokenizer).items()
-        return {token_id: token for token_id, token in added if token_id in used and token not in tags}
+        marks = {token_id: token for token_id, token in added if _BRACKET.search(token) and token not in tags}
+        return {token_id: token for token_id, token in marks.items() if token_id in used}
 
     def _answer_text(self, prompt_text: str, full_text: str, answer: str) -> tuple[str, int]:
         """The answer's text as rendered, without its end-of-sequence token, and the id of that token.

@@ -57,6 +57,13 @@ def test_the_text_of_an_added_token_in_a_message_opens_and_ends_no_turn() -> Non
     assert renderer.decode(rendered.actual_ids[:-1]) == "no <|done|> yet"
 
 
+def test_words_that_are_added_tokens_stay_tokens_in_messages() -> None:
+    tokenizer = byte_level(ADDED, eos_token="<|end|>")
+    tokenizer.add_tokens([AddedToken(token, special=False) for token in ("<|turn|>", "<|done|>", "assistant")])
+    renderer = Renderer(tokenizer, find_eos_ids(tokenizer, 0), max_length=256, max_prompt_length=128)
+    assert renderer.render(Conversation((Message("user", "a"),), "an assistant")).actual_ids.count(262) == 1
+
+
 def test_think_tags_and_tokens_that_the_template_does_not_write_stay_tokens() -> None:
     text = ADDED.replace("assistant\n", "assistant\n<think>")
     tokenizer = added(text)
