@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from spin_components.data.shards import Prompt, read_rows
 from spin_components.record.history import read_history
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
-from spin_pipeline.cli import main
 from spin_pipeline.runs.reproduction.explain import reasons
 from spin_pipeline.runs.reproduction.plan import plan
 from support.chat_tokenizers import CHATML
-from support.playing import play
+from support.playing import begin, play
 
 COMMIT, NEWER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 DATED = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }} {{ persona }}" + CHATML
@@ -35,10 +35,13 @@ def test_a_run_with_a_dated_template_from_a_file_is_reproduced_without_the_file(
     path.unlink()
     (policy,) = run.list("iterations", "*/epochs/*/policy/chat_template.jinja")
     assert run.path(policy).read_text() == DATED, "the published model has the template that it was trained with"
-    planned = plan(run, read_history(run), None, None).settings.data
-    assert planned.chat_template == run.uri_of(layout.CHAT_TEMPLATE)
-    assert planned.chat_template_date == read_history(run).data.facts["chat_template_date"]
-    assert main(["reproduce", run.uri, "--into", str(tmp_path / "again")]) == 0
+    planned = plan(run, read_history(run), str(tmp_path / "again"), None).settings
+    assert planned.data.chat_template == run.uri_of(layout.CHAT_TEMPLATE)
+    assert planned.data.chat_template_date == read_history(run).data.facts["chat_template_date"]
+    begin(planned)
+    again = LocalRun(tmp_path / "again")
+    for key in (layout.train_shard(0), layout.VALIDATION):
+        assert read_rows(again.path(key), Prompt) == read_rows(run.path(key), Prompt)
 
 
 def test_other_dates_are_named_as_the_cause(finished: LocalRun) -> None:
@@ -76,8 +79,6 @@ def test_data_of_a_moving_name_is_reproduced_from_its_commit(
 def test_prepare_pins_the_commit_of_a_moving_name(
     make_settings: Callable[..., Settings], question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from support.playing import begin
-
     root = tmp_path / "hub" / "datasets--org--questions"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
