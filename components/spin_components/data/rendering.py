@@ -15,34 +15,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError
-
+from spin_components.data.fidelity import Difference, Fidelity, check_question_is_written
 from spin_components.data.formats import Conversation, Message
+from spin_components.data.templates import ANSWER, QUESTION, ChatTemplate, model_template, unusable
+from spin_components.data.thinking import Case, Thinking, find_thinking
+from spin_components.data.tokens import added_bos, added_tokens, encode, eos_tokens_of, special_tokens
 from spin_components.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
-PLAIN_TEMPLATE = (
-    "{{ bos }}{% for message in messages %}"
-    "{% if message.role == 'system' %}{{ message.content + '\\n\\n' }}"
-    "{% elif message.role == 'user' %}{{ 'User:\\n' + message.content + '\\n\\n' }}"
-    "{% else %}{{ 'Assistant:\\n' + message.content + eos + '\\n\\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
-)
-"""Template for a tokenizer without one: `bos` where the tokenizer adds it by itself, `eos` after every answer."""
-
 _ESCAPE = "\ufdd0"  # a Unicode noncharacter; escaped as well where a message contains it
+_BRACKET = re.compile(r"[<>\[\]{}|｜]")
 _ESCAPED = re.compile(f"{_ESCAPE}([0-9]+);")
-_PROBE = "Answer0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +44,16 @@ class Rendered:
         actual_ids: the answer, with the end-of-sequence token as its last id and nowhere else, unless it was cut.
         actual_ended: whether the last id is the end-of-sequence token; False where the answer was cut.
         prompt_cut: number of ids dropped from the prompt.
+        difference: how the prompt's text differs from the record's turns; see `Fidelity`.
+        reasoning: how the answer relates to the template's think block; see `Thinking`.
     """
 
     prompt_ids: list[int]
     actual_ids: list[int]
     actual_ended: bool
     prompt_cut: int
+    difference: Difference | None = None
+    reasoning: Case | None = None
 
 
 class Renderer:
@@ -73,10 +67,15 @@ class Renderer:
         max_prompt_length: limit of the prompt, in tokens.
         long_prompts: what happens to a longer one: `cut_start` keeps its end, `cut_middle` as many of its first tokens
             (BOS, system turn) as of its last, `refuse` refuses the conversation.
+        template: the tokenizer's own by default.
+
+    Attributes:
+        thinking: the template's think block; None where it has none.
 
     Raises:
         ConfigError: the limits leave no tokens for a prompt or an answer.
-        ModelError: `eos_ids` is empty, one of them is no token of the tokenizer, or the template fails.
+        ModelError: `eos_ids` is empty, one of them is no token of the tokenizer, or the template fails or does not
+            write the user's text.
     """
 
     def __init__(
@@ -87,6 +86,7 @@ class Renderer:
         max_length: int,
         max_prompt_length: int,
         long_prompts: str = "cut_start",
+        template: ChatTemplate | None = None,
     ) -> None:
         if not 0 < max_prompt_length < max_length:
             raise ConfigError(
@@ -97,28 +97,30 @@ class Renderer:
         self._eos_ids = list(eos_ids)
         self._max_length, self._max_prompt_length = max_length, max_prompt_length
         self._long_prompts = long_prompts
-        eos_tokens = _tokens(tokenizer, self._eos_ids)
-        self._specials = list(dict.fromkeys([*eos_tokens, *_special_tokens(tokenizer).values(), _ESCAPE]))
+        self._template = template or own_template(tokenizer)
+        eos_tokens = eos_tokens_of(tokenizer, self._eos_ids)
+        if self._template.text is None:
+            self._template.variables = {"bos": added_bos(tokenizer), "eos": eos_tokens[0]}
+        self._header, self._lead, generation_prompt = self._probe()
+        self.thinking: Thinking | None = find_thinking(self._template.source, generation_prompt, self._lead)
+        self._fidelity = Fidelity(self._template)
+        specials = [*eos_tokens, *special_tokens(tokenizer).values(), *self._markers().values()]
+        self._specials = list(dict.fromkeys([*specials, _ESCAPE]))
         longest_first = sorted(self._specials, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in longest_first))
         self._eos = re.compile("|".join(re.escape(token) for token in sorted(eos_tokens, key=len, reverse=True)))
-        self._template = _chat_template(tokenizer)
-        self._variables: dict[str, str] = {}
-        if self._template is None:
-            logger.warning("the tokenizer has no chat template; turns are labelled with 'User:' and 'Assistant:'")
-            self._variables = {"bos": _added_bos(tokenizer), "eos": eos_tokens[0]}
-        self._header, self._lead = self._probe_header_and_lead()
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render a conversation to token ids within the limits.
 
         Raises:
-            ValueError: the template rejects the conversation, prompt or answer have no tokens, the prompt is too long
-                and to be refused, or the answer's text is encoded as an end-of-sequence token.
+            ValueError: the template rejects the conversation or leaves out a turn, prompt or answer have no tokens, the
+                prompt is too long and to be refused, or the answer's text is encoded as an end-of-sequence token.
         """
         prompt = [Message(message.role, self._escape(message.content)) for message in conversation.prompt]
         answer = self._escape(conversation.answer)
         prompt_text = self._apply(prompt, add_generation_prompt=True) + self._header
+        difference = self._fidelity.check(prompt, prompt_text)
         prompt_ids = self._encode(prompt_text)
         full_text = self._apply([*prompt, Message("assistant", answer)], add_generation_prompt=False)
         answer_text, eos_id = self._answer_text(prompt_text, full_text, answer)
@@ -137,7 +139,8 @@ class Renderer:
             prompt_ids = self._shortened(prompt_ids)
         limit = self._max_length - len(prompt_ids)
         actual_ids = [*answer_ids, eos_id]
-        return Rendered(prompt_ids, actual_ids[:limit], len(actual_ids) <= limit, prompt_cut)
+        reasoning = self.thinking.case(conversation.answer) if self.thinking else None
+        return Rendered(prompt_ids, actual_ids[:limit], len(actual_ids) <= limit, prompt_cut, difference, reasoning)
 
     def _shortened(self, prompt_ids: list[int]) -> list[int]:
         """A prompt that is too long, cut to the limit."""
@@ -157,38 +160,54 @@ class Renderer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the template, EOS ids and limits, which with the tokenizer's vocabulary determine the ids."""
+        template = self._template
         parameters: dict[str, Any] = {
-            "template": PLAIN_TEMPLATE if self._template is None else self._template,
-            "variables": self._variables,
+            "template": template.source,
+            "variables": template.variables,
             "eos_ids": self._eos_ids,
             "max_length": self._max_length,
             "max_prompt_length": self._max_prompt_length,
+            **({"arguments": template.arguments} if template.arguments else {}),
+            **({"clock": template.clock.isoformat()} if template.tells_time else {}),
         }
         if self._long_prompts != "cut_start":
             parameters["long_prompts"] = self._long_prompts
         return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        template = PLAIN_TEMPLATE if self._template is None else self._template
-        return _apply(self._tokenizer, template, messages, add_generation_prompt, self._variables)
+        return self._template.apply(messages, add_generation_prompt=add_generation_prompt)
 
-    def _probe_header_and_lead(self) -> tuple[str, str]:
-        """Text between generation prompt and answer, learned by rendering an example: (header, lead).
+    def _probe(self) -> tuple[str, str, str]:
+        """Text between question and answer, learned by rendering an example: (header, lead, generation prompt).
 
         The header is that of the assistant's turn in a template that ignores `add_generation_prompt`; it belongs to the
         prompt. The lead belongs to the answer: in Llama 2's template, a space. At least one of them is empty.
         """
-        question, answer = Message("user", "Question"), Message("assistant", _PROBE)
         try:
-            prompt_text = self._apply([question], add_generation_prompt=True)
-            full_text = self._apply([question, answer], add_generation_prompt=False)
-            ignored = prompt_text == self._apply([question], add_generation_prompt=False)
+            check_question_is_written(self._template)
+            prompt_text = self._apply([QUESTION], add_generation_prompt=True)
+            full_text = self._apply([QUESTION, ANSWER], add_generation_prompt=False)
+            ignored = prompt_text == self._apply([QUESTION], add_generation_prompt=False)
         except ValueError as error:
-            raise _unusable(error) from error
-        lead, probe, _ = full_text.removeprefix(prompt_text).partition(_PROBE)
+            raise unusable(error) from error
+        generation_prompt = prompt_text.rpartition(QUESTION.content)[2]
+        lead, probe, _ = full_text.removeprefix(prompt_text).partition(ANSWER.content)
         if not full_text.startswith(prompt_text) or not probe:
-            return "", ""
-        return (lead, "") if ignored and lead.strip() else ("", lead)
+            return "", "", generation_prompt
+        return (lead, "", generation_prompt) if ignored and lead.strip() else ("", lead, generation_prompt)
+
+    def _markers(self) -> dict[int, str]:
+        """Added tokens that the template writes around turns although they are not special.
+
+        Think tags, which belong to answers, and words are none of them.
+        """
+        text = self._apply([QUESTION, ANSWER], add_generation_prompt=False)
+        text += self._apply([QUESTION], add_generation_prompt=True)
+        used = set(encode(self._tokenizer, text, plain=False))
+        tags = (self.thinking.opens, self.thinking.closes) if self.thinking else ()
+        added = added_tokens(self._tokenizer).items()
+        marks = {token_id: token for token_id, token in added if _BRACKET.search(token) and token not in tags}
+        return {token_id: token for token_id, token in marks.items() if token_id in used}
 
     def _answer_text(self, prompt_text: str, full_text: str, answer: str) -> tuple[str, int]:
         """The answer's text as rendered, without its end-of-sequence token, and the id of that token.
@@ -220,17 +239,29 @@ class Renderer:
         """Ids of rendered text; escaped special tokens become ordinary tokens."""
         ids: list[int] = []
         for piece, plain in _pieces(text, lambda index: self._specials[index]):
-            ids += _encode(self._tokenizer, piece, plain=plain)
+            ids += encode(self._tokenizer, piece, plain=plain)
         return ids
 
 
-def find_eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Sequence[int] | None) -> list[int]:
+def own_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The tokenizer's chat template, the default one of several."""
+    return ChatTemplate(tokenizer, model_template(tokenizer, None)[0])
+
+
+def find_eos_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    generation_eos: int | Sequence[int] | None,
+    template: ChatTemplate | None = None,
+) -> list[int]:
     """Ids of the tokens that end an answer, without duplicates: the template's end of turn, then the model's ids.
+
+    The end of turn is the first special token after an answer or, where there is none, the first added one.
 
     Args:
         tokenizer: with or without a chat template.
         generation_eos: `eos_token_id` of the model's generation config or config; the tokenizer's where it is None or
             empty.
+        template: the tokenizer's own by default.
 
     Raises:
         ModelError: the template fails on one question and its answer, or there is no such id.
@@ -238,8 +269,11 @@ def find_eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Seque
     configured = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or ())
     if not configured and tokenizer.eos_token_id is not None:
         configured = [cast(int, tokenizer.eos_token_id)]
-    special = {*_special_tokens(tokenizer), *configured}
-    end_of_turn = [token_id for token_id in _probe_suffix(tokenizer) if token_id in special][:1]
+    special = {*special_tokens(tokenizer), *configured}
+    suffix = _probe_suffix(tokenizer, template or own_template(tokenizer))
+    end_of_turn = [token_id for token_id in suffix if token_id in special][:1]
+    if not end_of_turn:
+        end_of_turn = [token_id for token_id in suffix if token_id in added_tokens(tokenizer)][:1]
     eos_ids = list(dict.fromkeys([*end_of_turn, *configured]))
     if not eos_ids:
         raise ModelError(
@@ -249,43 +283,15 @@ def find_eos_ids(tokenizer: PreTrainedTokenizerBase, generation_eos: int | Seque
     return eos_ids
 
 
-def _probe_suffix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _probe_suffix(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[int]:
     """Ids of the text that the chat template writes after an answer."""
-    template = _chat_template(tokenizer)
-    if template is None:
+    if template.text is None:
         return []
     try:
-        text = _apply(tokenizer, template, [Message("user", "Question"), Message("assistant", _PROBE)], False, {})
+        text = template.apply([QUESTION, ANSWER], add_generation_prompt=False)
     except ValueError as error:
-        raise _unusable(error) from error
-    return _encode(tokenizer, text.rpartition(_PROBE)[2], plain=False) if _PROBE in text else []
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    messages: Sequence[Message],
-    add_generation_prompt: bool,
-    variables: dict[str, str],
-) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "tokenize": False, **variables}
-    try:
-        return cast(str, tokenizer.apply_chat_template(turns, chat_template=template, **options))
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message.role for message in messages)
-        raise ValueError(
-            f"the chat template rejects turns of {roles} ({error}), expected turns it accepts; "
-            "change the record's turns or the model's template"
-        ) from error
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool) -> list[int]:
-    """Ids of text without added tokens; with `plain`, special tokens in it are encoded as ordinary characters."""
-    if not text:
-        return []
-    encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)
-    return cast(list[int], encoding["input_ids"])
+        raise unusable(error) from error
+    return encode(tokenizer, text.rpartition(ANSWER.content)[2], plain=False) if ANSWER.content in text else []
 
 
 def _pieces(text: str, unescaped: Callable[[int], str]) -> Iterator[tuple[str, bool]]:
@@ -296,33 +302,3 @@ def _pieces(text: str, unescaped: Callable[[int], str]) -> Iterator[tuple[str, b
         yield unescaped(int(match.group(1))), True
         start = match.end()
     yield text[start:], False
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's chat template, the default one of several; None where it has none."""
-    return tokenizer.get_chat_template() if tokenizer.chat_template else None
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    special = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return special | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> list[str]:
-    tokens = [tokenizer.convert_ids_to_tokens(token_id) if token_id >= 0 else None for token_id in eos_ids]
-    if not tokens or not all(tokens):
-        raise ModelError(
-            f"the end-of-sequence ids are {list(eos_ids)}, the tokenizer's tokens for them {tokens}, expected at least "
-            "one id and a token for each; correct eos_token_id in the model's generation_config.json"
-        )
-    return cast(list[str], tokens)
-
-
-def _added_bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The BOS token if the tokenizer adds it to a text by itself, else an empty string."""
-    bos_id = tokenizer.bos_token_id
-    return cast(str, tokenizer.bos_token) if bos_id is not None and bos_id in tokenizer("a")["input_ids"][:1] else ""
-
-
-def _unusable(error: ValueError) -> ModelError:
-    return ModelError(f"the model's chat template cannot be used on one question and its answer: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,12 +59,18 @@ def questions(run: RunStore, settings: Settings, answers: Sampled, limit: int) -
     by_index = {prompt.index: prompt for prompt in prompts}
     base = str(run.read_json(layout.RUN)["base_model"]["uri"])  # every policy has its tokenizer
     tokenizer = load_tokenizer(fetch_model(run, base, what="the base model"), settings.model)
+    eos_ids = read_manifest(run, layout.DATA_MANIFEST).facts["eos_ids"]
+
+    def text(ids: Sequence[int]) -> str:
+        answer = ids[:-1] if ids and ids[-1] in eos_ids else ids  # a token that ends answers need not be special
+        return str(tokenizer.decode(answer, skip_special_tokens=True))
+
     return [
         Question(
             sample.index,
             tokenizer.decode(by_index[sample.index].prompt_ids, skip_special_tokens=False),
-            tokenizer.decode(sample.generated_ids, skip_special_tokens=True),
-            tokenizer.decode(by_index[sample.index].actual_ids, skip_special_tokens=True),
+            text(sample.generated_ids),
+            text(by_index[sample.index].actual_ids),
         )
         for sample in (samples[:limit] if limit else samples)
     ]

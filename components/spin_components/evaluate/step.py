@@ -11,6 +11,7 @@ from typing import Any
 
 from spin_components.errors import SpinError
 from spin_components.model.stored import model_digest, open_model
+from spin_components.record.chat_template import read_chat_template
 from spin_components.record.decisions import goes_on, name_of
 from spin_components.record.evaluation import tracked
 from spin_components.record.retention import prune_evaluated
@@ -178,7 +179,16 @@ def _tasks_part(step: Step, model: Published) -> Part:
         scratch.mkdir(parents=True)
         manager = find_tasks(evaluation, folder, scratch)
         plain = open_model(run, model.uri, what="the model to evaluate")
-        return {"results": run_tasks(settings, evaluation, compute, manager, plain)}, {}
+        results = run_tasks(
+            settings,
+            evaluation,
+            compute,
+            manager,
+            plain,
+            chat_template=read_chat_template(run),
+            chat_template_date=str(read_manifest(run, layout.DATA_MANIFEST).facts.get("chat_template_date", "")),
+        )
+        return {"results": results}, {}
 
     return Part(inputs, run_part)
 

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,14 @@ def _needed(names: Iterable[str], index: Mapping[str, Any]) -> set[str]:
 
 
 def run_tasks(
-    settings: Settings, evaluation: EvaluationSettings, compute: Compute, manager: Any, folder: Path
+    settings: Settings,
+    evaluation: EvaluationSettings,
+    compute: Compute,
+    manager: Any,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
+    chat_template_date: str = "",
 ) -> dict[str, Any]:
     """Evaluate a model on tasks.
 
@@ -102,6 +110,8 @@ def run_tasks(
         compute: device and precision.
         manager: task manager from `find_tasks`.
         folder: folder of a model with full weights.
+        chat_template: text of the file that `data.chat_template` names; None for the model's own template.
+        chat_template_date: what its clock tells; empty for the current time.
 
     Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
         None if unknown.
@@ -110,10 +120,18 @@ def run_tasks(
         ConfigError: `chat_template` is set, but the tokenizer has no chat template.
         EngineError: the harness failed.
     """
+    from spin_components.data.templates import model_template
     from spin_components.model.folder import load_tokenizer
     from spin_components.model.loading import load_model
 
     tokenizer = load_tokenizer(folder, settings.model)
+    arguments: dict[str, Any] = {}
+    if evaluation.chat_template:
+        name = "" if settings.data.chat_template_file else settings.data.chat_template
+        tokenizer.chat_template = chat_template or model_template(tokenizer, folder, name)[0]
+        arguments |= settings.data.chat_template_kwargs
+        if chat_template_date:
+            arguments["strftime_now"] = datetime.fromisoformat(chat_template_date).strftime
     if evaluation.chat_template and not tokenizer.chat_template:
         raise ConfigError(
             "evaluation.chat_template = true, but the model's tokenizer has no chat template; set it to false"
@@ -128,6 +146,7 @@ def run_tasks(
             tokenizer=tokenizer,
             batch_size=evaluation.batch_size,
             mixed_precision_dtype="bfloat16" if compute.precision == "bf16" else None,
+            chat_template_args=arguments,
         )
         results = simple_evaluate(
             model=lm,

@@ -6,6 +6,7 @@ from spin_components.data import builtin
 from spin_components.data.records import read_source
 from spin_components.harness.task_files import open_task_files
 from spin_components.model.folder import check_model_folder
+from spin_components.prepare.chat_template import read_template
 from spin_components.settings.settings import Settings
 from spin_components.store.addresses import check_address, local_path, scheme_of
 from spin_components.store.sources import Sources
@@ -26,6 +27,7 @@ def check_inputs(settings: Settings) -> None:
     else:
         check_address(base, what="model.base")
     with Sources() as sources:
+        read_template(sources, settings.data)
         if settings.evaluation.task_files:
             open_task_files(sources, settings.evaluation)
         for name, uri in named_sources(settings).items():

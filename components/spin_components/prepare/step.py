@@ -17,6 +17,7 @@ from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.memory.work import longest_of
 from spin_components.model.folder import check_model_folder, load_tokenizer
+from spin_components.prepare.chat_template import UNSET, choose_template, keep_template, read_template, template_inputs
 from spin_components.prepare.evaluation_tasks import keep_tasks
 from spin_components.prepare.input_checks import named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
@@ -85,7 +86,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         sources = {name: _data(step, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
         data_files = {name: source.digests for name, source in sources.items()}
-        inputs = as_begun(run, _inputs(checked, base_files, data_files))
+        template = read_template(run.sources, checked.data)
+        inputs = as_begun(run, {**_inputs(checked, base_files, data_files), **template_inputs(template)})
         is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
         if step.published and run.exists(layout.RUN):
             record_schedules(run, checked)
@@ -103,7 +105,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         }
         run.write_json(layout.RUN, record)
         if is_due:  # otherwise somebody removed the record alone
-            _write_data(step, checked, base.folder, sources)
+            _write_data(step, checked, base.folder, sources, template)
         return base.uri
 
 
@@ -211,7 +213,11 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
         for section, table in settings.model_dump(mode="json").items()
         for key, value in table.items()
     }
-    kept = {name: value for name, value in flat.items() if not name.startswith(FREE_SETTINGS)}
+    kept = {
+        name: value
+        for name, value in flat.items()
+        if not name.startswith(FREE_SETTINGS) and not (name in UNSET and value == UNSET[name])
+    }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
     return {**kept, **contents, "model.base (content)": digest_of(base)}
 
@@ -227,20 +233,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, Source]) -> None:
+def _write_data(
+    step: Step, settings: Settings, base: Path, sources: dict[str, Source], template_file: str | None
+) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
     data, shards = settings.data, settings.generation.shards
     records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
     record_sets = [each for sets in records.values() for each in sets]
     progress = step.progress(sum(len(each.records) for each in record_sets), "records")
+    if template_file is not None:
+        keep_template(step, template_file)
     tokenizer = load_tokenizer(base, settings.model)
-    rendered = render_records(records, tokenizer, base, settings, progress.update)
+    template, warnings = choose_template(tokenizer, base, data, template_file)
+    rendered = render_records(records, tokenizer, template, base, settings, progress.update)
     split = split_records(rendered, settings)
     train, validation = split.train, split.validation
-    _warn_of_cuts(step, rendered, settings)
     eos_tokens = tokenizer.convert_ids_to_tokens(rendered.eos_ids)
-    for message in (*split.warnings(), *text_warnings(record_sets, eos_tokens, tokenizer.all_special_tokens)):
-        step.warn(message)
+    warnings += rendered.warnings
+    warnings += [*split.warnings(), *text_warnings(record_sets, eos_tokens, tokenizer.all_special_tokens)]
+    for warning in warnings:
+        step.warn(warning)
+    _warn_of_cuts(step, rendered, settings)
     prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
     foreseen = foresee(step, settings, base, longest_of(settings, prompts))
     if len(train) < shards:
@@ -258,6 +271,7 @@ def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, S
             **split.facts(),
             **foreseen,
             "num_bad_records": sum(each.num_bad for each in record_sets),
+            **({"warnings": warnings} if warnings else {}),
         }
     )
     logger.info("%d training prompts, %d for validation", len(train), len(validation))

@@ -53,7 +53,7 @@ def _of_the_data(history: History) -> list[str]:
     ):
         if number := facts.get(name):
             warnings.append(f"{number:,} {what}.")
-    return warnings
+    return [*warnings, *(f"{warning[0].upper()}{warning[1:]}." for warning in facts.get("warnings", []))]
 
 
 def _of_the_answers(history: History, iteration: IterationHistory) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -133,6 +135,16 @@ class ModelSettings(Section):
     trust_remote_code: bool = Field(False, description="Whether to run Python code that the model's folder contains.")
 
 
+_RENDERING_ARGUMENTS = frozenset(
+    {
+        *("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors"),
+        *("return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
+    }
+)
+"""Names that `apply_chat_template` takes for itself or that the renderer sets."""
+
+
 class DataSettings(Section):
     """Prompts and their human-written answers."""
 
@@ -149,6 +161,20 @@ class DataSettings(Section):
     )
     validation_size: CountOrFraction = Field(
         0.05, description="Fraction or number of records held out for validation when `validation` is empty."
+    )
+    chat_template: str = Field(
+        "",
+        description="Chat template: the path of a Jinja file (with a / or the suffix .jinja; also s3://…, hf://…), or "
+        "the name of one of the model's several templates. Empty: the model's own, or its default one.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Variables that the chat template reads besides the turns, like enable_thinking = false.",
+    )
+    chat_template_date: str = Field(
+        "",
+        description="Date and time that the chat template's clock tells, like 2026-07-31T09:30:00. Empty: when the "
+        "data is rendered; recorded in the run, whose prompts all tell the same.",
     )
     max_length: int = Field(1024, ge=8, description="Maximum number of tokens of prompt and answer together.")
     max_prompt_length: int = Field(
@@ -175,6 +201,33 @@ class DataSettings(Section):
     )
 
     _fraction = field_validator("validation_size")(check_fraction)
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _check_chat_template_kwargs(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(value.keys() & _RENDERING_ARGUMENTS):
+            raise ValueError(f"{', '.join(reserved)} is set by the renderer; leave it out")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"give text, numbers, true, false, lists and tables only ({error})") from error
+        return value
+
+    @field_validator("chat_template_date")
+    @classmethod
+    def _check_chat_template_date(cls, value: str) -> str:
+        if value:
+            try:
+                datetime.fromisoformat(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is not a date; write it like 2026-07-31T09:30:00") from error
+        return value
+
+    @property
+    def chat_template_file(self) -> str:
+        """Address of the chat template's file; empty where `chat_template` is a name or empty."""
+        is_file = "/" in self.chat_template or self.chat_template.endswith(".jinja")
+        return self.chat_template if is_file else ""
 
     @model_validator(mode="after")
     def _check_prompt_length(self) -> DataSettings:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from spin_components.errors import DataError, IntegrityError, StorageError
+from spin_components.errors import ConfigError, DataError, IntegrityError, StorageError
 from spin_components.store.addresses import S3Address, local_path, parse_hub, parse_s3, scheme_of, split_address
 from spin_components.store.bucket import Bucket, ObjectInfo
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
@@ -97,6 +97,24 @@ class Sources:
             raise DataError(f"{what} = {uri!r} names a split of a file, expected one of a folder; leave #{split} out")
         named = f"{source.uri}#{split}" if split else source.uri
         return replace(source, uri=named, split=split, left_out=tuple(left_out))
+
+    def read_text(self, uri: str, *, what: str) -> str:
+        """The text of one small file.
+
+        Raises:
+            ConfigError: the address is invalid, or no file of UTF-8 text; otherwise raises as `open_data`.
+        """
+        if scheme_of(uri) == "file":
+            path = local_path(uri, what=what)
+            files = [path] if path.is_file() else []
+        else:
+            files = list(self._open(uri, what=what, kind="model", is_wanted=_is_visible).files.values())
+        if len(files) != 1:
+            raise ConfigError(f"{what} = {uri!r} is not a file; check the path")
+        try:
+            return files[0].read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{what} = {uri!r} is not text in UTF-8: {error}") from error
 
     def open_model(self, uri: str, *, what: str) -> Source:
         """Open all files of a model folder, which may be none; otherwise raises as `open_data`."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.shards import PairReward, read_rows, write_rows
 from spin_components.model.loading import save_policy
+from spin_components.record.chat_template import read_chat_template
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -96,6 +97,8 @@ def _write(
             write_trained(job, job.adapter, module, weights, folder, is_whole=is_whole)
         else:
             save_policy(module, weights, job.like, folder / "policy")
+        if (folder / "policy").is_dir() and (template := read_chat_template(run)) is not None:
+            (folder / "policy/chat_template.jinja").write_bytes(template.encode())
         for part in sorted(path.name for path in folder.iterdir()):
             with run.staged(f"{key}/{part}") as staged:
                 (folder / part).replace(staged.path)

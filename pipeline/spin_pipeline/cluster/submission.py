@@ -92,6 +92,7 @@ class Submission:
                 parse_address(uri.replace(TIME, "0"), what=what)
         sources = {f"data.{name}": uri for name, uri in named_sources(settings).items()}
         sources |= {"evaluation.task_files": settings.evaluation.task_files} if settings.evaluation.task_files else {}
+        sources |= {"data.chat_template": settings.data.chat_template_file} if settings.data.chat_template_file else {}
         for what, uri in {"model.base": settings.model.base, **sources}.items():
             if is_builtin(uri):
                 continue

@@ -90,6 +90,7 @@ class RunStatus(_Record):
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
         failure: the event that ended the last attempt; None unless it failed.
+        warnings: what `prepare` says of the template and the data.
     """
 
     run_uri: str
@@ -102,6 +103,7 @@ class RunStatus(_Record):
     iterations: list[IterationStatus]
     base: BaseStatus
     failure: dict[str, Any] | None = None
+    warnings: list[str] = []
 
     @property
     def exit_code(self) -> int:
@@ -146,6 +148,9 @@ def read_status(run_uri: str) -> RunStatus:
         iterations=iterations,
         base=base,
         failure=failure,
+        warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
+        if run.exists(layout.DATA_MANIFEST)
+        else [],
     )
 
 

@@ -50,6 +50,8 @@ def print_status(status: RunStatus, console: Console) -> None:
     _print_evaluations(status, console)
     for line in _pair_notes(status):
         console.print(line, highlight=False, soft_wrap=True)
+    for warning in status.warnings:
+        console.print(f"! {harmless(warning)}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for row in status.iterations:
         if row.reason:
             console.print(_verdict(row), style="dim", highlight=False, markup=False, soft_wrap=True)

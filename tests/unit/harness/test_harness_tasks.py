@@ -75,12 +75,24 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     return write_tasks(tmp_path_factory.mktemp("tasks") / "folder", rows, texts, **{"all.yaml": group})
 
 
-def evaluate_tasks(tiny_llama: Path, folder: Path, scratch: Path, /, **values: Any) -> dict[str, Any]:
+def evaluate_tasks(
+    tiny_llama: Path,
+    folder: Path,
+    scratch: Path,
+    /,
+    data: dict[str, Any] | None = None,
+    template: str | None = None,
+    date: str = "",
+    **values: Any,
+) -> dict[str, Any]:
     scratch.mkdir()
     evaluation = EvaluationSettings(task_files=str(folder), **values)
-    settings = small_settings("u", tiny_llama, "d")
+    settings = small_settings("u", tiny_llama, "d", data=data or {})
     manager = find_tasks(evaluation, folder, scratch)
-    return run_tasks(settings, evaluation, Compute(torch.device("cpu"), "float32"), manager, tiny_llama)
+    compute = Compute(torch.device("cpu"), "float32")
+    return run_tasks(
+        settings, evaluation, compute, manager, tiny_llama, chat_template=template, chat_template_date=date
+    )
 
 
 def test_accuracy_agrees_with_hand_computed_sums(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
@@ -118,13 +130,27 @@ def test_few_shot_examples_and_the_chat_template_change_the_prompt(
     plain["metric_list"] = [{"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}]
     folder = write_tasks(tmp_path / "tasks", [{"question": q, "choices": CHOICES, "gold": 0} for q in QUESTIONS], [])
     (folder / "shots.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    own = "{% for m in messages %}{{ persona + strftime_now('%Y-%m-%d') + m.content }}{% endfor %}"
+    chat: dict[str, Any] = {"chat_template": True, "template": own, "date": "2026-07-31"}
+    sailor, cook = ({"data": {"chat_template_kwargs": {"persona": name}}} for name in ("a sailor", "a cook"))
+    variants: dict[str, dict[str, Any]] = {
+        "none": {},
+        "two": {"num_fewshot": 2},
+        "chat": {"chat_template": True},
+        "other day": {**chat, **cook, "date": "2025-01-01"},
+        "sailor": {**chat, **sailor},
+        "cook": {**chat, **cook},
+        "sailor again": {**chat, **sailor, "date": "2026-07-31T23:00:00"},
+        "cook again": {**chat, **cook},
+    }
     perplexities = [
         evaluate_tasks(tiny_llama, folder, tmp_path / name, tasks=["shots"], **values)["shots"]["metrics"][
             "perplexity"
         ]["value"]
-        for name, values in (("none", {}), ("two", {"num_fewshot": 2}), ("chat", {"chat_template": True}))
+        for name, values in variants.items()
     ]
-    assert len({round(value, 3) for value in perplexities}) == 3
+    assert len({round(value, 3) for value in perplexities[:6]}) == 6
+    assert perplexities[6:] == perplexities[4:6], "the same day, or the same persona"
     assert all(math.isfinite(value) for value in perplexities)
 
 

@@ -168,6 +168,11 @@ def test_a_rising_loss_and_truncated_data_are_warned_of() -> None:
     assert rose == "val_loss rose in iteration 1, from 3.500 to 3.600."
 
 
+def test_warnings_that_prepare_recorded_are_passed_on() -> None:
+    run = history(iteration(0, 3.9), warnings=["the model has no chat template"])
+    assert find_warnings(run, steps(0)) == ["The model has no chat template."]
+
+
 def test_regression_and_repetition_are_warned_of() -> None:
     run = history(iteration(0, 3.5), iteration(1, 4.0, REGRESSED), iteration(2, 3.6, {"repetition_rate": 0.5}))
     assert run.base is not None

@@ -16,7 +16,7 @@ def iteration(number: int, **counts: Any) -> IterationStatus:
     )
 
 
-def printed(*iterations: IterationStatus) -> list[str]:
+def printed(*iterations: IterationStatus, **values: Any) -> list[str]:
     status = RunStatus(
         run_uri="runs/a",
         state="done",
@@ -27,6 +27,7 @@ def printed(*iterations: IterationStatus) -> list[str]:
         best=None,
         iterations=list(iterations),
         base=BaseStatus(val_loss=4.0),
+        **values,
     )
     text = io.StringIO()
     print_status(status, Console(file=text, width=80))
@@ -60,3 +61,7 @@ def test_evaluations_are_side_by_side_and_missing_ones_are_dashes() -> None:
     lines = printed(iteration(0, num_pairs=32, evaluation=evaluation), iteration(1, num_pairs=32))
     rows = [line.split() for line in lines if line.startswith(("arc", "judge"))]
     assert rows == [["arc", "acc", "-", "0.750", "±", "0.250", "-"], ["judge", "-", "7.000", "-"]]
+
+
+def test_warnings_of_the_data_are_printed_without_control_characters() -> None:
+    assert "! 2 answers\u241b[2J" in printed(warnings=["2 answers\x1b[2J"])

@@ -21,13 +21,27 @@ _MACHINE = {
 
 def reasons(old: History, new: History) -> list[str]:
     """Possible causes in words, the likeliest first; "there" is the recorded run, "here" the reproduction."""
-    causes = [*_versions(old, new), *_machines(old, new), *_choices(old, new), *_nondeterminism(old, new)]
+    causes = [
+        *_template_dates(old, new),
+        *_versions(old, new),
+        *_machines(old, new),
+        *_choices(old, new),
+        *_nondeterminism(old, new),
+    ]
     if causes:
         return causes
     known = "versions, machine, threads and settings are the same in both records"
     if not _values(_computing(old), lambda manifest: manifest.machine.get("processor")):
         known = "versions and settings are the same; the record is too old to contain the processor and the threads"
     return [f"the records do not explain it: {known}"]
+
+
+def _template_dates(old: History, new: History) -> list[str]:
+    """Difference in the dates that the chat template wrote into the prompts."""
+    there, here = (history.data.facts.get("chat_template_date") for history in (old, new))
+    if here and not there:
+        return ["the chat template tells the date, which the record is too old to contain"]
+    return [f"the chat template tells the date: {there} there, {here} here"] if there != here else []
 
 
 def _versions(old: History, new: History) -> list[str]:

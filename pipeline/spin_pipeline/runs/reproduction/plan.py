@@ -122,7 +122,7 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         **kept,
         "run": {name: value for name, value in recorded["run"].items() if name not in ("uri", "max_time")},
         "model": {**recorded["model"], "base": base, "sha256": digest_of(_digests(began["files"]))},
-        "data": {**_FIRST_DATA_SETTINGS, **recorded["data"], **sources},
+        "data": {**_FIRST_DATA_SETTINGS, **recorded["data"], **sources, **_template(run, history)},
         "spin": {**recorded["spin"], "max_iterations": num_iterations},
         "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
         "training": _zero_stage(
@@ -130,6 +130,16 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
             history.iterations,
         ),
         "hardware": _hardware(recorded.get("hardware", {}), history.iterations),
+    }
+
+
+def _template(run: RunStore, history: History) -> dict[str, str]:
+    """The copy of the chat template's file in the run, and the date that its prompts tell."""
+    is_copied = run.exists(layout.inputs_manifest("chat_template"))
+    date = history.data.facts.get("chat_template_date")
+    return {
+        **({"chat_template": run.uri_of(layout.CHAT_TEMPLATE)} if is_copied else {}),
+        **({"chat_template_date": str(date)} if date else {}),
     }
 
 
