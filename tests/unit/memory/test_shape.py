@@ -8,7 +8,7 @@ import pytest
 
 from spin_components.errors import ConfigError, ModelError
 from spin_components.memory.model_config import find_shape
-from spin_components.memory.shape import KNOWN, count_parameters, shape_of_config, shape_of_folder
+from spin_components.memory.shape import KNOWN, shape_of_config, shape_of_folder
 
 NEOX = {
     "model_type": "gpt_neox",
@@ -77,11 +77,12 @@ def test_parameters_are_counted_in_all_headers(tmp_path: Path) -> None:
 
 
 def test_a_safetensors_file_without_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
     path = tmp_path / "model.safetensors"
     for content in (b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"model\.safetensors is not a safetensors file"):
-            count_parameters(path)
+            shape_of_folder(tmp_path, what="x")
 
 
 def test_a_model_that_cannot_be_read_is_known_by_name_or_refused() -> None:
