@@ -135,7 +135,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _widths(config: Mapping[str, Any], *aliases: str) -> list[int]:
     """The widths under the first of several names that is set: one, or one a layer; empty if none is a width."""
     value = next((config[alias] for alias in aliases if config.get(alias)), None)
-    values = value if isinstance(value, list) else [value]
+    values: list[Any] = value if isinstance(value, list) else [value]
     return values if all(type(each) is int and each > 0 for each in values) else []
 
 
