@@ -103,7 +103,7 @@ class AnswerHead:
         finally:
             for hook in hooks:
                 hook.remove()
-        inside = list(modules[name].modules())
+        inside = list(modules[name].modules())[1:]
         embeddings = self._model.get_input_embeddings()
         is_body = any(module is embeddings for module in inside) and all(module is not self._head for module in inside)
         return name if is_body else ""

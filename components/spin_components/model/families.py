@@ -23,9 +23,12 @@ def check_family(model: Any) -> None:
     if lacking := _lacking(model):
         raise ModelError(
             f"{type(model).__name__} (model_type {model.config.model_type!r}) cannot be trained: {lacking}; "
-            "choose a decoder-only causal language model"
+            "choose a base model of another family"
         )
 
+
+_RANDOM = {"phimoe": "its router draws experts at random in training, so the loss would not begin at ln 2"}
+"""Architectures whose forward pass stays random without dropout, by `model_type`."""
 
 _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 """Names of tables of learned positions."""
@@ -33,6 +36,8 @@ _POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
 def _lacking(model: Any) -> str:
     """What the architecture lacks; "" if nothing."""
+    if reason := _RANDOM.get(model.config.model_type):
+        return reason
     if model.config.is_encoder_decoder:
         return "it has an encoder, and prompts are read by a decoder alone"
     if model.get_output_embeddings() is None:
