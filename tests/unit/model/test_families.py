@@ -138,7 +138,7 @@ def test_a_window_that_attention_is_told_of_is_kept(family: str, loaded: Loaded)
     assert (answer_logprobs(model, GROUPS, CPU) - expected).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", [*CONFIGS])
+@pytest.mark.parametrize("family", CONFIGS)
 def test_the_first_families_still_pack_and_take_slots(family: str) -> None:
     model = copy.deepcopy(model_of(family))
     assert reasons(model) == ("", "")
