@@ -197,11 +197,11 @@ def formats_page() -> str:
         "## Models",
         "",
         "A model is a Hugging Face folder with safetensors that `transformers` loads as a causal language model. "
-        "These families are tested: each row is a test that runs for every family it names. Where packed rows or a cache "
-        "with a row for each sequence do not fit an architecture (attention sinks, windows that live in the mask alone, "
-        "states that are carried from token to token), it is scored in padded batches and sampled by `transformers`. "
-        "An encoder with a decoder, a table of positions without `position_ids`, and a router that draws experts at "
-        "random (PhiMoE) are refused.",
+        "These families are tested: each row is a test that runs for every family it names. Where packed rows, or a "
+        "cache with a row for each sequence, do not fit an architecture (attention sinks, windows that live in the "
+        "mask alone, states that are carried from token to token), it is scored in padded batches and sampled by "
+        "`transformers`. An encoder with a decoder, a table of positions without `position_ids`, and a router that "
+        "draws experts at random (PhiMoE) are refused.",
         "",
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
