@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +16,25 @@ from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3nTextConfig,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    OPTConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from spin_components.algorithm.logprobs import PromptAnswer
@@ -46,6 +65,97 @@ CONFIGS: dict[str, Any] = {
         sliding_window=5,
     ),
 }
+_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_EXPERTS: dict[str, Any] = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+_MIXED: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 30}
+_GEMMA: dict[str, Any] = {**SIZES, **_MIXED, **_IDS, "num_key_value_heads": 2, "head_dim": 8}
+_PER_LAYER: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
+_SHARED: dict[str, Any] = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+# windows of 30 tokens: longer than the probe's sequences, shorter than those of the tests
+OTHERS: dict[str, Any] = {
+    "gemma3": Gemma3Config(
+        text_config={**_GEMMA, "query_pre_attn_scalar": 8},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=6,
+        eoi_token_index=7,
+        image_token_index=8,
+    ),
+    "gemma3_text": Gemma3TextConfig(**_GEMMA, query_pre_attn_scalar=8),
+    "gemma3n_text": Gemma3nTextConfig(
+        **{**_GEMMA, **_PER_LAYER, "intermediate_size": [64, 64]},
+        num_kv_shared_layers=0,
+        laurel_rank=4,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0, 0.0],
+    ),
+    "gemma4_text": Gemma4TextConfig(**_GEMMA, **_PER_LAYER, global_head_dim=8, num_kv_shared_layers=0),
+    "gpt2": GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, resid_pdrop=0.1, **_IDS
+    ),
+    "gpt_oss": GptOssConfig(**SIZES, **_EXPERTS, **_MIXED, head_dim=8, num_local_experts=4),
+    "llama4_text": Llama4TextConfig(
+        **SIZES,
+        **_EXPERTS,
+        **_IDS,
+        head_dim=8,
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        attention_chunk_size=30,
+    ),
+    "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, **_IDS),
+    "mamba2": Mamba2Config(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=4,
+        num_heads=8,
+        head_dim=8,
+        n_groups=2,
+        chunk_size=8,
+        **_IDS,
+    ),
+    "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=30),
+    "mixtral": MixtralConfig(
+        **SIZES, **_EXPERTS, num_local_experts=4, output_router_logits=True, router_jitter_noise=0.3
+    ),
+    "olmoe": OlmoeConfig(**SIZES, **_EXPERTS, num_experts=4),
+    "opt": OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        init_std=0.2,
+        layerdrop=0.5,
+    ),
+    "qwen2_moe": Qwen2MoeConfig(
+        **SIZES, **_EXPERTS, **_SHARED, num_experts=4, use_sliding_window=True, sliding_window=30, max_window_layers=2
+    ),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=8, num_experts=4, moe_intermediate_size=32),
+    "qwen3_next": Qwen3NextConfig(
+        **SIZES,
+        **_EXPERTS,
+        **_SHARED,
+        head_dim=8,
+        num_experts=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+}
+"""Families whose gradients are not tested one by one."""
 SEQUENCES = [
     PromptAnswer([5, 6, 7, 8, 9, 10, 11], [12]),
     PromptAnswer([20], [21, 22, 23, 24, 25, 26, 2]),
@@ -72,6 +182,30 @@ def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     model.set_attn_implementation(attention)
     return model.eval()
+
+
+def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> None:
+    """Write a model of `OTHERS` with random weights, the same each time.
+
+    Args:
+        family: key of `OTHERS`.
+        folder: to be filled.
+        tokenizer: folder whose tokenizer the model shall fit and take along.
+    """
+    bounds.few_threads()
+    config = copy.deepcopy(OTHERS[family])
+    if tokenizer is not None:
+        for each in (config, config.get_text_config()):
+            for name, value in list(vars(each).items()):
+                if name.startswith("vocab_size"):
+                    setattr(each, name, json.loads((tokenizer / "config.json").read_bytes())["vocab_size"])
+                elif name in ("n_positions", "max_position_embeddings"):
+                    setattr(each, name, max(value, 256))
+        for path in (*tokenizer.glob("tokenizer*"), *tokenizer.glob("*.jinja")):
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / path.name)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
 def groups_of(sequences: Sequence[PromptAnswer]) -> list[Prompted]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spin_components.algorithm.packing import packed_attention
+from spin_components.model.windows import short_windows
 
 SLOTS = "spin_slots"
 """Name under which the attention implementation is registered in `transformers`."""
@@ -215,13 +216,15 @@ def enable_slot_attention(model: Any, device: torch.device) -> str:
     AttentionInterface.register(SLOTS, slot_attention)
     before = model.config._attn_implementation
     reason = ""
-    with torch.no_grad():
+    with torch.no_grad(), short_windows(model):
         try:
             examples = _examples(model.get_input_embeddings().num_embeddings)
             expected = [
                 model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in examples
             ]
             model.set_attn_implementation(SLOTS)
+            if model.config._attn_implementation != SLOTS:
+                raise NotImplementedError("its attention cannot be replaced")
             errors = [
                 float((logits - expected[number][index]).abs().max() / expected[number].abs().max())
                 for number, index, logits in _predict_examples(model, examples, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,26 +21,19 @@ from spin_components.settings.run import ModelSettings
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-_DROPOUTS = (
-    "attention_dropout",
-    "attn_pdrop",
-    "classifier_dropout",
-    "dropout",
-    "embd_pdrop",
-    "hidden_dropout",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "resid_pdrop",
-)
+_DROPOUT = re.compile("drop")
+_NOISE = ("jitter_noise", "input_jitter_noise")
+"""Attributes of routers with the noise that they add to their input in training."""
 
 
 def load_model(
     folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu", quantization: Any = None
 ) -> Any:
-    """Load a causal language model with float32 weights and without dropout.
+    """Load a causal language model with float32 weights and without dropout or a router's noise.
 
     Float32, because updates at a learning rate of 5e-7 are below the resolution of bf16 weights; no dropout, because
-    policy and reference must agree exactly before the first step.
+    policy and reference must agree exactly before the first step. A mixture of experts does not return its router's
+    logits: the loss does not use them.
 
     Args:
         folder: in Hugging Face layout, with safetensors.
@@ -56,9 +50,10 @@ def load_model(
     quiet_transformers()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-        without_dropout = {name: 0.0 for name in _DROPOUTS if getattr(config, name, 0.0)}
+        _make_deterministic(config)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             attn_implementation=_attention(device),
             trust_remote_code=settings.trust_remote_code,
@@ -66,7 +61,6 @@ def load_model(
             output_loading_info=True,
             **_generation(folder, config),
             **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
-            **without_dropout,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
@@ -74,7 +68,21 @@ def load_model(
         check_loaded(found, found["unexpected_keys"], what=f"the model in {folder}")
     # the row at padding_idx gets no gradient, and in many models the padding token is EOS
     model.get_input_embeddings().padding_idx = None
+    for module in model.modules():
+        for name in _NOISE:
+            if getattr(module, name, 0.0):
+                setattr(module, name, 0.0)
     return model if quantization else model.to(device)  # quantized weights were loaded onto the device
+
+
+def _make_deterministic(config: Any) -> None:
+    """Set every dropout of a configuration and of its text model's to 0, and leave out the router's logits."""
+    for each in (config, config.get_text_config()):
+        for name, value in list(vars(each).items()):
+            if _DROPOUT.search(name) and isinstance(value, float) and value:
+                setattr(each, name, 0.0)
+        if getattr(each, "output_router_logits", False):
+            each.output_router_logits = False
 
 
 def _generation(folder: Path, config: Any) -> dict[str, Any]:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from spin_components.algorithm import head
 from spin_components.algorithm.batching import LOGITS_BYTES
@@ -82,3 +84,28 @@ def test_a_model_with_the_head_still_generates() -> None:
     model = model_of("llama")
     answer_head(model)
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+class _Flat(LlamaForCausalLM):  # type: ignore[misc]
+    """A model whose `forward` calls its layers itself, without a module between them and the head."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        hidden = self.model.norm(self.model.embed_tokens(input_ids))
+        return SimpleNamespace(logits=self.lm_head(hidden))
+
+
+def test_a_model_without_a_body_computes_all_logits() -> None:
+    flat = _Flat(LlamaConfig(**SIZES)).eval()
+    head = answer_head(flat)
+    assert head.body is None
+    expected = torch.log_softmax(flat(input_ids=torch.tensor([[5, 6, 7]])).logits[0].float(), dim=-1)
+    found = flat(input_ids=torch.tensor([[5, 6, 7]]), positions=torch.tensor([0, 1]), targets=torch.tensor([6, 7]))
+    torch.testing.assert_close(found, torch.stack([expected[0, 6], expected[1, 7]]))
+
+
+def test_the_body_is_what_forward_calls_first() -> None:
+    llama = model_of("llama")
+    assert answer_head(llama).body is llama.model
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+    opt = OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=32))
+    assert answer_head(opt).body is opt.model.decoder  # not opt.model

@@ -222,7 +222,11 @@ def formats_page() -> str:
         "## Models",
         "",
         "A model is a Hugging Face folder with safetensors that `transformers` loads as a causal language model. "
-        "These families are tested: each row is a test that runs for every family it names.",
+        "These families are tested: each row is a test that runs for every family it names. Where packed rows, or a "
+        "cache with a row for each sequence, do not fit an architecture (attention sinks, windows that live in the "
+        "mask alone, states that are carried from token to token), it is scored in padded batches and sampled by "
+        "`transformers`. An encoder with a decoder, a table of positions without `position_ids`, and a router that "
+        "draws experts at random (PhiMoE) are refused.",
         "",
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
@@ -241,14 +245,14 @@ def _read(conversation: Conversation) -> str:
     return "; ".join(f"{role}: `{json.dumps(content)[1:-1]}`" for role, content in turns)
 
 
-def families() -> list[str]:
-    """Names of the families in `families.py`, which is read and not imported: it needs torch."""
+def families(table: str) -> list[str]:
+    """Names of the families in a table of `families.py`, which is read and not imported: it needs torch."""
     (path,) = (ROOT / "tests").rglob("families.py")
     for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "CONFIGS":
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
             assert isinstance(node.value, ast.Dict)
             return [ast.literal_eval(key) for key in node.value.keys if key]
-    raise AssertionError(f"{path} has no CONFIGS")
+    raise AssertionError(f"{path} has no {table}")
 
 
 def _tested_families() -> list[tuple[str, str, str]]:
@@ -273,8 +277,8 @@ def _tested_families() -> list[tuple[str, str, str]]:
 def _families_of(function: ast.FunctionDef) -> list[str]:
     for decorator in function.decorator_list:
         match decorator:
-            case ast.Call(args=[ast.Constant(value="family"), ast.Name(id="CONFIGS")]):
-                return families()
+            case ast.Call(args=[ast.Constant(value="family"), ast.Name(id=("CONFIGS" | "OTHERS") as table)]):
+                return families(table)
             case ast.Call(args=[ast.Constant(value="family"), ast.List() as names]):
                 return list(ast.literal_eval(names))
     return []
