@@ -74,9 +74,9 @@ def test_a_template_that_lacks_an_argument_is_refused_with_the_setting_that_give
 
 def test_the_clock_stands_still_and_is_noticed() -> None:
     template = ChatTemplate(byte_level(DATED), DATED, clock=datetime(2026, 7, 31, 9, 30, 5))
-    assert not template.tells_time
+    before = template.tells_time
     assert template.apply(HI, add_generation_prompt=False).startswith("31 Jul 2026 09:30:05\n")
-    assert template.tells_time
+    assert (before, template.tells_time) == (False, True)
     undated = ChatTemplate(byte_level(CHATML), CHATML)
     undated.apply(HI, add_generation_prompt=False)
     assert not undated.tells_time

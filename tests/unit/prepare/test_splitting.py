@@ -21,7 +21,7 @@ def split(train: Sequence[tuple[int, int]], validation: Sequence[tuple[int, int]
         name: [Prompt(i, [question], [answer], True) for i, (question, answer) in enumerate(records)]
         for name, records in sets.items()
     }
-    return split_records(RenderedSet(prompts, [0], "", 0, 0, 0), settings)
+    return split_records(RenderedSet(prompts, [0], "", 0, 0, 0, "", []), settings)
 
 
 def questions(prompts: Sequence[Prompt]) -> list[int]:
