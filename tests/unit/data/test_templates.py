@@ -72,14 +72,12 @@ def test_a_template_that_lacks_an_argument_is_refused_with_the_setting_that_give
     assert find_eos_ids(byte_level(text), [2], given) == [2]
 
 
-def test_the_clock_stands_still_and_is_noticed() -> None:
-    template = ChatTemplate(byte_level(DATED), DATED, clock=datetime(2026, 7, 31, 9, 30, 5))
-    before = template.tells_time
-    assert template.apply(HI, add_generation_prompt=False).startswith("31 Jul 2026 09:30:05\n")
-    assert (before, template.tells_time) == (False, True)
-    undated = ChatTemplate(byte_level(CHATML), CHATML)
-    undated.apply(HI, add_generation_prompt=False)
-    assert not undated.tells_time
+@pytest.mark.parametrize(("text", "tells_time"), [(DATED, True), (CHATML, False)])
+def test_the_clock_stands_still_and_is_noticed(text: str, tells_time: bool) -> None:
+    template = ChatTemplate(byte_level(text), text, clock=datetime(2026, 7, 31, 9, 30, 5))
+    written = template.apply(HI, add_generation_prompt=False)
+    assert written.startswith("31 Jul 2026 09:30:05\n") == tells_time
+    assert template.tells_time == tells_time
 
 
 def test_the_fingerprint_has_the_clock_and_the_arguments_only_where_they_count() -> None:
