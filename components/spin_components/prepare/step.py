@@ -202,7 +202,7 @@ def _data(step: Step, name: str, uri: str) -> Source:
         began = step.run.read_json(layout.RUN)["data"] if step.run.exists(layout.RUN) else {}
         recorded = began.get(name, {}).get("files", ())
         source = step.run.sources.open_data(uri, what=what, recorded=recorded)
-        if source.left_out:
+        if source.left_out and not source.split:
             step.warn(message_of_left_out(source, what))
         return source
     kind = builtin.check_builtin(uri, what=what, kinds=builtin.DATA_SETS)

@@ -16,10 +16,10 @@ _THINK = re.compile(r"</?think>")
 def message_of_left_out(source: Source, what: str) -> str:
     """The warning that files of other splits are not read."""
     shown = ", ".join(source.left_out[:3]) + (" …" if len(source.left_out) > 3 else "")
-    use = "hold them out with data.validation" if what == "data.train" else "name another split"
+    number = len(source.left_out)
     return (
-        f"{what} = {source.uri}: {len(source.left_out)} files of other splits are not read ({shown}); "
-        f"{use} = '{source.uri.partition('#')[0]}#SPLIT'"
+        f"{what} = {source.uri}: data files of other splits there are not read, {number} of them ({shown}); "
+        f"'{source.uri}#SPLIT' names a split, for data.train or data.validation"
     )
 
 

@@ -44,5 +44,5 @@ def test_an_oddity_is_counted_and_its_first_place_told(record: Conversation, tol
 def test_files_of_other_splits_are_named() -> None:
     source = Source("hf://x", Path(), ("train.jsonl",), left_out=("dev.jsonl", "test.jsonl"))
     message = message_of_left_out(source, "data.train")
-    assert "2 files of other splits are not read (dev.jsonl, test.jsonl)" in message
-    assert message.endswith("data.validation = 'hf://x#SPLIT'")
+    assert "data files of other splits there are not read, 2 of them (dev.jsonl, test.jsonl)" in message
+    assert "'hf://x#SPLIT' names a split" in message
