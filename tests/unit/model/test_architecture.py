@@ -66,9 +66,7 @@ def test_more_and_fewer_layers_than_configured_are_refused(folder: Path) -> None
 
 def test_other_shapes_are_named(folder: Path) -> None:
     configure(folder, intermediate_size=96)
-    with pytest.raises(
-        ModelError, match=r"6 of another shape \(model\.layers\.0\.mlp\.down_proj\.weight: \[64, 128"
-    ):
+    with pytest.raises(ModelError, match=r"6 of another shape \(model\.layers\.0\.mlp\.down_proj\.weight: \[64, 128"):
         checked(folder)
 
 
