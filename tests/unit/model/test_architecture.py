@@ -26,8 +26,8 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 def checked(folder: Path, warnings: list[str] | None = None) -> Architecture | None:
-    warn = [].append if warnings is None else warnings.append
-    return check_architecture(folder, ModelSettings(base=str(folder)), what="model.base", warn=warn)
+    said = [] if warnings is None else warnings
+    return check_architecture(folder, ModelSettings(base=str(folder)), what="model.base", warn=said.append)
 
 
 def rewrite(folder: Path, change: Change) -> None:
