@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spin_components.errors import IntegrityError
+from spin_components.record.events import EventLog
+from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
+from spin_components.train_epoch.loop import EpochLoop
 from spin_components.train_epoch.step import train
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
@@ -29,19 +32,26 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
     train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
 
 
+def _train_and_die(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
+    """Train in this process, which kills itself at the event of save number `num_saves`."""
+    write = EventLog.write
+
+    def write_and_die(log: EventLog, kind: str, **fields: Any) -> None:
+        write(log, kind, **fields)
+        if kind == "save" and fields["done"] == num_saves:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    EventLog.write = write_and_die  # type: ignore[method-assign, assignment]
+    _train(settings, reference, scores)
+
+
 def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in a separate process and kill it after a number of saves."""
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(settings, reference, scores))
+    """Train in a separate process that is killed after a number of saves."""
+    arguments = (settings, reference, scores, num_saves)
+    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=arguments)
     process.start()
-    pointer = Path(settings.run.uri, layout.partial(0, 0))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.is_alive():
-        if pointer.exists() and json.loads(pointer.read_text("utf-8"))["facts"]["done"] >= num_saves:
-            break
-        time.sleep(0.005)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
@@ -114,4 +124,27 @@ def test_time_running_out_inside_an_epoch_saves_first(
         stops += 1
         assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 4 * stops
     assert stops > 2
+    assert losses(run) == losses(undisturbed)
+
+
+def test_a_signal_inside_an_epoch_saves_first(
+    make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}))
+    settings = make_settings()
+    reference = begin(settings)
+    scores = play_scores(settings, 0, reference)
+    run = LocalRun(Path(settings.run.uri))
+    after_step = EpochLoop._after_step
+
+    def terminate(loop: EpochLoop, done: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        after_step(loop, done)
+
+    with monkeypatch.context() as context, pytest.raises(Interrupted, match="SIGTERM"):
+        context.setattr(EpochLoop, "_after_step", terminate)
+        _train(settings, reference, scores)
+    assert run.read_json(layout.partial(0, 0))["facts"]["done"] == 1
+    assert not list(run.root.rglob("*.part"))
+    _train(settings, reference, scores)
     assert losses(run) == losses(undisturbed)

@@ -126,14 +126,15 @@ def assert_trained_alike(
     lr: float,
     num_steps: int,
 ) -> None:
-    """Weights, by two ways to compute the same steps of AdamW.
+    """Weights, by two ways to compute the same steps of RMSProp or AdamW.
 
-    It moves each entry by about lr a step, also one whose gradient is nothing but rounding, which may go either way.
-    Those are few: the distance in the mean is below a hundredth of the way.
+    Both divide a gradient by its own size, so that an entry whose gradient is nothing but rounding moves as far as any
+    other, either way: by at most lr / sqrt(1 - 0.99), the first step of RMSProp. Such entries are few: the distance in
+    the mean is below a hundredth of the way.
     """
     assert found.keys() == expected.keys()
     apart = {name: (found[name].float() - expected[name].float()).abs() for name in expected}
-    assert max(float(tensor.max()) for tensor in apart.values()) < 4 * lr * num_steps
+    assert max(float(tensor.max()) for tensor in apart.values()) < 2 * 10 * lr * num_steps
     way = sum(float((expected[name].float() - start[name].float()).abs().sum()) for name in expected)
     assert sum(float(tensor.sum()) for tensor in apart.values()) < way / 100
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ class JudgeServer:
         self.requests: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._at_once = 0
-        self._lock = threading.Lock()
+        self._lock, self._closing = threading.Lock(), threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,7 +74,8 @@ class JudgeServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening; what waits is answered."""
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -88,7 +88,7 @@ class JudgeServer:
             self.most_at_once = max(self.most_at_once, self._at_once)
             planned = self.every or (self.first.pop(0) if self.first else None)
         try:
-            time.sleep(planned.after_s if planned else self.takes_s)
+            self._closing.wait(planned.after_s if planned else self.takes_s)
             return planned or self._completion(path, headers, json.loads(body))
         finally:
             with self._lock:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import bounds
 import pytest
 import torch
-from unit.algorithm.families import SEQUENCES, alone, logprob_bound, model_of
 
 from matrix import SETTINGS, pairwise
+from support import bounds
+from support.families import SEQUENCES, alone, logprob_bound, model_of
 
 
 def test_gamma_by_hand() -> None:

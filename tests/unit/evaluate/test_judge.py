@@ -179,7 +179,7 @@ def test_a_refused_connection_is_an_error(serve: Callable[..., JudgeServer]) -> 
 
 
 def test_a_silent_server_is_an_error(serve: Callable[..., JudgeServer]) -> None:
-    server = serve(every=Answer(200, after_s=1.5))
+    server = serve(every=Answer(200, after_s=600.0))
     with pytest.raises(EngineError, match=r"does not respond: .*timed out"):
         judge_all(server.url, retries=0, judge_timeout_s=1)
 
