@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from spin_components.data import builtin
 from spin_components.errors import ConfigError, ModelError, SpinError
 from spin_components.memory.shape import KNOWN, ModelShape, shape_of_config, shape_of_folder
 from spin_components.store.addresses import HubAddress, S3Address, local_path, parse_hub, parse_s3, scheme_of
+from spin_components.store.model_files import INDEX, WEIGHTS, shards_of
 
 _BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
@@ -61,7 +63,14 @@ def _in_bucket(address: S3Address, what: str) -> tuple[ModelShape, str]:
         config: dict[str, Any] = json.loads(content)
     except ValueError as error:
         raise ModelError(f"{what} = '{address}': config.json is not JSON: {error}") from error
-    sizes = [info.num_bytes for info in bucket.objects(prefix) if info.key.endswith(".safetensors")]
+    sizes_of = {info.key.removeprefix(prefix): info.num_bytes for info in bucket.objects(prefix)}
+    if WEIGHTS in sizes_of:
+        names = [WEIGHTS]
+    elif index := bucket.get(f"{prefix}{INDEX}"):
+        names = shards_of(index, what=f"{address}/{INDEX}")
+    else:
+        names = [name for name in sizes_of if fnmatch(name, "model*.safetensors") and "/" not in name]
+    sizes = [sizes_of.get(name, 0) for name in names]
     num_bytes = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 0)
     num_parameters = sum(sizes) // num_bytes if num_bytes else 0  # counts the headers too, a few KiB a file
     shape = shape_of_config(config, what=what, num_parameters=num_parameters)

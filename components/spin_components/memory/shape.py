@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ModelError
 from spin_components.settings.training import LoraSettings
+from spin_components.store.model_files import count_parameters, read_headers, weight_files
 
 _NAMES = {
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -67,17 +67,21 @@ class ModelShape:
 
 
 def shape_of_folder(folder: Path, *, what: str) -> ModelShape:
-    """Read the shape of a model in a local folder, and count its parameters.
+    """Read the shape of a model in a local folder, and count the parameters in the files that are loaded.
 
     Raises:
         ModelError: `config.json` is missing or lacks a width, or a safetensors file has no valid header.
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds {type(config).__name__}, expected an object")
     except (OSError, ValueError) as error:
         raise ModelError(f"{what} = '{folder}': config.json cannot be read: {error}") from error
-    files = sorted(folder.glob("*.safetensors"))
-    return shape_of_config(config, what=what, num_parameters=sum(map(count_parameters, files)))
+    shape = shape_of_config(config, what=what)
+    files = weight_files(folder, config) or sorted(folder.glob("model*.safetensors"))
+    number = count_parameters(read_headers(files), is_tied=shape.is_tied)
+    return replace(shape, num_parameters=number, is_counted=True) if number else shape
 
 
 def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int = 0) -> ModelShape:
@@ -89,28 +93,30 @@ def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int
         num_parameters: if counted; 0 computes them from the widths, which is right for Llama, Mistral, Qwen, Gemma,
             GPT-NeoX and similar architectures, and too low for mixtures of experts.
 
+    Of widths that are given for each layer, the largest counts in the shape, and their mean in the parameters.
+
     Raises:
-        ModelError: a width is missing.
+        ModelError: a width is missing, or is not a number.
     """
-    config = {**config, **config.get("text_config", {})}
+    config = text_config(config)
     widths: dict[str, int] = {}
     for name, aliases in _NAMES.items():
-        value = next((config[alias] for alias in aliases if config.get(alias)), None)
-        if not isinstance(value, int) or value < 1:
+        if not (values := _widths(config, *aliases)):
             raise ModelError(f"{what}: config.json has no {' or '.join(aliases)}, so its memory cannot be estimated")
-        widths[name] = value
-    hidden, heads = widths["hidden"], widths["num_heads"]
-    inner = next((config[name] for name in ("intermediate_size", "n_inner", "ffn_dim") if config.get(name)), 4 * hidden)
-    head = config.get("head_dim") or hidden // heads
+        widths[name] = max(values)
+    hidden, heads, layers = widths["hidden"], widths["num_heads"], widths["num_layers"]
+    inners = _widths(config, "intermediate_size", "n_inner", "ffn_dim") or [4 * hidden]
+    head = max(_widths(config, "head_dim"), default=hidden // heads)
     is_gated = config.get("model_type") not in _TWO_MATRICES
     is_tied = bool(config.get("tie_word_embeddings", True))
-    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
-    matrices = hidden * (2 * queries + 2 * keys) + (3 if is_gated else 2) * hidden * inner
-    computed = widths["num_layers"] * (matrices + 2 * hidden) + hidden
+    queries, keys = heads * head, max(_widths(config, "num_key_value_heads"), default=heads) * head
+    matrices = hidden * (2 * queries + 2 * keys)
+    computed = layers * (matrices + 2 * hidden) + hidden
+    computed += layers * (3 if is_gated else 2) * hidden * sum(inners) // len(inners)
     computed += widths["vocabulary"] * hidden * (1 if is_tied else 2)
     return ModelShape(
         **widths,
-        inner=inner,
+        inner=max(inners),
         queries=queries,
         keys=keys,
         num_parameters=num_parameters or computed,
@@ -120,18 +126,17 @@ def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int
     )
 
 
-def count_parameters(path: Path) -> int:
-    """Count the elements of a safetensors file by its header, which is 8 bytes of length and JSON of that length.
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model's language part: its own, with that of `text_config` over it where it has one."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, Mapping) else dict(config)
 
-    Raises:
-        ModelError: the header cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
+
+def _widths(config: Mapping[str, Any], *aliases: str) -> list[int]:
+    """The widths under the first of several names that is set: one, or one a layer; empty if none is a width."""
+    value = next((config[alias] for alias in aliases if config.get(alias)), None)
+    values = value if isinstance(value, list) else [value]
+    return values if all(type(each) is int and each > 0 for each in values) else []
 
 
 KNOWN: dict[str, dict[str, Any]] = {

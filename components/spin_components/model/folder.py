@@ -6,16 +6,28 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ModelError
 from spin_components.settings.run import ModelSettings
+from spin_components.store.model_files import (
+    ADAPTER_CONFIG,
+    INDEX,
+    WEIGHTS,
+    StoredWeight,
+    check_no_pointer,
+    model_names,
+    read_headers,
+    some_of,
+    weight_files,
+)
 
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-
-
-FOREIGN_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_QUANTIZATIONS = ("quantization_config", "compression_config")
+_SMALL_FLOATS = ("F8_", "F6_", "F4")
+_SMALL_INTEGERS = ("I8", "U8", "I4", "U4")
 
 
 def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[str, Any]:
@@ -27,30 +39,89 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
         address: value of that setting; the folder by default.
 
     Raises:
-        ModelError: it is not a folder, or has no config.json, no safetensors or no tokenizer.
+        ModelError: it is not a folder, has no config.json, no safetensors or no tokenizer, or holds a Git LFS pointer,
+            a damaged weights file, quantized weights, or an adapter alone.
     """
     address = address or str(folder)
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise ModelError(f"{what} = {address!r} {problem}; expected a folder in Hugging Face layout, or builtin:NAME")
+    config = _read_config(folder, what, address)
+    _check_unquantized(config, {}, what, address)
+    files = weight_files(folder, config)
+    if not files:
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise _adapter_alone(folder, what, address)
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        found = f" (there is {some_of(others)})" if others else ""
+        raise ModelError(
+            f"{what} = {address!r} has no *.safetensors, the only format that is read: expected {WEIGHTS}, or "
+            f"{INDEX} and the files that it names{found}; save the model as safetensors with save_pretrained"
+        )
+    for name in _TOKENIZERS:
+        if (folder / name).is_file():
+            check_no_pointer(folder / name)
+    _check_unquantized(config, read_headers(files), what, address)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
+    return config
+
+
+def _read_config(folder: Path, what: str, address: str) -> dict[str, Any]:
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        check_no_pointer(path)
+        config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise _adapter_alone(folder, what, address) from error
         raise ModelError(f"{what} = {address!r} has no config.json; expected a Hugging Face model folder") from error
     except ValueError as error:
         raise ModelError(f"{address}/config.json is not JSON: {error}") from error
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{what} = {address!r} has no *.safetensors, the only format that is read; save the model as safetensors"
-        )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
-    return dict(config)
+    if not isinstance(config, dict):
+        raise ModelError(f"{address}/config.json holds {type(config).__name__}, expected a JSON object")
+    return config
+
+
+def _adapter_alone(folder: Path, what: str, address: str) -> ModelError:
+    base = ""
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads((folder / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path") or ""
+    onto = f" made on {base!r}" if base else ""
+    return ModelError(
+        f"{what} = {address!r} holds an adapter{onto} and no model; merge it into its base "
+        "(peft: merge_and_unload, then save_pretrained) and name the merged model"
+    )
+
+
+def _check_unquantized(config: Mapping[str, Any], weights: Mapping[str, StoredWeight], what: str, address: str) -> None:
+    """Refuse a model whose stored weights are quantized, by its `config.json` or by the types of its weights."""
+    nested = config.get("text_config")
+    tables = [config, nested] if isinstance(nested, Mapping) else [config]
+    named = next((table[key] for table in tables for key in _QUANTIZATIONS if table.get(key)), None)
+    if named is not None:
+        method = named.get("quant_method") if isinstance(named, Mapping) else named
+        found = f"config.json says {method or 'quantization_config'}"
+    else:
+        names = [
+            name
+            for name, weight in weights.items()
+            if weight.dtype.startswith(_SMALL_FLOATS)
+            or (name.endswith(".weight") and weight.dtype in _SMALL_INTEGERS)
+            or name.endswith((".qweight", ".qzeros"))
+        ]
+        if not names:
+            return
+        found = f"{min(names)} is stored as {weights[min(names)].dtype}"
+    raise ModelError(
+        f"{what} = {address!r} is quantized ({found}), which can neither be trained nor published as it is; "
+        "name the unquantized model that it was made from. lora.quantize = 'nf4' trains an adapter on that in 4 bits"
+    )
 
 
 def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] | None:
     """`eos_token_id` of `generation_config.json`, or of `config.json` where that has none."""
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, AttributeError):
         value = json.loads((folder / "generation_config.json").read_bytes()).get("eos_token_id")
         if value is not None:
             return value  # type: ignore[no-any-return]
@@ -58,16 +129,15 @@ def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] |
 
 
 def copy_companions(like: Path, folder: Path) -> None:
-    """Copy all files but the weights from one model folder to another, with float32 as the dtype in `config.json`."""
-    for path in sorted(like.iterdir()):
-        if (
-            path.is_file()
-            and not path.name.startswith(".")
-            and not any(path.match(pattern) for pattern in (*WEIGHT_PATTERNS, *FOREIGN_WEIGHTS))
-        ):
-            shutil.copyfile(path, folder / path.name)
+    """Copy a model's files but its weights from one folder to another, with float32 as the dtype in `config.json`."""
     config = json.loads((like / "config.json").read_bytes())
-    config.pop("torch_dtype", None)
+    weights = {path.relative_to(like).as_posix() for path in weight_files(like, config)} | {WEIGHTS, INDEX}
+    for name in model_names(like, config):
+        if name not in weights:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(like / name, folder / name)
+    for name in ("torch_dtype", "transformers_weights"):
+        config.pop(name, None)
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -82,5 +152,10 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    except Exception as error:  # tokenizers raises plain Exception for a file that it cannot read
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be loaded by tokenizers {metadata.version('tokenizers')} and "
+            f"transformers {metadata.version('transformers')} ({type(error).__name__}: {reason}); if it was saved by a "
+            "newer release, install that, else download the tokenizer again"
+        ) from error

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from spin_components.errors import ModelError
 from spin_components.model.folder import copy_companions
+from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -40,7 +42,7 @@ def load_model(
         quantization: transformers' quantization config; the layers that it quantizes are not float32.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: transformers cannot load it, or finds no numbers for some of its weights.
     """
     import_generation()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -49,17 +51,21 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
         _make_deterministic(config)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             attn_implementation=_attention(device),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            **_generation(folder, config),
             **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
+    if not quantization:  # quantized weights have other names than those in the files
+        check_loaded(found, found["unexpected_keys"], what=f"the model in {folder}")
     # the row at padding_idx gets no gradient, and in many models the padding token is EOS
     model.get_input_embeddings().padding_idx = None
     for module in model.modules():
@@ -77,6 +83,19 @@ def _make_deterministic(config: Any) -> None:
                 setattr(each, name, 0.0)
         if getattr(each, "output_router_logits", False):
             each.output_router_logits = False
+
+
+def _generation(folder: Path, config: Any) -> dict[str, Any]:
+    """Arguments that have a model loaded without its `generation_config.json`, where transformers cannot read that."""
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        return {}
+    except (ValueError, TypeError, AttributeError):
+        return {"generation_config": GenerationConfig.from_model_config(config)}
+    return {}
 
 
 def _attention(device: torch.device | str) -> str:
@@ -123,5 +142,21 @@ def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder
         folder: to be created.
     """
     folder.mkdir(parents=True)
-    model.save_pretrained(folder, state_dict=dict(state_dict))
+    generation = model.generation_config
+    model.generation_config = _savable(model)  # of the folder `like`, the file is copied as it is
+    try:
+        model.save_pretrained(folder, state_dict=dict(state_dict))
+    finally:
+        model.generation_config = generation
     copy_companions(like, folder)
+
+
+def _savable(model: Any) -> Any:
+    """The model's generation settings, or the first of two plainer ones that transformers does not refuse to save."""
+    from transformers import GenerationConfig
+
+    for config in (model.generation_config, GenerationConfig.from_model_config(model.config)):
+        with suppress(ValueError):
+            config.validate(strict=True)
+            return config
+    return GenerationConfig()

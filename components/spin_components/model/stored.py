@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from spin_components.errors import IntegrityError
@@ -12,6 +13,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
 from spin_components.store.manifests import read_manifest
+from spin_components.store.model_files import link_model
 
 
 def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
@@ -52,7 +54,8 @@ def model_digest(run: RunStore, uri: str) -> str:
 def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
     """Return a local folder with the stored files of a model, verified; it exists until the run is closed.
 
-    A policy may be stored as an adapter only; see `open_model`.
+    A policy may be stored as an adapter only; see `open_model`. What lies beside a base model, such as an adapter, is
+    left out.
 
     Raises:
         IntegrityError: a file is missing or altered, or the address is not a model of this run.
@@ -60,7 +63,9 @@ def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
     files, folder = model_files(run, uri), run.key_of(uri)
     what = f"{what} at {uri}"
     if folder is None:
-        return run.sources.fetch_model(uri, files, what=what)
+        fetched = run.sources.fetch_model(uri, files, what=what)
+        config = json.loads((fetched / "config.json").read_bytes())
+        return link_model(fetched, config, run.scratch_folder())
     epoch = folder.rpartition("/")[0]
     made_by = layout.inputs_manifest("model") if folder == layout.BUILTIN_MODEL else f"{epoch}/manifest.json"
     below = {f"{folder}/{name}": digest for name, digest in files.items()}

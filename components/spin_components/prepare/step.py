@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_components import __version__
 from spin_components.data import builtin
@@ -20,6 +20,7 @@ from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.evaluation_tasks import keep_tasks
 from spin_components.prepare.input_checks import named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
+from spin_components.prepare.model_limits import check_limits
 from spin_components.prepare.rendering import RenderedSet, render_records, split_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
 from spin_components.runtime.step import Step
@@ -30,6 +31,9 @@ from spin_components.store import layout
 from spin_components.store.digests import FileDigest, FileDigests, content_of, digest_of
 from spin_components.store.manifests import now
 from spin_components.store.sources import Source
+
+if TYPE_CHECKING:
+    from spin_components.model.architecture import Architecture
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         _begin_attempt(step, checked)
         check_packages(checked.tracking, checked.lora, checked.evaluation)
         base = _base_model(step, checked)
+        model = _architecture(step, checked, base)
         foresee(step, checked, base.folder, SHORTEST, quiet=True)
         if checked.evaluation.tasks:
             keep_tasks(step, checked.evaluation)
@@ -101,7 +106,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         }
         run.write_json(layout.RUN, record)
         if is_due:  # otherwise somebody removed the record alone
-            _write_data(step, checked, base.folder, sources)
+            _write_data(step, checked, base.folder, model, sources)
         return base.uri
 
 
@@ -178,6 +183,15 @@ def _base_model(step: Step, settings: Settings) -> Source:
     return source
 
 
+def _architecture(step: Step, settings: Settings, base: Source) -> Architecture | None:
+    """Check that the base model has all its weights, unless it is builtin or the data are prepared already."""
+    if builtin.is_builtin(settings.model.base) or step.run.exists(layout.DATA_MANIFEST):
+        return None
+    from spin_components.model.architecture import check_architecture
+
+    return check_architecture(base.folder, settings.model, what=f"model.base = {base.uri!r}", warn=step.warn)
+
+
 def _data(step: Step, name: str, uri: str) -> Source:
     what = f"data.{name}"
     if not builtin.is_builtin(uri):
@@ -220,14 +234,19 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _write_data(step: Step, settings: Settings, base: Path, sources: dict[str, Source]) -> None:
+def _write_data(
+    step: Step, settings: Settings, base: Path, model: Architecture | None, sources: dict[str, Source]
+) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
     data, shards = settings.data, settings.generation.shards
     records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
     record_sets = [each for sets in records.values() for each in sets]
     progress = step.progress(sum(len(each.records) for each in record_sets), "records")
-    rendered = render_records(records, load_tokenizer(base, settings.model), base, settings, progress.update)
+    tokenizer = load_tokenizer(base, settings.model)
+    rendered = render_records(records, tokenizer, base, settings, progress.update)
     train, validation = split_records(rendered, settings)
+    if model:
+        check_limits([*train, *validation], tokenizer, model, settings, step.warn)
     _warn_of_cuts(step, rendered)
     prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
     foreseen = foresee(step, settings, base, longest_of(settings, prompts))

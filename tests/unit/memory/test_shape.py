@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from spin_components.errors import ConfigError, ModelError
 from spin_components.memory.model_config import find_shape
-from spin_components.memory.shape import KNOWN, count_parameters, shape_of_config, shape_of_folder
+from spin_components.memory.shape import KNOWN, shape_of_config, shape_of_folder
+from support.safetensors_files import write_header
 
 NEOX = {
     "model_type": "gpt_neox",
@@ -61,27 +61,21 @@ def test_a_missing_width_is_named(lacking: str) -> None:
         shape_of_config(config, what="model.base")
 
 
-def write_safetensors(path: Path, shapes: dict[str, list[int]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    header |= {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-
-
 def test_parameters_are_counted_in_all_headers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
-    write_safetensors(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 8], "b": [8]})
-    write_safetensors(tmp_path / "model-00002-of-00002.safetensors", {"c": []})
+    write_header(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 8], "b": [8]})
+    write_header(tmp_path / "model-00002-of-00002.safetensors", {"c": []})
     shape = shape_of_folder(tmp_path, what="x")
     assert (shape.num_parameters, shape.is_counted) == (80 + 8 + 1, True)
 
 
 def test_a_safetensors_file_without_a_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
     path = tmp_path / "model.safetensors"
     for content in (b"", b"\xff" * 16, b"\x02\0\0\0\0\0\0\0[]"):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"model\.safetensors is not a safetensors file"):
-            count_parameters(path)
+            shape_of_folder(tmp_path, what="x")
 
 
 def test_a_model_that_cannot_be_read_is_known_by_name_or_refused() -> None:
@@ -91,3 +85,36 @@ def test_a_model_that_cannot_be_read_is_known_by_name_or_refused() -> None:
         find_shape("/absent/x", what="model.base")
     with pytest.raises(ConfigError, match="no such builtin"):
         find_shape("builtin:x", what="model.base")
+
+
+def test_of_widths_for_each_layer_the_largest_and_their_mean_count() -> None:
+    # a block as above with an MLP of 2 x 8 x 32 and one of 2 x 8 x 16
+    shape = shape_of_config({**NEOX, "intermediate_size": [32, 16], "layer_types": ["a", "b"]}, what="x")
+    assert shape.inner == 32
+    assert shape.num_parameters == 2 * (256 + 16) + 512 + 256 + 160 + 8
+    assert shape_of_config({**NEOX, "num_key_value_heads": [1, 2]}, what="x").keys == 8
+
+
+@pytest.mark.parametrize("text", [None, {}, []])
+def test_an_empty_text_config_is_no_configuration(text: object) -> None:
+    assert shape_of_config({**NEOX, "text_config": text}, what="x") == shape_of_config(NEOX, what="x")
+
+
+@pytest.mark.parametrize("value", ["8", [8, "x"], {"a": 1}, True, -1, 8.5])
+def test_a_width_that_is_not_a_number_is_named(value: object) -> None:
+    with pytest.raises(ModelError, match=r"config\.json has no hidden_size"):
+        shape_of_config({**NEOX, "hidden_size": value}, what="x")
+
+
+def test_weights_that_lie_beside_are_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(NEOX))
+    write_header(tmp_path / "model.safetensors", {"a": [10, 8]})
+    write_header(tmp_path / "consolidated.safetensors", {"a": [10, 8]})
+    write_header(tmp_path / "adapter_model.safetensors", {"b": [10, 8]})
+    assert shape_of_folder(tmp_path, what="x").num_parameters == 80
+
+
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: it holds list"):
+        shape_of_folder(tmp_path, what="x")
