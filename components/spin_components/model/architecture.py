@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from spin_components.errors import ModelError
-from spin_components.model.loading import import_generation
 from spin_components.model.families import check_family
+from spin_components.model.loading import import_generation
 from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
 from spin_components.store.model_files import StoredWeight, read_headers, some_of, weight_files
