@@ -196,6 +196,7 @@ def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> Non
     config = copy.deepcopy(OTHERS[family])
     if tokenizer is not None:
         for each in (config, config.get_text_config()):
+            each.eos_token_id = 2  # the tokenizer's
             for name, value in list(vars(each).items()):
                 if name.startswith("vocab_size"):
                     setattr(each, name, json.loads((tokenizer / "config.json").read_bytes())["vocab_size"])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from spin_components.errors import ModelError
+from spin_components.model.families import check_family
 from spin_components.model.loading import import_generation
 from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
@@ -74,6 +75,7 @@ def check_architecture(
     unused = check_loaded(found, weights, what=what)
     if unused:
         warn(f"{what}: weights that a causal language model does not have are left out: {some_of(unused)}")
+    check_family(model)
     return _limits(model)
 
 
