@@ -89,7 +89,7 @@ def test_the_loser_of_a_race_for_a_run_is_told_the_winner(
         ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_ACCESS_KEY_ID is set but AWS_SECRET_ACCESS_KEY is not"),
         ({"S3_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, "check that the storage runs and S3_ENDPOINT is right"),
         ({"S3_ENDPOINT": "http://nowhere.invalid"}, "check that the storage runs and S3_ENDPOINT is right"),
-        ({"S3_ENDPOINT": "http://user:word@host"}, "S3_ENDPOINT holds keys"),
+        ({"S3_ENDPOINT": "http://user:word@host"}, "S3_ENDPOINT contains keys"),
         ({"S3_ENDPOINT": "127.0.0.1/path"}, "expected http://host:port"),
     ],
 )
