@@ -282,7 +282,7 @@ class KfpServer:
         ]
         content = part.get_payload(decode=True)
         assert isinstance(content, bytes)
-        spec = next(iter(yaml.safe_load_all(content)))
+        spec = next(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         if "pipelineInfo" not in spec:
             raise _RefusedError(400, 3, "Invalid input error: unknown pipeline spec")
         key = str(uuid.uuid4())

@@ -32,7 +32,8 @@ def compile_package(pipeline: Any, path: Path) -> str:
 
     logging.getLogger("kfp").setLevel(logging.ERROR)
     compiler.Compiler().compile(pipeline, str(path))
-    content = digest_json(list(yaml.safe_load_all(path.read_text("utf-8"))))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C where built with libyaml: 20 times as fast
+    content = digest_json(list(yaml.load_all(path.read_text("utf-8"), loader)))
     return f"sha256-{content[:16]}"
 
 
