@@ -176,7 +176,7 @@ class Api:
 
     def _gave_up(self, what: str, found: str) -> ClusterError:
         return ClusterError(
-            f"{what}: no useful answer from {self.target.endpoint} ({found}); check that KFP runs and --endpoint is "
+            f"{what}: no valid response from {self.target.endpoint} ({found}); check that KFP runs and --endpoint is "
             "right, then run the same command"
         )
 
