@@ -179,6 +179,7 @@ def test_a_completion_with_an_error_in_a_200_response_is_retried(
     assert bucket.get("late-error") == path.read_bytes()
 
 
+@pytest.mark.usefixtures("retry_clock")
 @pytest.mark.parametrize("code", ["AccessDenied", "SlowDown"])
 def test_a_failed_upload_leaves_no_object_and_no_parts(
     bucket: Bucket, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
