@@ -70,7 +70,7 @@ def _pairs(row: Row) -> set[tuple[tuple[int, str], ...]]:
 
 def default_paths() -> list[str]:
     """Every test module that computes with floats, by its imports, and those of the live view."""
-    computes = re.compile(r"^ *(import|from) (torch|numpy|bounds)\b", re.MULTILINE)
+    computes = re.compile(r"^ *(?:import|from) (?:torch|numpy|support import bounds|support\.bounds)\b", re.MULTILINE)
     modules = [path for folder in ("unit", "parity") for path in sorted((ROOT / folder).rglob("test_*.py"))]
     numeric = [path for path in modules if computes.search(path.read_text("utf-8"))]
     watch = [path for path in sorted(ROOT.rglob("test_*.py")) if "watch" in path.relative_to(ROOT).as_posix()]

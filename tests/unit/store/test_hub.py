@@ -70,11 +70,11 @@ def test_a_model_is_verified_by_its_resolved_address(hub_cache: Path, sources: S
     assert sources.fetch_model(source.uri, source.digests, what="the base model") == source.folder
 
 
-def test_a_data_set_is_all_data_files_of_a_repository_or_folder(hub_cache: Path, sources: Sources) -> None:
+def test_training_data_is_every_data_file_of_a_repository_or_folder_but_the_tests(hub_cache: Path, sources: Sources) -> None:
     files = {"README.md": b"", "data/b.parquet": b"b", "data/a.jsonl": b"a", "test/a.jsonl": b"t"}
     cached(hub_cache, "datasets/org/name", files)
     everything = sources.open_data("hf://datasets/org/name", what="data.train")
-    assert everything.names == ("data/a.jsonl", "data/b.parquet", "test/a.jsonl")
+    assert (everything.names, everything.left_out) == (("data/a.jsonl", "data/b.parquet"), ("test/a.jsonl",))
     part = sources.open_data("hf://datasets/org/name/data", what="data.train")
     assert [(uri, path.read_bytes()) for uri, path in part.files.items()] == [
         (f"hf://datasets/org/name@{COMMIT}/data/a.jsonl", b"a"),
