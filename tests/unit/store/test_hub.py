@@ -70,7 +70,9 @@ def test_a_model_is_verified_by_its_resolved_address(hub_cache: Path, sources: S
     assert sources.fetch_model(source.uri, source.digests, what="the base model") == source.folder
 
 
-def test_training_data_is_every_data_file_of_a_repository_or_folder_but_the_tests(hub_cache: Path, sources: Sources) -> None:
+def test_training_data_is_every_data_file_of_a_repository_or_folder_but_the_tests(
+    hub_cache: Path, sources: Sources
+) -> None:
     files = {"README.md": b"", "data/b.parquet": b"b", "data/a.jsonl": b"a", "test/a.jsonl": b"t"}
     cached(hub_cache, "datasets/org/name", files)
     everything = sources.open_data("hf://datasets/org/name", what="data.train")
