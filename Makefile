@@ -43,7 +43,7 @@ bench: $(VENV)/.test  ## speed and memory against TRL, transformers and bare vLL
 
 check: lint types site test  ## what a change must pass
 
-lint: $(VENV)/.test  ## ruff, hadolint for the Dockerfiles, import-linter for the rooms
+lint: $(VENV)/.test  ## ruff, hadolint for the Dockerfiles, import-linter for the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint docker/*.Dockerfile

@@ -166,8 +166,8 @@ def _policy_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
 
 def _report(step: Step, judgement: Assessment, val_loss: float | None, freed_bytes: int) -> None:
     """Record the judgement of the iteration as an event and in the log; as a warning if it regressed."""
-    told = {name: getattr(judgement, name) for name in ("decision", "outcome", "reason", "next")}
-    step.events.write("published", **told, val_loss=val_loss, iteration_best=judgement.best, freed_bytes=freed_bytes)
+    fields = {name: getattr(judgement, name) for name in ("decision", "outcome", "reason", "next")}
+    step.events.write("published", **fields, val_loss=val_loss, iteration_best=judgement.best, freed_bytes=freed_bytes)
     message = f"iteration {judgement.iteration}: {judgement.outcome}, {judgement.reason}"
     best = name_of(judgement.best)
     if judgement.outcome != "regressed":

@@ -61,7 +61,7 @@ def gpu_sizes() -> list[int]:
 
 
 def _is_bf16(settings: Settings, device: Literal["cuda", "cpu"]) -> bool:
-    """Whether `training.precision` resolves to bf16; as `device.resolve_compute`, but without torch."""
+    """Whether `training.precision` resolves to bf16; as `model.compute.resolve_compute`, but without torch."""
     if settings.training.precision != "auto":
         return settings.training.precision == "bf16"
     return device == "cuda" or has_bf16_products(Path("/proc/cpuinfo"))

@@ -43,7 +43,7 @@ def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
     """Load a model for computing log-probabilities, with packed attention where settings and architecture allow it.
 
     Args:
-        folder: as returned by `store.models.open_scored`.
+        folder: as returned by `model.stored.open_scored`.
         settings: of the run.
         compute: device and precision.
 

@@ -166,7 +166,7 @@ def score_pairs(
         model: the reference.
         pairs: of one shard.
         compute: device and precision.
-        batches: indices of pairs, by global batch; see `algorithm.order.form_batches`.
+        batches: indices of pairs, by global batch; see `algorithm.batching.form_batches`.
         training: batch sizes.
         report: called with the number of pairs done.
 

@@ -44,12 +44,8 @@ def evenly(num: int, most: int) -> NDArray[np.int64]:
 
 
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
-
-
 MOST_POINTS = 800
-"""Maximum number of points of one line; see `decimation.min_max`."""
-
-
+"""Maximum number of points of one line; see `min_max`."""
 _BINS = 24
 
 

@@ -16,7 +16,7 @@ from spin_pipeline.runs.status import RunStatus, read_status
 def repeat(settings: Configuration, console: Console) -> RunStatus:
     """Run or resume the reproduction, unless it is already finished; returns its status.
 
-    Raises: as `local.run_local`.
+    Raises: as `local.run.run_local`.
     """
     with open_run(settings.run.uri) as run:
         if _is_done(run, settings):

@@ -36,7 +36,7 @@ class Base(BaseModel):
 
     Attributes:
         uri: address of the run's base model, or of a policy of the run.
-        sha256: its digest, see `store.models.model_digest`.
+        sha256: its digest, see `model.stored.model_digest`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
