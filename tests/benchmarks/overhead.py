@@ -11,8 +11,8 @@ transformers 3.6 to 4.6, of them `torch._dynamo`, which its masks import, 0.9, `
 table of what is installed 0.5, its quantizers 0.5; opening the weights 0.3; the first forwards, which hold packed
 attention against the model's own, 0.7. What was taken away, from 14: scikit-learn and pandas 2.5, and scipy 0.5, which
 transformers imports where it finds them (`model.loading.import_generation`); KFP's client 0.6 to 1, which a pod does
-not import either, by `_KFP_RUNTIME`; 0.6 to 1.4 by shorter sequences in those first forwards. On one machine steps do not
-pay this at all: they are forked from a process that has imported it (`spin_pipeline.local.driver`).
+not import either, by `_KFP_RUNTIME`; 0.6 to 1.4 by shorter sequences in those first forwards. On one machine steps do
+not pay this at all: they are forked from a process that has imported it (`spin_pipeline.local.driver`).
 """
 
 from __future__ import annotations
