@@ -208,5 +208,5 @@ def test_a_refusal_by_the_cluster_is_a_one_line_error(
 
 def test_outside_of_a_pod_it_is_refused(epoch: Epoch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPIN_SERVICE_ACCOUNT_FOLDER", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="has no token of one"):
+    with pytest.raises(ConfigError, match="has no service account token"):
         epoch.train_on_nodes()
