@@ -171,7 +171,7 @@ def test_held_out_answers_are_sampled_scored_and_reported(make_settings: MakeSet
     assert "spin_margin" not in read_manifest(run, layout.BASE_VALIDATION).facts
     assert facts_of(run, 0)["spin_margin"] == facts["spin_margin"]
     page = run.path(layout.REPORT).read_text("utf-8")
-    assert "5 held-out prompts, answered as in training" in page
+    assert "Sampled answers to 5 held-out prompts" in page
 
 
 def test_a_policy_like_its_reference_has_no_margin_and_answers_alike(

