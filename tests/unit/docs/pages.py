@@ -1,7 +1,8 @@
 """Writes the generated pages of `docs/`: settings, commands, formats, families, and the picture of `watch`.
 
-`make docs` runs it; `test_generated_pages.py` fails where a committed page differs from what it gives. It is here and
-not in the package because nobody who uses the package needs it, and because the models that are tested are listed in tests.
+`make docs` runs it; `test_generated_pages.py` fails where a committed page differs from what it gives. It is here
+and not in the package because nobody who uses the package needs it, and because the models that are tested are
+listed in tests.
 It imports no torch.
 """
 
