@@ -10,6 +10,9 @@ from spin_components.settings.section import Section
 from spin_components.settings.settings import Settings
 
 DEFAULT_IMAGES = "spin-pipelines"
+TRAINING_RUNTIME = "spin-train-epoch"
+"""Name of the ClusterTrainingRuntime in manifests/training."""
+
 _NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 
 
@@ -48,7 +51,11 @@ class ClusterSettings(Section):
     )
     timeout_s: int = Field(0, ge=0, description="time limit of each step in seconds; 0: none")
     run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
-    training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
+    training_runtime: str = Field(
+        TRAINING_RUNTIME,
+        min_length=1,
+        description="ClusterTrainingRuntime of a TrainJob; manifests/training",
+    )
 
     def image(self, name: str) -> str:
         """Full name of the `cpu`, `generate` or `train` image."""
