@@ -38,11 +38,11 @@ class S3Run(RunStore):
 
     poll_s = 2.0
 
-    def __init__(self, address: S3Address) -> None:
+    def __init__(self, address: S3Address, deadline_s: float | None = None) -> None:
         self.uri = str(address)
         self.scratch = cache_folder() / "runs" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
         self._prefix = f"{address.key}/" if address.key else ""
-        self._bucket = Bucket(address.bucket)
+        self._bucket = Bucket(address.bucket, deadline_s=deadline_s)
         self._view: View | None = None
 
     @cached_property
