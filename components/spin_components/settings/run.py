@@ -173,8 +173,8 @@ class DataSettings(Section):
     )
     chat_template_date: str = Field(
         "",
-        description="Date and time that the chat template's clock tells, like 2026-07-31T09:30:00. Empty: when the "
-        "data is rendered; recorded in the run, whose prompts all tell the same.",
+        description="Date and time for chat templates that render one, like 2026-07-31T09:30:00. Empty: the time "
+        "at which the data is rendered; it is recorded, and the same in all prompts of the run.",
     )
     max_length: int = Field(1024, ge=8, description="Maximum number of tokens of prompt and answer together.")
     max_prompt_length: int = Field(

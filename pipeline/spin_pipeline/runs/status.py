@@ -90,7 +90,7 @@ class RunStatus(_Record):
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
         failure: the event that ended the last attempt; None unless it failed.
-        warnings: what `prepare` says of the template and the data.
+        warnings: those of `prepare` about the template and the data.
     """
 
     run_uri: str
