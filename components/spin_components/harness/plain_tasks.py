@@ -88,7 +88,9 @@ def check_plain(path: Path, name: str, *, trust: bool) -> None:
 
 def _check_file(path: Path, name: str, *, trust: bool, seen: set[Path]) -> None:
     path = path.resolve()
-    if path in seen or not path.is_file() or _is_shipped(path):
+    if path.exists() and not path.is_file():
+        raise DataError(f"evaluation.task_files: {name} is no regular file, expected a task file; leave it out")
+    if path in seen or not path.exists() or _is_shipped(path):
         return  # a file that is included and missing makes its task unknown, which `find_tasks` reports
     seen.add(path)
     if (size := path.stat().st_size) > MAX_BYTES:
