@@ -15,6 +15,7 @@ from spin_pipeline.cluster.package import find_experiment
 from spin_pipeline.cluster.submission import Submission
 from spin_pipeline.cluster.submit import find_unfinished, pipeline_of, resolve, submit
 from spin_pipeline.cluster.target import find_target
+from spin_pipeline.watch.console import plain_console
 
 
 def launch(submission: dict[str, Any], endpoint: str, namespace: str) -> str:
@@ -30,7 +31,7 @@ def launch(submission: dict[str, Any], endpoint: str, namespace: str) -> str:
         SystemExit: the run failed or could not be started; the error is printed to stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    console = Console(width=200)
+    console = plain_console(width=200)
     try:
         code = _run(Submission.from_json(submission), connect(find_target(endpoint, namespace=namespace)), console)
     except AlreadyTrainedError as error:
