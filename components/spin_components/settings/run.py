@@ -275,6 +275,10 @@ class SpinSettings(PoolSettings):
         """Number of epochs of an iteration."""
         return per_iteration(self.max_epochs, iteration)
 
+    def epochs_before(self, iteration: int) -> int:
+        """Number of epochs of all iterations before one; for `max_iterations`, those of the whole run."""
+        return sum(map(self.epochs, range(iteration)))
+
     def beta(self, iteration: int) -> float:
         """Weight of the log-ratio in an iteration."""
         return per_iteration(self.ref_policy_kl_penalty, iteration)

@@ -77,6 +77,12 @@ class Settings(Section):
             )
         return self
 
+    def schedule_inputs(self) -> dict[str, int]:
+        """What the learning rates of an iteration depend on beyond it, by name; empty for schedules of an iteration."""
+        if self.training.lr_schedule_span == "iteration":
+            return {}
+        return {"training.lr_schedule_span (epochs of the run)": self.spin.epochs_before(self.spin.max_iterations)}
+
     def _check_judge(self) -> None:
         requested, sampled = self.evaluation.judge_num_samples, self.validation.num_samples
         if not sampled:

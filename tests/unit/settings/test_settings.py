@@ -75,6 +75,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (ObjectiveSettings, "label_smoothing", [-0.1, 0.5]),
     (ObjectiveSettings, "sft_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "base_weight", [-0.1, 1.1]),
+    (ObjectiveSettings, "mu", [0, -1.0, math.inf, math.nan]),
     (GenerationSettings, "temperature", [-0.1, 10.1, math.nan, [1.0, -0.1]]),
     (GenerationSettings, "top_p", [0, 1.1]),
     (GenerationSettings, "top_k", [-1]),
@@ -204,6 +205,9 @@ def test_settings_are_frozen() -> None:
             {"objective": {"loss": "hinge", "label_smoothing": 0.1}},
             "label_smoothing = 0.1 is defined for loss = 'logistic' only, not for 'hinge'",
         ),
+        ({"objective": {"loss": "nce", "label_smoothing": 0.1}}, "loss = 'logistic' only, not for 'nce'"),
+        ({"objective": {"mu": 2}}, "mu = 2.0 is defined for loss = 'nce' only, not for 'logistic'"),
+        ({"objective": {"loss": "nce", "base_weight": 0.5}}, "base_weight = 0.5 is not defined for loss = 'nce'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], says: str) -> None:
