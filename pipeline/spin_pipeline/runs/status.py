@@ -31,7 +31,7 @@ class IterationStatus(_Record):
 
     Attributes:
         val_loss: None if it is not finite.
-        outcome: better, unclear or regressed, compared with the best model before it.
+        outcome: better, unclear, regressed or drifted, compared with the best model before it.
         reason: for the outcome, in words.
         next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
@@ -64,12 +64,18 @@ class IterationStatus(_Record):
     repetition_rate: float | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
     work_s: float
     evaluation: dict[str, Any] | None = None
 
 
 class BestStatus(_Record):
-    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
+    """The best model among those that neither regressed nor drifted; iteration -1 is the base model."""
 
     iteration: int
     uri: str
