@@ -155,9 +155,10 @@ def llama(shape: Shape, *, dtype: torch.dtype = torch.float32, device: torch.dev
 
 def small(shape: Shape) -> Shape:
     """Sizes for checks against float64 on the CPU."""
-    checked = {"layers": 4, "hidden": 256, "inner": 512, "heads": 8, "keys": 4, "vocabulary": 2048}
-    lengths = {"prompts": (8, 48), "answers": (8, 64)}
-    return replace(shape, **checked, **lengths) if shape.hidden > 256 else shape
+    if shape.hidden <= 256:
+        return shape
+    wide = replace(shape, layers=4, hidden=256, inner=512, heads=8, keys=4, vocabulary=2048)
+    return replace(wide, prompts=(8, 48), answers=(8, 64))
 
 
 def pairs_of(shape: Shape, num: int) -> list[Pair]:
@@ -230,7 +231,7 @@ def parity(bench: Bench) -> Iterator[Finding]:
         bound = bounds.of_logprob(stock, longest)
         value = f"{difference:.2g} nats from float64, at most {bound:.2g}"
         yield Finding("parity", f"{layout} log-probabilities", value, is_right=difference <= bound)
-        (found * torch.tensor(weights, device=bench.device)).sum().backward()
+        (found * torch.tensor(weights, device=bench.device)).sum().backward()  # type: ignore[no-untyped-call]
         named = {name: p.grad.cpu().double() for name, p in model.named_parameters() if p.grad is not None}
         difference = max(float((named[name] - gradients[name]).abs().max()) for name in gradients)
         num_tokens = sum(len(answer) for _, answers in groups for answer in answers)
@@ -321,7 +322,7 @@ def training(bench: Bench) -> Iterator[Finding]:
     """Eight updates in each precision; the product itself refuses a first loss that is not ln 2."""
     shape = small(bench.shape)
     for precision in ("float32", "bf16"):
-        compute = Compute(bench.device, precision)  # type: ignore[arg-type]
+        compute = Compute(bench.device, precision)
         model = llama(shape).to(bench.device)
         set_layout(model, "aligned", bench.device)
         settings = settings_of(bench.folder, shape, precision=precision)
