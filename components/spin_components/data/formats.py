@@ -215,7 +215,7 @@ def _system(fields: Fields, turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _refuse(keys: Sequence[str], fields: Fields, turns: Sequence[Turn]) -> None:
-    """Refuse keys that hold what no turn says."""
+    """Refuse keys with content that no turn contains."""
     for key in keys:
         if not is_empty(fields.get(key)) and not _is_said(fields[key], turns):
             raise ValueError(f"{key} = {json.dumps(fields[key], default=str)[:60]} holds {REFUSED[key]}")
@@ -229,7 +229,7 @@ def _is_said(value: object, turns: Sequence[Turn]) -> bool:
 
 
 def _refuse_judged(form: Format, fields: Fields) -> None:
-    """Refuse a record that says that its answer is not to be trained on, or less than others."""
+    """Refuse a record whose answer is marked as not to be trained on, or with a lower weight."""
     if "prompt" in form.keys and fields.get("label") is False:  # unpaired preferences, as TRL's KTO reads them
         raise ValueError("label is false: the answer was judged a bad one; drop the record")
     weight = fields.get("weight", 1)

@@ -1,4 +1,4 @@
-"""Chat templates: the one that a run renders with, its arguments, and the clock that it tells the date by."""
+"""Chat templates: the Jinja source that a run renders with, its arguments, and the clock for its dates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ChatTemplate:
         tokenizer: renders it, and gives it the names of its special tokens.
         text: Jinja source; None for `PLAIN_TEMPLATE`.
         arguments: variables beyond the turns, `data.chat_template_kwargs`.
-        clock: what `strftime_now` tells; the current time by default.
+        clock: date and time that `strftime_now` formats; the current time by default.
 
     Attributes:
         tells_time: whether the clock has been read.

@@ -113,7 +113,7 @@ def run_tasks(
         manager: task manager from `find_tasks`.
         folder: folder of a model with full weights.
         chat_template: text of the file that `data.chat_template` names; None for the model's own template.
-        chat_template_date: what its clock tells; empty for the current time.
+        chat_template_date: date and time of its clock; empty for the current time.
 
     Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
         None if unknown.

@@ -1,4 +1,4 @@
-"""The files of a model folder: those that are loaded, what their headers hold, and those that only lie beside."""
+"""The files of a model folder: those that are loaded, their headers, and unrelated files beside them."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def check_no_pointer(path: Path) -> None:
 def model_names(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Return the paths, relative to the folder, of the files that belong to its model, sorted.
 
-    Everything else lies beside: weights that are not loaded, adapters, optimizer states, `original/`.
+    Everything else is unrelated: weights that are not loaded, adapters, optimizer states, `original/`.
 
     Raises:
         ModelError: the index is invalid or names a file that does not exist.
@@ -171,7 +171,7 @@ def link_model(folder: Path, config: Mapping[str, Any], view: Path) -> Path:
     Args:
         folder: of the model.
         config: its parsed `config.json`.
-        view: to be created, if anything lies beside the model.
+        view: to be created, if the folder has unrelated files.
     """
     names = model_names(folder, config)
     if len(names) == len(_visible(folder)):

@@ -75,7 +75,7 @@ class Sources:
 
         Args:
             uri: path, `file://`, `s3://` or `hf://datasets/…`, with `#split` for a split.
-            what: name of the setting, which tells the split that is meant without one, and for the error.
+            what: name of the setting, for the error and for the split of an address without one.
             recorded: files that a run began with; where they are all that there are, they are opened whatever their
                 split, as they were before splits were told apart.
 

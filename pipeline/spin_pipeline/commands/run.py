@@ -41,7 +41,7 @@ def _forked(options: argparse.Namespace) -> Configuration:
     from spin_pipeline.runs.published import find_published, forked_model, forked_values
 
     if not options.run_uri:
-        raise ConfigError("--fork-from begins a new run; say where it shall lie with --run-uri URI")
+        raise ConfigError("--fork-from begins a new run; name its address with --run-uri URI")
     with open_run(options.fork_from) as other:
         if options.config is None:
             return check_settings(

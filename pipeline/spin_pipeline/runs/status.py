@@ -31,7 +31,7 @@ class IterationStatus(_Record):
 
     Attributes:
         val_loss: None if it is not finite.
-        outcome: better, unclear or regressed, compared with the best model before it.
+        outcome: better, unclear, regressed or drifted, compared with the best model before it.
         reason: for the outcome, in words.
         next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
@@ -64,12 +64,18 @@ class IterationStatus(_Record):
     repetition_rate: float | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
     work_s: float
     evaluation: dict[str, Any] | None = None
 
 
 class BestStatus(_Record):
-    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
+    """The best model among those that neither regressed nor drifted; iteration -1 is the base model."""
 
     iteration: int
     uri: str
@@ -90,7 +96,7 @@ class RunStatus(_Record):
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
         failure: the event that ended the last attempt; None unless it failed.
-        warnings: what `prepare` says of the template and the data.
+        warnings: those of `prepare` about the template and the data.
     """
 
     run_uri: str
@@ -196,7 +202,7 @@ def _state(
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail"]
+    failures = [event for event in events if event["kind"] == "fail" and not _is_begun_again(event, events)]
     if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
@@ -206,6 +212,16 @@ def _state(
     if failures:
         return "failed", _failure(failures[-1])
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
+
+
+def _is_begun_again(failure: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    """Whether the step of a `fail` event was started again later, so that what it says is not how the step ended."""
+    names = ("step", "iteration", "epoch", "shard")
+    step = [failure.get(name) for name in names]
+    return any(
+        event["kind"] == "start" and event["time"] > failure["time"] and [event.get(name) for name in names] == step
+        for event in events
+    )
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
