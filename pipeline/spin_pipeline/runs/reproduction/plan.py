@@ -146,7 +146,7 @@ def _duplicates(data: dict[str, Any], history: History) -> dict[str, str]:
 
 
 def _template(run: RunStore, history: History) -> dict[str, str]:
-    """The copy of the chat template's file in the run, and the date that its prompts tell."""
+    """The copy of the chat template's file in the run, and the date in its prompts."""
     is_copied = run.exists(layout.inputs_manifest("chat_template"))
     date = history.data.facts.get("chat_template_date")
     return {
