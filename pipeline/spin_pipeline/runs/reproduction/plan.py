@@ -122,7 +122,13 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         **kept,
         "run": {name: value for name, value in recorded["run"].items() if name not in ("uri", "max_time")},
         "model": {**recorded["model"], "base": base, "sha256": digest_of(_digests(began["files"]))},
-        "data": {**_FIRST_DATA_SETTINGS, **recorded["data"], **sources, **_template(run, history)},
+        "data": {
+            **_FIRST_DATA_SETTINGS,
+            **recorded["data"],
+            **_duplicates(recorded["data"], history),
+            **sources,
+            **_template(run, history),
+        },
         "spin": {**recorded["spin"], "max_iterations": num_iterations},
         "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
         "training": _zero_stage(
@@ -131,6 +137,12 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         ),
         "hardware": _hardware(recorded.get("hardware", {}), history.iterations),
     }
+
+
+def _duplicates(data: dict[str, Any], history: History) -> dict[str, str]:
+    """What `data.deduplicate` = true did in runs that still trained on records which repeat an earlier one."""
+    is_old = data.get("deduplicate") is True and "num_removed_repeats" not in history.data.facts
+    return {"deduplicate": "across"} if is_old else {}
 
 
 def _template(run: RunStore, history: History) -> dict[str, str]:
