@@ -81,7 +81,7 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
     """Return the loss of a policy that equals its reference; None if it depends on the pairs."""
-    if objective.get("sft_weight") or objective.get("base_weight"):
+    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") == "sft":
         return None
     if objective.get("loss", "logistic") == "logistic":
         return {"y": math.log(2), "label": "ln 2: policy equals reference"}

@@ -26,7 +26,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class IterationStatus(_Record):
+class _Answers(_Record):
+    """Measures of a model's answers to held-out prompts, by the names of `validate`; None where it gave none."""
+
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_repetition_rate: float | None = None
+    greedy_distinct_1: float | None = None
+    greedy_distinct_2: float | None = None
+    greedy_ended_share: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
+
+
+class IterationStatus(_Answers):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
@@ -37,6 +56,9 @@ class IterationStatus(_Record):
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
         from_reference: the same from the iteration's reference.
         from_best: the same from the best model before it.
+        measure: what decided, `selection.measure`.
+        answer_changes: paired changes of measures of answers, by their names, as `from_best` has them: `chrf` and
+            `match` from the best model before it, `ended` and `repetition` from the iteration's reference.
         evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
@@ -60,16 +82,8 @@ class IterationStatus(_Record):
     from_reference: dict[str, Any] | None = None
     from_best: dict[str, Any] | None = None
     spin_margin: float | None = None
-    length_ratio: float | None = None
-    repetition_rate: float | None = None
-    distinct_1: float | None = None
-    distinct_2: float | None = None
-    ended_share: float | None = None
-    chrf: float | None = None
-    match: float | None = None
-    greedy_length_ratio: float | None = None
-    greedy_chrf: float | None = None
-    greedy_match: float | None = None
+    measure: str = "nll"
+    answer_changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     work_s: float
     evaluation: dict[str, Any] | None = None
 
@@ -82,7 +96,7 @@ class BestStatus(_Record):
     val_loss: float
 
 
-class BaseStatus(_Record):
+class BaseStatus(_Answers):
     """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
@@ -136,8 +150,8 @@ def read_status(run_uri: str) -> RunStatus:
         for t in published_iterations(run)
     ]
     base_key = layout.validation(layout.BASE, 0)
-    val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
-    base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
+    facts = read_manifest(run, base_key).facts if run.exists(base_key) else {}
+    base = BaseStatus.model_validate({**facts, "evaluation": _evaluation(run, layout.BASE)})
     started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
     latest = [event for event in events if event["time"] >= started]
