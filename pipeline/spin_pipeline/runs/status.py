@@ -150,8 +150,8 @@ def read_status(run_uri: str) -> RunStatus:
         for t in published_iterations(run)
     ]
     base_key = layout.validation(layout.BASE, 0)
-    facts = read_manifest(run, base_key).facts if run.exists(base_key) else {}
-    base = BaseStatus.model_validate({**facts, "evaluation": _evaluation(run, layout.BASE)})
+    val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
+    base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
     started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
     latest = [event for event in events if event["time"] >= started]
@@ -166,7 +166,7 @@ def read_status(run_uri: str) -> RunStatus:
         consumed_samples=trained.get("consumed_samples", 0),
         best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
         iterations=iterations,
-        base=base,
+        base=_with_answers(run, base),
         failure=failure,
         warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
         if run.exists(layout.DATA_MANIFEST)
@@ -195,6 +195,13 @@ def _state(
     if failures:
         return "failed", _failure(failures[-1])
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
+
+
+def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
+    """The base model with the measures of its answers."""
+    key = layout.validation(layout.BASE, 0)
+    facts = read_manifest(run, key).facts if run.exists(key) else {}
+    return BaseStatus.model_validate({**facts, **base.model_dump(include={"val_loss", "evaluation"})})
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
