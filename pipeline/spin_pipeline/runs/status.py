@@ -197,17 +197,17 @@ def _state(
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
 
 
+def _failure(event: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `fail` event that a status shows."""
+    names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
+    return {name: event[name] for name in names if name in event}
+
+
 def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
     """The base model with the measures of its answers."""
     key = layout.validation(layout.BASE, 0)
     facts = read_manifest(run, key).facts if run.exists(key) else {}
     return BaseStatus.model_validate({**facts, **base.model_dump(include={"val_loss", "evaluation"})})
-
-
-def _failure(event: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `fail` event that a status shows."""
-    names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
-    return {name: event[name] for name in names if name in event}
 
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
