@@ -30,7 +30,7 @@ from spin_components.data.turns import (
     texts,
 )
 
-__all__ = ["FORMATS", "FORMS", "KEYS", "REFUSED", "Conversation", "Format", "Message", "parse_record"]
+__all__ = ["FORMATS", "FORMS", "KEYS", "READ", "REFUSED", "Conversation", "Format", "Message", "parse_record"]
 
 FORMS = (
     "messages; real (with generated); conversations; prompt + response; prompt + completion; "
@@ -178,6 +178,11 @@ FORMATS = (
     Format(("chosen",), _chosen, used=_TEXT_USED, left=("rejected",)),
 )
 """Every format, in the order in which they are tried."""
+
+READ = frozenset(
+    (*(key for each in FORMATS for key in (*each.keys, *each.used)), *KEYS, *REFUSED, "label", "weight"),
+)
+"""All keys of a record that are read; others matter only for a warning where they hold text."""
 
 
 def _conversation(form: Format, fields: Fields) -> Conversation:

@@ -203,7 +203,12 @@ class EvaluationSettings(Section):
         "the built-in prompt.",
     )
     judge_concurrency: int = Field(4, ge=1, le=32, description="Number of concurrent requests to the judge.")
-    judge_timeout_s: int = Field(120, ge=1, description="Timeout of one request to the judge, in seconds.")
+    judge_timeout_s: int = Field(
+        120,
+        ge=1,
+        description="Timeout of one request to the judge, in seconds; after three times as long an answer is left "
+        "without a score.",
+    )
 
     _fractions = field_validator("limit")(check_fraction)
     _not_none = field_validator("limit")(check_some)
