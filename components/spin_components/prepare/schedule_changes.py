@@ -14,15 +14,15 @@ from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
 FORMER_DEFAULTS = {"validation.num_samples": 32}
-"""Defaults of runs that began with an earlier release, where they differ from the present ones."""
+"""Defaults of earlier releases that differ from the present ones: a run that began with one keeps it, while the setting
+has its present default."""
 
 
 def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
     """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
 
     So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
-    A setting that did not exist when the run began is left out while it has its default, and one whose default has
-    changed since keeps the former one while it has the present one.
+    A setting that did not exist when the run began is left out while it has its default.
 
     Args:
         run: the run, which may still be empty.
