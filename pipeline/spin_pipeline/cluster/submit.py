@@ -15,7 +15,7 @@ from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.package import experiment_id, find_experiment, upload
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest
 from spin_pipeline.cluster.submission import TIME, Submission
-from spin_pipeline.config import pipeline_parameters
+from spin_components.settings.form import form_values
 from spin_pipeline.deploy.cluster_settings import Configuration
 from spin_pipeline.runs.status import read_status
 
@@ -116,7 +116,7 @@ def _run_body(submission: Submission, digest: str, pipeline_id: str, version_id:
         pipeline_version_reference=V2beta1PipelineVersionReference(
             pipeline_id=pipeline_id, pipeline_version_id=version_id
         ),
-        runtime_config=V2beta1RuntimeConfig(parameters=pipeline_parameters(submission.settings)),
+        runtime_config=V2beta1RuntimeConfig(parameters=form_values(submission.settings)),
         service_account=submission.service_account or None,
     )
 
