@@ -25,9 +25,11 @@ class SpinError(Exception):
 
     Attributes:
         exit_code: exit status of the command line when this error ends it.
+        is_passing: whether the same work may succeed if it is begun again.
     """
 
     exit_code = 1
+    is_passing = False
 
 
 class ConfigError(SpinError):
@@ -75,6 +77,8 @@ class ClusterAccessError(SpinError):
 class ClusterError(SpinError):
     """KFP or Kubernetes did not answer within the timeout, or failed a request."""
 
+    is_passing = True
+
 
 class AlreadyTrainedError(SpinError):
     """Another run trains, or has trained, on the same data, and training on it twice is disabled."""
@@ -84,6 +88,8 @@ class AlreadyTrainedError(SpinError):
 
 class StorageError(SpinError):
     """Storage did not answer within the timeout, or is full; the same command resumes the run later."""
+
+    is_passing = True
 
 
 class IntegrityError(SpinError):
@@ -100,3 +106,5 @@ class StepZeroError(SpinError):
 
 class EngineError(SpinError):
     """A generation or training engine failed, or returned fewer results than requested."""
+
+    is_passing = True

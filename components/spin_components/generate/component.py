@@ -7,9 +7,13 @@ from spin_components.runtime.kfp_component import component
 @component(GENERATE)
 def generate(attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.generate.step import generate_shard
-
-        return generate_shard(run_uri=run_uri, iteration=iteration, shard=shard, reference_uri=reference_uri)
+    return run_step(
+        attempt,
+        "spin_components.generate.step:generate_shard",
+        run_uri=run_uri,
+        iteration=iteration,
+        shard=shard,
+        reference_uri=reference_uri,
+    )

@@ -70,11 +70,12 @@ def prepare(
     from spin_components.prepare.pods import pod_requests
     from spin_components.runtime.kfp_artifacts import show_data
     from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
     with step_of(attempt):
-        from spin_components.prepare import step
-
         address, settings = read_form(form, compiled, attempt, created)
-        uri = step.prepare(run_uri=address, settings=settings, compiled=compiled)
+    uri = run_step(
+        attempt, "spin_components.prepare.step:prepare", run_uri=address, settings=settings, compiled=compiled
+    )
     show_data(dataset, address, uri)
     return address, uri, *pod_requests(settings)

@@ -51,6 +51,10 @@ INTERVALS_S = {"metrics": 0.2, "progress": 0.5, "transfer": 2.0}
 """Minimum interval, seconds, between two events of a rate-limited kind."""
 
 
+REPEATS = "repeats"
+"""In the names of files whose events are repeats of steps, so that a reader need not read all events to find them."""
+
+
 class EventLog:
     """Writer of events; a failing write is logged as a warning and does not raise. Thread-safe.
 
@@ -58,12 +62,14 @@ class EventLog:
         run: the run.
         labels: fields of every event: step, iteration, epoch, shard; those that are None are left out.
         enabled: whether events are written; only one rank writes.
+        name: part of the files' names; empty for the values of the labels.
     """
 
-    def __init__(self, run: RunStore, labels: dict[str, Any], *, enabled: bool = True) -> None:
+    def __init__(self, run: RunStore, labels: dict[str, Any], *, enabled: bool = True, name: str = "") -> None:
         self.labels = {name: value for name, value in labels.items() if value is not None}
         self.enabled = enabled
-        name = "-".join(str(value) for value in self.labels.values())
+        self._run = run
+        name = name or "-".join(str(value) for value in self.labels.values())
         key = f"{layout.EVENTS}/{time.time_ns():020d}-{name}-{os.getpid()}.jsonl"
         self._lines = run.appender(key) if enabled else None
         self._lock = threading.Lock()
@@ -87,6 +93,10 @@ class EventLog:
                 self._append(event)
             else:
                 self._held[kind] = event
+
+    def apart(self, name: str) -> EventLog:
+        """Another log with the same labels, whose files have a name of their own."""
+        return EventLog(self._run, self.labels, enabled=self.enabled, name=name)
 
     def close(self) -> None:
         """Write held-back events and store everything."""
@@ -165,6 +175,19 @@ class EventTail:
                     if isinstance(event, dict) and isinstance(event.get("time"), (int, float)):
                         events.append(event)
         return sorted(events, key=lambda event: float(event["time"]))
+
+
+def read_repeats(run: RunStore) -> list[dict[str, Any]]:
+    """Return the `warning` events of steps that were begun again, oldest first."""
+    keys = sorted(key for key in run.sizes(layout.EVENTS) if f"-{REPEATS}-" in key)
+    lines = [line for key in keys for line in (run.read(key) or b"").splitlines(keepends=True)]
+    events = []
+    for line in lines:
+        with suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and event.get("kind") == "warning":
+                events.append(event)
+    return events
 
 
 def read_events(run: RunStore) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from spin_components.data.pair_counts import in_words
@@ -23,12 +24,13 @@ _ADVICE = {
 }
 
 
-def find_warnings(history: History, rows: list[dict[str, Any]]) -> list[str]:
+def find_warnings(history: History, rows: list[dict[str, Any]], repeats: Sequence[dict[str, Any]] = ()) -> list[str]:
     """Return the warnings about a run, each with advice.
 
     Args:
         history: manifests of the run.
         rows: metrics of every optimizer step.
+        repeats: events of steps that were begun again.
     """
     warnings = _of_the_data(history)
     for iteration in history.iterations:
@@ -36,7 +38,7 @@ def find_warnings(history: History, rows: list[dict[str, Any]]) -> list[str]:
             warnings += _of_the_answers(history, iteration)
         if steps := [row for row in rows if row["iteration"] == iteration.number]:
             warnings += _of_the_training(iteration.number, steps)
-    return warnings + _of_the_losses(history) + _of_the_samples(history)
+    return warnings + _of_the_losses(history) + _of_the_samples(history) + _of_the_steps(repeats)
 
 
 def _of_the_data(history: History) -> list[str]:
@@ -145,4 +147,13 @@ def _of_the_samples(history: History) -> list[str]:
                 f"answers to held-out prompts are repetitions, of the base model {percent(before)}. Lower training.lr "
                 "or the number of epochs; selection.max_repetition rejects such a policy."
             )
+    return warnings
+
+
+def _of_the_steps(repeats: Sequence[dict[str, Any]]) -> list[str]:
+    """Warnings about steps that were begun again after they were killed or failed."""
+    warnings = []
+    for event in repeats:
+        where = ", ".join(f"{name} {event[name]}" for name in ("iteration", "epoch", "shard") if name in event)
+        warnings.append(f"{str(event.get('message', ''))[:300]}{f' ({where})' if where else ''}.")
     return warnings

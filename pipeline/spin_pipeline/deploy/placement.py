@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kfp import kubernetes
 
+from spin_components.runtime.supervisor import RETRIES
 from spin_components.settings.attempt import JUDGE_KEY
 from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
@@ -143,7 +144,8 @@ class Placement:
         task.set_container_image(cluster.image(image))
         for label in (STEP_LABEL, *self._labels(task.component_spec.name, cluster)):
             kubernetes.add_pod_label(task, *label)
-        for name, value in {"SPIN_CACHE_DIR": CACHE, **cluster.env}.items():
+        retries = {} if cluster.retries == ClusterSettings().retries else {RETRIES: str(cluster.retries)}
+        for name, value in {"SPIN_CACHE_DIR": CACHE, **retries, **cluster.env}.items():
             task.set_env_variable(name, value)
         if cluster.storage_secret:
             keys = {key: variable for variable, key in cluster.storage_env.items()}

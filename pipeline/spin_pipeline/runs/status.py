@@ -165,7 +165,7 @@ def _state(
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail"]
+    failures = [event for event in events if event["kind"] == "fail" and not _is_begun_again(event, events)]
     if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
@@ -175,6 +175,16 @@ def _state(
     if failures:
         return "failed", _failure(failures[-1])
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
+
+
+def _is_begun_again(failure: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    """Whether the step of a `fail` event was started again later, so that what it says is not how the step ended."""
+    names = ("step", "iteration", "epoch", "shard")
+    step = [failure.get(name) for name in names]
+    return any(
+        event["kind"] == "start" and event["time"] > failure["time"] and [event.get(name) for name in names] == step
+        for event in events
+    )
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
