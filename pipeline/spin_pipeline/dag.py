@@ -40,10 +40,6 @@ from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_o
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 """When KFP created the pipeline run; fills in `{time}` in `run_uri`."""
 
-LABELLED_TASKS = 40
-"""Most tasks of a run whose pods have labels with their iteration and epoch; larger ones would come near Argo's limit."""
-
-
 def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
     """The numbers of tasks of a configuration.
 
@@ -73,7 +69,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         parallelism: number of shards that run at the same time; 0 for all.
     """
     shape = shape_of(settings, parallelism=parallelism)
-    placer = Placement(cluster, settings.run.name, labels_iterations=shape.num_tasks <= LABELLED_TASKS)
+    placer = Placement(cluster, settings.run.name)
     iterations = [iteration_pipeline(shape, t, placer) for t in range(shape.max_iterations)]
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     compiled = {**shape.as_compiled(), "defaults": json.dumps(sections)}

@@ -32,8 +32,8 @@ def finish(pipeline_spec: Any, platform_spec: Any, *, has_images: bool) -> None:
         has_images: whether tasks run in the project's images; False on one machine.
     """
     ir, platform = json_format.MessageToDict(pipeline_spec), json_format.MessageToDict(platform_spec)
-    for graph in graphs(ir):
-        _name_groups(graph)
+    for graph in list(graphs(ir)):
+        _name_groups(graph, ir["components"])
         for task in graph["dag"]["tasks"].values():
             _drop_raw_resources(task)
     if has_images:
@@ -53,7 +53,7 @@ def graphs(ir: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from (component for component in (ir["root"], *ir["components"].values()) if "dag" in component)
 
 
-def _name_groups(graph: dict[str, Any]) -> None:
+def _name_groups(graph: dict[str, Any], components: dict[str, Any]) -> None:
     """Give loops, conditions and the exit handler keys made from their display names; KFP numbers them."""
     dag = graph["dag"]
     keys = {
@@ -65,6 +65,11 @@ def _name_groups(graph: dict[str, Any]) -> None:
         if "dependentTasks" in task:
             task["dependentTasks"] = sorted(keys[key] for key in task["dependentTasks"])
     _rename_producers(dag, keys)
+    for old, new in keys.items():
+        if old != new:
+            reference = dag["tasks"][new]["componentRef"]
+            components[f"comp-{new}"] = components.pop(reference["name"])
+            reference["name"] = f"comp-{new}"
 
 
 def _rename_producers(node: Any, keys: dict[str, str]) -> None:

@@ -51,13 +51,10 @@ class Placement:
     Attributes:
         cluster: None on one machine, where tasks are left unchanged.
         run_name: `run.name` of the configuration, a label of the pods.
-        labels_iterations: whether pods have labels with their iteration and epoch. They then cannot share the
-            specification of a step, which makes the pipeline larger.
     """
 
     cluster: ClusterSettings | None
     run_name: str = ""
-    labels_iterations: bool = False
 
     def light(self, task: Any, *, retry: bool = True) -> Any:
         """Configure the pod of a step without a model: prepare, checkpoint.
@@ -134,7 +131,7 @@ class Placement:
         if self.run_name:
             yield "app.kubernetes.io/instance", self.run_name
         for name, number in (("iteration", match[3]), ("epoch", match[4])):
-            if number and self.labels_iterations:
+            if number and cluster.iteration_labels:
                 yield f"spin-pipelines.io/{name}", number
         if cluster.queue:
             yield "kueue.x-k8s.io/queue-name", cluster.queue
