@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 INTERVALS_S = {"metrics": 0.2, "progress": 0.5, "transfer": 2.0}
 """Minimum interval, seconds, between two events of a rate-limited kind."""
 
+_MAX_TIME_S = 253402300800.0
+"""The year 10000, in seconds since 1970."""
 
 REPEATS = "repeats"
 """In the names of files whose events are repeats of steps, so that a reader need not read all events to find them."""
@@ -170,11 +172,26 @@ class EventTail:
                 if not line.endswith(b"\n"):
                     break  # still being written, or truncated because the writer died
                 self._offsets[key] = self._offsets.get(key, 0) + len(line)
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     event = json.loads(line)
-                    if isinstance(event, dict) and isinstance(event.get("time"), (int, float)):
+                    if _is_event(event):
                         events.append(event)
         return sorted(events, key=lambda event: float(event["time"]))
+
+
+def _is_event(value: Any) -> bool:
+    """Whether a line's content is an event: it has a time, a kind, and labels of their types."""
+    if not isinstance(value, dict):
+        return False
+    time_s, labels = value.get("time"), (value.get(name) for name in ("iteration", "epoch", "shard"))
+    return (
+        isinstance(time_s, (int, float))
+        and not isinstance(time_s, bool)
+        and -_MAX_TIME_S < time_s < _MAX_TIME_S
+        and isinstance(value.get("kind"), str)
+        and isinstance(value.get("step", ""), str)
+        and all(label is None or type(label) is int for label in labels)
+    )
 
 
 def read_repeats(run: RunStore) -> list[dict[str, Any]]:
@@ -185,7 +202,7 @@ def read_repeats(run: RunStore) -> list[dict[str, Any]]:
     for line in lines:
         with suppress(ValueError):
             event = json.loads(line)
-            if isinstance(event, dict) and event.get("kind") == "warning":
+            if _is_event(event) and event["kind"] == "warning":
                 events.append(event)
     return events
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -32,7 +31,7 @@ def compile_(options: argparse.Namespace) -> int:
     pipeline = build(settings, settings.cluster)
     num_tasks = shape_of(settings).num_tasks
     compiler.Compiler().compile(pipeline, str(output))
-    console = Console()
+    console = plain_console()
     console.print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB, {num_tasks} tasks)", highlight=False)
     if warning := size_warning(num_tasks, pipeline):
         console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)

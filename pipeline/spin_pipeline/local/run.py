@@ -42,7 +42,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
         BusyError: another runner is at work on it.
     """
     if not settings.run.uri:
-        raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri DIR")
+        raise ConfigError("run.uri is empty; name the folder of the run with --run-uri DIR")
     if settings.hardware.nodes > 1:
         raise ConfigError(
             f"hardware.nodes = {settings.hardware.nodes}, but this is one machine; "
