@@ -40,6 +40,7 @@ from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_o
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 """When KFP created the pipeline run; fills in `{time}` in `run_uri`."""
 
+
 def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
     """The numbers of tasks of a configuration.
 

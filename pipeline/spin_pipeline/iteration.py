@@ -1,8 +1,8 @@
 """One iteration of self-play as a nested pipeline, with task keys that are unique in the whole run.
 
-Kubeflow's UI finds an artifact by its task's key and its own name over the whole run. So `checkpoint` of iteration 1 has
-the key `checkpoint-1`, and each iteration is a pipeline of its own; their executors are shared, see `deploy.dedupe_spec`.
-Items of a loop share the keys of their tasks: what belongs to a shard is shown by a task after the loop.
+Kubeflow's UI finds an artifact by its task's key and its own name over the whole run. So `checkpoint` of iteration 1
+has the key `checkpoint-1`, and each iteration is a pipeline of its own; their executors are shared, see
+`deploy.dedupe_spec`. Items of a loop share the keys of their tasks: what belongs to a shard is shown after the loop.
 """
 
 import copy

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from spin_components.settings.form import form_values
 from spin_components.settings.settings import Settings
 from spin_components.store.open import open_run
-from spin_components.settings.form import form_values
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
 from spin_pipeline.runs.status import read_status

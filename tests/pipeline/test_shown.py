@@ -107,7 +107,9 @@ def kfp_takes(value: object) -> bool:
         return True
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, (list, dict)) and all(kfp_takes(each) for each in (value if isinstance(value, list) else value.values()))
+    return isinstance(value, (list, dict)) and all(
+        kfp_takes(each) for each in (value if isinstance(value, list) else value.values())
+    )
 
 
 def test_kfp_takes_the_metadata_of_every_artifact(finished: LocalRun, tmp_path: Path) -> None:
@@ -116,7 +118,9 @@ def test_kfp_takes_the_metadata_of_every_artifact(finished: LocalRun, tmp_path: 
     for key in (layout.checkpoint(1), layout.validation(1, 0), layout.epoch_manifest(1, 0), layout.BASE_VALIDATION):
         manifest = run.read_json(key)
         numbers = {name: None for name, value in manifest["facts"].items() if isinstance(value, float)}
-        run.write_json(key, {**manifest, "facts": {**manifest["facts"], **numbers, "from_base": None, "from_best": None}})
+        run.write_json(
+            key, {**manifest, "facts": {**manifest["facts"], **numbers, "from_base": None, "from_best": None}}
+        )
     run.write_json(layout.BEST, {**run.read_json(layout.BEST), "val_loss": None})
     artifacts: list[dsl.Artifact] = [dsl.Dataset(uri=str(tmp_path / "dataset"))]
     shown.show_data(artifacts[0], run.uri, "model")

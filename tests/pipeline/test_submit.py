@@ -37,7 +37,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 
 def play(run: dict[str, Any]) -> None:
     """Execute a run's steps in this process, with the parameters that KFP received."""
-    given = settings_from_form(as_kfp_gives(run["runtime_config"]["parameters"]), {name: {} for name in Settings.model_fields})
+    given = settings_from_form(
+        as_kfp_gives(run["runtime_config"]["parameters"]), {name: {} for name in Settings.model_fields}
+    )
     os.environ["SPIN_ATTEMPT"] = run["run_id"]
     try:
         play_anywhere(parse_settings(given, source="the run's parameters"))

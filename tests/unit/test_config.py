@@ -4,12 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from spin_components.errors import ConfigError
-from spin_components.settings.settings import Settings
 from spin_pipeline.config import DEFAULT, find_config, load_settings, shipped_configs
 
 MINIMAL = '[model]\nbase = "m"\n[data]\ntrain = "d"\n'

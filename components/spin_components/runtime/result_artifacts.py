@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spin_components.record.decisions import goes_on, name_of
+from spin_components.record.decisions import goes_on, name_of, word_of
 from spin_components.record.events import read_events
 from spin_components.runtime.kfp_artifacts import describe_model, errors_logged, fill_from, log
 from spin_components.runtime.step import OPTIONAL
@@ -96,9 +96,11 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
     if not checkpoints or goes_on(checkpoints[-1]["decision"]):
         return f"interrupted before the end; {again}"
     best = run.read_json(layout.BEST)
-    end = f"{checkpoints[-1]['decision']} after iteration {checkpoints[-1]['iteration']}; the best is "
+    end = f"{word_of(checkpoints[-1]['decision'])} after iteration {checkpoints[-1]['iteration']}; the best is "
     end += f"{name_of(best['iteration'])}, val_loss {best['val_loss']}"
-    return end + "".join(f"; failed in {_place(event)}: {event['error']}: {event['message']}" for event in failures[-1:])
+    return end + "".join(
+        f"; failed in {_place(event)}: {event['error']}: {event['message']}" for event in failures[-1:]
+    )
 
 
 def _place(event: dict[str, Any]) -> str:

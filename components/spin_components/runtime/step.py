@@ -30,7 +30,8 @@ from spin_components.record.events import EventLog, Progress
 from spin_components.runtime.guards import LoggedProgress, TransferEvents, failures_recorded, full_disk_explained
 from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
-from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, SelectionSettings, TrackingSettings
+from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore

@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from spin_components.errors import ConfigError
-from spin_components.runtime.process import configure_logging, ending
+from spin_components.errors import ConfigError, SpinError
+from spin_components.runtime.process import configure_logging, ending, explain_end
 
 MODULES = {
     **{name: f"spin_components.{name}.component" for name in ("prepare", "generate", "ref_logprob", "validate")},
@@ -50,4 +50,8 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with ending():
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        except SpinError as error:
+            explain_end("the task", f"{type(error).__name__}: {error}")
+            raise SystemExit(error.exit_code) from error

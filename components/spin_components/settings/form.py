@@ -38,7 +38,9 @@ class FormField:
 
 FIELDS: dict[str, FormField] = {
     "base_model": FormField("model", "base", str, "Model to start from: s3://…, hf://org/name@revision, builtin:NAME."),
-    "beta": FormField("spin", "ref_policy_kl_penalty", list, "Weight of the log-ratio: a number, or one per iteration."),
+    "beta": FormField(
+        "spin", "ref_policy_kl_penalty", list, "Weight of the log-ratio: a number, or one per iteration."
+    ),
     "data_train": FormField("data", "train", str, "Prompts with human answers: s3://…, hf://datasets/org/name."),
     "data_validation": FormField("data", "validation", str, "Held-out data; empty: a part of data_train is held out."),
     "epochs": FormField("spin", "max_epochs", list, "Epochs per iteration; fixed when the pipeline is compiled."),
@@ -46,7 +48,9 @@ FIELDS: dict[str, FormField] = {
     "gpu_type": FormField("placement", "accelerator", str, "As in nvidia.com/gpu; empty: CPU only."),
     "gpus_generate": FormField("generation", "tensor_parallel", int, "GPUs of a generate pod."),
     "gpus_train": FormField("hardware", "ranks", int, "Training processes of a pod; on GPUs, one per GPU."),
-    "learning_rate": FormField("training", "lr", list, "Peak learning rate: a number, or a list with one per iteration."),
+    "learning_rate": FormField(
+        "training", "lr", list, "Peak learning rate: a number, or a list with one per iteration."
+    ),
     "max_iterations": FormField("spin", "max_iterations", int, "Iterations; at most as many as were compiled."),
     "max_new_tokens": FormField("generation", "max_new_tokens", int, "Longest generated answer, in tokens."),
     "max_time": FormField("run", "max_time", str, "Time limit of one attempt, in seconds or as DD:HH:MM:SS."),
@@ -111,7 +115,9 @@ def _field_value(name: str, field: FormField, value: Any, mistakes: list[str]) -
     try:
         return json.loads(value)
     except ValueError:
-        mistakes.append(f"{name} = {value!r}: expected a number, or a list with one per iteration, like [0.1, 0.1, 5.0]")
+        mistakes.append(
+            f"{name} = {value!r}: expected a number, or a list with one per iteration, like [0.1, 0.1, 5.0]"
+        )
         return None
 
 

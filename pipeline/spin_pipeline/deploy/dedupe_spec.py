@@ -37,10 +37,10 @@ def merge_duplicates(ir: dict[str, Any], platform: dict[str, Any]) -> None:
     for component in components.values():
         if "executorLabel" in component:
             component["executorLabel"] = names[kept[component["executorLabel"]]]
+    iterated = {task["componentRef"]["name"] for task in _tasks(ir) if "parameterIterator" in task}
     count = 0
     while count != len(components):
         count = len(components)
-        iterated = {task["componentRef"]["name"] for task in _tasks(ir) if "parameterIterator" in task}
         kept = _merge(components, lambda name: name if name in iterated else components[name])
         _refer(ir, kept)
     _refer(ir, _rename(components))

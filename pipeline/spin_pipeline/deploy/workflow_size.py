@@ -33,6 +33,6 @@ def size_warning(num_tasks: int, pipeline: Any) -> str:
     if kib <= _LIMIT_KIB:
         return ""
     return (
-        f"a run of all {num_tasks} tasks would reach about {kib / 1024:.1f} MiB as an Argo workflow, which ends runs above "
-        "1 MiB: lower generation.shards, or spin.max_iterations and resume the run with more of them later"
+        f"a run of all {num_tasks} tasks would reach about {kib / 1024:.1f} MiB as an Argo workflow, which ends runs "
+        "above 1 MiB: lower generation.shards, or spin.max_iterations and resume the run with more of them later"
     )

@@ -17,7 +17,16 @@ from spin_pipeline.dag import build
 
 ORDER = [
     *("base_model", "beta", "data_train", "data_validation", "epochs", "global_batch_size", "gpu_type"),
-    *("gpus_generate", "gpus_train", "learning_rate", "max_iterations", "max_new_tokens", "max_time", "run_uri", "seed"),
+    *(
+        "gpus_generate",
+        "gpus_train",
+        "learning_rate",
+        "max_iterations",
+        "max_new_tokens",
+        "max_time",
+        "run_uri",
+        "seed",
+    ),
     *(f"settings_{section}" for section in sorted(Settings.model_fields)),
 ]
 
@@ -47,7 +56,9 @@ def test_prepare_takes_every_field_of_the_form() -> None:
 
 
 def test_values_of_the_form_give_the_same_settings() -> None:
-    settings = load_settings("tiny", ["training.warmup=1", "spin.ref_policy_kl_penalty=[0.1, 5.0]"], run_uri="somewhere")
+    settings = load_settings(
+        "tiny", ["training.warmup=1", "spin.ref_policy_kl_penalty=[0.1, 5.0]"], run_uri="somewhere"
+    )
     values = form_values(settings)
     assert sorted(values) == ORDER
     other = sections("training.weight_decay=0.5")  # a value that is given wins over what was compiled
@@ -97,7 +108,12 @@ def test_fields_are_settings_with_a_kind_that_kfp_can_show() -> None:
 
 @pytest.mark.parametrize(
     ("uri", "place"),
-    [("s3://b/runs/", "s3://b/runs/{id}"), ("s3://b/{time}", "s3://b/{time}"), ("s3://b/{id}/x", "s3://b/{id}/x"), ("", "")],
+    [
+        ("s3://b/runs/", "s3://b/runs/{id}"),
+        ("s3://b/{time}", "s3://b/{time}"),
+        ("s3://b/{id}/x", "s3://b/{id}/x"),
+        ("", ""),
+    ],
 )
 def test_each_run_has_a_place_of_its_own_below_the_configured_folder(uri: str, place: str) -> None:
     assert own_place(uri) == place
