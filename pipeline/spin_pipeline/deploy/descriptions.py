@@ -17,10 +17,13 @@ result shows the final metrics, the best model and the final report, also of a r
 
 
 def describe_pipeline(settings: Settings, max_iterations: int) -> str:
-    """What the pipeline does, needs and leaves, for its page in the UI."""
+    """What the pipeline and this version of it do, need and leave, for their pages in the UI."""
+    epochs = ", ".join(dict.fromkeys(str(settings.spin.epochs(t)) for t in range(max_iterations)))
     return f"""\
 Self-play fine-tuning (SPIN) of a language model: each iteration trains the model to prefer human answers over its own.
-Compiled for at most {max_iterations} iterations from the configuration {settings.run.name!r}.
+spin-pipelines {__version__}, configuration {settings.run.name!r}: up to {max_iterations} iterations, epochs {epochs}, \
+shards {settings.generation.shards}, nodes {settings.hardware.nodes}; base model {settings.model.base}, data \
+{settings.data.train}.
 
 To start: set base_model, data_train and run_uri. {{id}} in run_uri is KFP's id of the run, so each run has storage of \
 its own.
@@ -29,14 +32,3 @@ of its task prepare. Finished steps are not done again.
 Other settings: settings_SECTION takes JSON such as {{"lr_schedule": "linear"}}, whose keys win over all defaults.
 
 {_STEPS}"""
-
-
-def describe_version(settings: Settings, max_iterations: int) -> str:
-    """What a version of the pipeline was compiled from."""
-    spin, generation, hardware = settings.spin, settings.generation, settings.hardware
-    epochs = ", ".join(dict.fromkeys(str(spin.epochs(t)) for t in range(max_iterations)))
-    return (
-        f"spin-pipelines {__version__}, configuration {settings.run.name!r}: up to {max_iterations} iterations, epochs "
-        f"{epochs}, shards {generation.shards}, nodes {hardware.nodes}; base model {settings.model.base}, data "
-        f"{settings.data.train}."
-    )

@@ -23,7 +23,7 @@ def workflow_kib(num_tasks: int, pipeline: Any) -> float:
         num_tasks: tasks of a run with all iterations.
         pipeline: the compiled pipeline.
     """
-    spec_bytes = pipeline.pipeline_spec.ByteSize() + pipeline.platform_spec.ByteSize()
+    spec_bytes = int(pipeline.pipeline_spec.ByteSize() + pipeline.platform_spec.ByteSize())
     return num_tasks * _TASK_KIB + _SPEC_COPIES * spec_bytes / 1024
 
 

@@ -147,3 +147,13 @@ def test_defaults_are_the_compiled_configuration() -> None:
     constant = prepare["compiled"]["runtimeValue"]["constant"]
     assert json.loads(constant["defaults"])["training"]["lr"] == 0.5
     assert constant["max_epochs"] == [2.0, 2.0]
+
+
+def test_the_description_says_what_each_task_does_and_how_to_resume() -> None:
+    settings = load_settings("tiny", ["spin.max_epochs=[1, 2]"])
+    text = build(settings, settings.cluster).pipeline_spec.pipeline_info.description
+    for step in ("prepare", "validate", "generate", "ref-logprob", "train epoch", "checkpoint", "evaluate", "result"):
+        assert f"\n{step} " in text or f"; {step} " in text, step
+    assert "up to 2 iterations, epochs 1, 2, shards 1, nodes 1; base model builtin:tiny-llama" in text
+    assert "{id} in run_uri is KFP's id of the run" in text
+    assert "To resume a run" in text
