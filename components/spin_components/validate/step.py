@@ -52,7 +52,12 @@ logger = logging.getLogger(__name__)
 
 
 def validate(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    hardware: dict[str, Any] | None = None,
+    reference_uri: str = "",
 ) -> str:
     """Measure a policy's loss on the held-out human answers, and statistics of the answers that it samples itself.
 
@@ -61,7 +66,7 @@ def validate(
         iteration: t, or `layout.BASE`.
         epoch: within the iteration.
         policy_uri: what to validate; empty when the attempt has stopped.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
         reference_uri: the reference of the iteration, for the SPIN margin; empty for the base model, which has none.
 
     Returns: `policy_uri`, or empty when the attempt's time is up.
