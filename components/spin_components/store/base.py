@@ -46,6 +46,20 @@ class Staged:
     outputs: dict[str, FileDigest] = field(default_factory=dict)
 
 
+class StoredTable(dict[str, Any]):
+    """A JSON object of a run; a key that it lacks raises IntegrityError with its address."""
+
+    def __init__(self, values: Mapping[str, Any], uri: str) -> None:
+        super().__init__(values)
+        self._uri = uri
+
+    def __missing__(self, name: str) -> Any:
+        raise IntegrityError(
+            f"{self._uri} has no {name!r}, found {', '.join(sorted(self)) or 'nothing'}; restore the original, or "
+            "delete it to have its step run again"
+        )
+
+
 class Appender(Protocol):
     """Writer of lines that logs a warning instead of raising when storage fails."""
 
@@ -129,19 +143,20 @@ class RunStore(ABC):
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
         try:
             value = json.loads(content)
-        except ValueError as error:
+            checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
+            expected = digest_json(value)
+        except (ValueError, RecursionError) as error:
             raise IntegrityError(
                 f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
             ) from error
-        checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
-        if checksum != digest_json(value):
+        if checksum != expected:
             raise IntegrityError(
                 f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
-                f"{digest_json(value):.12}…. Restore the original, or delete it to have its step run again"
+                f"{expected:.12}…. Restore the original, or delete it to have its step run again"
             )
         if key == layout.RUN:
             self.__dict__["_elsewhere"] = elsewhere(value, self.uri)
-        return dict(each_address(value, self.resolve))
+        return StoredTable(each_address(value, self.resolve), self.uri_of(key))
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with a checksum, atomically, replacing an existing one.
