@@ -374,7 +374,9 @@ class Step:
 
         Raises:
             BusyError: another attempt has taken the run.
+            IntegrityError: a file that the step read outside the run changed meanwhile.
         """
+        self.run.check_sources()
         if self.lease:
             self.lease.claim()
         self.run.write_json(key, manifest.model_dump(mode="json"))
