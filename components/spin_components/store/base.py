@@ -15,15 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from spin_components.errors import IntegrityError
+from spin_components.errors import BusyError, IntegrityError
 from spin_components.store.addresses import parse_address, scheme_of
 from spin_components.store.digests import FileDigest, digest_json
+from spin_components.store.stored import Stored
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
 
 
 _CHECKSUM = "checksum"
+_TRIES = 5
 
 
 TransferProgress = Callable[[str, int, int], None]
@@ -61,7 +63,8 @@ class RunStore(ABC):
         scratch: local folder for temporary files.
         poll_s: recommended interval between polls for new objects, seconds.
         on_progress: called during long transfers.
-        guard: called before a staged file or folder is published; raises if this process has lost the run's lease.
+        guard: called before a write that replaces something, and before a deletion; raises if this process has lost
+            the run's lease.
     """
 
     uri: str
@@ -97,6 +100,10 @@ class RunStore(ABC):
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
+        return self.parse_json(key, content)
+
+    def parse_json(self, key: str, content: bytes) -> dict[str, Any]:
+        """Parse the content of a JSON object that `write_json` wrote; raises as `read_json`."""
         try:
             value = json.loads(content)
         except ValueError as error:
@@ -112,10 +119,33 @@ class RunStore(ABC):
         return dict(value)
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON object with a checksum, atomically, replacing an existing one."""
-        plain = json.loads(json.dumps(value, allow_nan=False))
-        text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
-        self.write(key, text.encode())
+        """Write a JSON object with a checksum, atomically, replacing an existing one.
+
+        Where there is a `guard`, what another process wrote after the guard's last success is not replaced.
+
+        Raises:
+            BusyError: the guard refused, or the object is replaced again and again.
+        """
+        content = json_bytes(value)
+        if self.guard is None:
+            self.write(key, content)
+            return
+        for _ in range(_TRIES):
+            there = self.tag_of(key)
+            self.guard()
+            if self.replace(key, content, there):
+                return
+        raise BusyError(f"{self.uri_of(key)} is being replaced by another process; end it, and run the same command")
+
+    def delete(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, if they exist and the guard allows it; returns the bytes freed.
+
+        Raises:
+            BusyError: the guard refused.
+        """
+        if self.guard is not None:
+            self.guard()
+        return self.remove(key)
 
     @contextmanager
     def staged(self, key: str) -> Iterator[Staged]:
@@ -165,8 +195,31 @@ class RunStore(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str) -> int:
-        """Delete a file, or all files below a prefix, if they exist; returns the bytes freed."""
+    def read_stored(self, key: str) -> Stored | None:
+        """Read a small file with its tag and the storage's times; None if it does not exist."""
+
+    @abstractmethod
+    def tag_of(self, key: str) -> str | None:
+        """Return the tag of a file, as `read_stored`; None if it does not exist."""
+
+    @abstractmethod
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a small file unless it exists; True for exactly one of several concurrent creators."""
+
+    @abstractmethod
+    def replace(self, key: str, content: bytes, tag: str | None) -> bool:
+        """Write a small file that still has a tag (None: that does not exist); False where it has changed.
+
+        Object storage that does not implement conditions writes it in any case; see `store.conditional`.
+        """
+
+    @abstractmethod
+    def now(self) -> float | None:
+        """Return the time by the storage's clock, seconds since 1970; None if it does not report it."""
+
+    @abstractmethod
+    def remove(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, whatever the guard says; returns the bytes freed."""
 
     @abstractmethod
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
@@ -222,6 +275,12 @@ class RunStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object with a checksum, as `RunStore.read_json` expects it."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return (json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:

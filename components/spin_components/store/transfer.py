@@ -57,9 +57,17 @@ class Transfers:
         self._files.shutdown(cancel_futures=True)
         self._parts.shutdown(cancel_futures=True)
 
-    def upload_all(self, files: Mapping[Path, str], report: ByteCounter = _ignore) -> dict[str, FileDigest]:
-        """Upload files, each to its key; returns their digests by key."""
-        digests = self._run_all({key: partial(self.upload, path, key, report) for path, key in files.items()})
+    def upload_all(
+        self, files: Mapping[Path, str], report: ByteCounter = _ignore, guard: Callable[[], None] | None = None
+    ) -> dict[str, FileDigest]:
+        """Upload files, each to its key; returns their digests by key.
+
+        Args:
+            files: keys by path.
+            report: called with the bytes sent.
+            guard: called before each file becomes visible; an upload whose guard raises is aborted.
+        """
+        digests = self._run_all({key: partial(self.upload, path, key, report, guard) for path, key in files.items()})
         return {key: digests[key] for key in files.values()}
 
     def download_all(
@@ -77,11 +85,15 @@ class Transfers:
         finally:
             _settle(futures.values())
 
-    def upload(self, path: Path, key: str, report: ByteCounter = _ignore) -> FileDigest:
+    def upload(
+        self, path: Path, key: str, report: ByteCounter = _ignore, guard: Callable[[], None] | None = None
+    ) -> FileDigest:
         """Upload one file atomically; returns its digest."""
+        guard = guard or (lambda: None)
         num_bytes = path.stat().st_size
         if num_bytes <= PART_BYTES:
             content = path.read_bytes()
+            guard()
             self._bucket.put(key, content)
             report(num_bytes)
             return FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -90,6 +102,7 @@ class Transfers:
             parts, digest = self._upload_parts(path, key, upload, _part_size(num_bytes), report)
             if digest.num_bytes != num_bytes:
                 raise StorageError(f"{path} changed from {num_bytes} to {digest.num_bytes} bytes while it was uploaded")
+            guard()
             self._bucket.complete_upload(key, upload, parts, num_bytes)
         except BaseException:
             self._abort(key, upload)
