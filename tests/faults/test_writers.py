@@ -118,7 +118,7 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
 def test_a_zombie_process_holds_no_lease(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys\n"
-        "from spin_components.store.lease import LeaseHolder\n"
+        "from spin_components.store.lease_holder import LeaseHolder\n"
         "from spin_components.store.open import open_run\n"
         "LeaseHolder(open_run(sys.argv[1]), 'first', take_over=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

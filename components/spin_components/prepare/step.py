@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -160,10 +159,11 @@ def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
 def _begin_attempt(step: Step, settings: Settings) -> None:
     """Record the attempt's deadline and those of its settings that may differ from the run's."""
     limit_s = settings.run.max_time_s
-    started = time.time()
+    started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
     sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking"})
-    attempt = {"started_at": now(), "started": started, "deadline": deadline, **sections}
+    number = {"number": step.lease.number} if step.lease else {}
+    attempt = {"started_at": now(), "started": started, "deadline": deadline, **number, **sections}
     step.run.write_json(layout.ATTEMPT, attempt)
     step.events.write(
         "plan",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from spin_components.errors import BusyError
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -25,10 +26,12 @@ class Attempt:
     Attributes:
         run: the run's storage.
         hardware: `[hardware]` of the attempt.
+        number: of the attempt among those at the run; 0 if it is unknown.
     """
 
     run: RunStore
     hardware: HardwareSettings
+    number: int = 0
 
     @cached_property
     def settings(self) -> Settings:
@@ -53,4 +56,10 @@ class Attempt:
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        return self.run.read_json(layout.ATTEMPT)
+        record = self.run.read_json(layout.ATTEMPT)
+        if self.number and record.get("number", self.number) != self.number:
+            raise BusyError(
+                f"{self.run.uri_of(layout.ATTEMPT)} is of attempt {record['number']} at this run, expected "
+                f"{self.number}: a late write of another attempt has replaced it; run the same command again"
+            )
+        return record

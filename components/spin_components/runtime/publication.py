@@ -18,7 +18,7 @@ from spin_components.settings.attempt import EvaluationSettings, HardwareSetting
 from spin_components.settings.settings import Settings
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
-from spin_components.store.lease import LeaseHolder
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.manifests import Manifest, finished, read_manifest
 from spin_components.tracking.tracker import AttemptState, Series
 from spin_components.tracking.trackers import Trackers, open_trackers
@@ -55,6 +55,7 @@ class Publication:
     published: Manifest | None = None
     previous: Manifest | None = None
     _key: str = ""
+    _number: int = 0
     _outputs: dict[str, FileDigest] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
@@ -163,14 +164,12 @@ class Publication:
         Raises:
             BusyError: another attempt has taken the run.
         """
-        if self.lease:
-            self.lease.claim()
         self.run.write_json(key, manifest.model_dump(mode="json"))
 
     @cached_property
     def _attempt(self) -> Attempt:
         """What `prepare` recorded for this attempt."""
-        return Attempt(self.run, self.hardware)
+        return Attempt(self.run, self.hardware, self._number)
 
     @cached_property
     def _trackers(self) -> Trackers | None:

@@ -18,19 +18,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from spin_components.errors import SpinError
 from spin_components.record.events import EventLog, Progress
 from spin_components.runtime.guards import LoggedProgress, TransferEvents, failures_recorded, full_disk_explained
 from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import HardwareSettings
-from spin_components.store.lease import LeaseHolder, this_host
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
+from spin_components.store.processes import this_host
 from spin_components.tracking.tracker import AttemptState
 
 logger = logging.getLogger(__name__)
@@ -87,25 +87,25 @@ class Step(Publication):
             attempt = os.environ.get(ATTEMPT, "")
             owner, is_first = attempt or f"{this_host()}:{os.getpid()}", name == "prepare" or not attempt
             with full_disk_explained(run):
-                lease = LeaseHolder(run, owner, take_over=is_first)
-            step = cls(name, run, machine, EventLog(run, {"step": name, **labels}), lease, is_last=not attempt)
-            run.guard = lease.claim
+                lease = LeaseHolder(run, owner, take_over=is_first, label=label_of(name, labels))
+            events = EventLog(run, {"step": name, **labels}, attempt=lease.number, offset_s=lease.offset_s)
+            number = lease.number if attempt else 0  # a step on its own is an attempt, with an earlier one's record
+            step = cls(name, run, machine, events, lease, is_last=not attempt, _number=number)
+            run.guard = lease.check
             run.on_progress = TransferEvents(step.events)
             outcome: AttemptState = "failed"
+            is_whole = False
             try:
                 with interruptible(), failures_recorded(step.events), full_disk_explained(run):
                     yield step
-                outcome = "ended" if step.is_last and attempt else "running"
+                outcome, is_whole = "ended" if step.is_last and attempt else "running", not step.is_stopped
             except BaseException as error:
                 step.is_last |= name not in OPTIONAL
                 outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:
                 step._close(outcome)
-                lease.close()
-                if step.is_last:
-                    with suppress(SpinError, OSError):  # the lease runs out by itself
-                        lease.release()
+                lease.close(is_last=step.is_last, with_others=is_whole)
 
     @classmethod
     @contextmanager
@@ -137,9 +137,12 @@ class Step(Publication):
             BusyError: another attempt holds the run.
         """
         with open_run(run_uri) as run:
-            events = EventLog(run, {"step": name, **labels, "rank": rank}, enabled=rank == 0)
-            lease = LeaseHolder(run, attempt, take_over=False) if rank == 0 else None
-            run.guard = lease.claim if lease else None
+            label = f"{label_of(name, labels)}-rank"
+            lease = LeaseHolder(run, attempt, take_over=False, label=label) if rank == 0 else None
+            number, offset_s = (lease.number, lease.offset_s) if lease else (0, 0.0)
+            labels = {**labels, "rank": rank}
+            events = EventLog(run, {"step": name, **labels}, attempt=number, offset_s=offset_s, enabled=rank == 0)
+            run.guard = lease.check if lease else None
             step = cls(name, run, hardware, events, lease, _key=key, inputs=inputs)
             outcome: AttemptState = "failed"
             try:
@@ -188,7 +191,11 @@ class Step(Publication):
     def out_of_time(self) -> bool:
         """Whether the attempt's wall-clock limit has passed, or a signal has come; reads storage once."""
         deadline = self._attempt.deadline
-        return self._is_interrupted() or (deadline is not None and time.time() >= deadline)
+        return self._is_interrupted() or (deadline is not None and self.now() >= deadline)
+
+    def now(self) -> float:
+        """Return the time by the storage's clock, seconds since 1970."""
+        return time.time() + (self.lease.offset_s if self.lease else 0.0)
 
     def stop(self, reason: str = "max_time") -> None:
         """End the step, and the attempt with it, before its work is done."""
@@ -214,3 +221,8 @@ class Step(Publication):
         if verb:
             return LoggedProgress(self.events, total, unit, verb)
         return Progress(self.events, total, unit, done=done)
+
+
+def label_of(name: str, labels: Mapping[str, int | None]) -> str:
+    """Return the name of a step within its attempt, e.g. `generate-0-1`."""
+    return "-".join([name, *(str(number) for number in labels.values() if number is not None)])

@@ -132,10 +132,8 @@ def read_status(run_uri: str) -> RunStatus:
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
-    started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
-    latest = [event for event in events if event["time"] >= started]
-    state, failure = _state(run, latest, iterations)
+    state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
     return RunStatus(
         run_uri=run.uri,
@@ -160,12 +158,32 @@ def is_at_work(run: RunStore) -> bool:
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
 
+def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
+    attempt = run.read_json(layout.ATTEMPT)
+    if number := attempt.get("number"):
+        return [event for event in events if event.get("attempt", 0) >= number]
+    return [event for event in events if event["time"] >= attempt["started"]]
+
+
+def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `fail` events of steps that were not done after it, in a later try."""
+    failures: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in events:
+        step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
+        if event["kind"] in ("done", "reuse"):
+            failures.pop(step, None)
+        elif event["kind"] == "fail":
+            failures[step] = event
+    return list(failures.values())
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail"]
+    failures = _last_failures(events)
     if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
