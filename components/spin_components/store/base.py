@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from spin_components.errors import BusyError, IntegrityError
 from spin_components.store.addresses import parse_address, scheme_of
 from spin_components.store.digests import FileDigest, digest_json
-from spin_components.store.stored import Stored
+from spin_components.store.stored import Guard, Stored
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
@@ -71,7 +71,7 @@ class RunStore(ABC):
     scratch: Path
     poll_s: float = 0.3
     on_progress: TransferProgress | None = None
-    guard: Callable[[], None] | None = None
+    guard: Guard | None = None
 
     def uri_of(self, key: str) -> str:
         """Return the address of a key."""
@@ -121,7 +121,7 @@ class RunStore(ABC):
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with a checksum, atomically, replacing an existing one.
 
-        Where there is a `guard`, what another process wrote after the guard's last success is not replaced.
+        Where there is a `guard`, what another process wrote after the guard's success is not replaced.
 
         Raises:
             BusyError: the guard refused, or the object is replaced again and again.
@@ -131,9 +131,7 @@ class RunStore(ABC):
             self.write(key, content)
             return
         for _ in range(_TRIES):
-            there = self.tag_of(key)
-            self.guard()
-            if self.replace(key, content, there):
+            if self.replace(key, content, self.tag_of(key), self.guard):
                 return
         raise BusyError(f"{self.uri_of(key)} is being replaced by another process; end it, and run the same command")
 
@@ -207,8 +205,10 @@ class RunStore(ABC):
         """Write a small file unless it exists; True for exactly one of several concurrent creators."""
 
     @abstractmethod
-    def replace(self, key: str, content: bytes, tag: str | None) -> bool:
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
         """Write a small file that still has a tag (None: that does not exist); False where it has changed.
+
+        The guard is called before every request that may write.
 
         Object storage that does not implement conditions writes it in any case; see `store.conditional`.
         """

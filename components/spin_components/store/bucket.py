@@ -20,7 +20,7 @@ from spin_components.errors import SpinError, StorageAccessError, StorageError
 from spin_components.machine import seconds
 from spin_components.store.s3_client import connect
 from spin_components.store.s3_errors import ADVICE, TRANSIENT, describe, is_transient, status_of
-from spin_components.store.stored import Stored
+from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,21 @@ class Bucket:
         bucket._level = logging.DEBUG
         return bucket
 
-    def put(self, key: str, content: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Write an object in one request, with additional headers."""
-        self._call("PUT", key, lambda: self._client._put_object(self.name, key, content, dict(headers or {})))
+    def put(
+        self,
+        key: str,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Write an object in one request, with additional headers; `guard` is called before each try."""
+
+        def write() -> None:
+            if guard is not None:
+                guard()
+            self._client._put_object(self.name, key, content, dict(headers or {}))
+
+        self._call("PUT", key, write)
 
     def get(self, key: str, offset: int = 0) -> bytes | None:
         """Read a small object from an offset in bytes; None if it does not exist."""
@@ -163,10 +175,14 @@ class Bucket:
         tag = self._call("PUT", key, lambda: self._client._upload_part(self.name, key, content, None, upload, number))
         return Part(number, tag)
 
-    def complete_upload(self, key: str, upload: str, parts: list[Part], num_bytes: int) -> None:
-        """Complete a multipart upload, which makes the object visible."""
+    def complete_upload(
+        self, key: str, upload: str, parts: list[Part], num_bytes: int, guard: Guard | None = None
+    ) -> None:
+        """Complete a multipart upload, which makes the object visible; `guard` is called before each try."""
 
         def complete() -> None:
+            if guard is not None:
+                guard()
             try:
                 self._client._complete_multipart_upload(self.name, key, upload, parts)
             except S3Error as error:

@@ -15,6 +15,7 @@ from minio.error import S3Error
 
 from spin_components.errors import StorageAccessError, StorageError
 from spin_components.store.bucket import Bucket
+from spin_components.store.stored import Guard
 
 _PATIENCE_S = 5.0
 """Time after which a ticket that does not disappear belongs to a process that has ended."""
@@ -48,22 +49,23 @@ class ConditionalWrites:
         finally:
             self._bucket.delete([ticket])
 
-    def replace(self, key: str, content: bytes, tag: str | None) -> bool:
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
         """Replace an object that still has a tag (None: create it); False where it has changed.
 
-        A server without conditions replaces it in any case.
+        A server without conditions replaces it in any case. The guard is called before every request, repeated ones
+        too, which may come long after the first.
         """
         condition = {"If-None-Match": "*"} if tag is None else {"If-Match": f'"{tag}"'}
-        written = self._put(key, content, condition)
+        written = self._put(key, content, condition, guard)
         if written is None:
-            self._bucket.put(key, content)
+            self._bucket.put(key, content, guard=guard)
             return True
         return written or self._bucket.get(key) == content  # the response to an earlier, successful try was lost
 
-    def _put(self, key: str, content: bytes, condition: dict[str, str]) -> bool | None:
+    def _put(self, key: str, content: bytes, condition: dict[str, str], guard: Guard | None = None) -> bool | None:
         """PUT with a condition; False if it does not hold, None if the server does not implement conditions."""
         try:
-            self._bucket.put(key, content, condition)
+            self._bucket.put(key, content, condition, guard)
         except StorageAccessError as error:
             code = error.__cause__.code if isinstance(error.__cause__, S3Error) else ""
             if code in _NOT_MET:

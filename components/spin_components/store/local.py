@@ -14,7 +14,7 @@ from spin_components.errors import ConfigError, StorageAccessError
 from spin_components.store.base import RunStore, remove, sweep_folder
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
 from spin_components.store.lock import replacing
-from spin_components.store.stored import Stored
+from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +86,11 @@ class LocalRun(RunStore):
                 return _create_exclusively(self.path(key), content)
         return True
 
-    def replace(self, key: str, content: bytes, tag: str | None) -> bool:
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
         with self._staging(key) as path, replacing(self.path(key).parent):
             path.write_bytes(content)
+            if guard is not None:
+                guard()
             if self.tag_of(key) != tag:
                 return False
             self._move(path, key)
@@ -112,7 +114,10 @@ class LocalRun(RunStore):
         path = self.path(key)
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         num_bytes = sum(file.stat().st_size for file in files)
-        remove(path)
+        if path.exists() or path.is_symlink():
+            doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            path.replace(doomed)  # at once: a process that is killed now leaves no half of a folder
+            remove(doomed)
         return num_bytes
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
@@ -159,8 +164,12 @@ class LocalRun(RunStore):
         target = self.path(key)
         _sync(path)
         if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
+            before = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+            target.replace(before)
+            path.replace(target)
+            shutil.rmtree(before)
+        else:
+            path.replace(target)
 
 
 class FileAppender:

@@ -19,7 +19,7 @@ from spin_components.store.bucket import Bucket
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.conditional import ConditionalWrites
 from spin_components.store.digests import FileDigest, damaged
-from spin_components.store.stored import Stored
+from spin_components.store.stored import Guard, Stored
 from spin_components.store.transfer import Transfers
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ class S3Run(RunStore):
     def create(self, key: str, content: bytes) -> bool:
         return ConditionalWrites(self._bucket).create(self._prefix + key, content)
 
-    def replace(self, key: str, content: bytes, tag: str | None) -> bool:
-        return ConditionalWrites(self._bucket).replace(self._prefix + key, content, tag)
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        return ConditionalWrites(self._bucket).replace(self._prefix + key, content, tag, guard)
 
     def now(self) -> float | None:
         return None  # comes with every answer: `Stored.now`

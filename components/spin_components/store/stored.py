@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Guard = Callable[[], None]
+"""Callback before a write; raises if the right to write is lost."""
 
 
 @dataclass(frozen=True, slots=True)

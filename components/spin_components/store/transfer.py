@@ -18,6 +18,7 @@ from spin_components.errors import StorageError
 from spin_components.machine import num_cores
 from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest
+from spin_components.store.stored import Guard
 
 PART_BYTES = 16 << 20
 """Size of an upload's parts; larger for files that would have more than S3's limit of 10 000 parts."""
@@ -58,7 +59,7 @@ class Transfers:
         self._parts.shutdown(cancel_futures=True)
 
     def upload_all(
-        self, files: Mapping[Path, str], report: ByteCounter = _ignore, guard: Callable[[], None] | None = None
+        self, files: Mapping[Path, str], report: ByteCounter = _ignore, guard: Guard | None = None
     ) -> dict[str, FileDigest]:
         """Upload files, each to its key; returns their digests by key.
 
@@ -85,16 +86,12 @@ class Transfers:
         finally:
             _settle(futures.values())
 
-    def upload(
-        self, path: Path, key: str, report: ByteCounter = _ignore, guard: Callable[[], None] | None = None
-    ) -> FileDigest:
+    def upload(self, path: Path, key: str, report: ByteCounter = _ignore, guard: Guard | None = None) -> FileDigest:
         """Upload one file atomically; returns its digest."""
-        guard = guard or (lambda: None)
         num_bytes = path.stat().st_size
         if num_bytes <= PART_BYTES:
             content = path.read_bytes()
-            guard()
-            self._bucket.put(key, content)
+            self._bucket.put(key, content, guard=guard)
             report(num_bytes)
             return FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         upload = self._bucket.begin_upload(key)
@@ -102,8 +99,7 @@ class Transfers:
             parts, digest = self._upload_parts(path, key, upload, _part_size(num_bytes), report)
             if digest.num_bytes != num_bytes:
                 raise StorageError(f"{path} changed from {num_bytes} to {digest.num_bytes} bytes while it was uploaded")
-            guard()
-            self._bucket.complete_upload(key, upload, parts, num_bytes)
+            self._bucket.complete_upload(key, upload, parts, num_bytes, guard)
         except BaseException:
             self._abort(key, upload)
             raise
