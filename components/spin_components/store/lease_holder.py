@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _TAKEN = re.compile(rf"{layout.LEASES}/(\d{{8}})\.json")
 _AT_WORK = re.compile(rf"{layout.LEASES}/(\d{{8}})/(.+)\.(\d{{4}})-([0-9a-f]{{8}})\.json")
 _ENDING = "ending"
-_MOMENT_S = 1.0
+_MOMENT_S = 2.0
 """Time for an attempt between its two writes: the file of its number, and its first `lease.json`."""
 _OFFSET_S = 5.0
 _TRIES = 8
@@ -145,7 +145,7 @@ class LeaseHolder:
             check_free(self._run, self.owner)
             if lease and not take_over:
                 raise self._taken_over(lease)
-            if lease and lease.number < _highest(keys) and self._is_renewed(lease):
+            if (lease.number if lease else 0) < _highest(keys) and self._is_renewed(lease):
                 continue
             self.number = max(_highest(keys), lease.number if lease else 0) + 1
             content = self._content(self._duration_s)
@@ -167,10 +167,11 @@ class LeaseHolder:
         offset_s = 0.0 if now is None else now - time.time()
         return offset_s if abs(offset_s) > _OFFSET_S else 0.0
 
-    def _is_renewed(self, lease: Lease) -> bool:
+    def _is_renewed(self, lease: Lease | None) -> bool:
         """Wait a moment for an attempt that has a number but no lease yet; whether it wrote one."""
         time.sleep(_MOMENT_S)
-        return read_lease(self._run) != lease
+        now = read_lease(self._run)
+        return now is not None and (lease is None or (now.owner, now.number) != (lease.owner, lease.number))
 
     def _register(self, keys: list[str]) -> tuple[int, str]:
         """Store that this step is at work, in the place of its earlier tries; returns which try it is, and the key."""
