@@ -14,7 +14,7 @@ from spin_pipeline.cluster.client import Api
 UNFINISHED = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "PAUSED", "CANCELING")
 """States of a run whose pods may still be at work."""
 
-_RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_RUN_ID = re.compile(r"[\w-]+")
 
 
 def release_of(run: Any, run_uri: str) -> bool:
