@@ -157,8 +157,6 @@ class RunStore(ABC):
             yield staged
             if not path.exists():
                 raise IntegrityError(f"nothing was written for {self.uri_of(key)}; its previous content is kept")
-            if self.guard is not None:
-                self.guard()
             staged.outputs.update(self._publish(path, key))
 
     @abstractmethod
@@ -243,7 +241,7 @@ class RunStore(ABC):
 
     @abstractmethod
     def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
-        """Move a staged file or folder to its key, replacing existing content; returns digests by key."""
+        """Move a staged file or folder to its key if the guard allows it; returns digests by key."""
 
     @cached_property
     def sources(self) -> Sources:

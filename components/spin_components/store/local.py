@@ -157,6 +157,8 @@ class LocalRun(RunStore):
             outputs = {f"{key}/{name}": file for name, file in digest_tree(path).items()}
         else:
             outputs = {key: digest_file(path)}
+        if self.guard is not None:
+            self.guard()
         self._move(path, key)
         return outputs
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -66,8 +68,10 @@ class Transfers:
         Args:
             files: keys by path.
             report: called with the bytes sent.
-            guard: called before each file becomes visible; an upload whose guard raises is aborted.
+            guard: called before a file becomes visible, at most once a second; an upload whose guard raises is
+                aborted.
         """
+        guard = _once_a_second(guard) if guard else None
         digests = self._run_all({key: partial(self.upload, path, key, report, guard) for path, key in files.items()})
         return {key: digests[key] for key in files.values()}
 
@@ -165,6 +169,20 @@ class Transfers:
             _settle(futures)  # no thread may write to the closed descriptor
             os.close(descriptor)
         return FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
+
+
+def _once_a_second(guard: Guard) -> Guard:
+    """Wrap a guard so that for one second after it has allowed a write it is not called again."""
+    allowed = -math.inf
+
+    def guard_if_due() -> None:
+        nonlocal allowed
+        now = time.monotonic()  # goes on while the process is stopped
+        if now - allowed >= 1.0:
+            guard()
+            allowed = now
+
+    return guard_if_due
 
 
 def _part_size(num_bytes: int) -> int:
