@@ -55,7 +55,9 @@ def load_settings(
     path = find_config(config or DEFAULT)
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not TOML: nested too deeply to be read; expected tables of settings") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return check_settings(values, overrides, run_uri, source=str(path))
 
@@ -83,7 +85,7 @@ def _value(text: str) -> Any:
     """Parse a TOML value; anything else, and a date or time, is text."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return text if isinstance(value, (date, time)) else value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,19 @@ def ground(
     tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
 ) -> Iterator[Ground]:
     """The server and the proxy, after one undisturbed run."""
-    ground = Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)
-    try:
+    with closing(Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)) as ground:
         ground.play_undisturbed()
         yield ground
-    finally:
-        ground.close()
+
+
+@pytest.fixture(scope="module")
+def one_epoch_ground(
+    tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
+) -> Iterator[Ground]:
+    """The same for runs of one epoch."""
+    with closing(Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file, num_epochs=1)) as ground:
+        ground.play_undisturbed()
+        yield ground
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_a_base_model_with_another_digest_is_refused(
     ("arguments", "message"),
     [
         (["--iteration", "9"], "iteration 9 of"),
-        ([], "say where it shall lie with --run-uri"),
+        ([], "name its address with --run-uri"),
     ],
 )
 def test_an_invalid_fork_is_refused(

@@ -138,7 +138,7 @@ def test_lost_responses_create_nothing_twice(kfp: KfpServer, command: list[str])
 
 
 def test_a_request_that_did_not_reach_kfp_is_repeated(kfp: KfpServer, command: list[str]) -> None:
-    kfp.troubles = [Trouble("POST", "/runs", status=500, times=2)]
+    kfp.troubles = [Trouble("POST", "/runs", status=502, body=b"bad gateway", content_type="text/html", times=2)]
     assert main(command) == 0
     assert len(kfp.runs) == 1
 

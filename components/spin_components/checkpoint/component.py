@@ -20,18 +20,17 @@ def checkpoint(
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
     from spin_components.runtime.kfp_artifacts import show_checkpoint
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.checkpoint.step import publish
-
-        uri = publish(
-            run_uri=run_uri,
-            iteration=iteration,
-            reference_uri=reference_uri,
-            policy_uri=policy_uri,
-            max_iterations=max_iterations,
-            selection=selection,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.checkpoint.step:publish",
+        run_uri=run_uri,
+        iteration=iteration,
+        reference_uri=reference_uri,
+        policy_uri=policy_uri,
+        max_iterations=max_iterations,
+        selection=selection,
+    )
     show_checkpoint(model, metrics, report, run_uri, iteration, policy_uri)
     return uri

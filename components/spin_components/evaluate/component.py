@@ -18,10 +18,16 @@ def evaluate(
 
     `after` is an output of the tasks that must be over before; KFP orders tasks by their inputs.
     """
-    from spin_components.evaluate import step
     from spin_components.runtime.kfp_artifacts import show_evaluation
-    from spin_components.runtime.process import optional_step
+    from spin_components.runtime.supervisor import run_step
 
-    uri = optional_step(attempt, step.evaluate, run_uri=run_uri, iteration=iteration, hardware=hardware)
+    uri = run_step(
+        attempt,
+        "spin_components.evaluate.step:evaluate",
+        is_optional=True,
+        run_uri=run_uri,
+        iteration=iteration,
+        hardware=hardware,
+    )
     show_evaluation(metrics, run_uri, iteration, uri)
     return uri

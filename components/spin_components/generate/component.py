@@ -17,17 +17,16 @@ def generate(
 ) -> str:
     """Sample answers to one shard's prompts; return the shard's URI. See `generate.step`."""
     from spin_components.runtime.kfp_artifacts import show_samples
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.generate.step import generate_shard
-
-        uri = generate_shard(
-            run_uri=run_uri,
-            iteration=iteration,
-            shard=shard,
-            reference_uri=reference_uri,
-            hardware=hardware,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.generate.step:generate_shard",
+        run_uri=run_uri,
+        iteration=iteration,
+        shard=shard,
+        reference_uri=reference_uri,
+        hardware=hardware,
+    )
     show_samples(samples, run_uri, iteration, shard, uri)
     return uri

@@ -54,7 +54,7 @@ def model_digest(run: RunStore, uri: str) -> str:
 def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
     """Return a local folder with the stored files of a model, verified; it exists until the run is closed.
 
-    A policy may be stored as an adapter only; see `open_model`. What lies beside a base model, such as an adapter, is
+    A policy may be stored as an adapter only; see `open_model`. A file beside a base model, such as an adapter, is
     left out.
 
     Raises:

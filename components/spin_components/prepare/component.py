@@ -51,7 +51,7 @@ def prepare(
     """
     from spin_components.prepare.pods import pod_requests
     from spin_components.runtime.kfp_artifacts import show_data
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
     settings = {
         "run": {**run, "uri": run_uri},
@@ -69,9 +69,8 @@ def prepare(
         "placement": placement,
         "tracking": tracking,
     }
-    with step_of(attempt):
-        from spin_components.prepare import step
-
-        uri = step.prepare(run_uri=run_uri, settings=settings, compiled=compiled)
+    uri = run_step(
+        attempt, "spin_components.prepare.step:prepare", run_uri=run_uri, settings=settings, compiled=compiled
+    )
     show_data(dataset, run_uri, uri)
     return uri, *pod_requests(settings)

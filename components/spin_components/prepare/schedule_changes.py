@@ -13,12 +13,16 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
+FORMER_DEFAULTS = {"validation.num_samples": 32}
+"""Defaults of runs that began with an earlier release, where they differ from the present ones."""
+
 
 def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
     """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
 
     So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
-    A setting that did not exist when the run began is left out while it has its default.
+    A setting that did not exist when the run began is left out while it has its default, and one whose default has
+    changed since keeps the former one while it has the present one.
 
     Args:
         run: the run, which may still be empty.
@@ -37,6 +41,11 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
             if all(per_iteration(was, t) == per_iteration(now, t) for t in shared):
                 kept[name] = before[name]
     defaults = _defaults()
+    kept |= {
+        name: former
+        for name, former in FORMER_DEFAULTS.items()
+        if before.get(name) == former and inputs.get(name) == defaults[name]
+    }
     added = {name for name in inputs.keys() - before.keys() if name in defaults and inputs[name] == defaults[name]}
     return {name: value for name, value in {**inputs, **kept}.items() if name not in added}
 

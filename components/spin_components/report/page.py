@@ -17,8 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from spin_components.data.pair_counts import PairCounts, in_words
-from spin_components.record.decisions import name_of
+from spin_components.record.decisions import name_of, word_of
 from spin_components.record.evaluation import evaluation_rows, remarks
+from spin_components.record.events import read_repeats
 from spin_components.record.history import History, read_history
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
@@ -78,7 +79,7 @@ def build_page(run: RunStore) -> str:
         data=data,
         history=history,
         verdict=verdict,
-        warnings=find_warnings(history, rows),
+        warnings=find_warnings(history, rows, read_repeats(run)),
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
         held_out=_held_out(history),
@@ -198,7 +199,7 @@ def about_pairs(iteration: int, counts: PairCounts) -> str:
 
 def _decision(facts: dict[str, Any]) -> str:
     """Outcome of an iteration and the decision that followed."""
-    outcome, decision = facts.get("outcome", ""), facts.get("decision", "not finished")
+    outcome, decision = word_of(facts.get("outcome", "")), word_of(facts.get("decision", "not finished"))
     if decision == "roll_back":
         decision = f"rolled back to {name_of(facts['next'])}"
     return decision if outcome in ("", decision) else f"{outcome}, {decision}"

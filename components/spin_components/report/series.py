@@ -85,6 +85,10 @@ def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
         return None
     if objective.get("loss", "logistic") == "logistic":
         return {"y": math.log(2), "label": "ln 2: policy equals reference"}
+    if objective["loss"] == "nce":  # `algorithm.loss.nce_losses` at rewards of 0
+        mu = objective["mu"]
+        value = math.log1p(mu) + mu * math.log1p(1 / mu)
+        return {"y": value, "label": f"{value:.4g}: policy equals reference"}
     return {"y": 1.0, "label": "1: policy equals reference"}
 
 

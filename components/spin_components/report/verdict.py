@@ -66,7 +66,7 @@ def compute_verdict(history: History, differences: dict[int, Difference]) -> Ver
     moved = f"{loss} {direction} from {base_loss:.3f} to {losses[compared]:.3f} nats per token{where}"
     if best == BASE and difference is not None:
         kind: VerdictKind = "worse"
-        detail = f"{moved}: {_interval(difference)}."
+        detail = f"{moved}: {_interval(difference)}.{_about_drift(history, compared)}"
     elif difference is None:
         kind = "better" if change < 0 and best != BASE else "worse"
         detail = f"{moved}. This run stored no losses of single answers, so there is no confidence interval."
@@ -79,6 +79,12 @@ def compute_verdict(history: History, differences: dict[int, Difference]) -> Ver
         "unclear": f"Iteration {best} is not significantly different from the base model.",
     }[kind]
     return Verdict(kind, headline, detail, best, compared, base_loss, losses[compared], difference)
+
+
+def _about_drift(history: History, iteration: int) -> str:
+    """Why an iteration of a lower loss is not better, as a sentence; empty unless it drifted."""
+    facts = next((it.published.facts for it in history.published if it.published and it.number == iteration), {})
+    return f" It has drifted: {facts['reason']}." if facts.get("outcome") == "drifted" else ""
 
 
 def _interval(change: Difference) -> str:

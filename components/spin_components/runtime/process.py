@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spin_components.errors import SpinError
@@ -21,6 +21,8 @@ from spin_components.runtime.signals import Interrupted
 ATTEMPT = "SPIN_ATTEMPT"
 """Environment variable: id of the attempt (the pipeline run) that a step's process works for."""
 
+REPEAT = "SPIN_REPEAT"
+"""Environment variable: why a step's work was begun again; empty at its first try."""
 
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up; the steps after it pass it on."""
@@ -47,30 +49,6 @@ def step_of(attempt: str) -> Iterator[None]:
         raise SystemExit(128 + error.number) from error
     finally:
         os.environ.pop(ATTEMPT, None)  # what this process does next is not part of the attempt
-
-
-def optional_step(attempt: str, step: Callable[..., str], **arguments: object) -> str:
-    """Run a step in a forked child, so that its failure, even a crash, does not fail the caller.
-
-    Args:
-        attempt: id of the pipeline run that the step belongs to.
-        step: the step's function.
-        arguments: its arguments.
-
-    Returns: what the step returns; `STOPPED` where it failed.
-    """
-    reader, writer = os.pipe()
-    if (child := fork()) == 0:
-        with ending(), step_of(attempt):
-            os.write(writer, step(**arguments).encode())  # an address: far shorter than a pipe's buffer
-    code = exit_code_of(child)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        returned = answer.read() if code == 0 else b""
-    if code:
-        sys.stderr.write(f"{step.__name__} ended with {code}; the run goes on without it and reports it at its end\n")
-        return STOPPED
-    return returned.decode()
 
 
 def fork() -> int:

@@ -91,6 +91,20 @@ def parse_address(uri: str, *, what: str) -> Path | S3Address:
     return parse_s3(uri, what=what) if scheme_of(uri) == "s3" else local_path(uri, what=what)
 
 
+def check_text(name: str, *, what: str) -> None:
+    """Check that a path or a name is text that can be stored: UTF-8 without NUL.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} = {name!a} is not UTF-8 text; rename the file or folder") from error
+    if "\0" in name:
+        raise ConfigError(f"{what} = {name!r} has a NUL character, which no path may have; correct it")
+
+
 def local_path(uri: str, *, what: str) -> Path:
     """Return the absolute, normalized path of a plain path or a `file://` URI.
 
@@ -99,12 +113,15 @@ def local_path(uri: str, *, what: str) -> Path:
     """
     if not uri:
         raise ConfigError(f"{what} is empty; {_EXPECTED}")
+    check_text(uri, what=what)
     if scheme_of(uri) != "file":
         raise ConfigError(f"{what} = {uri!r}: scheme {scheme_of(uri)!r} is not supported here; {_EXPECTED}")
     parts = urlsplit(uri)
     if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"{what} = {uri!r} names the host {parts.netloc!r}; write file:///path with three slashes")
-    path = unquote(parts.path) if parts.scheme == "file" else uri
+        host = parts.netloc.rpartition("@")[2]
+        raise ConfigError(f"{what} = {uri!r} names the host {host!r}; write file:///path with three slashes")
+    path = unquote(parts.path, errors="surrogateescape") if parts.scheme == "file" else uri
+    check_text(path, what=what)
     return Path(os.path.normpath(Path(path).absolute()))
 
 
@@ -115,6 +132,7 @@ def parse_s3(uri: str, *, what: str) -> S3Address:
         ConfigError: the bucket's name is missing or invalid, the address has credentials or a port, or the key has
             `.` or `..`.
     """
+    check_text(uri, what=what)
     bucket, _, key = uri.partition("://")[2].partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(

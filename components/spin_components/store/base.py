@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from spin_components.errors import BusyError, IntegrityError
 from spin_components.store.addresses import parse_address, scheme_of
-from spin_components.store.digests import FileDigest, digest_json
+from spin_components.store.checked_json import json_bytes, parse_json
+from spin_components.store.digests import FileDigest
 from spin_components.store.stored import Guard, Stored
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
 
 
-_CHECKSUM = "checksum"
 _TRIES = 5
 
 
@@ -100,23 +99,7 @@ class RunStore(ABC):
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
-        return self.parse_json(key, content)
-
-    def parse_json(self, key: str, content: bytes) -> dict[str, Any]:
-        """Parse the content of a JSON object that `write_json` wrote; raises as `read_json`."""
-        try:
-            value = json.loads(content)
-        except ValueError as error:
-            raise IntegrityError(
-                f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
-            ) from error
-        checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
-        if checksum != digest_json(value):
-            raise IntegrityError(
-                f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
-                f"{digest_json(value):.12}…. Restore the original, or delete it to have its step run again"
-            )
-        return dict(value)
+        return parse_json(content, self.uri_of(key))
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with a checksum, atomically, replacing an existing one.
@@ -273,12 +256,6 @@ class RunStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Return a JSON object with a checksum, as `RunStore.read_json` expects it."""
-    plain = json.loads(json.dumps(value, allow_nan=False))
-    return (json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:

@@ -123,6 +123,11 @@ def validation_samples(t: int, e: int) -> str:
     return validation(t, e).removesuffix(".json") + "-samples.parquet"
 
 
+def measures_of(validation_manifest: str) -> str:
+    """Parquet file with measures of a policy's answers to held-out prompts, next to the validation's manifest."""
+    return validation_manifest.removesuffix(".json") + "-answers.parquet"
+
+
 def evaluation(t: int) -> str:
     """Manifest of an iteration's evaluation; iteration `BASE` is the base model."""
     return BASE_EVALUATION if t == BASE else f"{iteration(t)}/evaluation.json"

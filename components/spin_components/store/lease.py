@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spin_components.errors import BusyError, IntegrityError
 from spin_components.store import layout
-from spin_components.store.base import RunStore, json_bytes
+from spin_components.store.base import RunStore
+from spin_components.store.checked_json import json_bytes, parse_json
 from spin_components.store.processes import is_alive, pid_namespace, this_host
 from spin_components.store.stored import Stored
 
@@ -95,7 +96,7 @@ def read_stored_lease(run: RunStore) -> tuple[Lease | None, Stored | None]:
     if stored is None:
         return None, None
     try:
-        lease = Lease.model_validate(run.parse_json(layout.LEASE, stored.content))
+        lease = Lease.model_validate(parse_json(stored.content, run.uri_of(layout.LEASE)))
     except ValidationError as error:
         raise IntegrityError(
             f"{run.uri_of(layout.LEASE)} is not a lease; delete it if no other attempt is running"

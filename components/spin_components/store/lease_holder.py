@@ -25,7 +25,8 @@ from contextlib import suppress
 from spin_components.errors import BusyError, SpinError
 from spin_components.machine import seconds
 from spin_components.store import layout
-from spin_components.store.base import RunStore, json_bytes
+from spin_components.store.base import RunStore
+from spin_components.store.checked_json import json_bytes, parse_json
 from spin_components.store.lease import (
     DURATION,
     RUNNER,
@@ -196,7 +197,7 @@ class LeaseHolder:
         if content is None:
             return False
         with suppress(SpinError):
-            process = self._run.parse_json(key, content)
+            process = parse_json(content, self._run.uri_of(key))
             if process.get("host") == this_host() and process.get("namespace") == pid_namespace():
                 return is_alive(str(process.get("process")))
         return True

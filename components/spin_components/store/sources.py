@@ -11,7 +11,15 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from spin_components.errors import ConfigError, DataError, IntegrityError, StorageError
-from spin_components.store.addresses import S3Address, local_path, parse_hub, parse_s3, scheme_of, split_address
+from spin_components.store.addresses import (
+    S3Address,
+    check_text,
+    local_path,
+    parse_hub,
+    parse_s3,
+    scheme_of,
+    split_address,
+)
 from spin_components.store.bucket import Bucket, ObjectInfo
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.digests import FileDigest, damaged, digest_file, verify_tree
@@ -67,7 +75,7 @@ class Sources:
 
         Args:
             uri: path, `file://`, `s3://` or `hf://datasets/…`, with `#split` for a split.
-            what: name of the setting, which tells the split that is meant without one, and for the error.
+            what: name of the setting, for the error and for the split of an address without one.
             recorded: files that a run began with; where they are all that there are, they are opened whatever their
                 split, as they were before splits were told apart.
 
@@ -222,6 +230,11 @@ def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], boo
             f"{what} = {str(path)!r} does not exist, expected a JSONL or Parquet file or a folder of them; "
             "check the path and the mounts"
         )
+    if not path.is_file():
+        raise DataError(
+            f"{what} = {str(path)!r} is a pipe or a device, expected a regular file, which is read more than once; "
+            "write the data to a file"
+        )
     if not is_wanted(path.name):
         raise DataError(
             f"{what} = {str(path)!r} has the suffix {path.suffix!r}, expected one of {_LIST_OF_SUFFIXES}; "
@@ -232,7 +245,10 @@ def _open_local(path: Path, kind: str, what: str, is_wanted: Callable[[str], boo
 
 def _open_folder(uri: str, folder: Path, is_wanted: Callable[[str], bool], choose: _Choose) -> Source:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return Source(uri, folder, tuple(choose(sorted(name for name in names if is_wanted(name)))))
+    wanted = sorted(name for name in names if is_wanted(name))
+    for name in wanted:
+        check_text(name, what=f"the name of a file in {uri}")
+    return Source(uri, folder, tuple(choose(wanted)))
 
 
 def _is_visible(name: str) -> bool:

@@ -18,19 +18,18 @@ def train_epoch(
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
     from spin_components.runtime.kfp_artifacts import show_training
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.train_epoch.step import train
-
-        uri = train(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            scores_uris=scores_uris,
-            hardware=hardware,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.train_epoch.step:train",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        scores_uris=scores_uris,
+        hardware=hardware,
+    )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri
 
@@ -63,20 +62,19 @@ def train_epoch_on_nodes(
     from dataclasses import asdict
 
     from spin_components.runtime.kfp_artifacts import show_training
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.train_epoch.nodes.step import train_on_nodes
-
-        uri = train_on_nodes(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            scores_uris=scores_uris,
-            hardware=hardware,
-            template=template,
-            pod=asdict(pod),
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.train_epoch.nodes.step:train_on_nodes",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        scores_uris=scores_uris,
+        hardware=hardware,
+        template=template,
+        pod=asdict(pod),
+    )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri

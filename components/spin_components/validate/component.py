@@ -18,18 +18,17 @@ def validate(
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
     from spin_components.runtime.kfp_artifacts import show_validation
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.validate import step
-
-        uri = step.validate(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            reference_uri=reference_uri,
-            hardware=hardware,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.validate.step:validate",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        reference_uri=reference_uri,
+        hardware=hardware,
+    )
     show_validation(metrics, run_uri, iteration, epoch, uri)
     return uri

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -29,5 +28,5 @@ def compile_(options: argparse.Namespace) -> int:
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build(settings, settings.cluster), str(output))
-    Console().print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)", highlight=False)
+    plain_console().print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)", highlight=False)
     return 0

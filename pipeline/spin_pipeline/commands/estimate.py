@@ -14,6 +14,7 @@ from rich.table import Table
 
 from spin_components.errors import ModelError
 from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.watch.console import plain_console
 
 if TYPE_CHECKING:
     from spin_components.memory.estimate import Estimate
@@ -60,7 +61,7 @@ def estimate(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(_as_value(estimates, bounding, too_large), indent=2) + "\n")
         return code
-    console = Console()
+    console = plain_console()
     where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
     size = f"{shape.num_parameters / 1e9:.3g} billion parameters"
     console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)

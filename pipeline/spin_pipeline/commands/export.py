@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -33,5 +33,5 @@ def export(options: argparse.Namespace) -> int:
         options.run_uri, options.iteration, options.destination, as_adapter=options.adapter
     )
     what = f"{published.name}{', as an adapter,' if options.adapter else ''}"
-    Console().print(f"wrote {what} to {address}", highlight=False, soft_wrap=True)
+    plain_console().print(f"wrote {what} to {address}", highlight=False, soft_wrap=True)
     return 0

@@ -6,9 +6,8 @@ import argparse
 import math
 from typing import Any
 
-from rich.console import Console
-
 from spin_components.errors import ConfigError
+from spin_pipeline.watch.console import plain_console
 
 _CODES = (
     "exit codes: 0 equal within the tolerance; 1 not equal, or the new run failed; 2 the command is wrong, or the run "
@@ -63,7 +62,7 @@ def reproduce(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.reproduction.tables import print_result
     from spin_pipeline.watch.tables import print_status
 
-    console = Console()
+    console = plain_console()
     with open_run(options.run_uri) as old_run:
         old = read_history(old_run)
         planned = plan(old_run, old, options.into, options.iterations, options.overrides)

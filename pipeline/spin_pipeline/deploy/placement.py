@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kfp import kubernetes
 
+from spin_components.runtime.supervisor import RETRIES
 from spin_components.settings.attempt import JUDGE_KEY
 from spin_components.train_epoch.nodes.train_job import STEP_LABEL
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
@@ -120,7 +121,8 @@ class Placement:
         """Set the image, environment, secrets, volumes, user, retries and time limit."""
         task.set_container_image(cluster.image(image))
         kubernetes.add_pod_label(task, *STEP_LABEL)
-        for name, value in {"SPIN_CACHE_DIR": CACHE, **cluster.env}.items():
+        retries = {} if cluster.retries == ClusterSettings().retries else {RETRIES: str(cluster.retries)}
+        for name, value in {"SPIN_CACHE_DIR": CACHE, **retries, **cluster.env}.items():
             task.set_env_variable(name, value)
         if cluster.storage_secret:
             keys = {key: variable for variable, key in cluster.storage_env.items()}

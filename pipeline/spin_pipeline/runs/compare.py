@@ -249,7 +249,7 @@ def _measures(first: str) -> dict[str, Callable[[ComparedRun], str]]:
         f"change from {first}": lambda run: _change(run.from_first),
         "acc": lambda run: _number(run.acc, 2),
         "margin": lambda run: _number(run.margin, 3),
-        "time at work": lambda run: duration(run.work_s),
+        "time in steps": lambda run: duration(run.work_s),
     }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spin_components.errors import ConfigError
+from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
 from spin_components.runtime.step import OPTIONAL
@@ -31,7 +31,7 @@ class IterationStatus(_Record):
 
     Attributes:
         val_loss: None if it is not finite.
-        outcome: better, unclear or regressed, compared with the best model before it.
+        outcome: better, unclear, regressed or drifted, compared with the best model before it.
         reason: for the outcome, in words.
         next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
@@ -64,12 +64,18 @@ class IterationStatus(_Record):
     repetition_rate: float | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
     work_s: float
     evaluation: dict[str, Any] | None = None
 
 
 class BestStatus(_Record):
-    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
+    """The best model among those that neither regressed nor drifted; iteration -1 is the base model."""
 
     iteration: int
     uri: str
@@ -90,7 +96,7 @@ class RunStatus(_Record):
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
         failure: the event that ended the last attempt; None unless it failed.
-        warnings: what `prepare` says of the template and the data.
+        warnings: those of `prepare` about the template and the data.
     """
 
     run_uri: str
@@ -124,8 +130,10 @@ def read_status(run_uri: str) -> RunStatus:
     if not run.exists(layout.ATTEMPT):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
     iterations = [
-        IterationStatus.model_validate(
-            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)}
+        _record(
+            IterationStatus,
+            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)},
+            run.uri_of(layout.checkpoint(t)),
         )
         for t in published_iterations(run)
     ]
@@ -134,7 +142,7 @@ def read_status(run_uri: str) -> RunStatus:
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
     events = read_events(run)
     state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
-    trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
+    trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
     return RunStatus(
         run_uri=run.uri,
         state=state,
@@ -142,7 +150,9 @@ def read_status(run_uri: str) -> RunStatus:
         epoch=trained.get("epoch"),
         step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
-        best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
+        best=_record(BestStatus, run.read_json(layout.BEST), run.uri_of(layout.BEST))
+        if run.exists(layout.BEST)
+        else None,
         iterations=iterations,
         base=base,
         failure=failure,
@@ -150,6 +160,33 @@ def read_status(run_uri: str) -> RunStatus:
         if run.exists(layout.DATA_MANIFEST)
         else [],
     )
+
+
+_Read = TypeVar("_Read", bound=_Record)
+
+
+def _record(kind: type[_Read], values: dict[str, Any], address: str) -> _Read:
+    """What a file of the run holds.
+
+    Raises:
+        IntegrityError: it holds something else.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}" for detail in error.errors()[:3]
+        )
+        raise IntegrityError(
+            f"{address} is not what a run writes ({problems}); restore the original, or delete it to have its step run "
+            "again"
+        ) from error
+
+
+def _is_training_step(event: dict[str, Any]) -> bool:
+    """Whether an event is a training step's, with the numbers that a status shows."""
+    numbers = (event.get(name, 0) for name in ("global_step", "consumed_samples"))
+    return event["kind"] == "metrics" and all(type(number) is int for number in numbers)
 
 
 def is_at_work(run: RunStore) -> bool:
@@ -167,11 +204,11 @@ def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[di
 
 
 def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `fail` events of steps that were not done after it, in a later try."""
+    """The `fail` events of steps that were not begun again: what an earlier try says is not how the step ended."""
     failures: dict[tuple[Any, ...], dict[str, Any]] = {}
     for event in events:
         step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
-        if event["kind"] in ("done", "reuse"):
+        if event["kind"] == "start":
             failures.pop(step, None)
         elif event["kind"] == "fail":
             failures[step] = event
@@ -184,7 +221,7 @@ def _state(
     if is_at_work(run):
         return "running", None
     failures = _last_failures(events)
-    if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
+    if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
@@ -198,7 +235,9 @@ def _state(
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `fail` event that a status shows."""
     names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
-    return {name: event[name] for name in names if name in event}
+    code = event.get("exit_code")
+    fields = {name: event[name] for name in names if name in event}
+    return {"message": "", **fields, "exit_code": code if type(code) is int and 0 < code < 256 else 1}
 
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:

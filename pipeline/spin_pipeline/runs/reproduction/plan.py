@@ -134,7 +134,7 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
 
 
 def _template(run: RunStore, history: History) -> dict[str, str]:
-    """The copy of the chat template's file in the run, and the date that its prompts tell."""
+    """The copy of the chat template's file in the run, and the date in its prompts."""
     is_copied = run.exists(layout.inputs_manifest("chat_template"))
     date = history.data.facts.get("chat_template_date")
     return {
