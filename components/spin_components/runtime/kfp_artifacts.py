@@ -17,6 +17,7 @@ from typing import Any
 from spin_components.errors import SpinError
 from spin_components.model.stored import model_files
 from spin_components.record.evaluation import tracked
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.process import STOPPED
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -105,7 +106,7 @@ def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iterati
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
         files = model_files(run, facts["checkpoint_uri"])
-        best = run.read_json(layout.BEST)
+        best = read_pointer(run, layout.BEST)
         _describe(
             model,
             uri=facts["checkpoint_uri"],

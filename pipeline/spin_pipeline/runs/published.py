@@ -9,6 +9,7 @@ from spin_components.errors import ConfigError, IntegrityError
 from spin_components.model.lora.files import CONFIG
 from spin_components.model.stored import model_files
 from spin_components.record.decisions import name_of
+from spin_components.record.pointers import read_pointer
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
@@ -63,7 +64,7 @@ def find_published(run: RunStore, which: str) -> Published:
     finished = published_iterations(run)
     if not finished:
         raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
-    iteration = int(run.read_json(layout.BEST)["iteration"]) if which == "best" else _number(which)
+    iteration = int(read_pointer(run, layout.BEST)["iteration"]) if which == "best" else _number(which)
     if iteration == layout.BASE:
         base = str(run.read_json(layout.RUN)["base_model"]["uri"])
         return Published(iteration, base, {}, model_files(run, base))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.step import OPTIONAL
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.store import layout
@@ -150,7 +151,7 @@ def read_status(run_uri: str) -> RunStatus:
         epoch=trained.get("epoch"),
         step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
-        best=_record(BestStatus, run.read_json(layout.BEST), run.uri_of(layout.BEST))
+        best=_record(BestStatus, read_pointer(run, layout.BEST), run.uri_of(layout.BEST))
         if run.exists(layout.BEST)
         else None,
         iterations=iterations,
