@@ -235,9 +235,9 @@ class LeaseHolder:
         return lease_bytes(lease)
 
     def _taken_over(self, lease: Lease | None) -> BusyError:
-        by = f"attempt {lease.owner}" if lease and lease.owner != self.owner else "another attempt"
+        owner = lease.owner if lease and lease.owner != self.owner else "with a higher number"
         return BusyError(
-            f"{by} has taken {self._run.uri} over from this one, whose lease had expired; "
+            f"attempt {owner} has taken {self._run.uri} over from this one, whose lease had expired; "
             "nothing more is written here. Once the other attempt has ended, the same command resumes the run"
         )
 
