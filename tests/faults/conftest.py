@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from faults.ground import Ground, Tally
 from faults.plans import Fault
 
 _WRONG = "ENDED WRONG"
+_RIGHT = "ended as it must"
+_NO_FAULT = (
+    "test_object_storage_and_files_give_the_same_losses_and_digests",
+    "test_no_secret_is_written_anywhere",
+    "test_a_run_on_a_read_only_disk_is_read",
+)
+"""Tests here that inject nothing."""
 _COUNTS: Counter[tuple[str, str]] = Counter()
 
 
@@ -38,12 +46,19 @@ def ground(
     tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
 ) -> Iterator[Ground]:
     """The server and the proxy, after one undisturbed run."""
-    ground = Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)
-    try:
+    with closing(Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file)) as ground:
         ground.play_undisturbed()
         yield ground
-    finally:
-        ground.close()
+
+
+@pytest.fixture(scope="module")
+def one_epoch_ground(
+    tmp_path_factory: pytest.TempPathFactory, fork_server: None, tiny_llama: Path, question_file: Path
+) -> Iterator[Ground]:
+    """The same for runs of one epoch."""
+    with closing(Ground(tmp_path_factory.mktemp("faults"), tiny_llama, question_file, num_epochs=1)) as ground:
+        ground.play_undisturbed()
+        yield ground
 
 
 @pytest.fixture
@@ -60,11 +75,16 @@ def tally() -> Tally:
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count faults with an unexpected outcome."""
+    """Count faults with an unexpected outcome, and the test itself as one fault where it counts none."""
     report = yield
-    if report.failed and "tally" in item.fixturenames:
-        drawn = item.callspec.params.get("drawn") if hasattr(item, "callspec") else None
-        _COUNTS[drawn.group if isinstance(drawn, Fault) else item.originalname, _WRONG] += 1
+    if item.originalname in _NO_FAULT:
+        return report
+    drawn = item.callspec.params.get("drawn") if hasattr(item, "callspec") else None
+    group = drawn.group if isinstance(drawn, Fault) else item.originalname.removeprefix("test_").replace("_", " ")
+    if report.failed:
+        _COUNTS[group, _WRONG] += 1
+    elif report.passed and report.when == "call" and "tally" not in item.fixturenames:
+        _COUNTS[group, _RIGHT] += 1
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults.plans import Fault
+from faults.plans import SECOND_EPOCH, Fault
 
 _EPOCH = "/bucket/run/iterations/0/epochs"
 _PART = r"policy/model\.safetensors\?partNumber"
@@ -117,4 +117,8 @@ ON_FILES = [
     ),
 ]
 
-FIXED = [*NETWORK_FAULTS, *KILLS, *DAMAGES, *FULL_DISKS, *ON_FILES]
+_IN_STORAGE = [*NETWORK_FAULTS, *KILLS, *DAMAGES]
+IN_ONE_EPOCH = [fault for fault in _IN_STORAGE if fault.step not in SECOND_EPOCH]
+"""Those that a run of one epoch shows: it goes through the same code once after the fault, not twice."""
+IN_TWO_EPOCHS = [*(fault for fault in _IN_STORAGE if fault.step in SECOND_EPOCH), *FULL_DISKS, *ON_FILES]
+"""The others: at the second epoch, and where the size of two epochs' files matters."""

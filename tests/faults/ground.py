@@ -18,7 +18,7 @@ from faults.damage import damage, damage_cache, is_the_damage
 from faults.disks import enlarge, small_disk
 from faults.ends import End, leftovers, read_end
 from faults.harms import Rule
-from faults.plans import DAMAGE, NETWORK, STEPS, Fault
+from faults.plans import DAMAGE, NETWORK, SECOND_EPOCH, STEPS, Fault
 from faults.proxy import Proxy
 from spin_components.store.base import RunStore
 from spin_components.store.open import open_run
@@ -36,6 +36,7 @@ class Ground:
         folder: of all files.
         model: a model folder, which becomes `s3://bucket/base`.
         questions: a data file, which becomes `s3://bucket/questions.jsonl`.
+        num_epochs: of the run.
 
     Attributes:
         end: the result of the undisturbed run.
@@ -43,8 +44,10 @@ class Ground:
         keys: stored keys at the start of each step.
     """
 
-    def __init__(self, folder: Path, model: Path, questions: Path) -> None:
+    def __init__(self, folder: Path, model: Path, questions: Path, num_epochs: int = 2) -> None:
         self.folder = folder
+        self._tables = tables(spin={"max_epochs": num_epochs})
+        self._steps = {name: pattern for name, pattern in STEPS.items() if num_epochs > 1 or name not in SECOND_EPOCH}
         self.server = S3Server(folder / "server")
         self.proxy = Proxy(self.server.port)
         self.cache = folder / "cache"
@@ -75,7 +78,7 @@ class Ground:
 
     def begin(self, **variables: str) -> Attempt:
         """Start an attempt at the run, through the proxy."""
-        self._attempt = Attempt(tables(), self.variables(**variables), self.folder / "logs")
+        self._attempt = Attempt(self._tables, self.variables(**variables), self.folder / "logs")
         return self._attempt
 
     def stop(self) -> None:
@@ -98,7 +101,7 @@ class Ground:
         self._keep("prepare")
         rules = [
             Rule(pattern, "pause", strike=lambda name=name: self._keep(name))  # type: ignore[misc]
-            for name, pattern in STEPS.items()
+            for name, pattern in self._steps.items()
             if pattern
         ]
         self.proxy.reset(*rules)
@@ -106,9 +109,11 @@ class Ground:
         assert outcome.kind == "done", outcome.message
         step = "prepare"
         for request in self.proxy.requests:
-            step = next((name for name, pattern in STEPS.items() if pattern and re.search(pattern, request)), step)
+            begun = (name for name, pattern in self._steps.items() if pattern and re.search(pattern, request))
+            step = next(begun, step)
             self.requests.append((step, request))
-        assert {path.name for path in self._snapshots.iterdir()} == STEPS.keys(), "the start of a step was not detected"
+        kept = {path.name for path in self._snapshots.iterdir()}
+        assert kept == self._steps.keys(), "the start of a step was not detected"
         with self.store() as run:
             self.end = read_end(run)
         self._keep("end")
@@ -167,18 +172,17 @@ class Ground:
         assert fault.kind != "full disk" or len(outcomes) > 1, f"{fault} never happened"
         return describe(outcomes) + unread
 
-    def check_end(self, what: str, fault: Fault | None = None, allowed: str = "") -> str:
+    def check_end(self, what: str, fault: Fault | None = None) -> str:
         """Compare the stored result with the undisturbed run's; returns a note if the damage was never read.
 
         Args:
             what: description for the message.
             fault: its own damage is ignored.
-            allowed: another difference to ignore.
         """
         with self.store() as run:
             differences = read_end(run).differences(self.end)
             differences += leftovers(self.cache, "run/")
-        left = [line for line in differences if line != allowed and not (fault and is_the_damage(line, fault))]
+        left = [line for line in differences if not (fault and is_the_damage(line, fault))]
         assert not left, "\n  ".join([f"{what}:", *left])
         return ", damage unread" if differences else ""
 

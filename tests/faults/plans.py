@@ -24,6 +24,9 @@ STEPS = {
 }
 """Steps that a run is resumed at, each with a pattern of the first request of the step."""
 
+SECOND_EPOCH = ("train-epoch-1", "checkpoint")
+"""Steps that come after, or deal with, a second epoch."""
+
 NETWORK = (
     "drop", "slow down", "internal error", "delay", "cut request", "lose answer", "truncate answer", "flip answer",
     "flip request",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from spin_components.validate.step import validate
 from support import bounds
 from support.playing import begin, hardware, losses, play, play_scores
 from support.s3_server import free_port
+from support.small import small_settings
 
 MakeSettings = Callable[..., Settings]
 TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
@@ -49,16 +51,24 @@ def assert_weights_alike(base: Path, found: LocalRun, expected: LocalRun, epoch:
     bounds.assert_trained_alike(trained, reference, start, lr=1e-3, num_steps=3 * (1 + epoch))
 
 
+# two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8 leave a
+# last batch of 4, where ranks get padding
+TWO_EPOCHS = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
+    """A run of two epochs with plain torch, for all stages; not to be written to."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    return play(small_settings(folder, tiny_llama, question_file, **TWO_EPOCHS))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_losses_of_plain_torch(
-    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path, stage: int
+    make_settings: MakeSettings, plain: LocalRun, tiny_llama: Path, stage: int
 ) -> None:
-    # two epochs, so that the optimizer's state is carried from one process to the next; 20 pairs in batches of 8
-    # leave a last batch of 4, where ranks get padding
-    common = {"spin": {"max_epochs": 2}, "validation": {"val_check_interval": 2, "batch_size": 3}}
-    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, **common))
     training = {"backend": "deepspeed", "zero_stage": stage, "micro_batch_size": 2}
-    zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS, **common))
+    zero = play(make_settings(training=training, hardware=TWO_RANKS, **TWO_EPOCHS))
     trained = read_manifest(zero, layout.epoch_manifest(0, 1))
     assert (trained.facts["backend"], trained.facts["zero_stage"]) == ("deepspeed", stage)
     assert (trained.machine["ranks"], trained.machine["threads"]) == (2, 1)
@@ -117,25 +127,22 @@ from spin_components.model.compute import Compute
 from spin_components.settings.settings import Settings
 from spin_components.train_epoch.deepspeed_backend import load_for_ranks
 deepspeed.init_distributed(dist_backend="gloo")
-training = {"backend": "deepspeed", "zero_stage": int(sys.argv[2]), "packing": sys.argv[3], "global_batch_size": 1}
-settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}, "training": training})
-model = load_for_ranks(Path(sys.argv[1]), settings, Compute(torch.device("cpu"), "float32"))
-held = [parameter.numel() for parameter in model.parameters()]
-print("HELD", sum(held), sum(getattr(parameter, "ds_numel", 0) for parameter in model.parameters()))
+for packing in ("off", "on"):
+    training = {"backend": "deepspeed", "zero_stage": 3, "packing": packing, "global_batch_size": 1}
+    settings = Settings.model_validate({"model": {"base": sys.argv[1]}, "data": {"train": "-"}, "training": training})
+    model = load_for_ranks(Path(sys.argv[1]), settings, Compute(torch.device("cpu"), "float32"))
+    held = [parameter.numel() for parameter in model.parameters()]
+    print("HELD", sum(held), sum(getattr(parameter, "ds_numel", 0) for parameter in model.parameters()))
 torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("stage", "packing", "is_whole"), [("3", "off", False), ("3", "on", True)])
-def test_weights_are_partitioned_while_loading_unless_packed(
-    tiny_llama: Path, stage: str, packing: str, is_whole: bool
-) -> None:
+def test_weights_are_partitioned_while_loading_unless_packed(tiny_llama: Path) -> None:
     environment = {**os.environ, "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-c", _LOADING, str(tiny_llama), stage, packing]
+    command = [sys.executable, "-c", _LOADING, str(tiny_llama)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    held, divided = map(int, output.rpartition("HELD ")[2].split())
     number = count_parameters(read_headers([tiny_llama / "model.safetensors"]), is_tied=False)
-    assert (held, divided) == ((number, 0) if is_whole else (0, number))
+    assert re.findall(r"HELD (\d+) (\d+)", output) == [("0", str(number)), (str(number), "0")]
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(

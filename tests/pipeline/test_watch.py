@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from faults.proxy import Proxy
 from spin_components.record.events import read_events
+from spin_components.store.bucket import DEADLINE
 from spin_components.store.local import LocalRun
 from spin_components.store.lock import locked
+from spin_components.store.open import open_run
+from support.gate import Gate
+from support.s3_server import BUCKET, S3Server
 from support.terminal import Terminal
 
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
@@ -83,6 +90,57 @@ def test_watch_shows_each_step_begin_and_end_and_a_bar_that_moves(finished: Loca
     assert is_done("iteration 0")(terminal.last_words)
     assert is_done("iteration 1")(terminal.last_words)
     assert any(line.startswith("done: ") for line in terminal.last_words), "the summary comes after the moving picture"
+
+
+def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3: S3Server, tmp_path: Path) -> None:
+    uri = f"s3://{BUCKET}/{tmp_path.name}/run"
+    small = ["spin.max_iterations=1", "spin.max_epochs=1", "data.max_train_records=24", "generation.max_new_tokens=8"]
+    # a save and a validation after each of three training steps: what a validation writes flushes the step's progress,
+    # which would otherwise be written or held back by how much time has passed
+    small += ["training.save_interval=1", "validation.val_check_interval=1", "validation.num_samples=2"]
+    settings = [part for setting in small for part in ("--set", setting)]
+    # the run waits before these: when it has generated, and after each of the first two training steps
+    gates = [
+        Gate(rf"PUT .*/iterations/0/{key}/") for key in ("generations", "epochs/0/partial/1", "epochs/0/partial/2")
+    ]
+    shown = [("generate", "24/24 answers"), ("train-epoch", "1/3 steps"), ("train-epoch", "2/3 steps")]
+    with ExitStack() as stack:
+        proxy = stack.enter_context(closing(Proxy(s3.port)))
+        proxy.reset(*(gate.rule for gate in gates))
+        for gate in gates:
+            stack.callback(gate.open)
+        own = {"S3_ENDPOINT": proxy.endpoint, DEADLINE: "3600"}
+        command = [*SPIN, "run", "--config", "tiny", "--run-uri", uri, *settings]
+        running = stack.enter_context(Terminal(command, 100, 40, **own))
+        watching = stack.enter_context(Terminal([*SPIN, "watch", uri, "--wait-for-start"], 60, 24))
+        leaving = stack.enter_context(Terminal([*SPIN, "watch", uri, "--wait-for-start"], 80, 24))
+        gates[0].wait(running.process)
+        leaving.wait_for(is_done("prepare"))
+        leaving.process.send_signal(signal.SIGINT)
+        assert leaving.wait() == 130
+        bars = defaultdict[Terminal, list[int]](list)
+        for gate, (label, counts) in zip(gates, shown, strict=True):
+            gate.wait(running.process)
+            for terminal in (running, watching):
+                picture = terminal.wait_for(is_at_work(label, counts))
+                bars[terminal].append(row(picture, label).count("━"))
+            gate.open()
+        assert running.wait() == 0, "a watch that is left must not end the run"
+        assert watching.wait() == 0
+    for terminal in (running, watching):
+        whole, one_third, two_thirds = bars[terminal]
+        assert 0 < one_third < two_thirds
+        assert whole > 0
+    late = watch(uri, "--json")
+    assert late.returncode == 0, late.stderr
+    events = [json.loads(line) for line in late.stdout.splitlines()]
+    with open_run(uri) as run:
+        assert events[:-1] == read_events(run)
+    assert (events[-1]["kind"], events[-1]["exit_code"]) == ("end", 0)
+    assert events[-1]["status"]["state"] == "done"
+    for label in {label_of(event) for event in events[:-1]}:
+        assert is_done(label)(running.last_words), label
+        assert is_done(label)(watching.last_words), label
 
 
 @pytest.fixture

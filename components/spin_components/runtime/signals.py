@@ -37,7 +37,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
-    """Raise `Interrupted` at the end of the block only; gives a function that tells whether a signal has come."""
+    """Raise `Interrupted` at the end of the block only; yields a function that returns whether a signal has come."""
     numbers: list[int] = []
     with _handled(lambda number, frame: numbers.append(number)):
         yield lambda: bool(numbers)

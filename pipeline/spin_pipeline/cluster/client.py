@@ -38,7 +38,7 @@ class _UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What KFP says of itself.
+    """The version and features that KFP reports.
 
     Attributes:
         is_multi_user: runs execute in their user's namespace, else in KFP's own.
@@ -116,7 +116,7 @@ class Api:
         return answer
 
     def health(self, tries: int = 0) -> Health:
-        """What KFP says of itself; `tries` as for `call`."""
+        """The version and features that KFP reports; `tries` as for `call`."""
         self.call("reaching KFP", self.client.healthzs.healthz_service_get_healthz, tries=tries)
         health = json.loads(self._http.last_response.data)  # the generated model leaves the version out
         is_multi_user, tag = health.get("multi_user"), health.get("tag_name") or ""

@@ -25,6 +25,7 @@ from spin_pipeline.cluster.package import find_experiment
 from spin_pipeline.cluster.submission import Submission
 from spin_pipeline.cluster.submit import find_unfinished, pipeline_of, resolve, submit
 from spin_pipeline.cluster.target import find_target
+from spin_pipeline.watch.console import plain_console
 
 _KFP_RUNTIME = "_KFP_RUNTIME"
 """Environment variable that KFP sets in a component; with it, its client and compiler cannot be imported."""
@@ -69,7 +70,7 @@ def execute(submission: dict[str, Any], endpoint: str, namespace: str) -> str:
         SystemExit: the run failed or could not be started; the error is printed to stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    console = Console(width=200)
+    console = plain_console(width=200)
     try:
         code = _run(Submission.from_json(submission), connect(find_target(endpoint, namespace=namespace)), console)
     except AlreadyTrainedError as error:
