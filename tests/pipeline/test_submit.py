@@ -95,7 +95,7 @@ def test_a_run_is_submitted_and_followed_and_its_exit_code_comes_from_storage(
     assert f"{kfp.endpoint}/#/runs/details/{run['run_id']}" in output
     lines = [line[10:] for line in output.splitlines() if line[2:3] == ":"]
     assert [line.split()[1] for line in lines if line.startswith("run ")] == ["pending", "running", "succeeded"]
-    assert any(line.startswith("iteration 0  train-epoch 0") and "loss" in line for line in lines), "as `watch` says it"
+    assert any(line.startswith("iteration 0  train-epoch 0") and "loss" in line for line in lines), output
     assert not [line for line in lines if re.search(r"executor|driver|\(0\)|for-loop", line)], "Argo's inner nodes"
     uri = run["runtime_config"]["parameters"]["run_uri"]
     assert f"done: {uri}" in output
