@@ -100,7 +100,9 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3
     small += ["training.save_interval=1", "validation.val_check_interval=1", "validation.num_samples=2"]
     settings = [part for setting in small for part in ("--set", setting)]
     # the run waits in front of these: when it has generated, and after each of the first two training steps
-    gates = [Gate(rf"PUT .*/iterations/0/{key}/") for key in ("generations", "epochs/0/partial/1", "epochs/0/partial/2")]
+    gates = [
+        Gate(rf"PUT .*/iterations/0/{key}/") for key in ("generations", "epochs/0/partial/1", "epochs/0/partial/2")
+    ]
     shown = [("generate", "24/24 answers"), ("train-epoch", "1/3 steps"), ("train-epoch", "2/3 steps")]
     with ExitStack() as stack:
         proxy = stack.enter_context(closing(Proxy(s3.port)))
