@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from spin_components.store.local import LocalRun
 from support.kfp_server import KfpServer
 from support.s3_server import S3Server
 from support.small import small_settings
+from support.warm_python import WarmPython
 
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
@@ -106,6 +109,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
         selection={"save_top_k": 1},
     )
     return play(settings)
+
+
+@pytest.fixture(scope="session")
+def warm_server() -> Iterator[WarmPython]:
+    """A process that has imported what ranks need, shared by all tests."""
+    with closing(WarmPython()) as server:
+        yield server
+
+
+@pytest.fixture
+def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has torchrun and ranks start in forks of a process that has imported torch and DeepSpeed; on Linux."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(sys, "executable", str(request.getfixturevalue("warm_server").executable))
 
 
 @pytest.fixture
