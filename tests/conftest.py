@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,11 @@ from hypothesis import settings as hypothesis_settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
+    # runs sync each file that they write, which on a disk takes as long as the steps of a small run
+    free = shutil.disk_usage("/dev/shm").free
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm" if free > 4 << 30 else tempfile.gettempdir())
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its share of the cores, so that workers' threads do not spin
     cores = sorted(os.sched_getaffinity(0))
