@@ -19,7 +19,7 @@ comma := ,
 
 BENCHMARKS := training growth generation memory overhead
 
-.PHONY: help demo test test-matrix bench faults check lint types docs site clean images cpu-images test-images $(IMAGES)
+.PHONY: help demo test test-matrix gpu bench faults check lint types docs site clean images cpu-images test-images $(IMAGES)
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real K
 
 test-matrix: $(VENV)/.test  ## numeric and watch tests on other instructions, thread counts, load and order; ARGS: tests/matrix.py
 	$(BIN)/python tests/matrix.py $(ARGS)
+
+gpu:  ## on a GPU, within 8 minutes: parity, bf16, vLLM, speed; PYTHON has torch for CUDA; ARGS: tests/gpu/measure.py
+	PYTHONPATH=pipeline:components $(PYTHON) tests/gpu/measure.py $(ARGS)
 
 faults: $(VENV)/.test  ## the fault suite alone; with N=200, so many random faults instead of the fixed list
 	SPIN_FAULTS=$(N) $(BIN)/python -m pytest tests/faults$(if $(N),/test_faults.py)

@@ -19,15 +19,51 @@ SpinError                    base class; the message says where, what was found,
 
 from __future__ import annotations
 
+import re
+
+MAX_LINE = 1200
+"""Length, in characters, from which a line of a message is shortened in its middle."""
+
+_LOGIN = re.compile(
+    r"""(?<=://)(?:[^/\s'"@:]+:(?!\d+(?:[/\s'"]|$))[^\s'"]*|(?<=https://)[^/\s'"]+|(?<=http://)[^/\s'"]+)@"""
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def clean(message: str) -> str:
+    """Make a message fit to be shown and stored.
+
+    The login in an address (`user:key@`) becomes `***@`, a control character or half a surrogate pair its escape, and
+    of a line that is longer than `MAX_LINE` the middle is left out: values that are quoted in a message may hold
+    anything, and be of any size.
+    """
+    return "\n".join(_clean_line(line) for line in message.split("\n"))
+
+
+def _clean_line(line: str) -> str:
+    head, tail = MAX_LINE * 2 // 3, MAX_LINE // 4
+    num_left_out = len(line) - head - tail if len(line) > MAX_LINE else 0
+    if len(line) > 20 * MAX_LINE:  # its middle is not shown in any case
+        line = f"{line[: 10 * MAX_LINE]} {line[-10 * MAX_LINE :]}"
+    line = _CONTROL.sub(lambda match: repr(match.group())[1:-1], _LOGIN.sub("***@", line))
+    if not num_left_out:
+        return line
+    return f"{line[:head]} … ({num_left_out} characters left out) … {line[-tail:]}"
+
 
 class SpinError(Exception):
-    """Base class of the project's exceptions.
+    """Base class of the project's exceptions; their messages are cleaned, see `clean`.
 
     Attributes:
         exit_code: exit status of the command line when this error ends it.
+        is_passing: whether the same work may succeed if it is begun again.
     """
 
     exit_code = 1
+    is_passing = False
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(clean(each) if isinstance(each, str) else each for each in arguments))
 
 
 class ConfigError(SpinError):
@@ -75,6 +111,8 @@ class ClusterAccessError(SpinError):
 class ClusterError(SpinError):
     """KFP or Kubernetes did not answer within the timeout, or failed a request."""
 
+    is_passing = True
+
 
 class AlreadyTrainedError(SpinError):
     """Another run trains, or has trained, on the same data, and training on it twice is disabled."""
@@ -84,6 +122,8 @@ class AlreadyTrainedError(SpinError):
 
 class StorageError(SpinError):
     """Storage did not answer within the timeout, or is full; the same command resumes the run later."""
+
+    is_passing = True
 
 
 class IntegrityError(SpinError):
@@ -100,3 +140,5 @@ class StepZeroError(SpinError):
 
 class EngineError(SpinError):
     """A generation or training engine failed, or returned fewer results than requested."""
+
+    is_passing = True

@@ -38,6 +38,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, make_pairs, settings_of, tell
 
 from spin_components.algorithm.batching import MicroBatch, micro_batches
@@ -47,6 +50,7 @@ from spin_components.data.shards import Pair, Score, read_rows
 from spin_components.machine import num_cores
 from spin_components.model.compute import set_threads
 from spin_components.settings.attempt import HardwareSettings
+from support.flops import of_training
 
 KINDS = ("ours", "trl", "trl-online", "ours-aligned", "plain")
 TRL_MICRO_BATCH, BETA, LR = 8, 0.1, 1e-5
@@ -87,21 +91,8 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
             where="benchmark",
         )
         steps.append((time.monotonic() - started, metrics["loss"]))
-    num_body = sum(p.numel() for p in model.base_model.parameters()) - model.get_input_embeddings().weight.numel()
-    return {"steps": steps, "score_s": score_s, "flops": [_flops(pairs, batch, model, num_body) for batch in batches]}
-
-
-def _flops(pairs: list[Pair], batch: tuple[int, ...], model: Any, num_body: int) -> float:
-    """Of one step at the least: 6 a weight and token, logits for answers only, attention to half the square."""
-    config = model.config
-    total = 0.0
-    for pair in (pairs[place] for place in batch):
-        prompt, answers = len(pair.prompt_ids), (len(pair.actual_ids), len(pair.generated_ids))
-        seen = prompt**2 / 2 + sum(answer * (prompt + answer / 2) for answer in answers)
-        total += 6 * num_body * (prompt + sum(answers))
-        total += 6 * config.vocab_size * config.hidden_size * sum(answers)
-        total += 12 * config.num_hidden_layers * config.hidden_size * seen
-    return total
+    flops = [of_training(model, [pairs[index] for index in batch]) for batch in batches]
+    return {"steps": steps, "score_s": score_s, "flops": flops}
 
 
 def trl(folder: Path, pairs: list[Pair], *, precompute: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from spin_components.algorithm.answer_stats import distinct, length_ratio, repetition_rate
-from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows
+from spin_components.data.shards import GREEDY, AnswerLoss, AnswerMeasures, Prompt, Sample, read_rows
 from spin_components.model.stored import model_digest
 from spin_components.record.events import read_events
 from spin_components.record.history import read_history
@@ -68,13 +68,13 @@ def test_a_destructive_iteration_ends_the_run_with_the_best_before_it(
     best = run.read_json(layout.BEST)
     assert (best["iteration"], best["val_loss"]) == (0, first)
     assert run.read_json(layout.LATEST)["iteration"] == 1
-    assert [e["message"] for e in read_events(run) if e["kind"] == "warning" and "regressed" in e["message"]]
+    assert [e["message"] for e in read_events(run) if e["kind"] == "warning" and "iteration 1: worse" in e["message"]]
 
     status = read_status(run.uri)
     assert (status.state, status.iterations[1].outcome) == ("done", "regressed")
     print_status(status, Console(width=200))
     printed = capsys.readouterr().out
-    assert "iteration 1: regressed, val_loss +" in printed
+    assert "iteration 1: worse, val_loss +" in printed
     assert f"best: iteration 0, {best['uri']}" in printed
     assert export_model(run.uri, "best", str(tmp_path / "model"))[0].iteration == 0
 
@@ -119,7 +119,7 @@ def test_the_base_model_is_the_best_if_no_iteration_is_better(
     assert not [event for event in read_events(run) if "report could not" in str(event.get("message"))]
     page = run.path(layout.REPORT).read_text("utf-8")
     assert "No iteration is better than the base model." in page
-    assert "Iteration 0 regressed: val_loss is not finite." in page
+    assert "Iteration 0 is worse: val_loss is not finite." in page
 
     print_status(read_status(run.uri), Console(width=200))
     assert f"best: the base model, {record['base_model']['uri']}" in capsys.readouterr().out
@@ -154,6 +154,11 @@ def test_held_out_answers_are_sampled_scored_and_reported(make_settings: MakeSet
         assert facts["distinct_2"] == round(distinct(answers, 2), 4)
         assert facts["length_ratio"] == round(length_ratio(answers, [prompt.actual_ids for prompt in prompts]), 4)
         assert facts["cut_share"] == sum(len(ids) == 8 for ids in answers) / 5
+        rows = read_rows(run.path(layout.measures_of(layout.validation(t, 0))), AnswerMeasures)
+        assert [row.generated_ids for row in rows[:5]] == answers
+        assert [(row.decoding, row.index) for row in rows[5:]] == [(GREEDY, prompt.index) for prompt in prompts]
+        assert facts["greedy_chrf"] == round(sum(row.chrf for row in rows[5:]) / 5, 4)
+        assert facts["ended_share"] == round(1 - facts["cut_share"], 4)
     # the margin, computed from the stored losses and samples of base model and policy
     before, after = (
         {loss.index: loss.nll for loss in read_rows(run.path(layout.validation_losses(t, 0)), AnswerLoss)}
@@ -201,7 +206,7 @@ def test_a_limit_on_answer_statistics_needs_samples_and_is_applied(make_settings
     run = LocalRun(Path(settings.run.uri))
     facts = facts_of(run, 0)
     assert str(facts["reason"]).startswith("length_ratio ")
-    assert (facts["outcome"], facts["decision"], facts["next"]) == ("regressed", "continue", 0)
+    assert (facts["outcome"], facts["decision"], facts["next"]) == ("drifted", "continue", 0)
     assert reference == facts["checkpoint_uri"]
     assert run.read_json(layout.BEST)["iteration"] == layout.BASE
     play_scores(settings, 1, reference)

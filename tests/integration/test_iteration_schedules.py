@@ -139,3 +139,26 @@ def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(
     for name, bound in tolerances:
         assert [row[name] for row in rows_of(run, 1, 0)] == pytest.approx([row[name] for row in expected], **bound)
     assert state_after(run, 1, 0)["num_updates"] == 6
+
+
+def test_nce_trains_packed_on_pairs_of_two_iterations_and_after_interruptions(make_settings: MakeSettings) -> None:
+    training = {"packing": "on", "save_interval": 1}
+    settings = make_settings(spin={"max_iterations": 2}, objective={"loss": "nce", "mu": 2.0}, training=training)
+    run = play(settings)
+    # log(1 + mu) + mu log(1 + 1 / mu), in both iterations: the pairs carried over are scored under the new reference
+    first = [rows_of(run, t, 0)[0]["loss"] for t in (0, 1)]
+    expected = math.log(3) + 2 * math.log(1.5)
+    assert first == pytest.approx([expected] * 2, rel=STEP_ZERO_TOLERANCE["float32"])
+    manifest = read_manifest(run, layout.epoch_manifest(1, 0))
+    assert manifest.facts["num_history"] > 0
+    assert manifest.inputs["objective.mu"] == 2.0
+    # the same epoch once more; every attempt ends after one step
+    whole, attempt = rows_of(run, 1, 0), run.read_json(layout.ATTEMPT)
+    reference = run.read_json(layout.checkpoint(0))["facts"]["checkpoint_uri"]
+    scores = play_scores(settings, 1, reference)
+    run.delete(layout.epoch(1, 0))
+    for done in range(len(whole)):
+        run.write_json(layout.ATTEMPT, {**attempt, "deadline": None if done == len(whole) - 1 else 0.0})
+        is_last = bool(train(settings.run.uri, 1, 0, reference, scores, hardware(settings)))
+        assert is_last == (done == len(whole) - 1)
+    assert [row["loss"] for row in rows_of(run, 1, 0)] == [row["loss"] for row in whole]

@@ -46,6 +46,7 @@ def test_training_completes_without_the_judge_and_the_same_command_evaluates_lat
         "evaluation.task_files": tasks,
         "evaluation.judge_url": judge.url,
         "evaluation.judge_model": "judge",
+        "cluster.retries": 0,
     }
     run = tmp_path / "run"
     command = ["run", "--config", "tiny", "--run-uri", str(run)]

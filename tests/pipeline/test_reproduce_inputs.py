@@ -51,7 +51,7 @@ def test_other_dates_are_named_as_the_cause(finished: LocalRun) -> None:
         return replace(history, data=history.data.model_copy(update={"facts": facts}))
 
     assert reasons(dated("2026-07-30"), dated("2026-07-31"))[0] == (
-        "the chat template tells the date: 2026-07-30 there, 2026-07-31 here"
+        "the chat template renders the date: 2026-07-30 there, 2026-07-31 here"
     )
     assert "too old to contain" in reasons(dated(None), dated("2026-07-31"))[0]
 

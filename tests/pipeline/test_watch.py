@@ -99,7 +99,7 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3
     # which would otherwise be written or held back by how much time has passed
     small += ["training.save_interval=1", "validation.val_check_interval=1", "validation.num_samples=2"]
     settings = [part for setting in small for part in ("--set", setting)]
-    # the run waits in front of these: when it has generated, and after each of the first two training steps
+    # the run waits before these: when it has generated, and after each of the first two training steps
     gates = [
         Gate(rf"PUT .*/iterations/0/{key}/") for key in ("generations", "epochs/0/partial/1", "epochs/0/partial/2")
     ]

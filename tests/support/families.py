@@ -19,6 +19,7 @@ from transformers import (
     Gemma3Config,
     Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4Config,
     Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -70,6 +71,7 @@ _EXPERTS: dict[str, Any] = {"num_key_value_heads": 2, "num_experts_per_tok": 2}
 _MIXED: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 30}
 _GEMMA: dict[str, Any] = {**SIZES, **_MIXED, **_IDS, "num_key_value_heads": 2, "head_dim": 8}
 _PER_LAYER: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
+_GEMMA4: dict[str, Any] = {**_GEMMA, **_PER_LAYER, "global_head_dim": 8, "num_kv_shared_layers": 0}
 _SHARED: dict[str, Any] = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 # windows of 30 tokens: longer than the probe's sequences, shorter than those of the tests
 OTHERS: dict[str, Any] = {
@@ -96,7 +98,23 @@ OTHERS: dict[str, Any] = {
         altup_num_inputs=2,
         activation_sparsity_pattern=[0.0, 0.0],
     ),
-    "gemma4_text": Gemma4TextConfig(**_GEMMA, **_PER_LAYER, global_head_dim=8, num_kv_shared_layers=0),
+    "gemma4": Gemma4Config(
+        text_config=_GEMMA4,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "patch_size": 4,
+            "position_embedding_size": 16,
+        },
+        image_token_id=8,
+        video_token_id=9,
+        audio_token_id=10,
+    ),
+    "gemma4_text": Gemma4TextConfig(**_GEMMA4),
     "gpt2": GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, resid_pdrop=0.1, **_IDS
     ),
@@ -185,15 +203,15 @@ def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
 
 
 def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> None:
-    """Write a model of `OTHERS` with random weights, the same each time.
+    """Write a model of one family with random weights, the same each time.
 
     Args:
-        family: key of `OTHERS`.
+        family: key of `CONFIGS` or `OTHERS`.
         folder: to be filled.
         tokenizer: folder whose tokenizer the model shall fit and take along.
     """
     bounds.few_threads()
-    config = copy.deepcopy(OTHERS[family])
+    config = copy.deepcopy({**CONFIGS, **OTHERS}[family])
     if tokenizer is not None:
         for each in (config, config.get_text_config()):
             each.eos_token_id = 2  # the tokenizer's

@@ -15,12 +15,20 @@ KEY = "sk-test-key-that-must-not-leak"
 
 @dataclass
 class Answer:
-    """A response of the server other than a completion; `after_s` delays it."""
+    """A response of the server other than a completion.
+
+    Attributes:
+        after_s: delay before it.
+        piece_bytes: size of the pieces that its body is sent in; 0 for all at once.
+        pause_s: pause after each piece.
+    """
 
     status: int
     body: bytes = b"{}"
     headers: dict[str, str] = field(default_factory=dict)
     after_s: float = 0.0
+    piece_bytes: int = 0
+    pause_s: float = 0.0
 
 
 class JudgeServer:
@@ -47,7 +55,7 @@ class JudgeServer:
         self.requests: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._at_once = 0
-        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._lock, self.closing = threading.Lock(), threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,7 +70,9 @@ class JudgeServer:
                 self.send_header("Content-Length", str(len(answer.body)))
                 self.end_headers()
                 with suppress(ConnectionError):  # the client may have timed out
-                    self.wfile.write(answer.body)
+                    for start in range(0, len(answer.body), answer.piece_bytes or len(answer.body)):
+                        self.wfile.write(answer.body[start : start + (answer.piece_bytes or len(answer.body))])
+                        outer.closing.wait(answer.pause_s)
 
             def log_message(self, format: str, *arguments: Any) -> None:
                 """Do not log requests."""
@@ -75,7 +85,7 @@ class JudgeServer:
 
     def close(self) -> None:
         """Stop listening; what waits is answered."""
-        self._closing.set()
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -88,7 +98,7 @@ class JudgeServer:
             self.most_at_once = max(self.most_at_once, self._at_once)
             planned = self.every or (self.first.pop(0) if self.first else None)
         try:
-            self._closing.wait(planned.after_s if planned else self.takes_s)
+            self.closing.wait(planned.after_s if planned else self.takes_s)
             return planned or self._completion(path, headers, json.loads(body))
         finally:
             with self._lock:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -22,6 +23,7 @@ import kfp_server_api
 import yaml
 
 Json = dict[str, Any]
+_RECORDS = Path(__file__).parent / "records"
 _BASE = "/apis/v2beta1/"
 _KEYS = {
     "experiments": "experiment_id",
@@ -46,12 +48,24 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def recorded(name: str) -> Json:
+    """A record of what a real server answered: `status` and `body`."""
+    content: Json = json.loads((_RECORDS / f"{name}.json").read_text("utf-8"))
+    return content
+
+
 class _RefusedError(Exception):
     """An error response: HTTP status, gRPC code, message."""
 
     def __init__(self, status: int, code: int, message: str) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.body = status, {"code": code, "message": message, "details": []}
+
+    @classmethod
+    def recorded(cls, name: str) -> _RefusedError:
+        """What a real server answered, from `records/`."""
+        record = recorded(name)
+        return cls(record["status"], record["body"]["code"], record["body"]["message"])
 
 
 @dataclass
@@ -258,7 +272,8 @@ class KfpServer:
         reference = value["pipeline_version_reference"]
         version = self.versions.get(reference["pipeline_id"], {}).get(reference["pipeline_version_id"])
         if version is None:
-            raise _RefusedError(404, 5, "ResourceNotFoundError: PipelineVersion not found")
+            raise _RefusedError.recorded("refused-no-pipeline")
+        _check_compilable(version["pipeline_spec"])
         inputs = version["pipeline_spec"]["root"].get("inputDefinitions", {}).get("parameters", {})
         given = value["runtime_config"]["parameters"]
         for name, parameter in inputs.items():
@@ -316,6 +331,18 @@ class KfpServer:
         return {_LISTS.get(kind, kind): items[start:end], "total_size": len(items), **following}
 
 
+def _check_compilable(spec: Json) -> None:
+    """Refuse what KFP 2.17 cannot compile: a component that is the iterator of tasks in several DAGs."""
+    dags = {"root": spec["root"], **spec.get("components", {})}
+    users: dict[str, set[str]] = {}
+    for name, component in dags.items():
+        for one in component.get("dag", {}).get("tasks", {}).values():
+            if "parameterIterator" in one:
+                users.setdefault(one["componentRef"]["name"], set()).add(name)
+    if any(len(names) > 1 for names in users.values()):
+        raise _RefusedError.recorded("refused-compile")
+
+
 def _time(second: int) -> str:
     return (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)).isoformat().replace("+00:00", "Z")
 
@@ -337,7 +364,7 @@ def _handler(server: KfpServer) -> type[BaseHTTPRequestHandler]:
                     content = json.dumps(server.answer(self.command, parts.path, query, body, self.headers)).encode()
                 except _RefusedError as error:
                     status = error.status
-                    content = json.dumps({"error": str(error), "code": error.code, "message": str(error)}).encode()
+                    content = json.dumps(error.body).encode()
             if trouble and trouble.status:
                 status, kind, content = trouble.status, trouble.content_type, trouble.body
             elif trouble and not trouble.delay_s:

@@ -26,6 +26,11 @@ def distinct(answers: Iterable[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
+def is_match(answer: str, human: str) -> bool:
+    """Whether two texts are equal but for case and white space."""
+    return " ".join(answer.split()).casefold() == " ".join(human.split()).casefold()
+
+
 def length_ratio(answers: Sequence[Sequence[int]], human: Sequence[Sequence[int]]) -> float:
     """Mean length of the answers divided by that of the human answers, in tokens; neither may be empty."""
     return fmean(map(len, answers)) / fmean(map(len, human))

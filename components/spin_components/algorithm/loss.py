@@ -6,6 +6,7 @@ Shapes: B pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 """Allowed deviation of an iteration's first loss from its expected value, by compute precision; relative where the
 expected value is above 1. See `train_epoch.train_step`."""
 
-Loss = Literal["logistic", "hinge", "correlation", "least_squares"]
+Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"]
 
 
 class AnswerLogprobs(NamedTuple):
@@ -47,11 +48,13 @@ class Objective(NamedTuple):
 
     Attributes:
         beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
-        loss: loss function of the margin, see `spin_losses`.
+        loss: loss function of the margin, see `spin_losses`; of each answer alone, see `nce_losses`; or `sft`, the
+            human answer's negative log-likelihood a token, without self-play.
         label_smoothing: see `spin_losses`.
         length_normalized: whether rewards use log-probabilities averaged over tokens, see `per_token`.
         sft_weight: weight of the human answer's negative log-likelihood a token, see `pair_terms`.
         base_weight: weight of the base model in the opponent, see `opponent_logprobs`.
+        mu: noise ratio of the loss "nce", see `nce_losses`.
     """
 
     beta: float
@@ -60,6 +63,7 @@ class Objective(NamedTuple):
     length_normalized: bool = False
     sft_weight: float = 0.0
     base_weight: float = 0.0
+    mu: float = 1.0
 
     @property
     def begins_at_ln_2(self) -> bool:
@@ -101,7 +105,7 @@ def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: floa
 
     Args:
         rewards: each (B,).
-        loss: name of the loss function.
+        loss: name of the loss function; not "nce" or "sft", which have no margin.
         label_smoothing: epsilon of the logistic loss, (1 - epsilon) * l(m) + epsilon * l(-m): the probability that the
             two answers of a pair are swapped ("conservative DPO", as in arXiv:2403.00409).
     """
@@ -117,6 +121,24 @@ def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: floa
     if label_smoothing:
         return (1 - label_smoothing) * losses + label_smoothing * functional.softplus(margin)
     return losses
+
+
+def nce_losses(rewards: Rewards, mu: float = 1.0) -> Tensor:
+    """SPACE's loss of each pair (arXiv:2512.07175, the main player's objective in the section on the method); (B,)
+    float32.
+
+    Noise-contrastive estimation classifies each answer by itself: with s(x) = 1 / (1 + mu e^-x), the probability that
+    an answer is the human's, the loss is -log s(r(x, y)) - mu log(1 - s(r(x, y'))), which is
+    log(1 + mu e^-r(x, y)) + mu log(1 + e^r(x, y') / mu). So it rewards the likelihood of the human answer as such, not
+    only its lead over the generated one. At r = 0 it is log(1 + mu) + mu log(1 + 1 / mu), and 2 ln 2 for mu = 1.
+
+    Args:
+        rewards: each (B,); the paper's have beta = 1.
+        mu: generated answers for each human one (the paper's noise ratio), > 0. One is sampled here, so other values
+            weight it.
+    """
+    log_mu = math.log(mu)
+    return functional.softplus(log_mu - rewards.actual) + mu * functional.softplus(rewards.generated - log_mu)
 
 
 def spin_loss(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Tensor:
@@ -151,7 +173,7 @@ def per_token(logprobs: AnswerLogprobs, lengths: AnswerLengths) -> AnswerLogprob
 def pair_terms(
     policy: AnswerLogprobs, opponent: AnswerLogprobs, lengths: AnswerLengths, objective: Objective
 ) -> PairTerms:
-    """Objective of each pair: the loss of its margin plus `sft_weight` * -log pi(y | x) / |y|.
+    """Objective of each pair: the loss of its margin, or of its answers, plus `sft_weight` * -log pi(y | x) / |y|.
 
     The second term (arXiv:2404.19733) keeps up the likelihood of the human answer, which the margin alone lets fall as
     long as that of the generated answer falls faster.
@@ -166,7 +188,12 @@ def pair_terms(
     if objective.length_normalized:
         policy, opponent = per_token(policy, lengths), per_token(opponent, lengths)
     pair_rewards = rewards(policy, opponent, objective.beta)
-    losses = spin_losses(pair_rewards, objective.loss, objective.label_smoothing)
+    if objective.loss == "nce":
+        losses = nce_losses(pair_rewards, objective.mu)
+    elif objective.loss == "sft":
+        losses = sft
+    else:
+        losses = spin_losses(pair_rewards, objective.loss, objective.label_smoothing)
     if objective.sft_weight:
         losses = losses + objective.sft_weight * sft
     return PairTerms(losses, pair_rewards, sft)
@@ -210,7 +237,8 @@ def metric_sums(terms: PairTerms, generated_lengths: Tensor, weights: Tensor) ->
 
 
 def metrics_from_sums(sums: Tensor, *, with_sft: bool = False) -> dict[str, float]:
-    """The metrics of a global batch, under NeMo's names.
+    """The metrics of a global batch, under NeMo's names; rewards include the factor beta, which NeMo's do not (see
+    `log_ratios_from_rewards`).
 
     `rewards_all_std` is the sample deviation over the 2B rewards of both kinds of answer.
 
@@ -232,4 +260,19 @@ def metrics_from_sums(sums: Tensor, *, with_sft: bool = False) -> dict[str, floa
         "rewards_all_mean": mean_all,
         "rewards_all_std": math.sqrt(variance),
         "avg_generated_lengths": value["generated_lengths"] / num_pairs,
+    }
+
+
+def log_ratios_from_rewards(metrics: Mapping[str, float], beta: float) -> dict[str, float]:
+    """The metrics of rewards without the factor beta, as `log_ratios_*`: the values that NeMo-Aligner logs under the
+    names `rewards_*`.
+
+    Args:
+        metrics: see `metrics_from_sums`.
+        beta: weight of the log-ratio in these rewards.
+    """
+    return {
+        f"log_ratios_{name.removeprefix('rewards_')}": value / beta
+        for name, value in metrics.items()
+        if name.startswith("rewards_")
     }

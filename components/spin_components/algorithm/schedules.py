@@ -25,8 +25,8 @@ def learning_rate(
 
     Args:
         schedule: constant, linear or cosine.
-        step: index within the iteration, from 0.
-        num_steps: steps of the iteration.
+        step: index within the schedule's span, an iteration or the run, from 0.
+        num_steps: steps of the span.
         num_warmup: warm-up steps.
         peak: maximum rate.
         floor: rate at the end of the decay.

@@ -7,25 +7,37 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from spin_components.checkpoint.selection import Compare, Measured
-from spin_components.data.shards import AnswerLoss, read_rows
-from spin_components.record.bootstrap import Difference, paired_difference
+from spin_components.checkpoint.measured import Changes, Compare, Measured
+from spin_components.data.shards import AnswerLoss, AnswerMeasures, read_rows
+from spin_components.record.answer_measures import read_measures, values_of
+from spin_components.record.bootstrap import Difference, paired_change, paired_difference
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
 
-def measured(run: RunStore, epochs: Mapping[int, int]) -> list[Measured]:
+def measured(run: RunStore, epochs: Mapping[int, int], references: Mapping[int, int]) -> list[Measured]:
     """Validation results of the base model, then of every iteration.
 
     Args:
         run: the run.
         epochs: by iteration, the epoch whose policy it published.
+        references: by iteration, the one that it was trained from.
     """
     models = []
     for iteration, epoch in {layout.BASE: 0, **epochs}.items():
         facts = read_manifest(run, layout.validation(iteration, epoch)).facts
-        models.append(Measured(iteration, facts["val_loss"], facts.get("repetition_rate"), facts.get("length_ratio")))
+        models.append(
+            Measured(
+                iteration,
+                facts["val_loss"],
+                repetition_rate=facts.get("repetition_rate"),
+                length_ratio=facts.get("length_ratio"),
+                chrf=facts.get("greedy_chrf"),
+                match=facts.get("greedy_match"),
+                reference=references.get(iteration, layout.BASE),
+            )
+        )
     return models
 
 
@@ -52,6 +64,23 @@ def comparer(run: RunStore, epochs: Mapping[int, int], confidence: float) -> Com
         return paired_difference(losses(before), losses(after), confidence)
 
     return compare
+
+
+def change_finder(run: RunStore, epochs: Mapping[int, int], confidence: float) -> Changes:
+    """A function that gives the paired change of a measure of answers between two models, by their iterations.
+
+    Models that an earlier release validated have none. Arguments as of `comparer`.
+    """
+
+    @cache
+    def answers(iteration: int) -> list[AnswerMeasures]:
+        return read_measures(run, iteration, {layout.BASE: 0, **epochs}[iteration])
+
+    @cache
+    def changes(measure: str, before: int, after: int) -> Difference | None:
+        return paired_change(values_of(answers(before), measure), values_of(answers(after), measure), confidence)
+
+    return changes
 
 
 def as_facts(change: Difference | None, against: int) -> dict[str, Any] | None:

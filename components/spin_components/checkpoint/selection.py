@@ -1,44 +1,28 @@
-"""Judges iterations by their validations: which model is best, which regressed, and whether to continue.
+"""Judges iterations by their validations: which model is best, which regressed or drifted, and whether to continue.
 
-An iteration is compared with the best model so far, the base model included, on the same held-out answers.
+An iteration is compared with the best model so far, the base model included, on the same held-out answers, by
+`selection.measure`: the loss of the human answers, or the likeness of the policy's own answers to them.
 
-    regressed   its loss is not finite, or clearly higher than the best's, or its answers exceed a limit
-    better      its loss is the lowest so far, and clearly lower than that of the last model that was better
+    drifted     its own answers went astray: see `drift.find_drift`
+    regressed   its loss is not finite, or its measure is clearly worse than the best's
+    better      its measure is the best so far, and clearly better than that of the last model that was better
     unclear     anything else
 
 A change is clear if its confidence interval excludes 0 and it is larger than `min_delta`. The best model is the one
-with the lowest loss of those that did not regress. It may differ from the last one that was better: many small
-improvements, none of them clear, add up to a clear one.
+with the best measure of those that neither regressed nor drifted; the base model counts as one of these. It may differ
+from the last one that was better: many small improvements, none of them clear, add up to a clear one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spin_components.checkpoint.drift import find_drift
+from spin_components.checkpoint.measured import Changes, Compare, Comparison, Measured
 from spin_components.record.bootstrap import Difference
-from spin_components.record.decisions import Decision, Outcome, name_of
-from spin_components.settings.attempt import SelectionSettings
-
-Compare = Callable[[int, int], Difference | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Validation results of a model.
-
-    Attributes:
-        iteration: whose policy it is; `layout.BASE` for the base model.
-        val_loss: None if it is not finite.
-        repetition_rate: of the answers it samples; None if it sampled none.
-        length_ratio: likewise.
-    """
-
-    iteration: int
-    val_loss: float | None
-    repetition_rate: float | None = None
-    length_ratio: float | None = None
+from spin_components.record.decisions import REJECTED, Decision, Outcome
+from spin_components.settings.selection import SelectionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +55,7 @@ def assess(
     *,
     max_iterations: int,
     steps_left: bool = True,
+    changes: Changes = lambda measure, before, after: None,
 ) -> list[Assessment]:
     """Judge every iteration in order.
 
@@ -80,21 +65,25 @@ def assess(
         rules: the attempt's `[selection]`.
         max_iterations: of the attempt.
         steps_left: whether `max_steps` allows another step.
+        changes: returns the paired change of a measure of sampled answers.
     """
+    comparison = Comparison(rules.measure, compare, changes)
     best = gained = models[0]
     waited, judged = 0, list[Assessment]()
     for model in models[1:]:
-        against, change = best, compare(best.iteration, model.iteration)
-        outcome, reason = _outcome(model, against, change, compare(gained.iteration, model.iteration), rules)
+        against = best
+        outcome, reason, is_worse = _outcome(model, best, gained, comparison, rules)
         if outcome == "better":
             gained, waited = model, 0
         else:
             waited += 1
-        if outcome != "regressed" and _is_lower(model, best):
+        if outcome not in REJECTED and comparison.score(model) < comparison.score(best):
             best = model
         left = steps_left and model.iteration + 1 < max_iterations
-        decision = _decide(model, outcome, rules, left=left, waited=waited)
+        reaction = _reaction(outcome, is_worse, rules)
+        decision = _decide(model, outcome, reaction, rules, left=left, waited=waited)
         follows = {"continue": model.iteration, "roll_back": best.iteration}.get(decision)
+        change = compare(against.iteration, model.iteration)
         judged.append(
             Assessment(
                 model.iteration, outcome, reason, against.iteration, change, best.iteration, decision, next=follows
@@ -104,48 +93,40 @@ def assess(
 
 
 def _outcome(
-    model: Measured, best: Measured, change: Difference | None, gain: Difference | None, rules: SelectionSettings
-) -> tuple[Outcome, str]:
+    model: Measured, best: Measured, gained: Measured, comparison: Comparison, rules: SelectionSettings
+) -> tuple[Outcome, str, bool]:
+    """Outcome of an iteration, the reason for it, and whether its measure is clearly worse than the best's."""
     if model.val_loss is None:
-        return "regressed", "val_loss is not finite"
-    if broken := _broken_limit(model, rules):
-        return "regressed", broken
-    reason = _words(change, best, rules.confidence)
-    if change and change.low > 0 and change.mean > rules.min_delta:
-        return "regressed", reason
-    if gain and gain.high < 0 and gain.mean < -rules.min_delta and _is_lower(model, best):
-        return "better", reason
-    return "unclear", reason
+        return "regressed", "val_loss is not finite", True
+    change, gain = comparison.change(best, model), comparison.change(gained, model)
+    reason = comparison.words(best, model, rules.confidence)
+    is_worse = change is not None and change.low > 0 and change.mean > rules.min_delta
+    if drift := find_drift(model, best, comparison, rules):
+        return "drifted", f"{drift}; {reason}", is_worse
+    if is_worse:
+        return "regressed", reason, True
+    is_lower = comparison.score(model) < comparison.score(best)
+    if gain and gain.high < 0 and gain.mean < -rules.min_delta and is_lower:
+        return "better", reason, False
+    return "unclear", reason, False
 
 
-def _is_lower(model: Measured, other: Measured) -> bool:
-    return model.val_loss is not None and model.val_loss < (math.inf if other.val_loss is None else other.val_loss)
+def _reaction(outcome: Outcome, is_worse: bool, rules: SelectionSettings) -> str:
+    """What `[selection]` says to do: of an iteration that drifted and is worse too, the stricter of the two."""
+    asked = {rules.on_regression} if is_worse else set()
+    if outcome == "drifted":
+        asked.add(rules.on_drift)
+    return next((reaction for reaction in ("stop", "roll_back") if reaction in asked), "continue")
 
 
-def _broken_limit(model: Measured, rules: SelectionSettings) -> str:
-    rate, ratio, most = model.repetition_rate, model.length_ratio, rules.max_length_ratio
-    if rules.max_repetition and rate is not None and rate > rules.max_repetition:
-        return f"repetition_rate {rate:.3f} exceeds selection.max_repetition = {rules.max_repetition:g}"
-    if most and ratio is not None and not 1 / most <= ratio <= most:
-        return f"length_ratio {ratio:.3f} is not within selection.max_length_ratio = {most:g} of the human's length"
-    return ""
-
-
-def _words(change: Difference | None, best: Measured, confidence: float) -> str:
-    against = name_of(best.iteration)
-    if change is None:
-        return f"too few answers to hold val_loss against {against}"
-    interval = f"{100 * confidence:g} %: {change.low:+.4f} to {change.high:+.4f}"
-    return f"val_loss {change.mean:+.4f} ({interval}) against {against}"
-
-
-def _decide(model: Measured, outcome: Outcome, rules: SelectionSettings, *, left: bool, waited: int) -> Decision:
-    regressed = outcome == "regressed"
-    cannot_play = model.val_loss is None and rules.on_regression == "continue"
-    if regressed and (rules.on_regression == "stop" or cannot_play):
-        return "regressed"
+def _decide(
+    model: Measured, outcome: Outcome, reaction: str, rules: SelectionSettings, *, left: bool, waited: int
+) -> Decision:
+    cannot_play = model.val_loss is None and reaction == "continue"
+    if (outcome == "regressed" or outcome == "drifted") and (reaction == "stop" or cannot_play):
+        return outcome
     if not left:
         return "done"
     if rules.patience and waited >= rules.patience:
-        return "regressed" if regressed else "saturated"
-    return "roll_back" if regressed and rules.on_regression == "roll_back" else "continue"
+        return "regressed" if outcome == "regressed" else "saturated"
+    return "roll_back" if reaction == "roll_back" else "continue"

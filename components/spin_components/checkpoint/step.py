@@ -6,17 +6,18 @@ import logging
 import math
 from typing import Any
 
-from spin_components.checkpoint.comparisons import as_facts, comparer, measured
+from spin_components.checkpoint.comparisons import as_facts, change_finder, comparer, measured
 from spin_components.checkpoint.selection import Assessment, assess
 from spin_components.data.pair_counts import PairCounts
 from spin_components.model.stored import fetch_model, model_files, validated_epoch
-from spin_components.record.decisions import goes_on, name_of
+from spin_components.record.decisions import REJECTED, goes_on, name_of, word_of
 from spin_components.record.pairs import shard_manifests
+from spin_components.record.pointers import pointer_to
 from spin_components.record.retention import prune
 from spin_components.report.page import refresh
 from spin_components.runtime.process import STOPPED
 from spin_components.runtime.step import Step
-from spin_components.settings.attempt import SelectionSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
@@ -24,7 +25,8 @@ from spin_components.store.manifests import Manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 
-_HELD_OUT = ("spin_margin", "spin_acc", "length_ratio", "repetition_rate", "distinct_1", "distinct_2", "cut_share")
+_ANSWERS = ("length_ratio", "repetition_rate", "distinct_1", "distinct_2", "ended_share", "chrf", "match")
+_HELD_OUT = ("spin_margin", "spin_acc", "cut_share", *_ANSWERS, *(f"greedy_{name}" for name in _ANSWERS))
 """Statistics of the validation that an iteration's manifest repeats."""
 
 
@@ -33,8 +35,8 @@ def publish(
     iteration: int,
     reference_uri: str,
     policy_uri: str,
-    max_iterations: int,
-    selection: dict[str, Any],
+    max_iterations: int | None = None,
+    selection: dict[str, Any] | None = None,
 ) -> str:
     """Publish an iteration's policy and decide what follows.
 
@@ -43,19 +45,20 @@ def publish(
         iteration: t.
         reference_uri: the reference of the iteration.
         policy_uri: the last epoch's policy, validated; empty when the attempt has stopped.
-        max_iterations: of this attempt.
-        selection: the attempt's `[selection]`.
+        max_iterations: None for what `prepare` recorded for the attempt.
+        selection: `[selection]`; None as above.
 
     Returns: URI of the next iteration's reference, or empty to stop.
     """
-    rules = SelectionSettings(**selection)
     with Step.begin("checkpoint", run_uri, after=[policy_uri], iteration=iteration) as step:
         key = layout.checkpoint(iteration)
         is_new = step.is_due(key, lambda: _inputs(step, iteration, reference_uri), is_timed=False)
         if step.is_stopped:
             return STOPPED
+        rules = step.selection if selection is None else SelectionSettings(**selection)
+        limit = step.max_iterations if max_iterations is None else max_iterations
         facts = step.published.facts if step.published else _facts(step, iteration, reference_uri, rules)
-        judged, verdict = _assess(step, facts, rules, max_iterations)
+        judged, verdict = _assess(step, facts, rules, limit)
         facts = {**facts, **verdict}
         if step.published is None:
             step.track("iteration", facts["step"], _tracked(facts))
@@ -68,7 +71,7 @@ def publish(
         if is_new or not goes_on(judgement.decision):
             refresh(step.run, step.warn)
         if judgement.next is not None:
-            return str(_pointer(step.run, judgement.next)["uri"])
+            return str(pointer_to(step.run, judgement.next)["uri"])
         if not step.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
             step.run.sweep()
             step.is_last = True
@@ -139,21 +142,33 @@ def _assess(
     run, iteration, max_steps = step.run, int(facts["iteration"]), step.settings.spin.max_steps
     epochs = {t: int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]) for t in range(iteration)}
     epochs[iteration] = int(facts["epoch"])
-    compare = comparer(run, epochs, rules.confidence)
+    uris = {t: read_manifest(run, layout.checkpoint(t)).facts["reference_uri"] for t in range(iteration)}
+    uris[iteration] = facts["reference_uri"]
+    references = {t: validated_epoch(run, uri)[0] for t, uri in uris.items()}
+    compare, changes = comparer(run, epochs, rules.confidence), change_finder(run, epochs, rules.confidence)
     judged = assess(
-        measured(run, epochs),
+        measured(run, epochs, references),
         compare,
         rules,
         max_iterations=max_iterations,
         steps_left=max_steps < 0 or facts["step"] < max_steps,
+        changes=changes,
     )
-    own, (reference, _) = judged[-1], validated_epoch(run, facts["reference_uri"])
+    own, reference = judged[-1], references[iteration]
     return judged, {
         **{name: getattr(own, name) for name in ("outcome", "reason", "decision", "best", "next")},
         "confidence": rules.confidence,
         "from_base": as_facts(compare(layout.BASE, iteration), layout.BASE),
         "from_reference": as_facts(compare(reference, iteration), reference),
         "from_best": as_facts(own.change, own.against),
+        "measure": rules.measure,
+        "answer_changes": {
+            name: as_facts(changes(name, before, iteration), before)
+            for name, before in (
+                *(("chrf", own.against), ("match", own.against)),
+                *(("ended", reference), ("repetition", reference)),
+            )
+        },
     }
 
 
@@ -165,13 +180,13 @@ def _policy_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
 
 
 def _report(step: Step, judgement: Assessment, val_loss: float | None, freed_bytes: int) -> None:
-    """Record the judgement of the iteration as an event and in the log; as a warning if it regressed."""
+    """Record the judgement of the iteration as an event and in the log; as a warning if it regressed or drifted."""
     fields = {name: getattr(judgement, name) for name in ("decision", "outcome", "reason", "next")}
     step.events.write("published", **fields, val_loss=val_loss, iteration_best=judgement.best, freed_bytes=freed_bytes)
-    message = f"iteration {judgement.iteration}: {judgement.outcome}, {judgement.reason}"
+    message = f"iteration {judgement.iteration}: {word_of(judgement.outcome)}, {judgement.reason}"
     best = name_of(judgement.best)
-    if judgement.outcome != "regressed":
-        logger.info("%s; the best is %s: %s", message, best, judgement.decision)
+    if judgement.outcome not in REJECTED:
+        logger.info("%s; the best is %s: %s", message, best, word_of(judgement.decision))
     elif judgement.next is None:
         step.warn(f"{message}; the run ends; the best is {best}")
     else:
@@ -197,18 +212,7 @@ def _point_and_prune(step: Step, judged: list[Assessment], rules: SelectionSetti
 
     Returns: the bytes that were freed.
     """
-    step.run.write_json(layout.LATEST, _pointer(step.run, judged[-1].iteration))
-    step.run.write_json(layout.BEST, _pointer(step.run, judged[-1].best))
-    regressed = [each.iteration for each in judged if each.outcome == "regressed"]
-    return prune(step.run, len(judged), regressed, rules, step.settings)
-
-
-def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
-    """Content of a pointer to an iteration's policy, or to the base model."""
-    if iteration == layout.BASE:
-        facts = read_manifest(run, layout.validation(layout.BASE, 0)).facts
-        uri = run.read_json(layout.RUN)["base_model"]["uri"]
-    else:
-        facts = read_manifest(run, layout.checkpoint(iteration)).facts
-        uri = facts["checkpoint_uri"]
-    return {"iteration": iteration, "uri": uri, "val_loss": facts["val_loss"]}
+    step.run.write_json(layout.LATEST, pointer_to(step.run, judged[-1].iteration))
+    step.run.write_json(layout.BEST, pointer_to(step.run, judged[-1].best))
+    rejected = [each.iteration for each in judged if each.outcome in REJECTED]
+    return prune(step.run, len(judged), rejected, rules, step.settings)

@@ -15,7 +15,7 @@ DIFFERENCES: dict[str, str] = {
     "reasoning": "the chat template leaves out the reasoning in earlier turns of the assistant",
     "altered": "the chat template alters the text of turns; to keep it, name another template in data.chat_template",
 }
-"""What a warning says of prompts with each kind of difference."""
+"""The words of a warning for each kind of difference."""
 
 _WORST_FIRST: tuple[Difference, ...] = ("altered", "reasoning")
 

@@ -30,7 +30,7 @@ from spin_components.data.turns import (
     texts,
 )
 
-__all__ = ["FORMATS", "FORMS", "KEYS", "REFUSED", "Conversation", "Format", "Message", "parse_record"]
+__all__ = ["FORMATS", "FORMS", "KEYS", "READ", "REFUSED", "Conversation", "Format", "Message", "parse_record"]
 
 FORMS = (
     "messages; real (with generated); conversations; prompt + response; prompt + completion; "
@@ -179,6 +179,11 @@ FORMATS = (
 )
 """Every format, in the order in which they are tried."""
 
+READ = frozenset(
+    (*(key for each in FORMATS for key in (*each.keys, *each.used)), *KEYS, *REFUSED, "label", "weight"),
+)
+"""All keys of a record that are read; others matter only for a warning where they hold text."""
+
 
 def _conversation(form: Format, fields: Fields) -> Conversation:
     _refuse_judged(form, fields)
@@ -210,7 +215,7 @@ def _system(fields: Fields, turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _refuse(keys: Sequence[str], fields: Fields, turns: Sequence[Turn]) -> None:
-    """Refuse keys that hold what no turn says."""
+    """Refuse keys with content that no turn contains."""
     for key in keys:
         if not is_empty(fields.get(key)) and not _is_said(fields[key], turns):
             raise ValueError(f"{key} = {json.dumps(fields[key], default=str)[:60]} holds {REFUSED[key]}")
@@ -224,7 +229,7 @@ def _is_said(value: object, turns: Sequence[Turn]) -> bool:
 
 
 def _refuse_judged(form: Format, fields: Fields) -> None:
-    """Refuse a record that says that its answer is not to be trained on, or less than others."""
+    """Refuse a record whose answer is marked as not to be trained on, or with a lower weight."""
     if "prompt" in form.keys and fields.get("label") is False:  # unpaired preferences, as TRL's KTO reads them
         raise ValueError("label is false: the answer was judged a bad one; drop the record")
     weight = fields.get("weight", 1)

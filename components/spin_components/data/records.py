@@ -11,18 +11,21 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TypeAlias, cast
 
-from spin_components.data.formats import FORMS, Conversation, parse_record
-from spin_components.errors import ConfigError, DataError
+from spin_components.data.formats import FORMS, READ, Conversation, parse_record
+from spin_components.errors import ConfigError, DataError, clean
 from spin_components.store.sources import DATA_SUFFIXES, Source
 
 NUM_LISTED = 10
 """Number of bad records that are reported one by one."""
+
+MAX_LINE_BYTES = 64 << 20  # of a line that is read
 
 _ROWS_A_BATCH = 1024
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -109,7 +112,7 @@ def read_records(path: Path, *, on_bad_record: str, max_records: int = 0, addres
             else:
                 num_bad += 1
                 if num_bad <= NUM_LISTED:
-                    bad.append(BadRecord(line, parsed))
+                    bad.append(BadRecord(line, clean(parsed)))
     if not records and not num_bad:
         raise DataError(f"{source} holds no records, expected at least one with the keys of one of: {FORMS}")
     if num_bad and (on_bad_record == "fail" or not records):
@@ -148,7 +151,7 @@ def _parsed_lines(source: str, file: Path) -> _ParsedLines:
     try:
         with _open(file) as stream:
             _refuse_encoding(source, stream)
-            for line, raw in enumerate(stream, 1):
+            for line, raw in enumerate(_lines(stream), 1):
                 if line == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 raw = raw.strip()
@@ -160,9 +163,20 @@ def _parsed_lines(source: str, file: Path) -> _ParsedLines:
                         "convert it to JSON lines"
                     )
                 first = False
-                yield line, _parse_line(raw)
+                yield line, _parse_line(raw) if len(raw) <= MAX_LINE_BYTES else _TOO_LONG
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{source} cannot be read ({error}), expected a readable file of JSON lines") from error
+
+
+_TOO_LONG = f"longer than {MAX_LINE_BYTES >> 20} MiB, expected one JSON object with a conversation"
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long, as much as shows that."""
+    while raw := stream.readline(MAX_LINE_BYTES + 2):
+        yield raw
+        while len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            raw = stream.readline(MAX_LINE_BYTES + 2)
 
 
 def _refuse_encoding(source: str, stream: IO[bytes]) -> None:
@@ -230,36 +244,54 @@ def _refuse_surrogates(conversation: Conversation) -> None:
 
 
 def _parsed_rows(source: str, file: Path) -> _ParsedLines:
-    import pyarrow
-
     row = 0
     try:
-        for batch in _arrow_batches(file) if file.suffix == ".arrow" else _parquet_batches(file):
-            for record in batch:
+        try:
+            for record in _records(file, None):
                 row += 1
                 yield row, _parse_row(record)
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        except _unreadable():
+            num_read = row  # a column cannot be read: go on without those that no format reads
+            for record in islice(_records(file, READ), num_read, None):
+                row += 1
+                yield row, _parse_row(record)
+    except _unreadable() as error:
         with file.open("rb") as stream:
             _refuse_pointer(source, stream.read(64))
+        reason = " ".join(str(error).split())
         expected = "a Parquet file" if file.suffix == ".parquet" else "an Arrow stream, as `save_to_disk` writes it"
-        raise DataError(f"{source}, after row {row}: cannot be read ({error}), expected {expected}") from error
+        raise DataError(f"{source}, after row {row}: cannot be read ({reason}), expected {expected}") from error
 
 
-def _parquet_batches(file: Path) -> Iterator[list[object]]:
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for files, columns and values that it cannot read."""
+    import pyarrow
+
+    return OSError, ValueError, OverflowError, NotImplementedError, pyarrow.ArrowException
+
+
+def _records(file: Path, columns: Collection[str] | None) -> Iterator[object]:
+    """The records of a table, with all its columns or those of certain names."""
+    batches = _arrow_batches(file, columns) if file.suffix == ".arrow" else _parquet_batches(file, columns)
+    return chain.from_iterable(batches)
+
+
+def _parquet_batches(file: Path, columns: Collection[str] | None) -> Iterator[list[object]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=_ROWS_A_BATCH):
-            yield batch.to_pylist()
+        names = [name for name in table.schema_arrow.names if columns is None or name in columns]
+        yield from (batch.to_pylist() for batch in table.iter_batches(batch_size=_ROWS_A_BATCH, columns=names))
 
 
-def _arrow_batches(file: Path) -> Iterator[list[object]]:
+def _arrow_batches(file: Path, columns: Collection[str] | None) -> Iterator[list[object]]:
     import pyarrow.ipc
 
     with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as reader:
         for batch in reader:
+            names = [name for name in batch.schema.names if columns is None or name in columns]
             for start in range(0, batch.num_rows, _ROWS_A_BATCH):
-                yield batch.slice(start, _ROWS_A_BATCH).to_pylist()
+                yield batch.select(names).slice(start, _ROWS_A_BATCH).to_pylist()
 
 
 def _parse_row(record: object) -> _Parsed:

@@ -119,6 +119,35 @@ class Sample:
     logprob_of_reference_sample: float
 
 
+SAMPLED, GREEDY = "sampled", "greedy"
+"""Ways to choose the tokens of an answer to a held-out prompt: with the run's sampling settings, or the likeliest."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMeasures:
+    """Measures of a policy's answer to a held-out prompt, against the human's.
+
+    Attributes:
+        decoding: `SAMPLED` or `GREEDY`.
+        num_tokens: of the answer.
+        actual_tokens: of the human's.
+        ended: whether the answer ended by itself, not at a limit.
+        repetition: share of repeated 4-grams, see `algorithm.answer_stats.repetition_rate`.
+        chrf: chrF against the human's answer, from 0 to 100.
+        match: whether it is the human's answer but for case and white space.
+    """
+
+    index: int
+    decoding: str
+    generated_ids: list[int]
+    num_tokens: int
+    actual_tokens: int
+    ended: bool
+    repetition: float
+    chrf: float
+    match: bool
+
+
 @dataclass(frozen=True, slots=True)
 class PairReward:
     """Rewards of both answers of a pair, beta * (log pi - log pi_ref), at the training step that used it.
@@ -171,11 +200,17 @@ _COLUMNS = {
     "num_tokens": pa.int32(),
     "logprob": pa.float32(),
     "logprob_of_reference_sample": pa.float32(),
+    "decoding": pa.string(),
+    "actual_tokens": pa.int32(),
+    "ended": pa.bool_(),
+    "repetition": pa.float32(),
+    "chrf": pa.float32(),
+    "match": pa.bool_(),
     "reply": pa.string(),
     "score": pa.float32(),
 }
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, Judgment)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

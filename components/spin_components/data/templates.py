@@ -1,4 +1,4 @@
-"""Chat templates: the one that a run renders with, its arguments, and the clock that it tells the date by."""
+"""Chat templates: the Jinja source that a run renders with, its arguments, and the clock for its dates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError
-
+from spin_components.data.cpu_limit import cpu_limit
 from spin_components.data.formats import Message
 from spin_components.errors import ConfigError, ModelError
 
@@ -29,6 +28,9 @@ PLAIN_TEMPLATE = (
 QUESTION, ANSWER = Message("user", "Question"), Message("assistant", "Answer0")
 """The turns that a template is tried on."""
 
+LIMIT_S = 20.0
+"""Seconds of processor time in which a template must have rendered one conversation."""
+
 _PROCESSOR_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -39,7 +41,7 @@ class ChatTemplate:
         tokenizer: renders it, and gives it the names of its special tokens.
         text: Jinja source; None for `PLAIN_TEMPLATE`.
         arguments: variables beyond the turns, `data.chat_template_kwargs`.
-        clock: what `strftime_now` tells; the current time by default.
+        clock: date and time that `strftime_now` formats; the current time by default.
 
     Attributes:
         tells_time: whether the clock has been read.
@@ -82,11 +84,13 @@ class ChatTemplate:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self._apply(turns, add_generation_prompt)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            roles = ", ".join(message.role for message in messages)
+        except Exception as error:  # a template's expressions may raise anything
+            roles = ", ".join(message.role for message in messages[:8]) + (", …" if len(messages) > 8 else "")
+            reason = str(error)[:300] or type(error).__name__
             raise ValueError(
-                f"the chat template rejects turns of {roles} ({error}), expected turns it accepts; change the record's "
-                "turns, or name another template in data.chat_template or its arguments in data.chat_template_kwargs"
+                f"the chat template rejects turns of {roles} ({reason}), expected turns it accepts; change the "
+                "record's turns, or name another template in data.chat_template or its arguments in "
+                "data.chat_template_kwargs"
             ) from error
 
     def writes_parts(self) -> bool:
@@ -94,13 +98,15 @@ class ChatTemplate:
         turns = [{"role": "user", "content": [{"type": "text", "text": QUESTION.content}]}]
         try:
             return QUESTION.content in self._apply(turns, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+        except Exception:  # a template's expressions may raise anything
             return False
 
     def _apply(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "tokenize": False}
         options |= {"strftime_now": self._strftime_now, **self.arguments, **self.variables}
-        return cast(str, self._tokenizer.apply_chat_template(cast(Any, turns), chat_template=self.source, **options))
+        with cpu_limit(LIMIT_S):
+            text = self._tokenizer.apply_chat_template(cast(Any, turns), chat_template=self.source, **options)
+        return cast(str, text)
 
     def _strftime_now(self, form: str) -> str:
         self.tells_time = True
@@ -142,7 +148,8 @@ def _processor_template(folder: Path) -> tuple[Any, str]:
             continue
         template = value.get("chat_template") if isinstance(value, dict) else None
         if isinstance(template, list):  # the form of several templates in older files
-            template = {each["name"]: each["template"] for each in template if {"name", "template"} <= each.keys()}
+            named = (each for each in template if isinstance(each, dict) and {"name", "template"} <= each.keys())
+            template = {each["name"]: each["template"] for each in named}
         if template and isinstance(template, str | dict):
             return template, name
     return None, ""

@@ -28,7 +28,7 @@ REFUSED_IN_TURN = {
     ),
     **dict.fromkeys(("images", "image", "audio", "video"), "no text, and only text can be trained on"),
 }
-"""Keys of a turn that change what it says and are refused where they hold something, with the reason."""
+"""Keys of a turn that change its meaning and are refused where they have a value, with the reason."""
 
 _TRAINED = ("weight", "train", "training")
 _JSON_NAMES = {
@@ -106,7 +106,7 @@ def messages(key: str, value: object, mask: object = None) -> list[Turn]:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a value says nothing: null, false, blank text, no items, or such a value as JSON text."""
+    """Whether a value is empty: null, false, blank text, no items, or such a value as JSON text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null", "None")
     if isinstance(value, dict):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from spin_components.data.shards import Judgment
 from spin_components.errors import ConfigError, EngineError, SpinError
+from spin_components.evaluate.judge_client import RedirectedError, ReplyTooLargeError, connect
+from spin_components.evaluate.timed_calls import timed_calls
 from spin_components.settings.attempt import JUDGE_KEY, EvaluationSettings
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE = """You grade the answer that an assistant gave. Consider whether it does what was asked, is correct, clear \
 and complete, and says no more than it needs to.
@@ -31,6 +35,10 @@ Score: N"""
 LOWEST, HIGHEST = 1.0, 10.0
 MAX_RETRIES = 5
 """Retries of a request to an overloaded or failing server, after 0.5 s, 1 s, 2 s, …, or the time the server states."""
+CALL_TIMEOUTS = 3
+"""Limit of a call with its retries, in timeouts of one request (`evaluation.judge_timeout_s`)."""
+MAX_UNANSWERED = 4
+"""Number of unanswered calls after which a judge that has answered none is given up."""
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _SCORE = re.compile(rf"(?:score|rating)[^\w-]{{0,6}}(?:is[^\w-]{{0,3}})?({_NUMBER})", re.IGNORECASE)
@@ -94,11 +102,8 @@ class Judge:
 
         self._openai, self._evaluation = openai, evaluation
         self._key = os.environ.get(JUDGE_KEY, "")
-        self._client = openai.OpenAI(
-            base_url=evaluation.judge_url,
-            api_key=self._key or "none",  # the client needs one; an endpoint without keys ignores it
-            max_retries=max_retries,
-            timeout=evaluation.judge_timeout_s,
+        self._client = connect(
+            evaluation.judge_url, key=self._key, timeout_s=evaluation.judge_timeout_s, max_retries=max_retries
         )
 
     def close(self) -> None:
@@ -114,50 +119,68 @@ class Judge:
             questions: at least one answer.
             on_progress: called with the number of scored answers.
 
-        Returns: scores in the order of the questions; `score` is None for a reply without a score.
+        Returns: scores in the order of the questions; `score` is None for a reply without a score, and for a call
+            without a reply: one that took too long, or whose reply was too large.
 
         Raises:
-            ConfigError: the endpoint refuses the key, the model or the request.
+            ConfigError: the endpoint refuses the key, the model or the request, or redirects to another host.
             EngineError: the endpoint does not respond, fails after all retries, or no reply has a score.
         """
         by_position: dict[int, Judgment] = {}
-        pool = ThreadPoolExecutor(self._evaluation.judge_concurrency, thread_name_prefix="judge")
-        try:
-            positions = {pool.submit(self._ask, question): position for position, question in enumerate(questions)}
-            for future in as_completed(positions):
-                by_position[positions[future]] = future.result()
-                on_progress(len(by_position))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        limit_s = CALL_TIMEOUTS * self._evaluation.judge_timeout_s
+        concurrency = self._evaluation.judge_concurrency
+        num_unanswered = 0
+        for position, answered in timed_calls(self._ask, questions, concurrency=concurrency, limit_s=limit_s):
+            num_unanswered += answered is None
+            by_position[position] = answered or Judgment(questions[position].index, "", None)
+            on_progress(len(by_position))
+            if num_unanswered == len(by_position) >= min(max(MAX_UNANSWERED, concurrency), len(questions)):
+                raise EngineError(
+                    f"{self._name} does not respond: {num_unanswered} calls timed out, or had replies that are too "
+                    f"large. Check evaluation.judge_url and evaluation.judge_timeout_s "
+                    f"({self._evaluation.judge_timeout_s} s), then run the same command to retry"
+                )
+        if num_unanswered:
+            logger.warning("%s: %d of %d calls had no usable reply in time", self._name, num_unanswered, len(questions))
         scores = [by_position[position] for position in range(len(questions))]
         if all(each.score is None for each in scores):
+            reply = next((each.reply for each in scores if each.reply), "")
             raise EngineError(
                 f"{self._name} sent {len(scores)} replies without a score from 1 to 10; the first reply: "
-                f"{_short(scores[0].reply)!r}. Use another evaluation.judge_model, or an evaluation.judge_template "
+                f"{_short(reply)!r}. Use another evaluation.judge_model, or an evaluation.judge_template "
                 "that asks for a last line `Score: N`"
             )
         return scores
 
-    def _ask(self, question: Question) -> Judgment:
+    def _ask(self, question: Question) -> Judgment | None:
+        """Score one answer; None where the judge gives no usable reply in time."""
         content = fill_template(question, self._evaluation.judge_template)
         try:
             response = self._client.chat.completions.create(
                 model=self._evaluation.judge_model, messages=[{"role": "user", "content": content}], temperature=0
             )
-        except (self._openai.OpenAIError, ValueError) as error:
+        except (self._openai.OpenAIError, ValueError, ReplyTooLargeError, RedirectedError) as error:
+            causes = (error, error.__cause__)  # some releases of the client raise its own error from the cause
+            if any(isinstance(each, (self._openai.APITimeoutError, ReplyTooLargeError)) for each in causes):
+                return None
             raise self._explained(error) from None  # the original message may contain the key
         try:
             reply = response.choices[0].message.content or ""
         except (AttributeError, IndexError, TypeError):
             raise EngineError(
-                f"{self._name} returned no chat completion: {self._without_key(_short(str(response)))!r}; "
+                f"{self._name} returned no chat completion: {_short(self._without_key(str(response)))!r}; "
                 "check evaluation.judge_url, which usually ends in /v1"
             ) from None
-        return Judgment(question.index, reply, read_score(reply))
+        return Judgment(question.index, self._without_key(reply), read_score(reply))
 
     def _explained(self, error: Exception) -> SpinError:
         openai = self._openai
-        message = self._without_key(_short(str(error)))
+        message = _short(self._without_key(str(error)))
+        if isinstance(redirected := error.__cause__ or error, RedirectedError):
+            return ConfigError(
+                f"{self._name} is not there: {redirected}. Prompts and key are sent to no other host; set "
+                "evaluation.judge_url to the address that is meant"
+            )
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
             key = f"the key in {JUDGE_KEY}" if self._key else f"a request without a key; set {JUDGE_KEY}"
             return ConfigError(f"{self._name} refuses {key}: {message}")
@@ -165,10 +188,10 @@ class Judge:
             return ConfigError(
                 f"{self._name} refuses the request: {message}. Check evaluation.judge_url and evaluation.judge_model"
             )
-        if isinstance(error, openai.APIConnectionError):  # includes timeouts
-            cause = f": {error.__cause__}" if error.__cause__ else ""
+        if isinstance(error, openai.APIConnectionError):
+            cause = f": {_short(self._without_key(str(error.__cause__)))}" if error.__cause__ else ""
             return EngineError(
-                f"{self._name} does not respond: {message}{self._without_key(cause)}. Check evaluation.judge_url, then "
+                f"{self._name} does not respond: {message}{cause}. Check evaluation.judge_url, then "
                 "run the same command to retry"
             )
         return EngineError(f"{self._name} failed after all retries: {message}; run the same command to retry")

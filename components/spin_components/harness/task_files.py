@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from spin_components.errors import ConfigError, DataError
+from spin_components.errors import DataError
+from spin_components.harness.plain_tasks import check_plain
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.store.sources import Source, Sources
-
-_FUNCTION = "!function"
-_CODE_KEYS = ("unsafe_code", "hf_evaluate")
-"""Keys of a task that make the harness run foreign code: the model's answers, or a downloaded metric."""
 
 
 def open_task_files(sources: Sources, evaluation: EvaluationSettings) -> Source:
@@ -25,9 +22,9 @@ def open_task_files(sources: Sources, evaluation: EvaluationSettings) -> Source:
 
 
 def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
-    """Check that task files are valid YAML and run no code unless that is trusted.
+    """Check that task files are valid YAML, and plain data unless code is trusted; see `check_plain`.
 
-    Jinja templates in task files, which the harness evaluates, are allowed in any case.
+    Jinja templates in task files are rendered in a sandbox unless code is trusted; see `run_tasks`.
 
     Args:
         folder: folder of the task files.
@@ -35,41 +32,14 @@ def check_task_files(folder: Path, *, what: str, trust: bool) -> None:
         trust: whether code is allowed, `evaluation.trust_task_code`.
 
     Raises:
-        DataError: there are no task files, or one is not YAML.
+        DataError: there are no task files, or one is not YAML, too large or nested too deeply.
         ConfigError: one would run code that is not trusted.
     """
     files = sorted(folder.rglob("*.yaml"))
     if not files:
         raise DataError(f"evaluation.task_files = {what!r} has no task file; expected *.yaml files and their data")
     for path in files:
-        name = path.relative_to(folder).as_posix()
-        try:
-            node = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            message = " ".join(str(error).split())
-            raise DataError(f"evaluation.task_files: {name} is not YAML: {message}") from error
-        if not trust and (first := next(_code_in(node), None)):
-            line, code = first
-            raise ConfigError(
-                f"evaluation.task_files: {name}, line {line}: {code} runs code that is not the harness's own. If you "
-                "trust it, set evaluation.trust_task_code = true"
-            )
-
-
-def _code_in(node: Any) -> Iterator[tuple[int, str]]:
-    """Iterate over the parts of a YAML node that run code, as line and name."""
-    if node is None:
-        return
-    if node.tag == _FUNCTION:
-        yield node.start_mark.line + 1, f"{_FUNCTION} {node.value}"
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value in _CODE_KEYS and str(value.value).lower() != "false":
-                yield key.start_mark.line + 1, str(key.value)
-            yield from _code_in(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _code_in(value)
+        check_plain(path, path.relative_to(folder).as_posix(), trust=trust)
 
 
 def write_located(path: Path, root: Path, task: Mapping[str, Any], folder: Path) -> None:

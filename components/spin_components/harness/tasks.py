@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spin_components.errors import ConfigError, EngineError, SpinError
-from spin_components.harness.task_files import write_located
+from spin_components.harness.sandbox import plain_templates
+from spin_components.harness.task_files import check_task_files, write_located
 from spin_components.settings.attempt import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -35,12 +36,12 @@ def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path
 
     Args:
         evaluation: settings with the names of the tasks.
-        files: folder of the user's task files, checked by `check_task_files`; None for none.
+        files: folder of the user's task files; None for none. They are checked here, by the trust of this attempt.
         scratch: empty folder for generated task files.
 
     Raises:
-        ConfigError: a task does not exist.
-        DataError: a data file of a task does not exist.
+        ConfigError: a task does not exist, or its file would run code that is not trusted.
+        DataError: a data file of a task does not exist, or a task file cannot be used.
     """
     with _quiet():
         from lm_eval.tasks import TaskManager
@@ -48,6 +49,7 @@ def find_tasks(evaluation: EvaluationSettings, files: Path | None, scratch: Path
         user_tasks: dict[str, Any] = {}
         located = scratch / "tasks"
         if files is not None:
+            check_task_files(files, what=evaluation.task_files, trust=evaluation.trust_task_code)
             user_tasks = TaskManager(include_path=str(files), include_defaults=False).task_index
             needed = _needed(evaluation.tasks, user_tasks)
             for name in needed & user_tasks.keys():
@@ -111,7 +113,7 @@ def run_tasks(
         manager: task manager from `find_tasks`.
         folder: folder of a model with full weights.
         chat_template: text of the file that `data.chat_template` names; None for the model's own template.
-        chat_template_date: what its clock tells; empty for the current time.
+        chat_template_date: date and time of its clock; empty for the current time.
 
     Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
         None if unknown.
@@ -137,7 +139,7 @@ def run_tasks(
             "evaluation.chat_template = true, but the model's tokenizer has no chat template; set it to false"
         )
     model = load_model(folder, settings.model, device=compute.device).eval()
-    with _quiet(), _explained(evaluation.tasks):
+    with _quiet(), _explained(evaluation.tasks), plain_templates(trust=evaluation.trust_task_code):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 

@@ -25,6 +25,7 @@ from spin_components.store.model_files import (
 )
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_TABLES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _QUANTIZATIONS = ("quantization_config", "compression_config")
 _SMALL_FLOATS = ("F8_", "F6_", "F4")
 _SMALL_INTEGERS = ("I8", "U8", "I4", "U4")
@@ -64,23 +65,35 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
     _check_unquantized(config, read_headers(files), what, address)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
+    for name in _TABLES:
+        if (folder / name).is_file():
+            _read_table(folder / name, f"{address}/{name}")
+    generation_eos(folder, config)
     return config
 
 
 def _read_config(folder: Path, what: str, address: str) -> dict[str, Any]:
     path = folder / "config.json"
-    try:
-        check_no_pointer(path)
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if not path.is_file():
         if (folder / ADAPTER_CONFIG).is_file():
-            raise _adapter_alone(folder, what, address) from error
-        raise ModelError(f"{what} = {address!r} has no config.json; expected a Hugging Face model folder") from error
-    except ValueError as error:
-        raise ModelError(f"{address}/config.json is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{address}/config.json holds {type(config).__name__}, expected a JSON object")
-    return config
+            raise _adapter_alone(folder, what, address)
+        raise ModelError(f"{what} = {address!r} has no config.json; expected a Hugging Face model folder")
+    return _read_table(path, f"{address}/config.json")
+
+
+def _read_table(path: Path, address: str) -> dict[str, Any]:
+    """The JSON object in a file; raises ModelError where it holds anything else."""
+    check_no_pointer(path)
+    try:
+        table = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{address} is not JSON: {error}; download it again") from error
+    if not isinstance(table, dict):
+        raise ModelError(
+            f"{address} holds {type(table).__name__}, expected a JSON object; download it again, or save the model "
+            "with save_pretrained"
+        )
+    return table
 
 
 def _adapter_alone(folder: Path, what: str, address: str) -> ModelError:
@@ -120,12 +133,22 @@ def _check_unquantized(config: Mapping[str, Any], weights: Mapping[str, StoredWe
 
 
 def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] | None:
-    """`eos_token_id` of `generation_config.json`, or of `config.json` where that has none."""
+    """`eos_token_id` of `generation_config.json`, or of `config.json` where that has none.
+
+    Raises:
+        ModelError: it is neither a token id nor a list of token ids.
+    """
+    value, name = None, "generation_config.json"
     with suppress(FileNotFoundError, ValueError, AttributeError):
-        value = json.loads((folder / "generation_config.json").read_bytes()).get("eos_token_id")
-        if value is not None:
-            return value  # type: ignore[no-any-return]
-    return config.get("eos_token_id")
+        value = json.loads((folder / name).read_bytes()).get("eos_token_id")
+    if value is None:
+        value, name = config.get("eos_token_id"), "config.json"
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+        raise ModelError(
+            f"{folder / name}: eos_token_id is {value!r}, expected a token id or a list of them; correct it"
+        )
+    return value
 
 
 def copy_companions(like: Path, folder: Path) -> None:

@@ -102,7 +102,7 @@ def _check_padded(model: Any, device: torch.device) -> None:
     with torch.no_grad(), short_windows(model):
         expected = _stock_logprobs(model, groups, rows, device)
         if not torch.isfinite(expected).all():
-            return  # training has destroyed the weights, which says nothing of the architecture
+            return  # training has destroyed the weights, which is no fault of the architecture
         difference = _difference(answer_logprobs(model, groups, device), expected)
     if not difference < _PADDED_TOLERANCE:
         raise ModelError(

@@ -1,7 +1,7 @@
-"""Attention windows of a model, made so short for a while that a probe of a few tokens reaches past them.
+"""Attention windows of a model, shortened for a while so that a probe of a few tokens reaches past them.
 
-A sliding window or a chunk may be known to the attention function, or live in the mask alone. With windows of their
-real width, thousands of tokens, a short probe cannot tell an attention that keeps to them from one that does not.
+A sliding window or a chunk may be an argument of the attention function, or be in the mask only. Real windows are
+thousands of tokens wide: a short probe within them gives the same result whether or not attention is limited to them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RenderedSet:
         num_prompts_cut: prompts that lost their middle or beginning.
         num_answers_cut: human answers that lost their end.
         num_refused: records that the template refused.
-        date: what the template's clock told; empty where it was not read.
+        date: date and time that the template rendered; empty where it reads no clock.
         warnings: what the template makes of the records beyond rendering them.
     """
 

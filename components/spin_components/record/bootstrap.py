@@ -1,13 +1,15 @@
-"""Confidence interval of a difference of validation losses, by a paired bootstrap over the held-out answers."""
+"""Confidence intervals of differences of validation losses and of measures of answers, by a paired bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spin_components.data.shards import AnswerLoss
+from spin_components.settings.selection import MIN_MEASURED
 
 LEVEL = 0.95
 _MIN_ANSWERS = 2
@@ -18,13 +20,14 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Validation loss of a policy minus that of another model, in nats a token; negative is better.
+    """Validation loss of a policy minus that of another model, in nats a token, where negative is better; or the
+    change of a measure of answers.
 
     Attributes:
-        mean: over all tokens.
+        mean: over all tokens, or over the answers.
         low: lower end of the confidence interval.
         high: upper end.
-        num_better: number of answers with a lower loss under the policy, of `num_answers`.
+        num_better: number of answers with a lower loss under the policy, or a higher measure, of `num_answers`.
     """
 
     mean: float
@@ -61,9 +64,37 @@ def paired_difference(
     if len(common) < _MIN_ANSWERS or not np.isfinite(nll).all():
         return None
     tokens = np.array([loss.num_tokens for loss in common], dtype=np.float64)
-    group = np.arange(len(common)) * min(len(common), _MAX_GROUPS) // len(common)
-    grouped_nll, grouped_tokens = np.bincount(group, nll), np.bincount(group, tokens)
-    draws = np.random.default_rng(_SEED).integers(0, len(grouped_nll), (_NUM_RESAMPLES, len(grouped_nll)))
-    means = grouped_nll[draws].sum(1) / grouped_tokens[draws].sum(1)
+    return Difference(*_interval(nll, tokens, confidence), int((nll < 0).sum()), len(common))
+
+
+def paired_change(
+    before: Mapping[int, float], after: Mapping[int, float], confidence: float = LEVEL
+) -> Difference | None:
+    """Compare a measure of two models' answers to the same prompts, by the same bootstrap; every answer counts alike.
+
+    Args:
+        before: the measure of each answer of the model to compare with, by the prompt's index.
+        after: the same of the policy; prompts that only one of the two has are ignored.
+        confidence: level of the interval, in (0, 1).
+
+    Returns: the change of the mean, with the number of answers whose measure rose as `num_better`; None with fewer
+        than `MIN_MEASURED` answers in common.
+    """
+    common = sorted(before.keys() & after.keys())
+    if len(common) < MIN_MEASURED:
+        return None
+    changes = np.array([after[index] - before[index] for index in common], dtype=np.float64)
+    interval = _interval(changes, np.ones(len(common)), confidence)
+    return Difference(*interval, int((changes > 0).sum()), len(common))
+
+
+def _interval(
+    values: NDArray[np.float64], weights: NDArray[np.float64], confidence: float
+) -> tuple[float, float, float]:
+    """Sum of values by sum of weights, with the ends of its percentile interval."""
+    group = np.arange(len(values)) * min(len(values), _MAX_GROUPS) // len(values)
+    grouped_values, grouped_weights = np.bincount(group, values), np.bincount(group, weights)
+    draws = np.random.default_rng(_SEED).integers(0, len(grouped_values), (_NUM_RESAMPLES, len(grouped_values)))
+    means = grouped_values[draws].sum(1) / grouped_weights[draws].sum(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Difference(float(nll.sum() / tokens.sum()), float(low), float(high), int((nll < 0).sum()), len(common))
+    return float(values.sum() / weights.sum()), float(low), float(high)

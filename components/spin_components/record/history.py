@@ -8,7 +8,7 @@ from typing import Any
 
 from spin_components.data.pair_counts import PairCounts, add_up
 from spin_components.errors import ConfigError
-from spin_components.record.decisions import lowest
+from spin_components.record.decisions import REJECTED, lowest
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest, read_manifest
@@ -115,7 +115,9 @@ class History:
         if not published or not self.base:
             return None
         losses = {layout.BASE: self.base.facts["val_loss"], **{t: facts["val_loss"] for t, facts in published.items()}}
-        return lowest(losses, [t for t, facts in published.items() if facts.get("outcome") == "regressed"])
+        judged = published[max(published)].get("best")  # with the rules of the newest attempt
+        rejected = [t for t, facts in published.items() if facts.get("outcome") in REJECTED]
+        return lowest(losses, rejected) if judged is None else int(judged)
 
     def manifests(self) -> Iterator[Manifest]:
         """Iterate over all manifests."""

@@ -5,34 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from spin_components.settings.attempt import EvaluationSettings, SelectionSettings
+from spin_components.record.decisions import REJECTED
+from spin_components.record.pointers import read_pointer
+from spin_components.settings.attempt import EvaluationSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
 
-def to_prune(losses: Mapping[int, float | None], save_top_k: int, regressed: Collection[int] = ()) -> list[int]:
+def to_prune(losses: Mapping[int, float | None], save_top_k: int, rejected: Collection[int] = ()) -> list[int]:
     """Iterations whose weights are deleted: neither among the best `save_top_k` nor the last.
 
     Args:
         losses: val_loss by iteration.
         save_top_k: how many to keep, at least one; -1 for all.
-        regressed: iterations that rank behind all others.
+        rejected: iterations that rank behind all others.
     """
     if save_top_k < 0:
         return []
 
     def rank(iteration: int) -> tuple[bool, float, int]:
         loss = losses[iteration]
-        return iteration in regressed, math.inf if loss is None else loss, iteration
+        return iteration in rejected, math.inf if loss is None else loss, iteration
 
     kept = {*sorted(losses, key=rank)[: max(save_top_k, 1)], max(losses)}
     return sorted(iteration for iteration in losses if iteration not in kept)
 
 
 def prune(
-    run: RunStore, num_published: int, regressed: Collection[int], rules: SelectionSettings, settings: Settings
+    run: RunStore, num_published: int, rejected: Collection[int], rules: SelectionSettings, settings: Settings
 ) -> int:
     """Delete what is not needed; repeating it does no harm.
 
@@ -41,7 +44,7 @@ def prune(
     Args:
         run: the run.
         num_published: iterations that are published.
-        regressed: those of them that regressed.
+        rejected: those of them that regressed or drifted.
         rules: the attempt's `[selection]`.
         settings: of the run.
 
@@ -51,7 +54,9 @@ def prune(
     carried = _carried(run, settings)
     losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
     # adapters are small, and those of later iterations build on them
-    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, regressed)
+    dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, rejected)
+    best = int(read_pointer(run, layout.BEST)["iteration"])  # perhaps not by val_loss
+    dropped = [iteration for iteration in dropped if iteration != best]
     awaited = _awaited(run, dropped)
     freed = 0
     for manifest in published:
@@ -70,13 +75,13 @@ def prune(
 def prune_evaluated(run: RunStore, settings: Settings) -> None:
     """Delete weights that were kept for evaluations that are done now."""
     keys = run.list("iterations", "*/checkpoint.json")
-    regressed = [
+    rejected = [
         int(manifest.facts["iteration"])
         for manifest in (read_manifest(run, key) for key in keys)
-        if manifest.facts["outcome"] == "regressed"
+        if manifest.facts["outcome"] in REJECTED
     ]
     rules = SelectionSettings.model_validate(run.read_json(layout.ATTEMPT).get("selection", {}))
-    prune(run, len(keys), regressed, rules, settings)
+    prune(run, len(keys), rejected, rules, settings)
 
 
 def _awaited(run: RunStore, iterations: Collection[int]) -> set[int]:
@@ -91,5 +96,5 @@ def _carried(run: RunStore, settings: Settings) -> set[str]:
     """Folders of epochs whose optimizer state a next iteration may load: those of the last policy and of the best."""
     if settings.spin.reset_optimizer:
         return set()
-    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
+    keys = [run.key_of(read_pointer(run, pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
     return {key.removesuffix("/policy") for key in keys}

@@ -1,25 +1,22 @@
 """KFP component: log-probabilities of both answers of each pair under the reference, as two float32 sums."""
 
-from kfp import dsl
-
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def ref_logprob(
-    attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
+    attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str
 ) -> str:
     """Score both answers of every pair of a shard; return the scores' URI. See `ref_logprob.step`."""
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.ref_logprob.step import score_shard
-
-        return score_shard(
-            run_uri=run_uri,
-            iteration=iteration,
-            shard=shard,
-            reference_uri=reference_uri,
-            generations_uri=generations_uri,
-            hardware=hardware,
-        )
+    return run_step(
+        attempt,
+        "spin_components.ref_logprob.step:score_shard",
+        run_uri=run_uri,
+        iteration=iteration,
+        shard=shard,
+        reference_uri=reference_uri,
+        generations_uri=generations_uri,
+    )

@@ -17,13 +17,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from spin_components.data.pair_counts import PairCounts, in_words
-from spin_components.record.decisions import name_of
+from spin_components.record.decisions import name_of, word_of
 from spin_components.record.evaluation import evaluation_rows, remarks
+from spin_components.record.events import read_repeats
 from spin_components.record.history import History, read_history
 from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
+    answer_differences,
     drift,
     lengths,
     published_differences,
@@ -32,7 +34,7 @@ from spin_components.report.series import (
     unlearnt_loss,
     validation_points,
 )
-from spin_components.report.verdict import MINUS, compute_verdict, percent, perplexity, signed
+from spin_components.report.verdict import MINUS, by_answers, compute_verdict, percent, perplexity, signed
 from spin_components.report.warnings import find_warnings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -57,6 +59,9 @@ def build_page(run: RunStore) -> str:
     answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
     verdict = compute_verdict(history, published_differences(points))
+    measure = history.settings.get("selection", {}).get("measure", "nll")
+    if measure != "nll" and verdict.kind != "open":
+        verdict = by_answers(verdict, measure, answer_differences(run, history, measure))
     samples = sample_rows(run, history, answers)
     data = {
         "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
@@ -78,7 +83,7 @@ def build_page(run: RunStore) -> str:
         data=data,
         history=history,
         verdict=verdict,
-        warnings=find_warnings(history, rows),
+        warnings=find_warnings(history, rows, read_repeats(run)),
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
         held_out=_held_out(history),
@@ -198,7 +203,7 @@ def about_pairs(iteration: int, counts: PairCounts) -> str:
 
 def _decision(facts: dict[str, Any]) -> str:
     """Outcome of an iteration and the decision that followed."""
-    outcome, decision = facts.get("outcome", ""), facts.get("decision", "not finished")
+    outcome, decision = word_of(facts.get("outcome", "")), word_of(facts.get("decision", "not finished"))
     if decision == "roll_back":
         decision = f"rolled back to {name_of(facts['next'])}"
     return decision if outcome in ("", decision) else f"{outcome}, {decision}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from spin_components.data.pair_counts import in_words
@@ -16,19 +17,22 @@ _SATURATED_ACC, _SATURATED_LOSS = 0.995, 0.05
 _MAX_LENGTH_RATIO, _MIN_LENGTH_RATIO = 2.0, 0.5
 _MAX_REPETITION = 0.2
 _ADVICE = {
-    "continue": "The next iteration started from it nevertheless (selection.on_regression).",
+    "continue": "The next iteration started from it nevertheless (selection.on_regression, selection.on_drift).",
     "roll_back": "The next iteration started from the best model instead.",
     "done": "It is not the best model.",
     "regressed": "The run ended with the best model; lower training.lr, or raise spin.ref_policy_kl_penalty.",
+    "drifted": "The run ended with the best model; lower training.lr, or raise spin.ref_policy_kl_penalty.",
+    "saturated": "The run ended with the best model (selection.patience).",
 }
 
 
-def find_warnings(history: History, rows: list[dict[str, Any]]) -> list[str]:
+def find_warnings(history: History, rows: list[dict[str, Any]], repeats: Sequence[dict[str, Any]] = ()) -> list[str]:
     """Return the warnings about a run, each with advice.
 
     Args:
         history: manifests of the run.
         rows: metrics of every optimizer step.
+        repeats: events of steps that were begun again.
     """
     warnings = _of_the_data(history)
     for iteration in history.iterations:
@@ -36,7 +40,7 @@ def find_warnings(history: History, rows: list[dict[str, Any]]) -> list[str]:
             warnings += _of_the_answers(history, iteration)
         if steps := [row for row in rows if row["iteration"] == iteration.number]:
             warnings += _of_the_training(iteration.number, steps)
-    return warnings + _of_the_losses(history) + _of_the_samples(history)
+    return warnings + _of_the_losses(history) + _of_the_samples(history) + _of_the_steps(repeats)
 
 
 def _of_the_data(history: History) -> list[str]:
@@ -45,6 +49,7 @@ def _of_the_data(history: History) -> list[str]:
         ("num_prompts_cut", "prompts were truncated; raise data.max_prompt_length, or see data.long_prompts"),
         ("num_answers_cut", "human answers were truncated and have no EOS; raise data.max_length"),
         ("num_removed_duplicates", "training records had the same prompt as a validation record and were left out"),
+        ("num_removed_repeats", "training records repeated an earlier one, prompt and answer, and were left out"),
         ("num_shared_prompts", "training records have the same prompt as a validation record (data.deduplicate)"),
         ("num_train_duplicates", "training records are duplicates of an earlier one"),
         ("num_validation_duplicates", "validation records are duplicates of an earlier one"),
@@ -123,8 +128,10 @@ def _of_the_losses(history: History) -> list[str]:
     for iteration in history.published:
         facts = iteration.published.facts if iteration.published else {}
         loss, name = facts["val_loss"], f"iteration {iteration.number}"
-        if facts.get("outcome") == "regressed":
-            warnings.append(f"{name.capitalize()} regressed: {facts['reason']}. {_ADVICE[facts['decision']]}")
+        if facts.get("outcome") == "drifted":
+            warnings.append(f"{name.capitalize()} has drifted: {facts['reason']}. {_ADVICE[facts['decision']]}")
+        elif facts.get("outcome") == "regressed":
+            warnings.append(f"{name.capitalize()} is worse: {facts['reason']}. {_ADVICE[facts['decision']]}")
         elif loss is not None and loss > before:
             warnings.append(f"val_loss rose in {name}, from {before:.3f} to {loss:.3f}.")
         if loss is not None and facts.get("decision") != "roll_back":
@@ -145,4 +152,13 @@ def _of_the_samples(history: History) -> list[str]:
                 f"answers to held-out prompts are repetitions, of the base model {percent(before)}. Lower training.lr "
                 "or the number of epochs; selection.max_repetition rejects such a policy."
             )
+    return warnings
+
+
+def _of_the_steps(repeats: Sequence[dict[str, Any]]) -> list[str]:
+    """Warnings about steps that were begun again after they were killed or failed."""
+    warnings = []
+    for event in repeats:
+        where = ", ".join(f"{name} {event[name]}" for name in ("iteration", "epoch", "shard") if name in event)
+        warnings.append(f"{str(event.get('message', ''))[:300]}{f' ({where})' if where else ''}.")
     return warnings

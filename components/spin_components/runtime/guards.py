@@ -8,10 +8,11 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from spin_components.errors import SpinError, StorageError
-from spin_components.record.events import EventLog, Progress
+from spin_components.record.events import REPEATS, EventLog, Progress
+from spin_components.runtime.process import REPEAT
 from spin_components.store.base import RunStore
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,11 @@ _LOG_INTERVAL_S = 2.0
 
 @contextmanager
 def failures_recorded(events: EventLog) -> Iterator[None]:
-    """Record the start of a step, and how it failed if it does, as events."""
+    """Record the start of a step, whether it is a repeat, and how it failed if it does, as events."""
     events.write("start", pid=os.getpid())
+    if repeat := os.environ.get(REPEAT, ""):
+        with closing(events.apart(REPEATS)) as repeats:
+            repeats.write("warning", message=repeat)
     try:
         yield
     except SpinError as error:

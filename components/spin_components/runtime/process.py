@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from spin_components.errors import SpinError
 from spin_components.runtime.signals import Interrupted
@@ -21,6 +22,13 @@ from spin_components.runtime.signals import Interrupted
 ATTEMPT = "SPIN_ATTEMPT"
 """Environment variable: id of the attempt (the pipeline run) that a step's process works for."""
 
+REPEAT = "SPIN_REPEAT"
+"""Environment variable: why a step's work was begun again; empty at its first try."""
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""File whose text Kubernetes shows as the message of an ended container, and Argo as that of the task's node."""
+
+_TERMINATION_LIMIT = 2000
 
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up; the steps after it pass it on."""
@@ -49,28 +57,18 @@ def step_of(attempt: str) -> Iterator[None]:
         os.environ.pop(ATTEMPT, None)  # what this process does next is not part of the attempt
 
 
-def optional_step(attempt: str, step: Callable[..., str], **arguments: object) -> str:
-    """Run a step in a forked child, so that its failure, even a crash, does not fail the caller.
+def explain_end(step: str, reason: str) -> None:
+    """Write why a step failed: as the last line of its log, and where Kubernetes keeps a container's last message.
 
     Args:
-        attempt: id of the pipeline run that the step belongs to.
-        step: the step's function.
-        arguments: its arguments.
-
-    Returns: what the step returns; `STOPPED` where it failed.
+        step: its name.
+        reason: in one or more lines.
     """
-    reader, writer = os.pipe()
-    if (child := fork()) == 0:
-        with ending(), step_of(attempt):
-            os.write(writer, step(**arguments).encode())  # an address: far shorter than a pipe's buffer
-    code = exit_code_of(child)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        returned = answer.read() if code == 0 else b""
-    if code:
-        sys.stderr.write(f"{step.__name__} ended with {code}; the run goes on without it and reports it at its end\n")
-        return STOPPED
-    return returned.decode()
+    line = f"{step} failed: {'; '.join(part.strip() for part in reason.splitlines() if part.strip())}"
+    sys.stderr.write(f"{line}\n")
+    if TERMINATION_LOG.exists():  # only in a pod
+        with suppress(OSError):
+            TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT], encoding="utf-8")
 
 
 def fork() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -35,12 +37,62 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
-    """Raise `Interrupted` at the end of the block only; gives a function that tells whether a signal has come."""
+    """Raise `Interrupted` at the end of the block only; yields a function that returns whether a signal has come."""
     numbers: list[int] = []
     with _handled(lambda number, frame: numbers.append(number)):
         yield lambda: bool(numbers)
     if numbers:
         raise Interrupted(numbers[0])
+
+
+class Forwarding:
+    """SIGINT and SIGTERM of this process, passed on to a child.
+
+    Attributes:
+        number: of the first signal that came; 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._child = 0
+        self._previous = {number: signal.getsignal(number) for number in _ENDING}
+
+    @contextmanager
+    def to(self, child: int) -> Iterator[None]:
+        """Pass signals on to a child in the block, also one that came before it."""
+        self._child = child
+        if self.number:
+            os.kill(child, self.number)
+        try:
+            yield
+        finally:
+            self._child = 0
+
+    def restore(self) -> None:
+        """Restore the previous handlers: in the child itself, which inherits those of its parent."""
+        with suppress(ValueError):  # not the main thread
+            for number, before in self._previous.items():
+                signal.signal(number, before)
+
+    def wait(self, pause_s: float) -> None:
+        """Wait, until a signal comes at the longest."""
+        until = time.monotonic() + pause_s
+        while not self.number and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.number = self.number or number
+        if self._child:
+            os.kill(self._child, number)
+
+
+@contextmanager
+def forwarded() -> Iterator[Forwarding]:
+    """Pass SIGINT and SIGTERM on to children in the block."""
+    forwarding = Forwarding()
+    with _handled(forwarding.handle):
+        yield forwarding
 
 
 @contextmanager

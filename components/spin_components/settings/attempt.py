@@ -8,67 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.settings.section import CountOrFraction, Section, check_fraction, check_some
-
-
-class SelectionSettings(Section):
-    """Choice of the next reference, retention of weights, and early stopping."""
-
-    epoch: Literal["last", "best"] = Field(
-        "last",
-        description="Epoch whose policy becomes the next reference: the last one, or the one of lowest val_loss.",
-    )
-    save_top_k: int = Field(
-        3,
-        ge=-1,
-        description="Number of iterations, by lowest val_loss, whose weights are kept; -1 for all. The last and the "
-        "best are always kept.",
-    )
-    confidence: float = Field(
-        0.95,
-        ge=0.5,
-        lt=1,
-        description="Confidence level of the interval of a change of val_loss; a change is significant when the "
-        "interval does not contain 0.",
-    )
-    on_regression: Literal["stop", "roll_back", "continue"] = Field(
-        "stop",
-        description="What follows an iteration that is significantly worse than the best one: stop the run, continue "
-        "from the best policy (roll_back), or continue from the worse one.",
-    )
-    patience: int = Field(
-        2,
-        ge=0,
-        description="Number of consecutive iterations without a significant gain after which the run stops; 0 disables "
-        "this.",
-    )
-    min_delta: float = Field(
-        0.0, ge=0, description="Smallest change of val_loss, in nats per token, that counts as a gain or a regression."
-    )
-    max_repetition: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Largest fraction of repeated 4-grams in sampled answers; a policy above it has regressed. "
-        "0 for no limit.",
-    )
-    max_length_ratio: float = Field(
-        0.0,
-        ge=0,
-        description="Largest ratio r of the mean length of sampled answers to that of the human answers; a policy "
-        "above r or below 1/r has regressed. 0 for no limit.",
-    )
-
-    @field_validator("max_length_ratio")
-    @classmethod
-    def _check_max_length_ratio(cls, value: float) -> float:
-        if 0 < value <= 1:
-            raise ValueError("1 is the human's own length; give a limit above it, like 2.0, or 0 for none")
-        return value
-
-    @property
-    def limits(self) -> list[str]:
-        """Names of those limits on sampled answers that are set."""
-        return [f"selection.{name}" for name in ("max_repetition", "max_length_ratio") if getattr(self, name)]
+from spin_components.settings.selection import SelectionSettings as SelectionSettings  # a section of the attempt too
 
 
 class HardwareSettings(Section):
@@ -263,7 +203,12 @@ class EvaluationSettings(Section):
         "the built-in prompt.",
     )
     judge_concurrency: int = Field(4, ge=1, le=32, description="Number of concurrent requests to the judge.")
-    judge_timeout_s: int = Field(120, ge=1, description="Timeout of one request to the judge, in seconds.")
+    judge_timeout_s: int = Field(
+        120,
+        ge=1,
+        description="Timeout of one request to the judge, in seconds; after three times as long an answer is left "
+        "without a score.",
+    )
 
     _fractions = field_validator("limit")(check_fraction)
     _not_none = field_validator("limit")(check_some)

@@ -173,8 +173,8 @@ class DataSettings(Section):
     )
     chat_template_date: str = Field(
         "",
-        description="Date and time that the chat template's clock tells, like 2026-07-31T09:30:00. Empty: when the "
-        "data is rendered; recorded in the run, whose prompts all tell the same.",
+        description="Date and time for chat templates that render one, like 2026-07-31T09:30:00. Empty: the time "
+        "at which the data is rendered; it is recorded, and the same in all prompts of the run.",
     )
     max_length: int = Field(1024, ge=8, description="Maximum number of tokens of prompt and answer together.")
     max_prompt_length: int = Field(
@@ -191,10 +191,11 @@ class DataSettings(Section):
     max_validation_records: int = Field(
         0, ge=0, description="Number of validation records to use, the first ones; 0 for all."
     )
-    deduplicate: bool = Field(
+    deduplicate: bool | Literal["across"] = Field(
         True,
-        description="Whether no prompt may be in both training and validation: equal prompts are held out together, "
-        "and those of a validation file are left out of training.",
+        description="Whether duplicates are left out of training: records whose prompt is a validation prompt too (of "
+        "one file, equal prompts are held out together), and records that repeat an earlier one, prompt and answer; "
+        '"across" leaves out only the former. All are counted.',
     )
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="What to do with a record that cannot be parsed: refuse the data set, or skip and count it."
@@ -275,6 +276,10 @@ class SpinSettings(PoolSettings):
         """Number of epochs of an iteration."""
         return per_iteration(self.max_epochs, iteration)
 
+    def epochs_before(self, iteration: int) -> int:
+        """Number of epochs of all iterations before one; for `max_iterations`, those of the whole run."""
+        return sum(map(self.epochs, range(iteration)))
+
     def beta(self, iteration: int) -> float:
         """Weight of the log-ratio in an iteration."""
         return per_iteration(self.ref_policy_kl_penalty, iteration)
@@ -291,10 +296,10 @@ class ValidationSettings(Section):
         "validates at its end only.",
     )
     num_samples: int = Field(
-        32,
+        64,
         ge=0,
-        description="Number of held-out prompts that each validated policy answers, to measure length and repetition; "
-        "0 for none.",
+        description="Number of held-out prompts that each validated policy answers, sampled and greedy, to measure its "
+        "answers; 0 for none.",
     )
 
     _fractions = field_validator("limit_val_batches", "val_check_interval")(check_fraction)

@@ -12,7 +12,6 @@ from spin_components.settings.attempt import (
     EvaluationSettings,
     HardwareSettings,
     PlacementSettings,
-    SelectionSettings,
     TrackingSettings,
 )
 from spin_components.settings.generation import GenerationSettings
@@ -27,6 +26,7 @@ from spin_components.settings.section import (
     Section,
     check_per_iteration,
 )
+from spin_components.settings.selection import MIN_MEASURED, SelectionSettings
 from spin_components.settings.training import LoraSettings, ObjectiveSettings, TrainingSettings
 
 
@@ -73,9 +73,21 @@ class Settings(Section):
         if self.selection.limits and not self.validation.num_samples:
             raise ValueError(
                 f"{' and '.join(self.selection.limits)} limit sampled answers, but validation.num_samples is 0; "
-                "set it, e.g. to 32, or remove the limits"
+                "set it, e.g. to 64, or remove the limits"
+            )
+        if self.selection.measure != "nll" and self.validation.num_samples < MIN_MEASURED:
+            raise ValueError(
+                f"selection.measure = {self.selection.measure!r} compares sampled answers, of which at least "
+                f"{MIN_MEASURED} are needed, but validation.num_samples is {self.validation.num_samples}; set it, e.g. "
+                "to 64, or selection.measure = 'nll'"
             )
         return self
+
+    def schedule_inputs(self) -> dict[str, int]:
+        """What the learning rates of an iteration depend on beyond it, by name; empty for schedules of an iteration."""
+        if self.training.lr_schedule_span == "iteration":
+            return {}
+        return {"training.lr_schedule_span (epochs of the run)": self.spin.epochs_before(self.spin.max_iterations)}
 
     def _check_judge(self) -> None:
         requested, sampled = self.evaluation.judge_num_samples, self.validation.num_samples

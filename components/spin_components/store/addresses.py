@@ -91,6 +91,20 @@ def parse_address(uri: str, *, what: str) -> Path | S3Address:
     return parse_s3(uri, what=what) if scheme_of(uri) == "s3" else local_path(uri, what=what)
 
 
+def check_text(name: str, *, what: str) -> None:
+    """Check that a path or a name is text that can be stored: UTF-8 without NUL.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{what} = {name!a} is not UTF-8 text; rename the file or folder") from error
+    if "\0" in name:
+        raise ConfigError(f"{what} = {name!r} has a NUL character, which no path may have; correct it")
+
+
 def local_path(uri: str, *, what: str) -> Path:
     """Return the absolute, normalized path of a plain path or a `file://` URI.
 
@@ -99,12 +113,15 @@ def local_path(uri: str, *, what: str) -> Path:
     """
     if not uri:
         raise ConfigError(f"{what} is empty; {_EXPECTED}")
+    check_text(uri, what=what)
     if scheme_of(uri) != "file":
         raise ConfigError(f"{what} = {uri!r}: scheme {scheme_of(uri)!r} is not supported here; {_EXPECTED}")
     parts = urlsplit(uri)
     if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"{what} = {uri!r} names the host {parts.netloc!r}; write file:///path with three slashes")
-    path = unquote(parts.path) if parts.scheme == "file" else uri
+        host = parts.netloc.rpartition("@")[2]
+        raise ConfigError(f"{what} = {uri!r} names the host {host!r}; write file:///path with three slashes")
+    path = unquote(parts.path, errors="surrogateescape") if parts.scheme == "file" else uri
+    check_text(path, what=what)
     return Path(os.path.normpath(Path(path).absolute()))
 
 
@@ -115,6 +132,7 @@ def parse_s3(uri: str, *, what: str) -> S3Address:
         ConfigError: the bucket's name is missing or invalid, the address has credentials or a port, or the key has
             `.` or `..`.
     """
+    check_text(uri, what=what)
     bucket, _, key = uri.partition("://")[2].partition("/")
     if "@" in bucket or ":" in bucket:
         raise ConfigError(
@@ -143,6 +161,31 @@ def parse_hub(uri: str, *, what: str) -> HubAddress:
     parts = rest.split("/")
     repository, path = "/".join(parts[:2]), "/".join(parts[2:])
     name, _, revision = repository.partition("@")
+    if ".." in parts or "." in parts:
+        raise ConfigError(f"{what} = {uri!r}: a repository has no '.' and '..'; write the path of the file in it")
     if not _REPOSITORY.fullmatch(name) or (revision == "" and "@" in repository):
         raise ConfigError(f"{what} = {uri!r}: expected hf://org/name, hf://org/name@revision or hf://datasets/org/name")
     return HubAddress(kind, name, revision or "main", path)
+
+
+def filled_in(uri: str, run_id: str, created: str, *, what: str) -> str:
+    """Fill in the placeholders of a run's address: `{id}` and `{time}`, which give each run storage of its own.
+
+    Args:
+        uri: the address.
+        run_id: KFP's id of the run.
+        created: when KFP created the run, as 2026-11-30T12:17:52Z.
+        what: name of the setting, for the error.
+
+    Raises:
+        ConfigError: the time is asked for and not known.
+    """
+    if "{time}" in uri:
+        stamp = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?Z", created)
+        if not stamp:
+            raise ConfigError(
+                f"{what} = {uri!r}: this KFP does not tell when a run was created (found {created!r}); use {{id}}, "
+                "which is the id of the run, in the place of {time}"
+            )
+        uri = uri.replace("{time}", "{}{}{}T{}{}{}Z".format(*stamp.groups()))
+    return uri.replace("{id}", run_id)

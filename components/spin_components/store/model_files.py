@@ -1,4 +1,4 @@
-"""The files of a model folder: those that are loaded, what their headers hold, and those that only lie beside."""
+"""The files of a model folder: those that are loaded, their headers, and unrelated files beside them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ModelError
+from spin_components.store.keys import flaw_of, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -59,13 +60,18 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     named = config.get("transformers_weights")
     names = [named] if isinstance(named, str) else [WEIGHTS, INDEX]
+    if flawed := [name for name in names if flaw_of(name)]:
+        raise ModelError(
+            f"{folder / 'config.json'}: transformers_weights names the file {shown(flawed[0])}, which "
+            f"{flaw_of(flawed[0])}; expected a file of the folder. Correct it, or download the model again"
+        )
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         return []
     if not found.endswith(".index.json"):
         return [folder / found]
     names = shards_of((folder / found).read_bytes(), what=f"{folder / found}")
-    if lost := [name for name in names if ".." in name.split("/") or not (folder / name).is_file()]:
+    if lost := [name for name in names if flaw_of(name) or not (folder / name).is_file()]:
         raise ModelError(
             f"{folder / found} names {len(names)} files, of which {some_of(lost)} are not in the folder; "
             "download the model again"
@@ -80,9 +86,12 @@ def shards_of(index: bytes, *, what: str) -> list[str]:
         ModelError: it is not an index.
     """
     try:
-        return sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(json.loads(index)["weight_map"].values()))
+        if not all(isinstance(name, str) and "\0" not in name for name in names):
+            raise ValueError("the name of a file is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{what} is not an index of safetensors files; download the model again") from error
+    return names
 
 
 def read_header(path: Path) -> dict[str, StoredWeight]:
@@ -93,20 +102,30 @@ def read_header(path: Path) -> dict[str, StoredWeight]:
     """
     check_no_pointer(path)
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > size - 8:
+                raise ValueError(f"the file has {size} bytes, its header alone would have {length}")
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        weights = {name: StoredWeight(entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
+        weights = {name: _stored_weight(name, entry) for name, entry in tensors.items()}
     except (
         *(OSError, ValueError, KeyError, IndexError),
-        *(TypeError, AttributeError, OverflowError, MemoryError),
+        *(TypeError, AttributeError, OverflowError, MemoryError, RecursionError),
     ) as error:
         raise ModelError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
-    if (size := path.stat().st_size) < end:
+    if size < end:
         raise ModelError(f"{path} has {size} bytes, its header says {end}; download it again")
     return weights
+
+
+def _stored_weight(name: str, entry: Mapping[str, Any]) -> StoredWeight:
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not (isinstance(dtype, str) and all(isinstance(number, int) and number >= 0 for number in [*shape, begin, end])):
+        raise ValueError(f"the entry of {name} has no dtype, shape and offsets")
+    return StoredWeight(dtype, tuple(shape))
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredWeight]:
@@ -141,7 +160,7 @@ def check_no_pointer(path: Path) -> None:
 def model_names(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """Return the paths, relative to the folder, of the files that belong to its model, sorted.
 
-    Everything else lies beside: weights that are not loaded, adapters, optimizer states, `original/`.
+    Everything else is unrelated: weights that are not loaded, adapters, optimizer states, `original/`.
 
     Raises:
         ModelError: the index is invalid or names a file that does not exist.
@@ -158,7 +177,7 @@ def link_model(folder: Path, config: Mapping[str, Any], view: Path) -> Path:
     Args:
         folder: of the model.
         config: its parsed `config.json`.
-        view: to be created, if anything lies beside the model.
+        view: to be created, if the folder has unrelated files.
     """
     names = model_names(folder, config)
     if len(names) == len(_visible(folder)):

@@ -1,9 +1,8 @@
-"""Files of a data set by the split that their names tell, in the ways of the Hugging Face hub.
+"""Files of a data set by split, which is read from their names as the Hugging Face hub does.
 
     train-00000-of-00002.parquet   data/test.jsonl   validation/part-1.jsonl.gz   train_sft-00000-of-00001.parquet
 
-A word of a file's name tells its split, else one of its folder's; a file without such a word belongs to the training
-data.
+The split is a word of the file's name, else of its folder's; a file without such a word belongs to the training data.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation", "heldout"),
 }
-"""Words that tell a split."""
+"""Words in names that stand for each split."""
 
 METADATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """Files beside the data that are none of it."""
@@ -28,7 +27,7 @@ _SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.[.\w]+")
 
 
 def split_of(name: str) -> str:
-    """The split that a file's name, or else its nearest folder's, tells: train, validation or test; empty for none.
+    """The split in a file's name, or else in its nearest folder's: train, validation or test; empty for none.
 
     Of several in one name, what is held out counts.
     """
@@ -64,7 +63,7 @@ def choose_files(names: Sequence[str], split: str, *, what: str, address: str) -
             found = sorted({_exact(name) or split_of(name) for name in names} - {""})
             raise DataError(
                 f"{what} = '{address}#{split}': no file there is of the split {split!r}, expected one of "
-                f"{', '.join(found) or 'none: the names tell no split'}; name another, or the file itself"
+                f"{', '.join(found) or 'none: no name has a split in it'}; name another, or the file itself"
             )
         return chosen
     held_out = {each: [name for name in names if split_of(name) == each] for each in ("validation", "test")}

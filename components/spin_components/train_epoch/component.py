@@ -1,11 +1,13 @@
 """KFP components: train one epoch, in this pod or in several."""
 
 from kfp import dsl
+from kfp.dsl.component_task_config import TaskConfigField, TaskConfigPassthrough
 
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def train_epoch(
     attempt: str,
     run_uri: str,
@@ -13,38 +15,34 @@ def train_epoch(
     epoch: int,
     policy_uri: str,
     scores_uris: list,
-    hardware: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
     from spin_components.runtime.kfp_artifacts import show_training
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.train_epoch.step import train
-
-        uri = train(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            scores_uris=scores_uris,
-            hardware=hardware,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.train_epoch.step:train",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        scores_uris=scores_uris,
+    )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri
 
 
-@dsl.component(
-    base_image=TRAIN,
-    install_kfp_package=False,
+@component(
+    TRAIN,
     task_config_passthroughs=[
-        dsl.TaskConfigField.RESOURCES,
-        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
-        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
-        dsl.TaskConfigField.KUBERNETES_AFFINITY,
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
+        TaskConfigField.RESOURCES,
+        TaskConfigField.KUBERNETES_TOLERATIONS,
+        TaskConfigField.KUBERNETES_NODE_SELECTOR,
+        TaskConfigField.KUBERNETES_AFFINITY,
+        TaskConfigPassthrough(field=TaskConfigField.ENV, apply_to_task=True),
+        TaskConfigPassthrough(field=TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
     ],
 )
 def train_epoch_on_nodes(
@@ -54,7 +52,6 @@ def train_epoch_on_nodes(
     epoch: int,
     policy_uri: str,
     scores_uris: list,
-    hardware: dict,
     template: dict,
     pod: dsl.TaskConfig,
     metrics: dsl.Output[dsl.Metrics],
@@ -63,20 +60,18 @@ def train_epoch_on_nodes(
     from dataclasses import asdict
 
     from spin_components.runtime.kfp_artifacts import show_training
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.train_epoch.nodes.step import train_on_nodes
-
-        uri = train_on_nodes(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            scores_uris=scores_uris,
-            hardware=hardware,
-            template=template,
-            pod=asdict(pod),
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.train_epoch.nodes.step:train_on_nodes",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        scores_uris=scores_uris,
+        template=template,
+        pod=asdict(pod),
+    )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri

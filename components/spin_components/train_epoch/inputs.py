@@ -13,7 +13,10 @@ from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store.digests import digest_json, digest_of
 
-_NOT_INPUTS = ("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer")
+_NOT_INPUTS = (
+    *("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer"),
+    "training.lr_schedule_span",  # see `Settings.schedule_inputs`
+)
 
 
 def epoch_inputs(
@@ -38,11 +41,11 @@ def epoch_inputs(
         check_numerics(numerics or scored_in, scored.inputs)
     pairs = [[digest_of(scored.outputs), *generation_digests(scored).values()] for _, scored in shards]
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
-    objective = {f"objective.{name}": value for name, value in settings.objective.model_dump(mode="json").items()}
     return {
         **{name: value for name, value in training.items() if name not in _NOT_INPUTS},
         "training.lr": settings.training.peak_lr(iteration),
-        **objective,
+        **settings.schedule_inputs(),
+        **settings.objective.training_inputs(),
         **settings.lora.training_inputs(),
         "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
         "spin.max_epochs": settings.spin.epochs(iteration),

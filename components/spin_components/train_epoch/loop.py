@@ -13,6 +13,7 @@ from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
 from spin_components.record.pairs import ScoredPairs
 from spin_components.runtime.step import Step
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.backend import Backend
@@ -36,7 +37,7 @@ class EpochLoop:
         self._job, self._backend, self._data, self._step = job, backend, data, step
         self._batches = epoch_batches(job, data)
         self._lengths = [pair.num_tokens for pair in data.pairs]
-        self._num_updates = len(self._batches) * num_epochs  # of the iteration
+        self._span = schedule_span(job.settings, job.iteration, len(self._batches))
         self._objective = Objective(spin.beta(job.iteration), **settings.objective.model_dump())
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
         self._val_batches: list[list[Prompt]] = []
@@ -73,6 +74,7 @@ class EpochLoop:
         job, backend, training = self._job, self._backend, self._job.settings.training
         batch = self._batches[number]  # indices of N pairs
         update = job.epoch * len(self._batches) + number  # of the iteration
+        num_before, num_scheduled = self._span  # steps
         result = train_single_step(
             backend,
             self._data,
@@ -88,9 +90,9 @@ class EpochLoop:
             objective=self._objective,
             lr=learning_rate(
                 training.lr_schedule,
-                update,
-                num_steps=self._num_updates,
-                num_warmup=resolve_count(training.warmup, self._num_updates, at_least=0),
+                num_before + update,
+                num_steps=num_scheduled,
+                num_warmup=resolve_count(training.warmup, num_scheduled, at_least=0),
                 peak=training.peak_lr(job.iteration),
                 floor=training.min_lr,
             ),
@@ -174,6 +176,18 @@ class EpochLoop:
 
     def _save(self, done: int) -> None:
         save_partial(self._step, self._job, self._backend, self.trained, done)
+
+
+def schedule_span(settings: Settings, iteration: int, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of the learning rate's schedule before an iteration, and in total.
+
+    Over the run, every epoch counts as many steps as one of this iteration, since the number of pairs of later
+    iterations is not known: with as many pairs in each iteration these are the run's optimizer steps, as in NeMo.
+    """
+    spin = settings.spin
+    if settings.training.lr_schedule_span == "iteration":
+        return 0, steps_per_epoch * spin.epochs(iteration)
+    return steps_per_epoch * spin.epochs_before(iteration), steps_per_epoch * spin.epochs_before(spin.max_iterations)
 
 
 def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:

@@ -20,6 +20,7 @@ from spin_components.algorithm.loss import (
     AnswerLengths,
     AnswerLogprobs,
     Objective,
+    log_ratios_from_rewards,
     metric_sums,
     metrics_from_sums,
     opponent_logprobs,
@@ -36,7 +37,7 @@ class StepResult(NamedTuple):
     """The result of one optimizer step.
 
     Attributes:
-        metrics: those of `algorithm.loss.metrics_from_sums`, with `grad_norm` and `lr`.
+        metrics: those of `algorithm.loss.metrics_from_sums` and `log_ratios_from_rewards`, with `grad_norm` and `lr`.
         rewards: of the human and the generated answer of each pair, in the order of the global batch.
     """
 
@@ -108,7 +109,8 @@ def train_single_step(
         )
     grad_norm = backend.clip_and_step(lr)  # and zero the gradients
     by_pair = [(actual, generated) for actual, generated in total[len(sums) + 1 :].view(-1, 2).tolist()]
-    return StepResult({**metrics, "grad_norm": grad_norm, "lr": lr}, by_pair)
+    log_ratios = log_ratios_from_rewards(metrics, objective.beta)
+    return StepResult({**metrics, **log_ratios, "grad_norm": grad_norm, "lr": lr}, by_pair)
 
 
 def _fixed_logprobs(

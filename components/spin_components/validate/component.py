@@ -3,9 +3,10 @@
 from kfp import dsl
 
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def validate(
     attempt: str,
     run_uri: str,
@@ -13,23 +14,20 @@ def validate(
     epoch: int,
     policy_uri: str,
     reference_uri: str,
-    hardware: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
     from spin_components.runtime.kfp_artifacts import show_validation
-    from spin_components.runtime.process import step_of
+    from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        from spin_components.validate import step
-
-        uri = step.validate(
-            run_uri=run_uri,
-            iteration=iteration,
-            epoch=epoch,
-            policy_uri=policy_uri,
-            reference_uri=reference_uri,
-            hardware=hardware,
-        )
+    uri = run_step(
+        attempt,
+        "spin_components.validate.step:validate",
+        run_uri=run_uri,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        reference_uri=reference_uri,
+    )
     show_validation(metrics, run_uri, iteration, epoch, uri)
     return uri

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,10 +69,13 @@ def chosen_prompts(prompts: Sequence[Prompt], losses: Sequence[AnswerLoss], num_
     return [prompt for prompt in prompts if prompt.index in counted][:num_samples]
 
 
-def sample_answers(step: Step, compute: Compute, folder: Path, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Sample one answer to each prompt, with the sampling settings of iteration 0.
+def sample_answers(
+    step: Step, compute: Compute, folder: Path, prompts: Sequence[Prompt]
+) -> tuple[list[Answer], list[Answer]]:
+    """Give two answers to each prompt: sampled with the settings of iteration 0, and greedy.
 
-    The seed follows from the run's seed and the held-out data alone, so it is the same for every policy.
+    The seed follows from the run's seed and the held-out data alone, so it is the same for every policy. Where the
+    sampling settings are greedy, both are the same answers.
 
     Args:
         step: the running step.
@@ -82,16 +85,24 @@ def sample_answers(step: Step, compute: Compute, folder: Path, prompts: Sequence
     """
     settings, data = step.settings, read_manifest(step.run, layout.DATA_MANIFEST)
     seed = derive_seed(settings.run.seed, "validate", data.outputs[layout.VALIDATION].sha256)
-    sampling = Sampling(settings.generation.at(0), data.facts["eos_ids"], seed)
-    progress = step.progress(len(prompts), "samples")
-    with closing(open_engine(_ENGINE, folder, settings.model, sampling, compute)) as engine:
-        return collect_answers(
-            engine,
-            prompts,
-            max_new_tokens=settings.generation.max_new_tokens,
-            max_length=settings.data.max_length,
-            report=lambda done, num_tokens: progress.update(done),
-        )
+    sampled = Sampling(settings.generation.at(0), data.facts["eos_ids"], seed)
+    greedy = replace(sampled, settings=sampled.settings.model_copy(update={"temperature": 0.0}))
+    decodings = [sampled] if sampled.temperature == 0 else [sampled, greedy]
+    progress = step.progress(len(decodings) * len(prompts), "samples")
+    answers = []
+    for number, sampling in enumerate(decodings):
+        begun = number * len(prompts)
+        with closing(open_engine(_ENGINE, folder, settings.model, sampling, compute)) as engine:
+            answers.append(
+                collect_answers(
+                    engine,
+                    prompts,
+                    max_new_tokens=settings.generation.max_new_tokens,
+                    max_length=settings.data.max_length,
+                    report=lambda done, num_tokens, begun=begun: progress.update(begun + done),
+                )
+            )
+    return answers[0], answers[-1]
 
 
 def answer_stats(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.algorithm.packing import Prompted
-from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows, write_rows
+from spin_components.data.shards import (
+    GREEDY,
+    SAMPLED,
+    AnswerLoss,
+    AnswerMeasures,
+    Prompt,
+    Sample,
+    read_rows,
+    write_rows,
+)
 from spin_components.engine.engine import Answer
 from spin_components.errors import NonFiniteError
 from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.model.folder import load_tokenizer
 from spin_components.model.scoring import (
     answer_losses,
     load_scored,
@@ -27,6 +37,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
+from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from spin_components.validate.samples import (
     Reference,
     answer_stats,
@@ -41,7 +52,12 @@ logger = logging.getLogger(__name__)
 
 
 def validate(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    hardware: dict[str, Any] | None = None,
+    reference_uri: str = "",
 ) -> str:
     """Measure a policy's loss on the held-out human answers, and statistics of the answers that it samples itself.
 
@@ -50,7 +66,7 @@ def validate(
         iteration: t, or `layout.BASE`.
         epoch: within the iteration.
         policy_uri: what to validate; empty when the attempt has stopped.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
         reference_uri: the reference of the iteration, for the SPIN margin; empty for the base model, which has none.
 
     Returns: `policy_uri`, or empty when the attempt's time is up.
@@ -77,18 +93,38 @@ def validate(
                 reference = read_reference(step.run, reference_uri) if reference_uri else None
                 chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
                 plain = open_model(step.run, policy_uri, what="the policy") if settings.lora.is_quantized else folder
-                answers = sample_answers(step, compute, plain, chosen)
-                samples = _score_samples(settings, compute, folder, chosen, answers, reference)
-                facts |= answer_stats(samples, chosen)
+                sampled, greedy = sample_answers(step, compute, plain, chosen)
+                samples = _score_samples(settings, compute, folder, chosen, sampled, reference)
+                facts |= answer_stats(samples, chosen) | _measure(step, key, plain, chosen, sampled, greedy)
                 if reference:
                     facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
                 with step.write(layout.validation_samples(iteration, epoch)) as path:
                     write_rows(path, Sample, samples)
+            if iteration == layout.BASE and (warning := length_warning(facts, settings.selection)):
+                step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
             step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
         return step.returns(policy_uri)
+
+
+def _measure(
+    step: Step, key: str, folder: Path, prompts: list[Prompt], sampled: list[Answer], greedy: list[Answer]
+) -> dict[str, Any]:
+    """Measure and store the policy's answers; returns the means."""
+    tokenizer = load_tokenizer(folder, step.settings.model)
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+    by_decoding = [
+        measure_answers(decoding, prompts, answers, decode)
+        for decoding, answers in ((SAMPLED, sampled), (GREEDY, greedy))
+    ]
+    with step.write(layout.measures_of(key)) as path:
+        write_rows(path, AnswerMeasures, [row for rows in by_decoding for row in rows])
+    return {name: value for rows in by_decoding for name, value in mean_measures(rows).items()}
 
 
 def _inputs(step: Step, iteration: int, policy_uri: str, reference_uri: str) -> dict[str, Any]:

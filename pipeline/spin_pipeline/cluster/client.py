@@ -38,7 +38,7 @@ class _UnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What KFP says of itself.
+    """The version and features that KFP reports.
 
     Attributes:
         is_multi_user: runs execute in their user's namespace, else in KFP's own.
@@ -53,8 +53,9 @@ class Api:
     """The KFP API; nothing is contacted before the first request.
 
     A request is repeated after time-outs, dropped connections, 5xx answers and throttling, with exponential back-off
-    and jitter, until a deadline; other failures are final. A request that creates something may therefore arrive twice:
-    the caller looks for it by name when KFP answers that it exists.
+    and jitter, until a deadline; other failures are final, and so is KFP's own error for a request that creates
+    something: HTTP 500 with a gRPC code, by which it answers a pipeline that Argo cannot compile. A request that
+    creates something may arrive twice: the caller looks for it by name when KFP answers that it exists.
 
     Attributes:
         target: the endpoint and its credentials.
@@ -96,8 +97,8 @@ class Api:
         try:
             answer = retrying(self._ask, operation, arguments, named)
         except kfp_server_api.ApiException as error:
-            if _is_busy(error.status):
-                raise self._gave_up(what, f"HTTP {error.status}") from error
+            if _is_busy(error.status) and not _is_refused_create(operation, error):
+                raise self._gave_up(what, ": ".join(filter(None, (f"HTTP {error.status}", _said(error))))) from error
             raise self._refusal(what, error) from error
         except _UnreadableError as error:
             raise ClusterAccessError(
@@ -115,7 +116,7 @@ class Api:
         return answer
 
     def health(self, tries: int = 0) -> Health:
-        """What KFP says of itself; `tries` as for `call`."""
+        """The version and features that KFP reports; `tries` as for `call`."""
         self.call("reaching KFP", self.client.healthzs.healthz_service_get_healthz, tries=tries)
         health = json.loads(self._http.last_response.data)  # the generated model leaves the version out
         is_multi_user, tag = health.get("multi_user"), health.get("tag_name") or ""
@@ -156,6 +157,8 @@ class Api:
         if isinstance(error, _UnreadableError):
             return state.attempt_number < _UNREADABLE_TRIES
         if isinstance(error, kfp_server_api.ApiException):
+            if _is_refused_create(state.args[0], error):
+                return False
             # a token that was good may be renewed in its file a little late
             return _is_busy(error.status) or (error.status == 401 and self._was_let_in and self._has_token_file)
         return isinstance(error, urllib3.exceptions.HTTPError) and not _is_tls(error)
@@ -235,6 +238,15 @@ def _is_busy(status: int | None) -> bool:
     return (number >= 500 and number != 501) or number in (408, 429)
 
 
+def _is_refused_create(operation: Callable[..., Any], error: Any) -> bool:
+    """Whether KFP itself failed a request that creates something, which it would do again: HTTP 500 with a gRPC code.
+
+    A gateway before KFP answers 500 without one. A read that fails like this is repeated: its database may be away.
+    """
+    name = getattr(operation, "__name__", "")
+    return error.status == 500 and ("create" in name or "upload" in name) and bool(_body(error).get("code"))
+
+
 def _is_tls(error: BaseException) -> bool:
     return isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
 
@@ -248,13 +260,18 @@ def _is_object(text: str) -> bool:
 
 def _said(error: Any) -> str:
     """The server's message, in one line."""
+    body = _body(error)
+    text = next((str(body[key]) for key in ("error_message", "message", "error") if body.get(key)), "")
+    return " ".join(text.split())[:600]
+
+
+def _body(error: Any) -> dict[str, Any]:
+    """The JSON object of an error response; empty where it is none."""
     try:
         body = json.loads(error.body or "")
     except ValueError:
-        return ""
-    found = body if isinstance(body, dict) else {}
-    text = next((str(found[key]) for key in ("error_message", "message", "error") if found.get(key)), "")
-    return " ".join(text.split())[:400]
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _in_short(error: BaseException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -21,7 +21,7 @@ def compare(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.compare import compare_runs, comparison_page, print_comparison
     from spin_pipeline.runs.report import write_page
 
-    comparison, console = compare_runs(options.run_uris), Console()
+    comparison, console = compare_runs(options.run_uris), plain_console()
     print_comparison(comparison, console)
     if options.output:
         page = comparison_page(comparison).encode("utf-8", "replace")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-
 from spin_pipeline.commands.options import add_target, api_of
 from spin_pipeline.commands.submit import add_wait
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -27,7 +26,7 @@ def follow(options: argparse.Namespace) -> int:
     return Follower(
         api_of(options),
         options.run_id,
-        Console(),
+        plain_console(),
         timeout_s=options.timeout,
         cancel_on_interrupt=options.cancel_on_interrupt,
     ).wait()

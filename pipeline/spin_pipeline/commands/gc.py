@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -21,5 +21,5 @@ def gc(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.garbage import collect_garbage
     from spin_pipeline.watch.tables import print_garbage
 
-    print_garbage(collect_garbage(options.run_uri, dry_run=options.dry_run), Console(), dry_run=options.dry_run)
+    print_garbage(collect_garbage(options.run_uri, dry_run=options.dry_run), plain_console(), dry_run=options.dry_run)
     return 0

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.watch.console import plain_console
 
 if TYPE_CHECKING:
     from spin_pipeline.cluster.preflight.findings import Finding
@@ -67,7 +68,7 @@ def preflight(options: argparse.Namespace) -> int:
         options.autoscaled,
     )
     findings = check_all(configuration, cluster)
-    return _as_json(findings) if options.json else _as_lines(findings, Console())
+    return _as_json(findings) if options.json else _as_lines(findings, plain_console())
 
 
 def _as_json(iterator: Iterable[Finding]) -> int:

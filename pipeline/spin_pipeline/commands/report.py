@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -21,5 +21,5 @@ def report(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.report import write_report
 
     address, num_bytes = write_report(options.run_uri, options.output)
-    Console().print(f"wrote {address} ({num_bytes / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    plain_console().print(f"wrote {address} ({num_bytes / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
     return 0

@@ -6,9 +6,9 @@ import argparse
 import math
 from typing import Any
 
-from rich.console import Console
-
 from spin_components.errors import ConfigError
+from spin_pipeline.commands.options import tell_left_out
+from spin_pipeline.watch.console import plain_console
 
 _CODES = (
     "exit codes: 0 equal within the tolerance; 1 not equal, or the new run failed; 2 the command is wrong, or the run "
@@ -40,11 +40,12 @@ def add(commands: Any, exit_codes: str) -> None:
     )
     parser.add_argument(
         "--set",
-        metavar="hardware.KEY=VALUE",
+        metavar="SECTION.KEY=VALUE",
         action="append",
         default=[],
         dest="overrides",
-        help="override the recorded device, ranks or threads",
+        help="override the recorded device, ranks or threads; or say what is not taken over from a record, like "
+        "model.trust_remote_code=true",
     )
     parser.set_defaults(do=reproduce)
 
@@ -63,9 +64,10 @@ def reproduce(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.reproduction.tables import print_result
     from spin_pipeline.watch.tables import print_status
 
-    console = Console()
+    console = plain_console()
     with open_run(options.run_uri) as old_run:
         old = read_history(old_run)
+        tell_left_out(old_run, options, apart_from=("tracking.",))
         planned = plan(old_run, old, options.into, options.iterations, options.overrides)
         status = repeat(planned.settings, console)
         if status.state != "done":

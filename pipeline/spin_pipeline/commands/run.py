@@ -6,12 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from rich.console import Console
-
 from spin_components.errors import ConfigError
-from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of, tell_left_out
 from spin_pipeline.config import check_settings, load_settings
 from spin_pipeline.deploy.cluster_settings import Configuration
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from spin_pipeline.local.run import run_local
     from spin_pipeline.watch.tables import print_status
 
-    console = Console()
+    console = plain_console()
     status = run_local(settings, console)
     print_status(status, console)
     return status.exit_code
@@ -42,9 +41,10 @@ def _forked(options: argparse.Namespace) -> Configuration:
     from spin_pipeline.runs.published import find_published, forked_model, forked_values
 
     if not options.run_uri:
-        raise ConfigError("--fork-from begins a new run; say where it shall lie with --run-uri URI")
+        raise ConfigError("--fork-from begins a new run; name its address with --run-uri URI")
     with open_run(options.fork_from) as other:
         if options.config is None:
+            tell_left_out(other, options)
             return check_settings(
                 forked_values(other, options.iteration),
                 options.overrides,

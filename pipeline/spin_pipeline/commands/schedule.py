@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-
 from spin_components.errors import ConfigError
 from spin_pipeline.commands.options import add_config, add_submission, add_target, api_of, submission_of
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -70,4 +69,4 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+    plain_console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -27,5 +27,5 @@ def status(options: argparse.Namespace) -> int:
         return 0
     from spin_pipeline.watch.tables import print_status
 
-    print_status(run_status, Console())
+    print_status(run_status, plain_console())
     return 0

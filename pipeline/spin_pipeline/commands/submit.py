@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-
 from spin_pipeline.commands.options import add_config, add_submission, add_target, api_of, submission_of
+from spin_pipeline.watch.console import plain_console
 
 
 def add(commands: Any, exit_codes: str) -> None:
@@ -41,7 +40,7 @@ def submit(options: argparse.Namespace) -> int:
     from spin_pipeline.cluster.submit import pipeline_of, resolve
     from spin_pipeline.cluster.submit import submit as start
 
-    console = Console()
+    console = plain_console()
     submission = submission_of(options)
     package = pipeline_of(submission.settings)
     submission, digest = resolve(submission, console)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from spin_pipeline.watch.console import plain_console
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -54,7 +54,7 @@ def _watch(run: Any, options: argparse.Namespace) -> int:
     from spin_pipeline.watch.tables import print_status
     from spin_pipeline.watch.tail import check_there, follow
 
-    console = Console()
+    console = plain_console()
     if options.wait_for_start and not run.exists("attempt.json"):
         console.print(f"waiting for a run at {run.uri}", highlight=False, soft_wrap=True)
     check_there(run, wait=options.wait_for_start)

@@ -40,10 +40,20 @@ class ClusterSettings(Section):
     )
     shm_gib: PositiveInt = Field(8, description="shared memory of the steps with a model, for NCCL and vLLM")
     retries: int = Field(
-        3, ge=0, le=10, description="retries of a failed step except prepare; each resumes where the step stopped"
+        3,
+        ge=0,
+        le=10,
+        description="how often a step is begun again that was killed or whose failure may pass, also on one machine; "
+        "each time it goes on where it stopped",
     )
     timeout_s: int = Field(0, ge=0, description="time limit of each step in seconds; 0: none")
     run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
+    queue: str = Field("", pattern=_NAME, description="Kueue LocalQueue that admits the pods; empty: none")
+    iteration_labels: bool = Field(
+        False,
+        description="label pods with their iteration and epoch too; the tasks of a step then share no specification, "
+        "which takes 1.5 KiB a task of the compiled pipeline",
+    )
     training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
 
     def image(self, name: str) -> str:

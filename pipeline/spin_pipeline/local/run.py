@@ -16,6 +16,7 @@ from spin_components.errors import ConfigError
 from spin_components.prepare.input_checks import check_inputs
 from spin_components.record.events import EventTail
 from spin_components.runtime.signals import Interrupted, interruptible, uninterrupted
+from spin_components.runtime.supervisor import RETRIES
 from spin_components.settings.packages import check_packages
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -23,6 +24,7 @@ from spin_components.store.base import RunStore
 from spin_components.store.lease import check_free
 from spin_components.store.lock import is_locked, locked
 from spin_components.store.open import open_run
+from spin_pipeline.deploy.cluster_settings import ClusterSettings, Configuration
 from spin_pipeline.runs.status import RunStatus, read_status
 from spin_pipeline.watch.live import Display, open_display
 
@@ -40,7 +42,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
         BusyError: another runner is at work on it.
     """
     if not settings.run.uri:
-        raise ConfigError("run.uri is empty; say where the run shall lie with --run-uri DIR")
+        raise ConfigError("run.uri is empty; name the folder of the run with --run-uri DIR")
     if settings.hardware.nodes > 1:
         raise ConfigError(
             f"hardware.nodes = {settings.hardware.nodes}, but this is one machine; "
@@ -66,7 +68,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
             start_new_session=True,
             pass_fds=(lock,),
             # keeps the current folder off the path: KFP imports `docker`, and would take a folder of that name for it
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            env={**os.environ, "PYTHONSAFEPATH": "1", RETRIES: str(_retries(settings))},
         )
         code = _follow(driver, settings, EventTail(run, skip=not display.wants_history), display, run.poll_s)
         if code > 0:
@@ -75,11 +77,17 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
         _show_log(run, console)
-        failure = {"step": "driver", "error": "RuntimeError", "message": f"see {log}", "exit_code": 1}
+        failure = {"step": "driver", "error": "RuntimeError", "message": _where_to_look(run), "exit_code": 1}
         blank: dict[str, Any] = {"iteration": None, "epoch": None, "step": 0, "consumed_samples": 0, "best": None}
         known = status.model_dump() if status else {"run_uri": run.uri, "iterations": [], "base": {}, **blank}
         return RunStatus.model_validate({**known, "state": "failed", "failure": failure})
     return status
+
+
+def _retries(settings: Settings) -> int:
+    """How often a step is begun again: `cluster.retries`, which holds on one machine too."""
+    cluster = settings.cluster if isinstance(settings, Configuration) else ClusterSettings()
+    return cluster.retries
 
 
 def _follow(
@@ -134,6 +142,19 @@ def _wait_for_steps(run: RunStore) -> None:
     deadline = time.monotonic() + _GRACE_S
     while is_locked(run.scratch) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _where_to_look(run: RunStore) -> str:
+    """What to do about a run whose driver failed: its log says why, unless the log's own disk is full."""
+    trial = run.scratch / f".{LOG}.{os.getpid()}.part"
+    try:
+        trial.write_bytes(bytes(4096))
+    except OSError as error:
+        return f"no space is left below {run.scratch} ({error.strerror}); free some, and run the same command"
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+    return f"see {run.scratch / LOG}"
 
 
 def _show_log(run: RunStore, console: Console, num_lines: int = 15) -> None:

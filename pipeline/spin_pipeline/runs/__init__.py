@@ -1,1 +1,1 @@
-"""Runs as a person asks for them: status, export, comparison, garbage, reproduction."""
+"""Commands on finished and running runs: status, export, comparison, garbage collection, reproduction."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spin_components.errors import ConfigError
+from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.step import OPTIONAL
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.store import layout
@@ -26,17 +27,39 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class IterationStatus(_Record):
+class _Answers(_Record):
+    """Measures of a model's answers to held-out prompts, by the names of `validate`; None where it gave none."""
+
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_repetition_rate: float | None = None
+    greedy_distinct_1: float | None = None
+    greedy_distinct_2: float | None = None
+    greedy_ended_share: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
+
+
+class IterationStatus(_Answers):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
         val_loss: None if it is not finite.
-        outcome: better, unclear or regressed, compared with the best model before it.
+        outcome: better, unclear, regressed or drifted, compared with the best model before it.
         reason: for the outcome, in words.
         next: iteration whose policy is the next reference; -1 for the base model, None if the run ends.
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
         from_reference: the same from the iteration's reference.
         from_best: the same from the best model before it.
+        measure: what decided, `selection.measure`.
+        answer_changes: paired changes of measures of answers, by their names, as `from_best` has them: `chrf` and
+            `match` from the best model before it, `ended` and `repetition` from the iteration's reference.
         evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
@@ -60,23 +83,21 @@ class IterationStatus(_Record):
     from_reference: dict[str, Any] | None = None
     from_best: dict[str, Any] | None = None
     spin_margin: float | None = None
-    length_ratio: float | None = None
-    repetition_rate: float | None = None
-    distinct_1: float | None = None
-    distinct_2: float | None = None
+    measure: str = "nll"
+    answer_changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     work_s: float
     evaluation: dict[str, Any] | None = None
 
 
 class BestStatus(_Record):
-    """The model with the lowest val_loss among those that did not regress; iteration -1 is the base model."""
+    """The best model among those that neither regressed nor drifted; iteration -1 is the base model."""
 
     iteration: int
     uri: str
     val_loss: float
 
 
-class BaseStatus(_Record):
+class BaseStatus(_Answers):
     """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
@@ -90,7 +111,7 @@ class RunStatus(_Record):
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
         failure: the event that ended the last attempt; None unless it failed.
-        warnings: what `prepare` says of the template and the data.
+        warnings: those of `prepare` about the template and the data.
     """
 
     run_uri: str
@@ -124,19 +145,19 @@ def read_status(run_uri: str) -> RunStatus:
     if not run.exists(layout.ATTEMPT):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.ATTEMPT}; start one with `spin-pipeline run`")
     iterations = [
-        IterationStatus.model_validate(
-            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)}
+        _record(
+            IterationStatus,
+            {**read_manifest(run, layout.checkpoint(t)).facts, "evaluation": _evaluation(run, t)},
+            run.uri_of(layout.checkpoint(t)),
         )
         for t in published_iterations(run)
     ]
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
-    started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
-    latest = [event for event in events if event["time"] >= started]
-    state, failure = _state(run, latest, iterations)
-    trained: dict[str, Any] = next((event for event in reversed(events) if event["kind"] == "metrics"), {})
+    state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
+    trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
     return RunStatus(
         run_uri=run.uri,
         state=state,
@@ -144,14 +165,43 @@ def read_status(run_uri: str) -> RunStatus:
         epoch=trained.get("epoch"),
         step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
-        best=BestStatus.model_validate(run.read_json(layout.BEST)) if run.exists(layout.BEST) else None,
+        best=_record(BestStatus, read_pointer(run, layout.BEST), run.uri_of(layout.BEST))
+        if run.exists(layout.BEST)
+        else None,
         iterations=iterations,
-        base=base,
+        base=_with_answers(run, base),
         failure=failure,
         warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
         if run.exists(layout.DATA_MANIFEST)
         else [],
     )
+
+
+_Read = TypeVar("_Read", bound=_Record)
+
+
+def _record(kind: type[_Read], values: dict[str, Any], address: str) -> _Read:
+    """What a file of the run holds.
+
+    Raises:
+        IntegrityError: it holds something else.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}" for detail in error.errors()[:3]
+        )
+        raise IntegrityError(
+            f"{address} is not what a run writes ({problems}); restore the original, or delete it to have its step run "
+            "again"
+        ) from error
+
+
+def _is_training_step(event: dict[str, Any]) -> bool:
+    """Whether an event is a training step's, with the numbers that a status shows."""
+    numbers = (event.get(name, 0) for name in ("global_step", "consumed_samples"))
+    return event["kind"] == "metrics" and all(type(number) is int for number in numbers)
 
 
 def is_at_work(run: RunStore) -> bool:
@@ -160,13 +210,33 @@ def is_at_work(run: RunStore) -> bool:
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
 
+def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
+    attempt = run.read_json(layout.ATTEMPT)
+    if number := attempt.get("number"):
+        return [event for event in events if event.get("attempt", 0) >= number]
+    return [event for event in events if event["time"] >= attempt["started"]]
+
+
+def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `fail` events of steps that were not begun again: what an earlier try says is not how the step ended."""
+    failures: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in events:
+        step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
+        if event["kind"] == "start":
+            failures.pop(step, None)
+        elif event["kind"] == "fail":
+            failures[step] = event
+    return list(failures.values())
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail"]
-    if fatal := [event for event in failures if event["step"] not in OPTIONAL]:
+    failures = _last_failures(events)
+    if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
@@ -180,7 +250,16 @@ def _state(
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `fail` event that a status shows."""
     names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
-    return {name: event[name] for name in names if name in event}
+    code = event.get("exit_code")
+    fields = {name: event[name] for name in names if name in event}
+    return {"message": "", **fields, "exit_code": code if type(code) is int and 0 < code < 256 else 1}
+
+
+def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
+    """The base model with the measures of its answers."""
+    key = layout.validation(layout.BASE, 0)
+    facts = read_manifest(run, key).facts if run.exists(key) else {}
+    return BaseStatus.model_validate({**facts, **base.model_dump(include={"val_loss", "evaluation"})})
 
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:

@@ -122,7 +122,7 @@ class RunModel:
         base_val_loss: val_loss of the base model.
         validated: val_loss by iteration and epoch.
         decisions: decisions of the published iterations.
-        outcomes: better, unclear or regressed, of the published iterations.
+        outcomes: better, unclear, regressed or drifted, of the published iterations.
         references: the iteration that each iteration's reference comes from; -1 for the base model.
         best: iteration of the best model; -1 for the base model.
         samples: the newest sampled answers; their iteration is `samples_iteration`.

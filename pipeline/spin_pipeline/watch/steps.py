@@ -10,7 +10,13 @@ from spin_components.record.evaluation import summary
 from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepKey, StepState, StepStatus
 from spin_pipeline.watch.text import number
 
-_WORDS = {"regressed": "regressed", "saturated": "saturated", "done": "done", "roll_back": "rolled back"}
+_WORDS = {
+    "regressed": "worse",
+    "drifted": "drifted",
+    "saturated": "saturated",
+    "done": "done",
+    "roll_back": "rolled back",
+}
 _ENDED: tuple[StepState, ...] = ("done", "reused")
 
 

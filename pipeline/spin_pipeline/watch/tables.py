@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spin_components.data.pair_counts import in_words
-from spin_components.record.decisions import name_of
+from spin_components.record.decisions import REJECTED, name_of, word_of
 from spin_components.record.evaluation import evaluation_rows
 from spin_components.runtime.step import OPTIONAL
 from spin_components.store.layout import BASE
@@ -96,13 +96,13 @@ def _cells(row: IterationStatus, is_best: bool) -> list[str]:
         *("-" if number is None else f"{number:.3f}" for number in numbers),
         f"{row.num_pairs - row.num_history} + {row.num_history}" if row.num_history else str(row.num_pairs),
         f"{row.work_s:.0f}",
-        "best" if is_best else row.outcome if row.outcome == "regressed" else "",
+        "best" if is_best else word_of(row.outcome) if row.outcome in REJECTED else "",
     ]
 
 
 def _verdict(row: IterationStatus) -> str:
     """Outcome of an iteration, its reason, and the decision where that is not implied."""
-    text = f"iteration {row.iteration}: {row.outcome}, {row.reason}"
+    text = f"iteration {row.iteration}: {word_of(row.outcome)}, {row.reason}"
     if row.decision == "roll_back" and row.next is not None:
         return f"{text}; rolled back to {name_of(row.next)}"
     return text if row.decision in ("continue", "done", row.outcome) else f"{text}: {row.decision}"

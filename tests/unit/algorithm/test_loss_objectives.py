@@ -14,6 +14,7 @@ from spin_components.algorithm.loss import (
     Rewards,
     metric_sums,
     metrics_from_sums,
+    nce_losses,
     opponent_logprobs,
     pair_terms,
     per_token,
@@ -58,6 +59,44 @@ def test_least_squares_is_ipos_loss_times_beta_squared() -> None:
     assert close(pair_terms(POLICY, REFERENCE, LENGTHS, Objective(0.5, "least_squares")).losses, 2.25)
 
 
+def test_nce_by_hand() -> None:
+    # mu = 1, rewards 1 and -0.5: -log s(1) - log(1 - s(-0.5)) = log(1 + e^-1) + log(1 + e^-0.5)
+    rewards = Rewards(torch.tensor([1.0]), torch.tensor([-0.5]))
+    assert close(nce_losses(rewards), math.log1p(math.exp(-1.0)) + math.log1p(math.exp(-0.5)))
+    # mu = 3: s(x) = 1 / (1 + 3 e^-x); -log s(1) = log(1 + 3 e^-1), and 1 - s(-0.5) = 3 e^0.5 / (1 + 3 e^0.5), whose
+    # -log is log(1 + e^-0.5 / 3), three times
+    expected = math.log1p(3 * math.exp(-1.0)) + 3 * math.log1p(math.exp(-0.5) / 3)
+    assert close(nce_losses(rewards, 3.0), expected)
+
+
+def test_nce_classifies_each_answer_by_itself() -> None:
+    # POLICY's log-ratios: 4 and -1; beta 0.5: rewards 2 and -0.5. d loss / d log pi(y) = -beta (1 - s(2)), and
+    # d loss / d log pi(y') = beta mu s(-0.5), where s(x) = 1 / (1 + 2 e^-x)
+    actual, generated = (each.clone().requires_grad_() for each in POLICY)
+    terms = pair_terms(AnswerLogprobs(actual, generated), REFERENCE, LENGTHS, Objective(0.5, "nce", mu=2.0))
+    terms.losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert actual.grad is not None
+    assert generated.grad is not None
+    assert close(actual.grad, -0.5 * (1 - 1 / (1 + 2 * math.exp(-2.0))))
+    assert close(generated.grad, 0.5 * 2 / (1 + 2 * math.exp(0.5)))
+    assert (close(terms.rewards.actual, 2.0), close(terms.rewards.generated, -0.5)) == (True, True)
+
+
+def test_nce_has_its_minimum_where_the_policy_has_the_humans_density() -> None:
+    # one answer that the human gives with p and the reference with q: the expected loss in the reward r,
+    # p log(1 + mu e^-r) + q mu log(1 + e^r / mu), is least at r = log(p / q), for any mu
+    human, reference = 0.6, 0.2
+    for mu in (0.5, 1.0, 4.0):
+        reward = torch.tensor([math.log(human / reference)] * 2, requires_grad=True)
+        weights = torch.tensor([human, reference])
+        alone = nce_losses(Rewards(reward[:1], torch.full((1,), -1e4)), mu)  # a generated reward of -1e4 adds 0
+        other = nce_losses(Rewards(torch.full((1,), 1e4), reward[1:]), mu)
+        (torch.cat([alone, other]) * weights).sum().backward()  # type: ignore[no-untyped-call]
+        assert reward.grad is not None
+        # two slopes of opposite sign cancel to their rounding
+        assert reward.grad.sum().item() == pytest.approx(0.0, abs=abs(reward.grad[0].item()) * gamma(20))
+
+
 def test_label_smoothing_by_hand() -> None:
     # margin 2: 0.9 * log(1 + e^-2) + 0.1 * log(1 + e^2)
     losses = spin_losses(Rewards(torch.tensor([2.0]), torch.tensor([0.0])), label_smoothing=0.1)
@@ -94,6 +133,18 @@ def test_the_sft_term_by_hand() -> None:
     assert close(terms.sft, 1.0)
     assert close(terms.losses, math.log1p(math.exp(-2.5)) + 0.3)
     assert close(pair_terms(POLICY, REFERENCE, LENGTHS, Objective(0.5)).losses, math.log1p(math.exp(-2.5)))
+
+
+def test_supervised_fine_tuning_is_the_human_answers_alone() -> None:
+    actual, generated = (each.clone().requires_grad_() for each in POLICY)
+    terms = pair_terms(AnswerLogprobs(actual, generated), REFERENCE, LENGTHS, Objective(0.5, "sft"))
+    assert close(terms.losses, 1.0)  # 4 / 4
+    terms.losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert actual.grad is not None
+    assert close(actual.grad, -0.25)
+    assert generated.grad is None
+    # rewards are those of self-play, for comparison: 0.5 * 4 and 0.5 * -1
+    assert (close(terms.rewards.actual, 2.0), close(terms.rewards.generated, -0.5)) == (True, True)
 
 
 def test_the_sft_term_is_a_mean_over_tokens_with_and_without_length_normalisation() -> None:
@@ -137,6 +188,9 @@ def test_the_opponent_is_the_reference_at_0_and_the_base_at_1() -> None:
         (Objective(0.5, "hinge"), 1.0),
         (Objective(0.5, "correlation"), 1.0),
         (Objective(0.5, "least_squares"), 1.0),
+        (Objective(0.5, "nce"), 2 * math.log(2)),
+        (Objective(0.5, "nce", mu=2.0), math.log(3) + 2 * math.log(1.5)),
+        (Objective(0.5, "sft"), 2.0),  # 8 / 4, as below
         # the human answer's negative log-likelihood a token under the reference is 8 / 4
         (Objective(0.5, sft_weight=0.1), math.log(2) + 0.2),
         # beta * alpha * 4, as above

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from spin_components.checkpoint.selection import Assessment, Measured, assess
+from spin_components.checkpoint.measured import Measured
+from spin_components.checkpoint.selection import Assessment, assess
 from spin_components.record.bootstrap import Difference
 from spin_components.record.decisions import lowest, name_of
 from spin_components.record.retention import to_prune
-from spin_components.settings.attempt import SelectionSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.store.layout import BASE
 
 WIDTH = 0.04
@@ -117,7 +118,9 @@ def test_a_reason_names_what_it_is_held_against() -> None:
 @pytest.mark.parametrize(
     ("rules", "repetition", "ratio", "broken"),
     [
-        ({}, 0.9, 9.0, ""),
+        ({"max_length_ratio": 0}, 0.9, 9.0, ""),
+        ({}, 0.9, 1.9, ""),
+        ({}, 0.9, 2.1, "length_ratio 2.100 is not within selection.max_length_ratio = 2"),  # the default
         ({"max_repetition": 0.3}, 0.3, 1.0, ""),
         ({"max_repetition": 0.3}, 0.31, 1.0, "repetition_rate 0.310 exceeds selection.max_repetition = 0.3"),
         ({"max_length_ratio": 2.0}, 0.0, 2.0, ""),
@@ -127,12 +130,12 @@ def test_a_reason_names_what_it_is_held_against() -> None:
         ({"max_repetition": 0.3, "max_length_ratio": 2.0}, None, None, ""),
     ],
 )
-def test_answers_beyond_a_limit_are_a_regression_however_low_the_loss(
+def test_answers_beyond_a_limit_have_drifted_however_low_the_loss(
     rules: dict[str, Any], repetition: float | None, ratio: float | None, broken: str
 ) -> None:
     models = [Measured(BASE, 2.0, 0.5, 5.0), Measured(0, 1.0, repetition, ratio)]
     (found,) = judge_models(models, **rules)
-    assert (found.outcome, found.best) == (("regressed", BASE) if broken else ("better", 0))
+    assert (found.outcome, found.best) == (("drifted", BASE) if broken else ("better", 0))
     assert broken in found.reason
 
 

@@ -15,7 +15,7 @@ from spin_pipeline.cluster.client import Api, connect
 from spin_pipeline.cluster.package import experiment_id, find_experiment
 from spin_pipeline.cluster.target import Target, find_target
 from spin_pipeline.commands.options import add_target
-from support.kfp_server import KfpServer, Trouble
+from support.kfp_server import KfpServer, Trouble, recorded
 
 TOKEN = "a-token-that-must-not-leak"
 
@@ -140,6 +140,31 @@ def test_temporary_errors_are_retried(kfp: KfpServer, trouble: Trouble) -> None:
     assert trouble.times == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "quoted"),
+    [
+        ("refused-compile", 'template name="comp-for-loop-2-iteration": template already exists Failed to compile job'),
+        ("refused-bad-spec", "unknown template format: pipeline spec is invalid"),
+        ("refused-no-pipeline", "Pipeline 00000000-0000-0000-0000-000000000000 not found"),
+        ("refused-bad-parameters", "input parameter run_uri requires type string"),
+    ],
+)
+def test_what_kfp_refuses_to_create_is_quoted_and_not_repeated(kfp: KfpServer, name: str, quoted: str) -> None:
+    api, record = connected(), recorded(name)
+    body = json.dumps(record["body"]).encode()
+    kfp.troubles = [Trouble("POST", "/experiments", status=record["status"], body=body, times=9)]
+    with pytest.raises(ClusterAccessError) as caught:
+        experiment_id(api, "spin")
+    assert quoted in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert kfp.count("POST", "experiments") == 1
+
+
+def test_a_create_that_a_gateway_failed_is_repeated(kfp: KfpServer) -> None:
+    kfp.troubles = [Trouble("POST", "/experiments", status=500, body=b"oops", content_type="text/plain", times=2)]
+    assert experiment_id(connected(), "spin")
+
+
 def test_a_request_that_times_out_is_retried(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_TIMEOUT_S", (5.0, 1.0))
     kfp.troubles = [Trouble("GET", "healthz", delay_s=600, times=2)]
@@ -149,7 +174,7 @@ def test_a_request_that_times_out_is_retried(kfp: KfpServer, monkeypatch: pytest
 def test_a_permanent_failure_is_a_one_line_error(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPIN_KFP_DEADLINE_S", "1")
     kfp.troubles = [Trouble("GET", "healthz", status=502, times=1000)]
-    with pytest.raises(ClusterError, match=r"no valid response from http://127\.0\.0\.1:\d+ \(HTTP 502\)"):
+    with pytest.raises(ClusterError, match=r"no valid response from http://127\.0\.0\.1:\d+ \(HTTP 502: trouble\)"):
         connected()
     kfp.close()
     with pytest.raises(ClusterError, match="Connection refused") as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from google.protobuf import json_format
 
@@ -9,7 +11,9 @@ from spin_components.errors import ConfigError
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.launcher import launcher, retrain
 from spin_pipeline.cluster.schedule import Trigger, parse_cron, parse_interval
+from spin_pipeline.cluster.scheduled_run import execute
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
+from support.kfp_component import run_component
 from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives
 
 COMMAND = ["schedule", "--name", "weekly", "--config", "tiny", "--run-uri", "s3://bucket/runs/{time}"]
@@ -23,9 +27,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def recur(kfp: KfpServer) -> str:
-    """Execute the schedule's step once."""
+    """Execute the schedule's step once, in this process."""
     given = as_kfp_gives(kfp.schedules[0]["runtime_config"]["parameters"])
-    return str(retrain.python_func(**{**given, "endpoint": kfp.endpoint}))
+    return execute(given["order"], kfp.endpoint, given["namespace"])
 
 
 @pytest.mark.parametrize(
@@ -125,12 +129,25 @@ def test_each_execution_submits_and_follows_a_new_run(kfp: KfpServer) -> None:
     assert recur(kfp) == "done"
     [run] = kfp.runs
     assert run["runtime_config"]["parameters"]["run_uri"].startswith("s3://bucket/runs/2")
-    assert run["runtime_config"]["parameters"]["spin"]["max_epochs"] == 2
+    assert run["runtime_config"]["parameters"]["epochs"] == "2"
     kfp.looks = [Look("FAILED")]
     kfp.stores["runs"].clear()
     with pytest.raises(SystemExit) as caught:
         recur(kfp)
     assert caught.value.code == 1
+
+
+def test_the_component_submits_a_run_where_kfp_starts_it(kfp: KfpServer, tmp_path: Path) -> None:
+    # KFP's client cannot be imported in a component's own process
+    assert main(MONDAYS) == 0
+    given = as_kfp_gives(kfp.schedules[0]["runtime_config"]["parameters"])
+    ended, returned = run_component(retrain, {**given, "endpoint": kfp.endpoint}, tmp_path / "done")
+    assert (ended.returncode, returned) == (0, {"Output": "done"}), ended.stderr
+    assert len(kfp.runs) == 1
+    kfp.looks = [Look("FAILED")]
+    ended, returned = run_component(retrain, {**given, "endpoint": kfp.endpoint}, tmp_path / "failed")
+    assert (ended.returncode, returned) == (1, {})
+    assert "circular import" not in ended.stderr
 
 
 def test_an_unfinished_run_is_followed_instead_of_starting_another(kfp: KfpServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -188,3 +190,71 @@ def test_the_number_of_concurrent_requests_is_limited(serve: Callable[..., Judge
     server = serve(takes_s=0.05)
     assert values(judge_all(server.url, judge_concurrency=2)) == [5, 5, 5]
     assert server.most_at_once <= 2
+
+
+COMPLETION = b'{"id": "c", "object": "chat.completion", "created": 1, "model": "judge", "choices": [{"index": 0, '
+COMPLETION += b'"finish_reason": "stop", "message": {"role": "assistant", "content": "Score: 5"}}]}'
+
+
+def test_a_judge_that_never_ends_its_replies_costs_only_those_scores(
+    serve: Callable[..., JudgeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spin_components.evaluate.judge.CALL_TIMEOUTS", 1)
+    endless = Answer(200, COMPLETION + b" " * 10_000, piece_bytes=1, pause_s=0.3)  # each read is within its timeout
+    server = serve(first=[endless])
+    assert sorted(values(judge_all(server.url, judge_timeout_s=2, judge_concurrency=1)), key=str) == [5, 5, None]
+
+
+def test_a_judge_whose_replies_all_take_too_long_is_an_error(
+    serve: Callable[..., JudgeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spin_components.evaluate.judge.CALL_TIMEOUTS", 1)
+    server = serve(every=Answer(200, b" " * 10_000, piece_bytes=1, pause_s=0.3))
+    with pytest.raises(EngineError, match=r"does not respond: 3 calls timed out.*judge_timeout_s \(1 s\)"):
+        judge_all(server.url, judge_timeout_s=1)
+
+
+def test_a_reply_that_is_too_large_is_not_read(
+    serve: Callable[..., JudgeServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(first=[Answer(200, COMPLETION + b" " * (3 << 20))])
+    assert sorted(values(judge_all(server.url, retries=0, judge_concurrency=1)), key=str) == [5, 5, None]
+    assert "1 of 3 calls had no usable reply in time" in caplog.text
+
+
+def test_a_compressed_reply_that_grows_is_not_read(serve: Callable[..., JudgeServer]) -> None:
+    bomb = gzip.compress(COMPLETION + b" " * (100 << 20), 1)
+    assert len(bomb) > 64 << 10
+    server = serve(every=Answer(200, bomb, {"Content-Encoding": "gzip"}))
+    with pytest.raises(EngineError, match=r"does not respond: 3 calls"):
+        judge_all(server.url, retries=0)
+
+
+def test_a_redirect_to_another_host_is_not_followed(
+    serve: Callable[..., JudgeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIN_JUDGE_API_KEY", KEY)
+    other = serve()
+    location = other.url.replace("127.0.0.1", "localhost") + "/chat/completions"
+    server = serve(every=Answer(307, headers={"Location": location}))
+    with pytest.raises(ConfigError, match=r"is not there: it redirects to http://localhost\. Prompts and key"):
+        judge_all(server.url, retries=0)
+    assert other.requests == []
+
+
+def test_a_redirect_on_the_same_host_is_followed(serve: Callable[..., JudgeServer]) -> None:
+    target = serve()
+    server = serve(every=Answer(307, headers={"Location": f"{target.url}/chat/completions"}))
+    assert values(judge_all(server.url, retries=0)) == [5, 5, 5]
+
+
+def test_a_reply_that_repeats_the_key_is_kept_without_it(
+    serve: Callable[..., JudgeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPIN_JUDGE_API_KEY", KEY)
+    scores = judge_all(serve(lambda text: f"Your key is {KEY}. Score: 4", key=KEY).url)
+    assert [each.reply for each in scores] == ["Your key is ***. Score: 4"] * 3
+    far = "x" * 290 + KEY  # a message is cut inside the key
+    with pytest.raises(EngineError) as caught:
+        judge_all(serve(every=Answer(500, json.dumps({"error": {"message": far}}).encode())).url, retries=0)
+    assert KEY[:8] not in str(caught.value)

@@ -209,5 +209,5 @@ def test_files_that_are_not_tasks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"task_files = 'here' has no task file; expected \*\.yaml"):
         check_task_files(tmp_path, what="here", trust=False)
     (tmp_path / "broken.yaml").write_text("task: [", encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.yaml is not YAML: .*line 1"):
+    with pytest.raises(DataError, match=r"broken\.yaml is not YAML: .*line 2"):
         check_task_files(tmp_path, what="here", trust=False)

@@ -36,6 +36,7 @@ PACKED = {
     "gemma3",
     "gemma3_text",
     "gemma3n_text",
+    "gemma4",
     "gemma4_text",
     "gpt2",
     "mistral",

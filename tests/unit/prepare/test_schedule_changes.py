@@ -9,7 +9,8 @@ import pytest
 from spin_components.errors import ConfigError
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
 from spin_components.prepare.step import prepare
-from spin_components.settings.attempt import SelectionSettings
+from spin_components.settings.run import ValidationSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
@@ -128,3 +129,12 @@ def test_the_record_is_left_alone_where_nothing_changed(begun: Callable[..., Loc
     written = run.path(layout.RUN).stat().st_mtime_ns
     record_schedules(run, same)
     assert run.path(layout.RUN).stat().st_mtime_ns == written
+
+
+def test_a_run_keeps_the_default_that_it_began_with(begun: Callable[..., LocalRun]) -> None:
+    name = "validation.num_samples"
+    former = settings(3, 0.1).model_copy(update={"validation": ValidationSettings(num_samples=32)})
+    run = begun(former, 1)
+    assert as_begun(run, inputs_of(settings(3, 0.1)))[name] == 32
+    changed = settings(3, 0.1).model_copy(update={"validation": ValidationSettings(num_samples=16)})
+    assert as_begun(run, inputs_of(changed))[name] == 16  # which is refused

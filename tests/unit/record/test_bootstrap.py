@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spin_components.data.shards import AnswerLoss
-from spin_components.record.bootstrap import Difference, paired_difference
+from spin_components.record.bootstrap import Difference, paired_change, paired_difference
 from support import bounds
 
 
@@ -87,3 +87,20 @@ def test_grouped_resampling_gives_the_width_of_the_normal_approximation() -> Non
     assert difference.mean == pytest.approx(noise.mean(), abs=bounds.of_sum([4.0 + 6.0] * num, torch.float64) / num)
     # 2 * 1.96 standard errors of a mean of 30,000, as 1,000 draws tell them
     assert difference.high - difference.low == pytest.approx(2 * 1.96 / num**0.5, rel=0.1)
+
+
+def test_a_change_of_a_measure_is_its_mean_over_the_answers_that_both_have() -> None:
+    before = dict.fromkeys(range(10), 0.5)
+    after = dict.fromkeys(range(1, 11), 0.75)
+    assert paired_change(before, after) == Difference(0.25, 0.25, 0.25, 9, 9)
+    assert paired_change(before, dict.fromkeys(range(7), 0.75)) is None  # fewer than 8
+
+
+def test_an_interval_of_a_measure_holds_the_change_and_widens_with_confidence() -> None:
+    before = dict.fromkeys(range(16), 0.0)
+    after = {index: float(index % 4 == 0) - float(index % 8 == 1) for index in range(16)}
+    narrow, wide = (paired_change(before, after, confidence) for confidence in (0.5, 0.95))
+    assert narrow is not None and wide is not None
+    # four rose by 1, two fell by 1
+    assert (narrow.mean, narrow.num_better, narrow.num_answers) == (2 / 16, 4, 16)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high

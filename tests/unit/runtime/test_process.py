@@ -11,22 +11,6 @@ from spin_components.errors import ConfigError
 from spin_components.runtime.process import ATTEMPT, step_of
 from spin_components.runtime.signals import Interrupted
 
-OPTIONAL = """
-import os, signal, sys
-from spin_components.errors import EngineError
-from spin_components.runtime.process import optional_step
-
-def step(how):
-    if how == "refused":
-        raise EngineError("no GPU left")
-    if how == "wrong":
-        raise ValueError("no number")
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return f"{how} {os.environ['SPIN_ATTEMPT']}"
-
-sys.stdout.write(repr(optional_step("attempt-1", step, how=sys.argv[1])))
-"""
 FORKED = """
 import sys, time
 from spin_components.runtime.process import ending, exit_code_of, fork
@@ -66,24 +50,6 @@ def test_a_signal_is_the_exit_code_that_a_shell_gives_it() -> None:
     with pytest.raises(SystemExit) as caught, step_of("attempt-1"):
         raise Interrupted(signal.SIGTERM)
     assert caught.value.code == 128 + 15
-
-
-def test_an_optional_step_returns_what_it_returns() -> None:
-    assert python(OPTIONAL, "done").stdout == "'done attempt-1'"
-
-
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [
-        ("refused", "EngineError: no GPU left\nstep ended with 1; the run goes on without it"),
-        ("wrong", "ValueError: no number\nstep ended with 1; the run goes on without it"),
-        ("killed", "step ended with -9; the run goes on without it"),
-    ],
-)
-def test_an_optional_step_that_fails_fails_alone(how: str, message: str) -> None:
-    ended = python(OPTIONAL, how)
-    assert (ended.returncode, ended.stdout) == (0, "''")
-    assert message in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_evaluation_is_off_by_default() -> None:
         ({**JUDGE, "judge_url": "https://me:secret@judge/v1"}, r"set SPIN_JUDGE_API_KEY instead"),
         ({**JUDGE, "judge_url": "https://judge/v1?key=secret"}, r"set SPIN_JUDGE_API_KEY instead"),
         ({**JUDGE, "judge_template": "Rate {answer}."}, r"the placeholder \{prompt\} is missing"),
-        ({**JUDGE, "judge_num_samples": 33}, r"judge_num_samples = 33 exceeds validation\.num_samples = 32"),
+        ({**JUDGE, "judge_num_samples": 65}, r"judge_num_samples = 65 exceeds validation\.num_samples = 64"),
         ({"limit": 0}, r"0 selects nothing"),
         ({"limit": 1.5}, r"a float is a fraction"),
         ({"num_fewshot": -2}, r"num_fewshot"),

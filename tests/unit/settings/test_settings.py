@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from spin_components.settings.attempt import HardwareSettings, PlacementSettings, SelectionSettings
+from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import (
     DataSettings,
@@ -18,6 +18,7 @@ from spin_components.settings.run import (
     parse_duration,
 )
 from spin_components.settings.section import Section
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import ObjectiveSettings, TrainingSettings
 
@@ -72,9 +73,11 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (SpinSettings, "ref_policy_kl_penalty", [0, -0.1, math.nan, math.inf, "x", [0.1, 0.1, 0.0]]),
     (GenerationSettings, "engine", ["trt"]),
     (ObjectiveSettings, "loss", ["exponential", ""]),
+    (TrainingSettings, "lr_schedule_span", ["epoch", ""]),
     (ObjectiveSettings, "label_smoothing", [-0.1, 0.5]),
     (ObjectiveSettings, "sft_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "base_weight", [-0.1, 1.1]),
+    (ObjectiveSettings, "mu", [0, -1.0, math.inf, math.nan]),
     (GenerationSettings, "temperature", [-0.1, 10.1, math.nan, [1.0, -0.1]]),
     (GenerationSettings, "top_p", [0, 1.1]),
     (GenerationSettings, "top_k", [-1]),
@@ -116,6 +119,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (SelectionSettings, "min_delta", [-0.1]),
     (SelectionSettings, "confidence", [0.4, 1]),
     (SelectionSettings, "on_regression", ["ignore"]),
+    (SelectionSettings, "on_drift", ["ignore"]),
+    (SelectionSettings, "measure", ["bleu", ""]),
     (SelectionSettings, "max_repetition", [-0.1, 1.1]),
     (SelectionSettings, "max_length_ratio", [-1, 0.5, 1]),
     (HardwareSettings, "device", ["tpu"]),
@@ -204,6 +209,11 @@ def test_settings_are_frozen() -> None:
             {"objective": {"loss": "hinge", "label_smoothing": 0.1}},
             "label_smoothing = 0.1 is defined for loss = 'logistic' only, not for 'hinge'",
         ),
+        ({"objective": {"loss": "nce", "label_smoothing": 0.1}}, "loss = 'logistic' only, not for 'nce'"),
+        ({"objective": {"loss": "sft", "sft_weight": 0.1}}, "sft_weight = 0.1 has no effect with loss = 'sft'"),
+        ({"objective": {"loss": "sft", "length_normalized": True}}, "length_normalized = True has no effect"),
+        ({"objective": {"mu": 2}}, "mu = 2.0 is defined for loss = 'nce' only, not for 'logistic'"),
+        ({"objective": {"loss": "nce", "base_weight": 0.5}}, "base_weight = 0.5 is not defined for loss = 'nce'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], says: str) -> None:
@@ -322,11 +332,14 @@ def test_a_count_or_fraction_may_be_text(text: str, value: float) -> None:
 
 
 def test_limits_on_sampled_answers_need_sampled_answers() -> None:
-    limits = {"max_repetition": 0.3, "max_length_ratio": 2.0}
+    limits = {"max_repetition": 0.3, "max_length_ratio": 3.0}
     settings(selection=limits)
     message = r"max_repetition and selection\.max_length_ratio limit sampled answers, .* validation\.num_samples is 0"
     with pytest.raises(ValueError, match=message):
         settings(selection=limits, validation={"num_samples": 0})
+    settings(validation={"num_samples": 0})  # the default limit applies to answers where there are any
+    with pytest.raises(ValueError, match=r"selection.measure = 'chrf' .* at least 8 .* validation.num_samples is 7"):
+        settings(selection={"measure": "chrf"}, validation={"num_samples": 7})
 
 
 def test_settings_are_unchanged_when_numbers_become_floats() -> None:

@@ -166,6 +166,9 @@ def test_metrics_by_hand(make_random_llama: Callable[[], Any]) -> None:
     assert metrics["rewards_generated_mean"] == pytest.approx(0.0, abs=bound)
     # ten rewards: one 1, nine 0; mean 0.1, squares 0.81 + 9 * 0.01 = 0.9, over 9
     assert metrics["rewards_all_std"] == pytest.approx(math.sqrt(0.1), abs=bound)
+    # without beta = 0.5, as NeMo logs them
+    for name in ("actual_mean", "generated_mean", "all_mean", "all_std"):
+        assert metrics[f"log_ratios_{name}"] == metrics[f"rewards_{name}"] / 0.5
     assert metrics["avg_generated_lengths"] == (5 + 6 + 2 + 3 + 4) / 5
     assert metrics["lr"] == 1e-2
     assert metrics["grad_norm"] > 0.0
@@ -207,7 +210,11 @@ def test_step_zero_refuses_a_reference_score_that_is_off_and_updates_nothing(
 
 
 EVERYTHING = Objective(0.5, "logistic", 0.1, length_normalized=True, sft_weight=0.5, base_weight=0.25)
-OBJECTIVES = [Objective(0.5, "hinge"), Objective(0.5, "correlation"), Objective(0.5, "least_squares"), EVERYTHING]
+NCE = Objective(0.5, "nce", mu=2.0)
+SFT = Objective(0.5, "sft")
+MARGIN_LOSSES = [Objective(0.5, "hinge"), Objective(0.5, "correlation"), Objective(0.5, "least_squares")]
+OBJECTIVES = [*MARGIN_LOSSES, NCE, SFT, EVERYTHING]
+OBJECTIVE_NAMES = ["hinge", "correlation", "least squares", "nce", "sft", "everything"]
 
 
 def with_base(data: ScoredPairs) -> ScoredPairs:
@@ -219,7 +226,7 @@ def with_base(data: ScoredPairs) -> ScoredPairs:
     return replace(data, scores=scores)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=OBJECTIVE_NAMES)
 @pytest.mark.parametrize("micros", SPLITS[1:], ids=["one by one", "mixed", "filled"])
 def test_no_objective_depends_on_the_split_into_micro_batches(
     make_random_llama: Callable[[], Any], micros: list[MicroBatch], objective: Objective
@@ -234,7 +241,7 @@ def test_no_objective_depends_on_the_split_into_micro_batches(
         torch.testing.assert_close(tensor, after[name], rtol=0.0, atol=update_bound(bound))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=OBJECTIVE_NAMES)
 @pytest.mark.parametrize("micros", SPLITS, ids=["whole", "one by one", "mixed", "filled"])
 def test_every_objective_has_a_step_zero(
     make_random_llama: Callable[[], Any], micros: list[MicroBatch], objective: Objective
@@ -243,6 +250,14 @@ def test_every_objective_has_a_step_zero(
     data = with_base(scored(model))
     found = stepped(backend_of(model), data, micros, objective=objective, is_step_zero=True)
     bound = step_bound(model, objective)
+    if objective is NCE:  # log(1 + mu) + mu log(1 + 1 / mu): the base's scores do not matter
+        data_free = math.log(3.0) + 2.0 * math.log(1.5)
+        assert found["loss"] == pytest.approx(data_free, abs=bound)
+        return
+    if objective is SFT:
+        nlls = [-score.ref_actual / len(pair.actual_ids) for pair, score in zip(data.pairs, data.scores, strict=True)]
+        assert found["loss"] == pytest.approx(sum(nlls) / 5, abs=bound)
+        return
     if objective is not EVERYTHING:
         assert found["loss"] == pytest.approx(1.0, abs=bound)
         return
@@ -257,7 +272,7 @@ def test_every_objective_has_a_step_zero(
     assert found["sft_loss"] == pytest.approx(sum(nlls) / 5, abs=bound)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["hinge", "correlation", "least squares", "everything"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=OBJECTIVE_NAMES)
 def test_every_objective_refuses_a_reference_score_that_is_off(
     make_random_llama: Callable[[], Any], objective: Objective
 ) -> None:

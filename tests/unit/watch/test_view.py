@@ -74,7 +74,7 @@ def test_a_finished_iteration_is_one_line() -> None:
 def test_after_a_roll_back_the_best_model_generates_the_next_answers() -> None:
     decision = {"outcome": "regressed", "next": -1, "iteration_best": -1}
     lines = drawn([*HALFWAY, *published(22.0, 0, None, "roll_back", **decision), *generated(25.0, 1)])
-    assert "val_loss not finite, acc 0.75, regressed, rolled back" in line_with(lines, "iteration 0 ")
+    assert "val_loss not finite, acc 0.75, worse, rolled back" in line_with(lines, "iteration 0 ")
     assert line_with(lines, "base 6.500").endswith("best: the base model")
     assert sum(line.startswith("base  ") for line in lines) == 1  # its sample is shown with the human answer
 

@@ -105,7 +105,7 @@ class Cluster:
             )
         if response.status == NOT_FOUND:
             raise ConfigError(
-                f"hardware.nodes is above 1, but this cluster knows no TrainJob of {GROUP}/{VERSION}; install Kubeflow "
+                f"hardware.nodes is above 1, but this cluster has no TrainJob of {GROUP}/{VERSION}; install Kubeflow "
                 "Trainer 2.2 or later, or set hardware.nodes = 1"
             )
         raise ConfigError(f"the TrainJob is refused in {where}: {response.error}")

@@ -40,7 +40,8 @@ def train_on_nodes(
     epoch: int,
     policy_uri: str,
     scores_uris: list[str],
-    hardware: dict[str, Any],
+    hardware: dict[str, Any] | None = None,
+    *,
     pod: dict[str, Any],
     template: dict[str, Any],
     poll_s: float = _POLL_S,
@@ -128,7 +129,7 @@ def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s
             log.tell()
             watcher.sign()
             if step.lease:
-                step.lease.claim()
+                step.lease.check()
             time.sleep(poll_s)
     except (BusyError, Interrupted):
         logger.info("TrainJob %s is deleted", name)

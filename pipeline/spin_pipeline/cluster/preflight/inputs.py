@@ -36,7 +36,7 @@ def check_addresses(settings: Settings) -> Iterator[Finding]:
 
 def _mistaken(settings: Settings) -> Iterator[Finding]:
     if not settings.run.uri:
-        yield failed("addresses", "run.uri is empty", "say where the run shall lie: --run-uri s3://bucket/prefix")
+        yield failed("addresses", "run.uri is empty", "name the address of the run: --run-uri s3://bucket/prefix")
     elif scheme_of(settings.run.uri) == "file":
         message = f"run.uri = {settings.run.uri} is a folder; pods have no folder in common"
         yield failed("addresses", message, "give one in object storage: --run-uri s3://bucket/prefix")

@@ -40,8 +40,8 @@ def _template_dates(old: History, new: History) -> list[str]:
     """Difference in the dates that the chat template wrote into the prompts."""
     there, here = (history.data.facts.get("chat_template_date") for history in (old, new))
     if here and not there:
-        return ["the chat template tells the date, which the record is too old to contain"]
-    return [f"the chat template tells the date: {there} there, {here} here"] if there != here else []
+        return ["the chat template renders the date, which the record is too old to contain"]
+    return [f"the chat template renders the date: {there} there, {here} here"] if there != here else []
 
 
 def _versions(old: History, new: History) -> list[str]:
