@@ -1,6 +1,6 @@
 """The step protocol: what every step of a run does around its own work.
 
-    with Step.begin("generate", run_uri, hardware, after=[reference_uri], iteration=t, shard=s) as step:
+    with Step.begin("generate", run_uri, after=[reference_uri], iteration=t, shard=s) as step:
         if step.is_due(manifest_key, lambda: inputs):
             ...                                        # step.progress, step.write, step.warn, step.track
             step.publish(facts)
@@ -31,6 +31,7 @@ from spin_components.runtime.guards import LoggedProgress, TransferEvents, failu
 from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -55,6 +56,12 @@ def read_settings(run: RunStore, hardware: HardwareSettings) -> Settings:
     """The settings that `prepare` recorded for a run, with the `[hardware]` of this attempt."""
     recorded = Settings.model_validate(run.read_json(layout.RUN)["settings"])
     return recorded.model_copy(update={"hardware": hardware})
+
+
+def _hardware_of(run: RunStore) -> HardwareSettings:
+    """`[hardware]` as `prepare` recorded it for the attempt; the default where nothing is recorded yet."""
+    attempt = run.read_json(layout.ATTEMPT) if run.exists(layout.ATTEMPT) else {}
+    return HardwareSettings.model_validate(attempt.get("hardware", {}))
 
 
 @dataclass
@@ -105,7 +112,7 @@ class Step:
         Args:
             name: of the step, as in the DAG.
             run_uri: the run's address.
-            hardware: the attempt's `[hardware]` settings.
+            hardware: the attempt's `[hardware]` settings; None for what `prepare` recorded.
             after: what the steps before this one returned. Where one of them is `STOPPED`, so is this step: nothing is
                 read or written.
             labels: iteration, epoch, shard; fields of every event.
@@ -114,9 +121,10 @@ class Step:
             BusyError: another attempt holds the run.
             Interrupted: the process got SIGINT or SIGTERM.
         """
-        machine = HardwareSettings(**hardware or {})
         with open_run(run_uri) as run:
-            if STOPPED in after:
+            is_stopped = STOPPED in after
+            machine = HardwareSettings(**hardware or {}) if hardware is not None or is_stopped else _hardware_of(run)
+            if is_stopped:
                 yield cls(name, run, machine, EventLog(run, {"step": name}, enabled=False), is_stopped=True)
                 return
             if name == "prepare":
@@ -196,6 +204,16 @@ class Step:
     def evaluation(self) -> EvaluationSettings:
         """This attempt's `[evaluation]`."""
         return EvaluationSettings.model_validate(self._attempt.get("evaluation", {}))
+
+    @property
+    def selection(self) -> SelectionSettings:
+        """This attempt's `[selection]`."""
+        return SelectionSettings.model_validate(self._attempt.get("selection", {}))
+
+    @property
+    def max_iterations(self) -> int:
+        """Number of iterations of this attempt."""
+        return int(self._attempt.get("max_iterations", self.settings.spin.max_iterations))
 
     @property
     def attempt(self) -> str:
@@ -356,7 +374,9 @@ class Step:
 
         Raises:
             BusyError: another attempt has taken the run.
+            IntegrityError: a file that the step read outside the run changed meanwhile.
         """
+        self.run.check_sources()
         if self.lease:
             self.lease.claim()
         self.run.write_json(key, manifest.model_dump(mode="json"))

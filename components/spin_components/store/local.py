@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from spin_components.errors import ConfigError, StorageAccessError
-from spin_components.store.base import RunStore, remove, sweep_folder
+from spin_components.store.base import RunStore, remove
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
+from spin_components.store.keys import flaw_of, is_inside, place
+from spin_components.store.ownership import leftovers
+from spin_components.store.renames import make_folder, put_in_place, sync
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +36,24 @@ class LocalRun(RunStore):
             raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or an unused path")
 
     def path(self, key: str) -> Path:
-        """Return the local path of a key, which need not exist."""
-        return self.root / key
+        """Return the local path of a key, which need not exist.
+
+        Raises:
+            IntegrityError: the key, or a symbolic link on its way, leads out of the run.
+        """
+        return place(self.root, key)
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        paths = (path for path in self.path(prefix).rglob("*") if path.is_file())
-        keys = {path.relative_to(self.root).as_posix(): path for path in paths}
-        return {key: path.stat().st_size for key, path in keys.items() if not _is_staging(key)}
+        folder = self.path(prefix) if prefix else self.root
+        keys = {path.relative_to(self.root).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {
+            key: path.stat().st_size
+            for key, path in keys.items()
+            if not _is_staging(key) and not flaw_of(key) and not (path.is_symlink() and not is_inside(self.root, path))
+        }
 
     def read(self, key: str, offset: int = 0) -> bytes | None:
         try:
@@ -73,7 +82,11 @@ class LocalRun(RunStore):
         return num_bytes
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        return sweep_folder(self.root, dry_run=dry_run)
+        partial = list(leftovers(self.root))
+        for path in partial:
+            if not dry_run:
+                remove(path)
+        return [path.relative_to(self.root).as_posix() for path in partial]
 
     def probe(self) -> None:
         path = self.path(f".probe.{uuid.uuid4().hex[:8]}.part")
@@ -95,7 +108,7 @@ class LocalRun(RunStore):
     @contextmanager
     def _staging(self, key: str) -> Iterator[Path]:
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             yield staging
@@ -111,11 +124,8 @@ class LocalRun(RunStore):
         return outputs
 
     def _move(self, path: Path, key: str) -> None:
-        target = self.path(key)
-        _sync(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
+        sync(path)
+        put_in_place(path, self.path(key))
 
 
 class FileAppender:
@@ -141,14 +151,3 @@ class FileAppender:
 
 def _is_staging(key: str) -> bool:
     return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
-
-
-def _sync(path: Path) -> None:
-    """Sync a file, or all files of a folder, to disk; done before a rename."""
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
