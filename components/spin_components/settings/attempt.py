@@ -177,8 +177,8 @@ class EvaluationSettings(Section):
     )
     trust_task_code: bool = Field(
         False,
-        description="Whether to run Python functions that task files name with !function, and tasks that are marked "
-        "unsafe.",
+        description="Whether to run code of task files: Python functions (!function), metrics and filters that "
+        "lm-evaluation-harness does not ship, tasks that are marked unsafe, templates without a sandbox.",
     )
     num_fewshot: int = Field(
         -1, ge=-1, description="Number of solved examples in each prompt; -1: as each task defines it."
