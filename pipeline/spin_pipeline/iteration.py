@@ -139,7 +139,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
 
 
 def _display_name(step: str, iteration: int | str | None, epoch: int | None) -> str:
-    where = {None: "", "base": "base model: "}.get(iteration, f"iteration {iteration}: ")  # type: ignore[call-overload]
+    where = "" if iteration is None else "base model: " if iteration == "base" else f"iteration {iteration}: "
     if epoch is None:
         return f"{where}{step}"
     return f"{where}{'train' if step == 'train-epoch' else step} epoch {epoch}"
