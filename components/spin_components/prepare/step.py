@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +19,10 @@ from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.chat_template import UNSET, choose_template, keep_template, read_template, template_inputs
 from spin_components.prepare.compiled_shape import check_iterations, check_shape
 from spin_components.prepare.evaluation_tasks import keep_tasks
-from spin_components.prepare.input_checks import named_sources
+from spin_components.prepare.input_checks import check_parent, named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.model_limits import check_limits
+from spin_components.prepare.moved_inputs import record_addresses
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
 from spin_components.prepare.splitting import split_records
@@ -99,6 +99,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
         if step.published and run.exists(layout.RUN):
             record_schedules(run, checked)
+            record_addresses(run, base.uri, {name: source.uri for name, source in sources.items()})
             foresee(step, checked, base.folder, recorded_lengths(step.published))
             return base.uri
         record = {
@@ -135,7 +136,7 @@ def _plain(files: FileDigests) -> dict[str, Any]:
 def _begin_attempt(step: Step, settings: Settings) -> None:
     """Record the attempt's deadline and those of its settings that may differ from the run's."""
     limit_s = settings.run.max_time_s
-    started = time.time()
+    started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
     sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking", "hardware"})
     attempt = {
@@ -143,6 +144,7 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
         "started": started,
         "deadline": deadline,
         "max_iterations": settings.spin.max_iterations,
+        **({"number": step.lease.number} if step.lease else {}),
         **sections,
     }
     step.run.write_json(layout.ATTEMPT, attempt)
@@ -164,6 +166,7 @@ def _base_model(step: Step, settings: Settings) -> Source:
         source = _made(step, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
     else:
         source = step.run.sources.open_model(uri, what=what)
+        check_parent(settings.model, is_there=bool(source.names))
     check_model_folder(source.folder, what=what, address=source.uri)
     return source
 

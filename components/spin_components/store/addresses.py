@@ -161,6 +161,8 @@ def parse_hub(uri: str, *, what: str) -> HubAddress:
     parts = rest.split("/")
     repository, path = "/".join(parts[:2]), "/".join(parts[2:])
     name, _, revision = repository.partition("@")
+    if ".." in parts or "." in parts:
+        raise ConfigError(f"{what} = {uri!r}: a repository has no '.' and '..'; write the path of the file in it")
     if not _REPOSITORY.fullmatch(name) or (revision == "" and "@" in repository):
         raise ConfigError(f"{what} = {uri!r}: expected hf://org/name, hf://org/name@revision or hf://datasets/org/name")
     return HubAddress(kind, name, revision or "main", path)

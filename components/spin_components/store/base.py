@@ -15,15 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from spin_components.errors import IntegrityError
+from spin_components.errors import BusyError, IntegrityError
+from spin_components.store import layout
 from spin_components.store.addresses import parse_address, scheme_of
-from spin_components.store.digests import FileDigest, digest_json
+from spin_components.store.checked_json import StoredTable, json_bytes, parse_json
+from spin_components.store.digests import FileDigest
+from spin_components.store.keys import check_key
+from spin_components.store.moving import each_address, elsewhere, is_absolute, relative
+from spin_components.store.stored import Guard, Stored
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
 
 
-_CHECKSUM = "checksum"
+_TRIES = 5
 
 
 TransferProgress = Callable[[str, int, int], None]
@@ -41,20 +46,6 @@ class Staged:
 
     path: Path
     outputs: dict[str, FileDigest] = field(default_factory=dict)
-
-
-class StoredTable(dict[str, Any]):
-    """A JSON object of a run; a key that it lacks raises IntegrityError with its address."""
-
-    def __init__(self, values: Mapping[str, Any], uri: str) -> None:
-        super().__init__(values)
-        self._uri = uri
-
-    def __missing__(self, name: str) -> Any:
-        raise IntegrityError(
-            f"{self._uri} has no {name!r}, found {', '.join(sorted(self)) or 'nothing'}; restore the original, or "
-            "delete it to have its step run again"
-        )
 
 
 class Appender(Protocol):
@@ -75,25 +66,53 @@ class RunStore(ABC):
         scratch: local folder for temporary files.
         poll_s: recommended interval between polls for new objects, seconds.
         on_progress: called during long transfers.
-        guard: called before a staged file or folder is published; raises if this process has lost the run's lease.
+        guard: called before a write that replaces something, and before a deletion; raises if this process has lost
+            the run's lease.
     """
 
     uri: str
     scratch: Path
     poll_s: float = 0.3
     on_progress: TransferProgress | None = None
-    guard: Callable[[], None] | None = None
+    guard: Guard | None = None
 
     def uri_of(self, key: str) -> str:
         """Return the address of a key."""
         return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str | None:
-        """Return the key of an address; None if it is not within this run."""
+        """Return the key of an address; None if it is not within this run.
+
+        Raises:
+            IntegrityError: the address is relative and names no file of the run.
+        """
         if scheme_of(uri) not in ("file", "s3"):
             return None
-        text, root = str(parse_address(uri, what="address")), f"{self.uri}/"
+        text, root = str(parse_address(self.resolve(uri), what="address")), f"{self.uri}/"
         return text.removeprefix(root) if text.startswith(root) else None
+
+    def resolve(self, uri: str) -> str:
+        """Return an address as it is now, given how it was stored: relative to the run, or where things lay before.
+
+        Raises:
+            IntegrityError: the address is relative and names no file of the run.
+        """
+        if not uri or uri.startswith(f"{self.uri}/"):
+            return uri
+        if not is_absolute(uri):
+            return self.uri_of(check_key(uri, where=self.uri))
+        began, moved = self._elsewhere
+        uri = moved.get(uri, uri)
+        key = relative(uri, began) if began else uri
+        return uri if is_absolute(key) else self.uri_of(check_key(key, where=self.uri))
+
+    @cached_property
+    def _elsewhere(self) -> tuple[str, dict[str, str]]:
+        """Where the run and its base model lay before; see `moving.elsewhere`."""
+        try:
+            return elsewhere(json.loads(self.read(layout.RUN) or b"{}"), self.uri)
+        except ValueError:
+            return "", {}
 
     def list(self, prefix: str, pattern: str) -> list[str]:
         """List keys below a prefix, sorted, whose part after the prefix matches a glob pattern with as many `/`."""
@@ -103,34 +122,46 @@ class RunStore(ABC):
         return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """Read a JSON object that `write_json` wrote.
+        """Read a JSON object that `write_json` wrote; addresses within the run are returned as they are now.
 
         Raises:
-            IntegrityError: it is missing, not JSON, or its checksum differs.
+            IntegrityError: it is missing, not JSON, its checksum differs, or an address leaves the run.
         """
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
-        try:
-            value = json.loads(content)
-            checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
-            expected = digest_json(value)
-        except (ValueError, RecursionError) as error:
-            raise IntegrityError(
-                f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
-            ) from error
-        if checksum != expected:
-            raise IntegrityError(
-                f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
-                f"{expected:.12}…. Restore the original, or delete it to have its step run again"
-            )
-        return StoredTable(value, self.uri_of(key))
+        value = parse_json(content, self.uri_of(key))
+        if key == layout.RUN:
+            self.__dict__["_elsewhere"] = elsewhere(value, self.uri)
+        return StoredTable(each_address(value, self.resolve), self.uri_of(key))
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
-        """Write a JSON object with a checksum, atomically, replacing an existing one."""
-        plain = json.loads(json.dumps(value, allow_nan=False))
-        text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
-        self.write(key, text.encode())
+        """Write a JSON object with a checksum, atomically, replacing an existing one.
+
+        Addresses within the run are stored relative to it. Where there is a `guard`, what another process wrote after
+        the guard's success is not replaced.
+
+        Raises:
+            BusyError: the guard refused, or the object is replaced again and again.
+        """
+        content = json_bytes(each_address(value, lambda uri: relative(uri, self.uri)))
+        if self.guard is None:
+            self.write(key, content)
+            return
+        for _ in range(_TRIES):
+            if self.replace(key, content, self.tag_of(key), self.guard):
+                return
+        raise BusyError(f"{self.uri_of(key)} is being replaced by another process; end it, and run the same command")
+
+    def delete(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, if they exist and the guard allows it; returns the bytes freed.
+
+        Raises:
+            BusyError: the guard refused.
+        """
+        if self.guard is not None:
+            self.guard()
+        return self.remove(key)
 
     @contextmanager
     def staged(self, key: str) -> Iterator[Staged]:
@@ -144,8 +175,6 @@ class RunStore(ABC):
             yield staged
             if not path.exists():
                 raise IntegrityError(f"nothing was written for {self.uri_of(key)}; its previous content is kept")
-            if self.guard is not None:
-                self.guard()
             staged.outputs.update(self._publish(path, key))
 
     @abstractmethod
@@ -180,12 +209,40 @@ class RunStore(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str) -> int:
-        """Delete a file, or all files below a prefix, if they exist; returns the bytes freed."""
+    def read_stored(self, key: str) -> Stored | None:
+        """Read a small file with its tag and the storage's times; None if it does not exist."""
+
+    @abstractmethod
+    def tag_of(self, key: str) -> str | None:
+        """Return the tag of a file, as `read_stored`; None if it does not exist."""
+
+    @abstractmethod
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a small file unless it exists; True for exactly one of several concurrent creators."""
+
+    @abstractmethod
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        """Write a small file that still has a tag (None: that does not exist); False where it has changed.
+
+        The guard is called before every request that may write.
+
+        Object storage that does not implement conditions writes it in any case; see `store.conditional`.
+        """
+
+    @abstractmethod
+    def now(self) -> float | None:
+        """Return the time by the storage's clock, seconds since 1970; None if it does not report it."""
+
+    @abstractmethod
+    def remove(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, whatever the guard says; returns the bytes freed."""
 
     @abstractmethod
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Remove leftovers of writers that died, or only list them; must not run during writes."""
+        """Remove leftovers of this run's writers that died, or only list them; must not run during writes.
+
+        Files of any other name, and whatever lies in another run below this one, stay.
+        """
 
     @abstractmethod
     def probe(self) -> None:
@@ -205,7 +262,7 @@ class RunStore(ABC):
 
     @abstractmethod
     def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
-        """Move a staged file or folder to its key, replacing existing content; returns digests by key."""
+        """Move a staged file or folder to its key if the guard allows it; returns digests by key."""
 
     @cached_property
     def sources(self) -> Sources:
@@ -213,6 +270,15 @@ class RunStore(ABC):
         from spin_components.store.sources import Sources
 
         return Sources()
+
+    def check_sources(self) -> None:
+        """Check that no file outside the run changed since its digest was taken; called before what it gave is kept.
+
+        Raises:
+            IntegrityError: one did.
+        """
+        if "sources" in self.__dict__:
+            self.sources.check_unchanged()
 
     def scratch_folder(self) -> Path:
         """Return a new local path for a temporary folder, which `close` removes."""
@@ -239,18 +305,9 @@ class RunStore(ABC):
         self.close()
 
 
-def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
-    """Remove partially written files and folders, or only list them; returns their paths relative to the folder."""
-    partial = sorted(folder.rglob(".*.part"))
-    for path in partial:
-        if not dry_run:
-            remove(path)
-    return [path.relative_to(folder).as_posix() for path in partial]
-
-
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it exists."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

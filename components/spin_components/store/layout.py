@@ -5,6 +5,8 @@ from __future__ import annotations
 RUN = "run.json"
 ATTEMPT = "attempt.json"
 LEASE = "lease.json"
+LEASES = "leases"
+"""Folder with one file for each attempt that took the run over, and one for each step at work."""
 BEST = "best.json"
 LATEST = "latest.json"
 DATA = "data"
@@ -26,6 +28,16 @@ ADAPTER = "adapter"
 TRACKING = "tracking"
 """Folder of the trackers' state across attempts, and of files that they write to the run's storage."""
 TENSORBOARD = "tensorboard"
+
+
+def lease(number: int) -> str:
+    """File that is created once, by the attempt that takes the run over with a number."""
+    return f"{LEASES}/{number:08d}.json"
+
+
+def steps_at_work(number: int) -> str:
+    """Folder with one file for each step at work of an attempt."""
+    return f"{LEASES}/{number:08d}"
 
 
 def inputs_manifest(name: str) -> str:
@@ -71,9 +83,14 @@ def epoch(t: int, e: int) -> str:
 def epoch_of(policy: str | None) -> tuple[int, int] | None:
     """Iteration and epoch in the key of a policy; None for any other key."""
     match (policy or "").split("/"):
-        case ["iterations", t, "epochs", e, "policy"]:
+        case ["iterations", t, "epochs", e, "policy"] if is_number(t) and is_number(e):
             return int(t), int(e)
     return None
+
+
+def is_number(text: str) -> bool:
+    """Whether a part of a key is the number of an iteration, epoch or shard."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def epoch_manifest(t: int, e: int) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from spin_components.errors import ConfigError, StorageAccessError
-from spin_components.store.base import RunStore, remove, sweep_folder
+from spin_components.store.base import RunStore, remove
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
+from spin_components.store.keys import flaw_of, is_inside, place
+from spin_components.store.lock import replacing
+from spin_components.store.ownership import leftovers
+from spin_components.store.renames import make_folder, put_in_place, sync
+from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +39,24 @@ class LocalRun(RunStore):
             raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or an unused path")
 
     def path(self, key: str) -> Path:
-        """Return the local path of a key, which need not exist."""
-        return self.root / key
+        """Return the local path of a key, which need not exist.
+
+        Raises:
+            IntegrityError: the key, or a symbolic link on its way, leads out of the run.
+        """
+        return place(self.root, key)
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        paths = (path for path in self.path(prefix).rglob("*") if path.is_file())
-        keys = {path.relative_to(self.root).as_posix(): path for path in paths}
-        return {key: path.stat().st_size for key, path in keys.items() if not _is_staging(key)}
+        folder = self.path(prefix) if prefix else self.root
+        keys = {path.relative_to(self.root).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {
+            key: path.stat().st_size
+            for key, path in keys.items()
+            if not _is_staging(key) and not flaw_of(key) and not (path.is_symlink() and not is_inside(self.root, path))
+        }
 
     def read(self, key: str, offset: int = 0) -> bytes | None:
         try:
@@ -59,21 +71,73 @@ class LocalRun(RunStore):
             path.write_bytes(content)
             self._move(path, key)
 
+    def read_stored(self, key: str) -> Stored | None:
+        try:
+            with self.path(key).open("rb") as file:
+                return Stored(file.read(), _tag(os.fstat(file.fileno())), os.fstat(file.fileno()).st_mtime)
+        except FileNotFoundError:
+            return None
+
+    def tag_of(self, key: str) -> str | None:
+        try:
+            return _tag(self.path(key).stat())
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, content: bytes) -> bool:
+        with self._staging(key) as path:
+            path.write_bytes(content)
+            sync(path)
+            try:
+                os.link(path, self.path(key))
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                return _create_exclusively(self.path(key), content)
+        return True
+
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        with self._staging(key) as path, replacing(self.path(key).parent):
+            path.write_bytes(content)
+            if guard is not None:
+                guard()
+            if self.tag_of(key) != tag:
+                return False
+            self._move(path, key)
+        return True
+
+    def now(self) -> float | None:
+        try:
+            with self._staging(".clock") as path:
+                path.touch()
+                return path.stat().st_mtime
+        except OSError:  # a reader without the right to write
+            return None
+
     def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         for key, digest in files.items():
             verify_file(self.path(key), digest, what=what, remedy=remedy)
         return self.root
 
-    def delete(self, key: str) -> int:
+    def remove(self, key: str) -> int:
         path = self.path(key)
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         num_bytes = sum(file.stat().st_size for file in files)
-        remove(path)
+        if path.exists() or path.is_symlink():
+            doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            path.replace(doomed)  # at once: a process that is killed now leaves no half of a folder
+            remove(doomed)
         return num_bytes
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        return sweep_folder(self.root, dry_run=dry_run)
+        if self.guard is not None:
+            self.guard()
+        partial = list(leftovers(self.root))
+        for path in partial:
+            if not dry_run:
+                remove(path)
+        return [path.relative_to(self.root).as_posix() for path in partial]
 
     def probe(self) -> None:
         path = self.path(f".probe.{uuid.uuid4().hex[:8]}.part")
@@ -95,7 +159,7 @@ class LocalRun(RunStore):
     @contextmanager
     def _staging(self, key: str) -> Iterator[Path]:
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             yield staging
@@ -107,15 +171,14 @@ class LocalRun(RunStore):
             outputs = {f"{key}/{name}": file for name, file in digest_tree(path).items()}
         else:
             outputs = {key: digest_file(path)}
+        if self.guard is not None:
+            self.guard()
         self._move(path, key)
         return outputs
 
     def _move(self, path: Path, key: str) -> None:
-        target = self.path(key)
-        _sync(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
+        sync(path)
+        put_in_place(path, self.path(key))
 
 
 class FileAppender:
@@ -139,16 +202,19 @@ class FileAppender:
         """Do nothing: every line is written at once."""
 
 
+def _tag(status: os.stat_result) -> str:
+    """Return what differs between a file and the one that a rename puts in its place."""
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _is_staging(key: str) -> bool:
     return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
-
-
-def _sync(path: Path) -> None:
-    """Sync a file, or all files of a folder, to disk; done before a rename."""
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -37,7 +37,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
-from spin_components.validate.measures import mean_measures, measure_answers
+from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from spin_components.validate.samples import (
     Reference,
     answer_stats,
@@ -100,6 +100,8 @@ def validate(
                     facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
                 with step.write(layout.validation_samples(iteration, epoch)) as path:
                     write_rows(path, Sample, samples)
+            if iteration == layout.BASE and (warning := length_warning(facts, settings.selection)):
+                step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
             step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.step import OPTIONAL
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.store import layout
@@ -26,7 +27,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class IterationStatus(_Record):
+class _Answers(_Record):
+    """Measures of a model's answers to held-out prompts, by the names of `validate`; None where it gave none."""
+
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_repetition_rate: float | None = None
+    greedy_distinct_1: float | None = None
+    greedy_distinct_2: float | None = None
+    greedy_ended_share: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
+
+
+class IterationStatus(_Answers):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
@@ -37,6 +57,9 @@ class IterationStatus(_Record):
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
         from_reference: the same from the iteration's reference.
         from_best: the same from the best model before it.
+        measure: what decided, `selection.measure`.
+        answer_changes: paired changes of measures of answers, by their names, as `from_best` has them: `chrf` and
+            `match` from the best model before it, `ended` and `repetition` from the iteration's reference.
         evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
@@ -60,16 +83,8 @@ class IterationStatus(_Record):
     from_reference: dict[str, Any] | None = None
     from_best: dict[str, Any] | None = None
     spin_margin: float | None = None
-    length_ratio: float | None = None
-    repetition_rate: float | None = None
-    distinct_1: float | None = None
-    distinct_2: float | None = None
-    ended_share: float | None = None
-    chrf: float | None = None
-    match: float | None = None
-    greedy_length_ratio: float | None = None
-    greedy_chrf: float | None = None
-    greedy_match: float | None = None
+    measure: str = "nll"
+    answer_changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     work_s: float
     evaluation: dict[str, Any] | None = None
 
@@ -82,7 +97,7 @@ class BestStatus(_Record):
     val_loss: float
 
 
-class BaseStatus(_Record):
+class BaseStatus(_Answers):
     """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
@@ -140,10 +155,8 @@ def read_status(run_uri: str) -> RunStatus:
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
-    started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
-    latest = [event for event in events if event["time"] >= started]
-    state, failure = _state(run, latest, iterations)
+    state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
     return RunStatus(
         run_uri=run.uri,
@@ -152,11 +165,11 @@ def read_status(run_uri: str) -> RunStatus:
         epoch=trained.get("epoch"),
         step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
-        best=_record(BestStatus, run.read_json(layout.BEST), run.uri_of(layout.BEST))
+        best=_record(BestStatus, read_pointer(run, layout.BEST), run.uri_of(layout.BEST))
         if run.exists(layout.BEST)
         else None,
         iterations=iterations,
-        base=base,
+        base=_with_answers(run, base),
         failure=failure,
         warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
         if run.exists(layout.DATA_MANIFEST)
@@ -197,12 +210,32 @@ def is_at_work(run: RunStore) -> bool:
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
 
+def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
+    attempt = run.read_json(layout.ATTEMPT)
+    if number := attempt.get("number"):
+        return [event for event in events if event.get("attempt", 0) >= number]
+    return [event for event in events if event["time"] >= attempt["started"]]
+
+
+def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `fail` events of steps that were not begun again: what an earlier try says is not how the step ended."""
+    failures: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in events:
+        step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
+        if event["kind"] == "start":
+            failures.pop(step, None)
+        elif event["kind"] == "fail":
+            failures[step] = event
+    return list(failures.values())
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail" and not _is_begun_again(event, events)]
+    failures = _last_failures(events)
     if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
@@ -214,22 +247,19 @@ def _state(
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
 
 
-def _is_begun_again(failure: dict[str, Any], events: list[dict[str, Any]]) -> bool:
-    """Whether the step of a `fail` event was started again later, so that what it says is not how the step ended."""
-    names = ("step", "iteration", "epoch", "shard")
-    step = [failure.get(name) for name in names]
-    return any(
-        event["kind"] == "start" and event["time"] > failure["time"] and [event.get(name) for name in names] == step
-        for event in events
-    )
-
-
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `fail` event that a status shows."""
     names = ("step", "iteration", "epoch", "shard", "error", "message", "exit_code")
     code = event.get("exit_code")
     fields = {name: event[name] for name in names if name in event}
     return {"message": "", **fields, "exit_code": code if type(code) is int and 0 < code < 256 else 1}
+
+
+def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
+    """The base model with the measures of its answers."""
+    key = layout.validation(layout.BASE, 0)
+    facts = read_manifest(run, key).facts if run.exists(key) else {}
+    return BaseStatus.model_validate({**facts, **base.model_dump(include={"val_loss", "evaluation"})})
 
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
