@@ -127,7 +127,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
         epoch: within the iteration; None for a step that has none.
         arguments: of the component.
     """
-    original = component.func if isinstance(component, partial) else component
+    original: Any = component.func if isinstance(component, partial) else component
     fixed: Mapping[str, Any] = component.keywords if isinstance(component, partial) else {}
     own = copy.deepcopy(original)
     step = original.name.removesuffix("-on-nodes")
