@@ -73,11 +73,13 @@ def find_published(run: RunStore, which: str) -> Published:
     if iteration not in finished:
         raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, finished))}")
     facts = read_manifest(run, layout.checkpoint(iteration)).facts
-    uri = facts.get("checkpoint_uri")
-    key = run.key_of(uri) if isinstance(uri, str) and uri else None
+    named = facts.get("checkpoint_uri")
+    uri = named if isinstance(named, str) else ""
+    key = run.key_of(uri) if uri else None
     if key is None or layout.epoch_of(key) is None:
         raise IntegrityError(
-            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(uri))}, which is outside the run or no policy"
+            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(named))}, which is outside the run or not a "
+            "policy; restore the original manifest"
         )
     if not run.sizes(key):
         top_k = run.read_json(layout.RUN)["settings"].get("selection", {}).get("save_top_k")
