@@ -28,7 +28,7 @@ class End:
         digests: SHA-256 of every output in a manifest, except metrics, which contain times, and random state,
             which no step uses and which depends on the steps that the process ran before.
         checkpoints: facts of each checkpoint.
-        keys: all stored keys except events.
+        keys: all stored keys except events, and what says who may write.
         damage: stored outputs that do not match their manifest.
     """
 
@@ -56,7 +56,8 @@ class End:
 
 def read_end(run: RunStore) -> End:
     """Read the result of a finished run, and compare all stored outputs with their manifests."""
-    keys = frozenset(key for key in run.sizes("") if not key.startswith(f"{layout.EVENTS}/"))
+    passing = (f"{layout.EVENTS}/", f"{layout.LEASES}/")
+    keys = frozenset(key for key in run.sizes("") if not key.startswith(passing))
     losses, val_losses, digests, checkpoints, damage = {}, {}, {}, {}, []
     for key in sorted(keys):
         if key.endswith("/metrics.json") and "/trainer/" not in key:

@@ -100,6 +100,13 @@ class Exchange:
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}\r\n\r\n"
         self.reply(Message(head.encode(), b"" if self.request.first_line.startswith("HEAD") else content))
 
+    def header(self, name: str) -> str | None:
+        """A header of the request."""
+        for line in self.request.head.decode("latin-1").split("\r\n")[1:]:
+            if line.lower().startswith(f"{name}:"):
+                return line.partition(":")[2].strip()
+        return None
+
     @property
     def half(self) -> int:
         return len(self.request.body) // 2

@@ -172,18 +172,17 @@ class Ground:
         assert fault.kind != "full disk" or len(outcomes) > 1, f"{fault} never happened"
         return describe(outcomes) + unread
 
-    def check_end(self, what: str, fault: Fault | None = None, allowed: str = "") -> str:
+    def check_end(self, what: str, fault: Fault | None = None) -> str:
         """Compare the stored result with the undisturbed run's; returns a note if the damage was never read.
 
         Args:
             what: description for the message.
             fault: its own damage is ignored.
-            allowed: another difference to ignore.
         """
         with self.store() as run:
             differences = read_end(run).differences(self.end)
             differences += leftovers(self.cache, "run/")
-        left = [line for line in differences if line != allowed and not (fault and is_the_damage(line, fault))]
+        left = [line for line in differences if not (fault and is_the_damage(line, fault))]
         assert not left, "\n  ".join([f"{what}:", *left])
         return ", damage unread" if differences else ""
 

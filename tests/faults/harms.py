@@ -127,6 +127,21 @@ def _pause(exchange: Exchange, rule: Rule) -> None:
     exchange.reply(exchange.forward())
 
 
+def _store_late(exchange: Exchange, rule: Rule) -> None:
+    """Keep a PUT whose sender gets no answer, and let it arrive after `strike` has returned."""
+    assert rule.strike is not None
+    exchange.client.close()
+    rule.strike()
+    with suppress(DropError):
+        exchange.forward()
+    raise DropError
+
+
+def _store_twice(exchange: Exchange, rule: Rule) -> None:
+    exchange.forward()
+    exchange.reply(exchange.forward())
+
+
 def _silence(exchange: Exchange, rule: Rule) -> None:
     exchange.client.recv(1)  # the client sends nothing more: this returns when it has given up
     raise DropError
@@ -143,13 +158,15 @@ HARMS: dict[str, Callable[[Exchange, Rule], None]] = {
     "flip answer": _flip_answer,
     "flip request": _flip_request,
     "silence": _silence,
+    "store late": _store_late,
+    "store twice": _store_twice,
     "pause": _pause,
     "strike before": _strike_before,
     "strike in mid-request": _strike_in_mid_request,
     "strike in mid-answer": _strike_in_mid_answer,
     "strike after": _strike_after,
 }
-"""All effects; `pause` and the strikes call the rule's `strike`."""
+"""All effects; `pause`, `store late` and the strikes call the rule's `strike`."""
 
 
 def flip(content: bytes, offset: int) -> bytes:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of, digest_tree
-from spin_components.store.lease import LeaseHolder
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run

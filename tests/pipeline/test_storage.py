@@ -29,7 +29,7 @@ from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
 SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 LOSE = """
 import json, os, sys
-from spin_components.store.lease import LeaseHolder
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
 
 os.environ["SPIN_RUNNER"] = sys.argv[1]  # a process that lives on holds the lease

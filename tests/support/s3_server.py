@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 ACCESS_KEY = "spin-test-access-key"
@@ -64,6 +66,12 @@ class S3Server:
     def path(self, key: str, bucket: str = BUCKET) -> Path:
         """The file of an object."""
         return self.folder / bucket / key
+
+    def backdate(self, key: str, age_s: float) -> None:
+        """Move the time of an object's last write back."""
+        metadata = self.folder / BUCKET / ".nanio-meta" / f"{key}.json"
+        written = datetime.now(UTC) - timedelta(seconds=age_s)
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "last_modified": written.isoformat()}))
 
 
 def free_port() -> int:

@@ -12,6 +12,7 @@ from spin_components.data.pair_counts import PairCounts
 from spin_components.model.stored import fetch_model, model_files, validated_epoch
 from spin_components.record.decisions import REJECTED, goes_on, name_of, word_of
 from spin_components.record.pairs import shard_manifests
+from spin_components.record.pointers import pointer_to
 from spin_components.record.retention import prune
 from spin_components.report.page import refresh
 from spin_components.runtime.process import STOPPED
@@ -70,7 +71,7 @@ def publish(
         if is_new or not goes_on(judgement.decision):
             refresh(step.run, step.warn)
         if judgement.next is not None:
-            return str(_pointer(step.run, judgement.next)["uri"])
+            return str(pointer_to(step.run, judgement.next)["uri"])
         if not step.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
             step.run.sweep()
             step.is_last = True
@@ -211,18 +212,7 @@ def _point_and_prune(step: Step, judged: list[Assessment], rules: SelectionSetti
 
     Returns: the bytes that were freed.
     """
-    step.run.write_json(layout.LATEST, _pointer(step.run, judged[-1].iteration))
-    step.run.write_json(layout.BEST, _pointer(step.run, judged[-1].best))
+    step.run.write_json(layout.LATEST, pointer_to(step.run, judged[-1].iteration))
+    step.run.write_json(layout.BEST, pointer_to(step.run, judged[-1].best))
     rejected = [each.iteration for each in judged if each.outcome in REJECTED]
     return prune(step.run, len(judged), rejected, rules, step.settings)
-
-
-def _pointer(run: RunStore, iteration: int) -> dict[str, Any]:
-    """Content of a pointer to an iteration's policy, or to the base model."""
-    if iteration == layout.BASE:
-        facts = read_manifest(run, layout.validation(layout.BASE, 0)).facts
-        uri = run.read_json(layout.RUN)["base_model"]["uri"]
-    else:
-        facts = read_manifest(run, layout.checkpoint(iteration)).facts
-        uri = facts["checkpoint_uri"]
-    return {"iteration": iteration, "uri": uri, "val_loss": facts["val_loss"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -137,7 +136,7 @@ def _plain(files: FileDigests) -> dict[str, Any]:
 def _begin_attempt(step: Step, settings: Settings) -> None:
     """Record the attempt's deadline and those of its settings that may differ from the run's."""
     limit_s = settings.run.max_time_s
-    started = time.time()
+    started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
     sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking", "hardware"})
     attempt = {
@@ -145,6 +144,7 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
         "started": started,
         "deadline": deadline,
         "max_iterations": settings.spin.max_iterations,
+        **({"number": step.lease.number} if step.lease else {}),
         **sections,
     }
     step.run.write_json(layout.ATTEMPT, attempt)

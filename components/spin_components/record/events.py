@@ -1,7 +1,9 @@
 """Event log of a run: progress and metrics as JSON lines below the run's `events/`.
 
-Every event has `time` (seconds since 1970), `kind`, and the labels of its step: `step`, the step's name in the DAG, and
-`iteration` (-1: the base model), `epoch` and `shard` where the step has them. Other fields by kind:
+Every event has `time` (seconds since 1970, by the storage's clock where the machine's differs from it), `kind`,
+`attempt` (the number of the attempt at the run), `count` (the number of the event in its file), and the labels of its
+step: `step`, the step's name in the DAG, and `iteration` (-1: the base model), `epoch` and `shard` where the step has
+them. Other fields by kind:
 
     kind        written when                         fields
     start       a step starts                        pid
@@ -28,15 +30,17 @@ Every event has `time` (seconds since 1970), `kind`, and the labels of its step:
 
 Events of kind metrics, progress and transfer are rate-limited: of those within an interval only the newest is kept, and
 it is written before the next event of another kind. The last one is therefore always written, but not every one; an
-epoch's `metrics.json` has all steps. Each process writes its own file (in a bucket, a series of files); events are
-ordered by time across files.
+epoch's `metrics.json` has all steps. Each process writes its own file (in a bucket, a series of files). Events are
+ordered by attempt, within an attempt by time, and within a file as they were written, whatever the clocks showed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import re
 import threading
 import time
 from contextlib import suppress
@@ -46,6 +50,9 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 
 logger = logging.getLogger(__name__)
+
+_CHUNK = re.compile(r"-\d{5}\.jsonl$")
+"""End of the name of an object in a writer's series; see `store.remote.ChunkAppender`."""
 
 INTERVALS_S = {"metrics": 0.2, "progress": 0.5, "transfer": 2.0}
 """Minimum interval, seconds, between two events of a rate-limited kind."""
@@ -63,11 +70,22 @@ class EventLog:
     Args:
         run: the run.
         labels: fields of every event: step, iteration, epoch, shard; those that are None are left out.
+        attempt: number of the attempt among those at the run; 0 leaves it and the count out.
+        offset_s: seconds by which the storage's clock is ahead of this machine's.
         enabled: whether events are written; only one rank writes.
         name: part of the files' names; empty for the values of the labels.
     """
 
-    def __init__(self, run: RunStore, labels: dict[str, Any], *, enabled: bool = True, name: str = "") -> None:
+    def __init__(
+        self,
+        run: RunStore,
+        labels: dict[str, Any],
+        *,
+        attempt: int = 0,
+        offset_s: float = 0.0,
+        enabled: bool = True,
+        name: str = "",
+    ) -> None:
         self.labels = {name: value for name, value in labels.items() if value is not None}
         self.enabled = enabled
         self._run = run
@@ -78,19 +96,22 @@ class EventLog:
         self._written: dict[str, float] = {}
         self._held: dict[str, dict[str, Any]] = {}
         self._broken = False
+        self._attempt, self._count, self._offset_s = attempt, 0, offset_s
+        self._began, self._began_uptime_s = time.time() + offset_s, time.monotonic()
 
     def write(self, kind: str, **fields: Any) -> None:
         """Write one event, or hold it back if its kind is rate-limited; `fields` are the event's own fields."""
         if self._lines is None:
             return
-        event = {"time": round(time.time(), 3), "kind": kind, **self.labels, **fields}
+        now = self._began + time.monotonic() - self._began_uptime_s  # goes on where the machine's clock is set back
+        event = {"time": round(now, 3), "kind": kind, **self.labels, **fields}
         interval_s = INTERVALS_S.get(kind)
         with self._lock:
             if interval_s is None:
                 self._write_held()
                 self._append(event)
-            elif (now := time.monotonic()) - self._written.get(kind, -interval_s) >= interval_s:
-                self._written[kind] = now
+            elif (uptime_s := time.monotonic()) - self._written.get(kind, -interval_s) >= interval_s:
+                self._written[kind] = uptime_s
                 self._held.pop(kind, None)
                 self._append(event)
             else:
@@ -98,7 +119,9 @@ class EventLog:
 
     def apart(self, name: str) -> EventLog:
         """Another log with the same labels, whose files have a name of their own."""
-        return EventLog(self._run, self.labels, enabled=self.enabled, name=name)
+        return EventLog(
+            self._run, self.labels, attempt=self._attempt, offset_s=self._offset_s, enabled=self.enabled, name=name
+        )
 
     def close(self) -> None:
         """Write held-back events and store everything."""
@@ -114,6 +137,9 @@ class EventLog:
 
     def _append(self, event: dict[str, Any]) -> None:
         assert self._lines is not None
+        if self._attempt:
+            self._count += 1
+            event |= {"attempt": self._attempt, "count": self._count}
         try:
             self._lines.write(json.dumps(event, default=str))
         except (TypeError, ValueError, RecursionError) as error:
@@ -160,10 +186,11 @@ class EventTail:
     def __init__(self, run: RunStore, *, skip: bool = False) -> None:
         self._run = run
         self._offsets: dict[str, int] = run.sizes(layout.EVENTS) if skip else {}
+        self._latest: dict[str, float] = {}  # by writer: the latest time in its files
 
     def new(self) -> list[dict[str, Any]]:
         """Return the complete events since the last call, oldest first."""
-        events = []
+        events: list[tuple[tuple[int, float], dict[str, Any]]] = []
         for key, size in sorted(self._run.sizes(layout.EVENTS).items()):
             offset = self._offsets.get(key, 0)
             if size <= offset:
@@ -175,8 +202,15 @@ class EventTail:
                 with suppress(ValueError, RecursionError):
                     event = json.loads(line)
                     if _is_event(event):
-                        events.append(event)
-        return sorted(events, key=lambda event: float(event["time"]))
+                        events.append((self._order(key, event), event))
+        return [event for _, event in sorted(events, key=lambda each: each[0])]
+
+    def _order(self, key: str, event: dict[str, Any]) -> tuple[int, float]:
+        """The attempt and the time of an event, which is never before that of the events above it in its file."""
+        writer = _CHUNK.sub("", key)
+        self._latest[writer] = max(float(event["time"]), self._latest.get(writer, -math.inf))
+        attempt = event.get("attempt")
+        return attempt if isinstance(attempt, int) else 0, self._latest[writer]
 
 
 def _is_event(value: Any) -> bool:

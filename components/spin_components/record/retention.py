@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from spin_components.record.decisions import REJECTED
+from spin_components.record.pointers import read_pointer
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
@@ -54,7 +55,7 @@ def prune(
     losses = {int(m.facts["iteration"]): m.facts["val_loss"] for m in published}
     # adapters are small, and those of later iterations build on them
     dropped = [] if settings.lora.export == "adapter" else to_prune(losses, rules.save_top_k, rejected)
-    best = int(run.read_json(layout.BEST)["iteration"])  # perhaps not by val_loss
+    best = int(read_pointer(run, layout.BEST)["iteration"])  # perhaps not by val_loss
     dropped = [iteration for iteration in dropped if iteration != best]
     awaited = _awaited(run, dropped)
     freed = 0
@@ -95,5 +96,5 @@ def _carried(run: RunStore, settings: Settings) -> set[str]:
     """Folders of epochs whose optimizer state a next iteration may load: those of the last policy and of the best."""
     if settings.spin.reset_optimizer:
         return set()
-    keys = [run.key_of(run.read_json(pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
+    keys = [run.key_of(read_pointer(run, pointer)["uri"]) or "" for pointer in (layout.LATEST, layout.BEST)]
     return {key.removesuffix("/policy") for key in keys}

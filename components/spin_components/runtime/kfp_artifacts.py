@@ -21,6 +21,7 @@ from typing import Any
 from spin_components.errors import SpinError
 from spin_components.model.stored import model_files
 from spin_components.record.evaluation import tracked
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.process import STOPPED
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -93,7 +94,7 @@ def show_checkpoint(
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
-        best = run.read_json(layout.BEST)
+        best = read_pointer(run, layout.BEST)
         describe_model(model, run, facts, is_best=best["iteration"] == iteration, best=best["uri"])
         changes = {name: (facts[name] or {}).get("mean") for name in ("from_base", "from_best")}
         names = ("acc", "spin_margin", "num_pairs")

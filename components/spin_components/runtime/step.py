@@ -18,44 +18,27 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from spin_components.errors import SpinError
-from spin_components.machine import describe
 from spin_components.record.events import EventLog, Progress
 from spin_components.runtime.guards import LoggedProgress, TransferEvents, failures_recorded, full_disk_explained
 from spin_components.runtime.process import ATTEMPT, STOPPED
+from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
-from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
-from spin_components.settings.selection import SelectionSettings
-from spin_components.settings.settings import Settings
+from spin_components.settings.attempt import HardwareSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.digests import FileDigest
-from spin_components.store.lease import LeaseHolder, this_host
-from spin_components.store.manifests import Manifest, finished, read_manifest
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
-from spin_components.tracking.tracker import AttemptState, Series
-from spin_components.tracking.trackers import Trackers, open_trackers
+from spin_components.store.processes import this_host
+from spin_components.tracking.tracker import AttemptState
 
 logger = logging.getLogger(__name__)
 
-_MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
-"""Steps that compute with a model."""
 OPTIONAL = ("evaluate",)
 """Steps whose failure leaves the attempt running."""
-
-Inputs = dict[str, Any]
-
-
-def read_settings(run: RunStore, hardware: HardwareSettings) -> Settings:
-    """The settings that `prepare` recorded for a run, with the `[hardware]` of this attempt."""
-    recorded = Settings.model_validate(run.read_json(layout.RUN)["settings"])
-    return recorded.model_copy(update={"hardware": hardware})
 
 
 def _hardware_of(run: RunStore) -> HardwareSettings:
@@ -65,35 +48,16 @@ def _hardware_of(run: RunStore) -> HardwareSettings:
 
 
 @dataclass
-class Step:
+class Step(Publication):
     """One step of a run as it executes; made by `begin`, or by `join` in a process that works for it.
 
-    Attributes:
-        name: as in the DAG.
-        run: the run's storage.
-        hardware: `[hardware]` of the attempt.
-        events: the step's event log.
-        lease: the attempt's lease on the run; None in a process that writes nothing.
+    Attributes, beside those of `Publication`:
         is_last: whether the attempt ends with this step, which then gives the lease back.
         is_stopped: whether the step, or one before it, ended before its work was done.
-        inputs: what the step's outputs depend on, flat, once `is_due` has been asked.
-        published: the step's manifest, once it is written or found.
-        previous: a manifest made from other inputs that this step replaces; see `is_due`.
     """
 
-    name: str
-    run: RunStore
-    hardware: HardwareSettings
-    events: EventLog
-    lease: LeaseHolder | None = None
     is_last: bool = False
     is_stopped: bool = False
-    inputs: Inputs = field(default_factory=dict)
-    published: Manifest | None = None
-    previous: Manifest | None = None
-    _key: str = ""
-    _outputs: dict[str, FileDigest] = field(default_factory=dict)
-    _started: float = field(default_factory=time.monotonic)
     _is_interrupted: Callable[[], bool] = lambda: False
 
     @classmethod
@@ -132,25 +96,25 @@ class Step:
             attempt = os.environ.get(ATTEMPT, "")
             owner, is_first = attempt or f"{this_host()}:{os.getpid()}", name == "prepare" or not attempt
             with full_disk_explained(run):
-                lease = LeaseHolder(run, owner, take_over=is_first)
-            step = cls(name, run, machine, EventLog(run, {"step": name, **labels}), lease, is_last=not attempt)
-            run.guard = lease.claim
+                lease = LeaseHolder(run, owner, take_over=is_first, label=label_of(name, labels))
+            events = EventLog(run, {"step": name, **labels}, attempt=lease.number, offset_s=lease.offset_s)
+            number = lease.number if attempt else 0  # a step on its own is an attempt, with an earlier one's record
+            step = cls(name, run, machine, events, lease, is_last=not attempt, _number=number)
+            run.guard = lease.check
             run.on_progress = TransferEvents(step.events)
             outcome: AttemptState = "failed"
+            is_whole = False
             try:
                 with interruptible(), failures_recorded(step.events), full_disk_explained(run):
                     yield step
-                outcome = "ended" if step.is_last and attempt else "running"
+                outcome, is_whole = "ended" if step.is_last and attempt else "running", not step.is_stopped
             except BaseException as error:
                 step.is_last |= name not in OPTIONAL
                 outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:
                 step._close(outcome)
-                lease.close()
-                if step.is_last:
-                    with suppress(SpinError, OSError):  # the lease runs out by itself
-                        lease.release()
+                lease.close(is_last=step.is_last, with_others=is_whole)
 
     @classmethod
     @contextmanager
@@ -182,9 +146,12 @@ class Step:
             BusyError: another attempt holds the run.
         """
         with open_run(run_uri) as run:
-            events = EventLog(run, {"step": name, **labels, "rank": rank}, enabled=rank == 0)
-            lease = LeaseHolder(run, attempt, take_over=False) if rank == 0 else None
-            run.guard = lease.claim if lease else None
+            label = f"{label_of(name, labels)}-rank"
+            lease = LeaseHolder(run, attempt, take_over=False, label=label) if rank == 0 else None
+            number, offset_s = (lease.number, lease.offset_s) if lease else (0, 0.0)
+            labels = {**labels, "rank": rank}
+            events = EventLog(run, {"step": name, **labels}, attempt=number, offset_s=offset_s, enabled=rank == 0)
+            run.guard = lease.check if lease else None
             step = cls(name, run, hardware, events, lease, _key=key, inputs=inputs)
             outcome: AttemptState = "failed"
             try:
@@ -194,26 +161,6 @@ class Step:
                 step._close(outcome)
                 if lease:
                     lease.close()
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The settings that `prepare` recorded for the run, with the `[hardware]` of this attempt."""
-        return read_settings(self.run, self.hardware)
-
-    @cached_property
-    def evaluation(self) -> EvaluationSettings:
-        """This attempt's `[evaluation]`."""
-        return EvaluationSettings.model_validate(self._attempt.get("evaluation", {}))
-
-    @property
-    def selection(self) -> SelectionSettings:
-        """This attempt's `[selection]`."""
-        return SelectionSettings.model_validate(self._attempt.get("selection", {}))
-
-    @property
-    def max_iterations(self) -> int:
-        """Number of iterations of this attempt."""
-        return int(self._attempt.get("max_iterations", self.settings.spin.max_iterations))
 
     @property
     def attempt(self) -> str:
@@ -252,8 +199,12 @@ class Step:
 
     def out_of_time(self) -> bool:
         """Whether the attempt's wall-clock limit has passed, or a signal has come; reads storage once."""
-        deadline = self._attempt["deadline"]
-        return self._is_interrupted() or (deadline is not None and time.time() >= deadline)
+        deadline = self._attempt.deadline
+        return self._is_interrupted() or (deadline is not None and self.now() >= deadline)
+
+    def now(self) -> float:
+        """Return the time by the storage's clock, seconds since 1970."""
+        return time.time() + (self.lease.offset_s if self.lease else 0.0)
 
     def stop(self, reason: str = "max_time") -> None:
         """End the step, and the attempt with it, before its work is done."""
@@ -280,140 +231,7 @@ class Step:
             return LoggedProgress(self.events, total, unit, verb)
         return Progress(self.events, total, unit, done=done)
 
-    def warn(self, message: str) -> None:
-        """Record a warning as an event and in the log."""
-        logger.warning(message)
-        self.events.write("warning", message=message)
 
-    def track(self, series: Series, global_step: int, values: Mapping[str, float]) -> None:
-        """Send metrics to the attempt's trackers, if it has any.
-
-        Args:
-            series: which metrics these are.
-            global_step: optimizer steps done in the whole run.
-            values: by name; finite.
-        """
-        if self._trackers:
-            self._trackers.log(series, global_step, values)
-
-    @contextmanager
-    def write(self, key: str) -> Iterator[Path]:
-        """Write one of the step's outputs: a file or folder at the path given, stored whole at the end of the block."""
-        with self.run.staged(key) as staged:
-            yield staged.path
-        self._outputs |= staged.outputs
-
-    def publish(
-        self, facts: dict[str, Any], *, outputs: Mapping[str, FileDigest] | None = None, inputs: Inputs | None = None
-    ) -> Manifest:
-        """Write the step's manifest, which makes it complete.
-
-        Args:
-            facts: metrics, counts and addresses.
-            outputs: key below the run to digest; those of `write` if not given.
-            inputs: what they were made from; those of `is_due` if not given.
-
-        Raises:
-            BusyError: another attempt has taken the run.
-        """
-        manifest = Manifest(
-            step=self.name,
-            inputs=self.inputs if inputs is None else inputs,
-            outputs=dict(self._outputs if outputs is None else outputs),
-            facts=facts,
-            duration_s=round(time.monotonic() - self._started, 3),
-            machine=describe(
-                self._num_gpus(),
-                computes=self.name in _MODEL_STEPS,
-                ranks=self.hardware.world_size if self.name == "train-epoch" else 0,
-            ),
-        )
-        if trackers := self.__dict__.get("_trackers"):
-            trackers.flush()  # a finished step does not run again, so nothing would send its metrics later
-        self.commit(self._key, manifest)
-        self.published = manifest
-        shown = {name: value for name, value in facts.items() if name != "samples"}
-        self.events.write("done", facts=shown, duration_s=manifest.duration_s)
-        return manifest
-
-    def keep(
-        self,
-        key: str,
-        inputs: Inputs,
-        write: Callable[[Path], None],
-        *,
-        manifest: str,
-        what: str,
-        replaces: bool = False,
-    ) -> Manifest:
-        """Write a file or folder beside the step's outputs, with a manifest of its own, unless it is there.
-
-        Args:
-            key: of the file or folder.
-            inputs: what it is made from.
-            write: makes it at the path given.
-            manifest: key of its manifest.
-            what: it is, for the manifest.
-            replaces: whether one made from other inputs is replaced.
-
-        Raises:
-            InputsChangedError: it was made from other inputs, and is not replaced.
-        """
-        if replaces and self.run.exists(manifest) and read_manifest(self.run, manifest).inputs != inputs:
-            self.run.delete(manifest)  # it means complete, and its files are about to be replaced
-        if there := finished(self.run, manifest, inputs):
-            return there
-        with self.run.staged(key) as staged:
-            write(staged.path)
-        made = Manifest(step=f"{self.name} ({what})", inputs=inputs, outputs=staged.outputs)
-        self.commit(manifest, made)
-        return made
-
-    def commit(self, key: str, manifest: Manifest) -> None:
-        """Write a manifest while this attempt holds the lease.
-
-        Raises:
-            BusyError: another attempt has taken the run.
-            IntegrityError: a file that the step read outside the run changed meanwhile.
-        """
-        self.run.check_sources()
-        if self.lease:
-            self.lease.claim()
-        self.run.write_json(key, manifest.model_dump(mode="json"))
-
-    @cached_property
-    def _attempt(self) -> dict[str, Any]:
-        """What `prepare` recorded for this attempt; read once."""
-        return self.run.read_json(layout.ATTEMPT)
-
-    @cached_property
-    def _trackers(self) -> Trackers | None:
-        """Where this attempt sends metrics beside its events; None for nowhere, and on all ranks but one."""
-        if not self.events.enabled:
-            return None
-        wanted = TrackingSettings.model_validate(self._attempt.get("tracking", {}))
-        return open_trackers(self.run, self.settings.model_copy(update={"tracking": wanted}), self.warn)
-
-    def _find(self, *, replaces: bool) -> Manifest | None:
-        """The step's manifest, if the step need not run."""
-        if not replaces:
-            return finished(self.run, self._key, self.inputs)
-        if not self.run.exists(self._key):
-            return None
-        self.previous = read_manifest(self.run, self._key)
-        same = all(self.previous.inputs.get(name) == value for name, value in self.inputs.items())
-        return self.previous if same else None
-
-    def _num_gpus(self) -> int:
-        """GPUs that the step takes where there are any."""
-        if self.name not in _MODEL_STEPS or self.hardware.device == "cpu":
-            return 0
-        if self.name == "generate":
-            return self.settings.generation.tensor_parallel
-        return self.hardware.world_size if self.name == "train-epoch" else 1
-
-    def _close(self, outcome: AttemptState) -> None:
-        """Close the trackers, telling them how the attempt stands, then have all events stored."""
-        if trackers := self.__dict__.get("_trackers"):
-            trackers.close(outcome)
-        self.events.close()
+def label_of(name: str, labels: Mapping[str, int | None]) -> str:
+    """Return the name of a step within its attempt, e.g. `generate-0-1`."""
+    return "-".join([name, *(str(number) for number in labels.values() if number is not None)])

@@ -15,18 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from spin_components.errors import IntegrityError
+from spin_components.errors import BusyError, IntegrityError
 from spin_components.store import layout
 from spin_components.store.addresses import parse_address, scheme_of
-from spin_components.store.digests import FileDigest, digest_json
+from spin_components.store.checked_json import StoredTable, json_bytes, parse_json
+from spin_components.store.digests import FileDigest
 from spin_components.store.keys import check_key
 from spin_components.store.moving import each_address, elsewhere, is_absolute, relative
+from spin_components.store.stored import Guard, Stored
 
 if TYPE_CHECKING:
     from spin_components.store.sources import Sources
 
 
-_CHECKSUM = "checksum"
+_TRIES = 5
 
 
 TransferProgress = Callable[[str, int, int], None]
@@ -44,20 +46,6 @@ class Staged:
 
     path: Path
     outputs: dict[str, FileDigest] = field(default_factory=dict)
-
-
-class StoredTable(dict[str, Any]):
-    """A JSON object of a run; a key that it lacks raises IntegrityError with its address."""
-
-    def __init__(self, values: Mapping[str, Any], uri: str) -> None:
-        super().__init__(values)
-        self._uri = uri
-
-    def __missing__(self, name: str) -> Any:
-        raise IntegrityError(
-            f"{self._uri} has no {name!r}, found {', '.join(sorted(self)) or 'nothing'}; restore the original, or "
-            "delete it to have its step run again"
-        )
 
 
 class Appender(Protocol):
@@ -78,14 +66,15 @@ class RunStore(ABC):
         scratch: local folder for temporary files.
         poll_s: recommended interval between polls for new objects, seconds.
         on_progress: called during long transfers.
-        guard: called before a staged file or folder is published; raises if this process has lost the run's lease.
+        guard: called before a write that replaces something, and before a deletion; raises if this process has lost
+            the run's lease.
     """
 
     uri: str
     scratch: Path
     poll_s: float = 0.3
     on_progress: TransferProgress | None = None
-    guard: Callable[[], None] | None = None
+    guard: Guard | None = None
 
     def uri_of(self, key: str) -> str:
         """Return the address of a key."""
@@ -141,19 +130,7 @@ class RunStore(ABC):
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
-        try:
-            value = json.loads(content)
-            checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
-            expected = digest_json(value)
-        except (ValueError, RecursionError) as error:
-            raise IntegrityError(
-                f"{self.uri_of(key)} is not JSON ({error}); delete it to have its step run again"
-            ) from error
-        if checksum != expected:
-            raise IntegrityError(
-                f"{self.uri_of(key)} was changed after it was written: its {_CHECKSUM} is {checksum!s:.12}…, expected "
-                f"{expected:.12}…. Restore the original, or delete it to have its step run again"
-            )
+        value = parse_json(content, self.uri_of(key))
         if key == layout.RUN:
             self.__dict__["_elsewhere"] = elsewhere(value, self.uri)
         return StoredTable(each_address(value, self.resolve), self.uri_of(key))
@@ -161,12 +138,30 @@ class RunStore(ABC):
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with a checksum, atomically, replacing an existing one.
 
-        Addresses within the run are stored relative to it.
+        Addresses within the run are stored relative to it. Where there is a `guard`, what another process wrote after
+        the guard's success is not replaced.
+
+        Raises:
+            BusyError: the guard refused, or the object is replaced again and again.
         """
-        plain = json.loads(json.dumps(value, allow_nan=False))
-        plain = each_address(plain, lambda uri: relative(uri, self.uri))
-        text = json.dumps({**plain, _CHECKSUM: digest_json(plain)}, indent=2, ensure_ascii=False) + "\n"
-        self.write(key, text.encode())
+        content = json_bytes(each_address(value, lambda uri: relative(uri, self.uri)))
+        if self.guard is None:
+            self.write(key, content)
+            return
+        for _ in range(_TRIES):
+            if self.replace(key, content, self.tag_of(key), self.guard):
+                return
+        raise BusyError(f"{self.uri_of(key)} is being replaced by another process; end it, and run the same command")
+
+    def delete(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, if they exist and the guard allows it; returns the bytes freed.
+
+        Raises:
+            BusyError: the guard refused.
+        """
+        if self.guard is not None:
+            self.guard()
+        return self.remove(key)
 
     @contextmanager
     def staged(self, key: str) -> Iterator[Staged]:
@@ -180,8 +175,6 @@ class RunStore(ABC):
             yield staged
             if not path.exists():
                 raise IntegrityError(f"nothing was written for {self.uri_of(key)}; its previous content is kept")
-            if self.guard is not None:
-                self.guard()
             staged.outputs.update(self._publish(path, key))
 
     @abstractmethod
@@ -216,8 +209,33 @@ class RunStore(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str) -> int:
-        """Delete a file, or all files below a prefix, if they exist; returns the bytes freed."""
+    def read_stored(self, key: str) -> Stored | None:
+        """Read a small file with its tag and the storage's times; None if it does not exist."""
+
+    @abstractmethod
+    def tag_of(self, key: str) -> str | None:
+        """Return the tag of a file, as `read_stored`; None if it does not exist."""
+
+    @abstractmethod
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a small file unless it exists; True for exactly one of several concurrent creators."""
+
+    @abstractmethod
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        """Write a small file that still has a tag (None: that does not exist); False where it has changed.
+
+        The guard is called before every request that may write.
+
+        Object storage that does not implement conditions writes it in any case; see `store.conditional`.
+        """
+
+    @abstractmethod
+    def now(self) -> float | None:
+        """Return the time by the storage's clock, seconds since 1970; None if it does not report it."""
+
+    @abstractmethod
+    def remove(self, key: str) -> int:
+        """Delete a file, or all files below a prefix, whatever the guard says; returns the bytes freed."""
 
     @abstractmethod
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
@@ -244,7 +262,7 @@ class RunStore(ABC):
 
     @abstractmethod
     def _publish(self, path: Path, key: str) -> dict[str, FileDigest]:
-        """Move a staged file or folder to its key, replacing existing content; returns digests by key."""
+        """Move a staged file or folder to its key if the guard allows it; returns digests by key."""
 
     @cached_property
     def sources(self) -> Sources:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from xml.etree.ElementTree import ParseError
 
@@ -18,6 +19,8 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from spin_components.errors import SpinError, StorageAccessError, StorageError
 from spin_components.machine import seconds
 from spin_components.store.s3_client import connect
+from spin_components.store.s3_errors import ADVICE, TRANSIENT, describe, is_transient, status_of
+from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -27,28 +30,7 @@ DEADLINE = "SPIN_STORAGE_DEADLINE_S"
 _PROBE_DEADLINE_S, _PROBE_TIMEOUT_S = 8.0, 4.0
 _BLOCK_BYTES = 1 << 20
 _UNREADABLE_ATTEMPTS = 4
-_TRANSIENT = {
-    "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException",
-    "TooManyRequests", "RequestLimitExceeded", "OperationAborted", "IncompleteBody", "BadDigest",
-    "XMinioServerNotInitialized", "XAmzContentSHA256Mismatch",
-}  # fmt: skip
 _MISSING = {"NoSuchKey", "NoSuchUpload"}
-_ADVICE = {
-    "InvalidAccessKeyId": "the access key is unknown to the server; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY (and that no proxy alters requests)",
-    "AccessDenied": "these keys have no permission; check the bucket's policy, and the keys in AWS_ACCESS_KEY_ID",
-    "AllAccessDisabled": "the account is disabled; contact the storage's administrator",
-    "NoSuchBucket": "the bucket does not exist; create it, or correct its name",
-    "ExpiredToken": "the session token has expired; fetch a new one into AWS_SESSION_TOKEN",
-    "InvalidToken": "the session token is not valid; fetch a new one, or unset AWS_SESSION_TOKEN",
-    "RequestTimeTooSkewed": "this machine's clock and the server's differ too much; set the clock",
-    "AuthorizationHeaderMalformed": "the region is probably wrong; check AWS_REGION",
-    "PermanentRedirect": "the bucket is in another region; check AWS_REGION and S3_ENDPOINT",
-    "InvalidBucketName": "the bucket's name is invalid; correct it",
-    "QuotaExceeded": "the bucket's quota is exhausted; free space or raise it",
-    "XMinioStorageFull": "the storage is full; free space on it",
-}
-
 Result = TypeVar("Result")
 
 
@@ -89,22 +71,41 @@ class Bucket:
         bucket._level = logging.DEBUG
         return bucket
 
-    def put(self, key: str, content: bytes) -> None:
-        """Write an object in one request."""
-        self._call("PUT", key, lambda: self._client._put_object(self.name, key, content, {}))
+    def put(
+        self,
+        key: str,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """Write an object in one request, with additional headers; `guard` is called before each try."""
+
+        def write() -> None:
+            if guard is not None:
+                guard()
+            self._client._put_object(self.name, key, content, dict(headers or {}))
+
+        self._call("PUT", key, write)
 
     def get(self, key: str, offset: int = 0) -> bytes | None:
         """Read a small object from an offset in bytes; None if it does not exist."""
+        stored = self.read(key, offset)
+        return None if stored is None else stored.content
 
-        def read() -> bytes:
+    def read(self, key: str, offset: int = 0) -> Stored | None:
+        """Read a small object as `get`, with its ETag and the server's times."""
+
+        def read() -> Stored:
             try:
                 response = self._client.get_object(self.name, key, offset=offset)
             except S3Error as error:
                 if error.code == "InvalidRange":
-                    return b""
+                    return Stored(b"", "")
                 raise
             try:
-                return response.read()
+                tag = (response.headers.get("etag") or "").strip('"')
+                times = (_time_of(response.headers.get(name)) for name in ("last-modified", "date"))
+                return Stored(response.read(), tag, *times)
             finally:
                 response.close()
 
@@ -166,7 +167,7 @@ class Bucket:
 
         def remove() -> list[DeleteError]:
             errors = [error for error in self._client.remove_objects(self.name, objects) if error.code not in _MISSING]
-            if any(error.code in _TRANSIENT for error in errors):
+            if any(error.code in TRANSIENT for error in errors):
                 raise ServerError(f"{len(errors)} objects were not deleted", 503)
             return errors
 
@@ -182,10 +183,14 @@ class Bucket:
         tag = self._call("PUT", key, lambda: self._client._upload_part(self.name, key, content, None, upload, number))
         return Part(number, tag)
 
-    def complete_upload(self, key: str, upload: str, parts: list[Part], num_bytes: int) -> None:
-        """Complete a multipart upload, which makes the object visible."""
+    def complete_upload(
+        self, key: str, upload: str, parts: list[Part], num_bytes: int, guard: Guard | None = None
+    ) -> None:
+        """Complete a multipart upload, which makes the object visible; `guard` is called before each try."""
 
         def complete() -> None:
+            if guard is not None:
+                guard()
             try:
                 self._client._complete_multipart_upload(self.name, key, upload, parts)
             except S3Error as error:
@@ -274,16 +279,16 @@ class Bucket:
     def _log_retry(self, verb: str, key: str, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number in (1, 4, 8) or state.attempt_number % 16 == 0:
-            logger.log(self._level, "%s %s: %s; retrying", verb, self._address(key), _describe(error))
+            logger.log(self._level, "%s %s: %s; retrying", verb, self._address(key), describe(error))
 
     def _refusal(self, verb: str, key: str, code: str | None, message: str | None) -> StorageAccessError:
-        advice = _ADVICE.get(code or "", message or "")
+        advice = ADVICE.get(code or "", message or "")
         return StorageAccessError(f"{verb} {self._address(key)} at {self.endpoint}: {code}: {advice}")
 
     def _no_response(self, verb: str, key: str, error: BaseException) -> StorageError:
         return StorageError(
             f"{verb} {self._address(key)}: no valid response from {self.endpoint} within {self._deadline_s:.0f} s "
-            f"({_describe(error)}); check that the storage runs and S3_ENDPOINT is right, then run the same command"
+            f"({describe(error)}); check that the storage runs and S3_ENDPOINT is right, then run the same command"
         )
 
 
@@ -294,28 +299,9 @@ def _should_retry(state: tenacity.RetryCallState) -> bool:
     return error is not None and is_transient(error)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether a request that failed with this error may succeed when it is retried."""
-    if isinstance(error, S3Error):
-        return error.code in _TRANSIENT or (error.code not in _ADVICE and _is_busy(error.response.status))
-    if isinstance(error, (ServerError, InvalidResponseError)):
-        return _is_busy(status_of(error))
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return False
-    return isinstance(error, (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError))
-
-
-def _is_busy(status: int) -> bool:
-    """Whether an HTTP status means a temporary failure; 501, not implemented, does not."""
-    return (status >= 500 and status != 501) or status in (408, 429)
-
-
-def status_of(error: ServerError | InvalidResponseError) -> int:
-    """Return the HTTP status of a response without an S3 error."""
-    return error.status_code if isinstance(error, ServerError) else int(error._code)
-
-
-def _describe(error: BaseException | None) -> str:
-    """Error type and message, without the memory address of urllib3's connection object; at most 200 characters."""
-    text = str(error).rpartition("object at 0x")[2].partition(">: ")[2] or str(error)
-    return f"{type(error).__name__}: {text}"[:200]
+def _time_of(header: str | None) -> float | None:
+    """Seconds since 1970 of an HTTP date; None where it is missing or malformed."""
+    try:
+        return parsedate_to_datetime(header).timestamp() if header else None
+    except ValueError:
+        return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 RUN = "run.json"
 ATTEMPT = "attempt.json"
 LEASE = "lease.json"
+LEASES = "leases"
+"""Folder with one file for each attempt that took the run over, and one for each step at work."""
 BEST = "best.json"
 LATEST = "latest.json"
 DATA = "data"
@@ -26,6 +28,16 @@ ADAPTER = "adapter"
 TRACKING = "tracking"
 """Folder of the trackers' state across attempts, and of files that they write to the run's storage."""
 TENSORBOARD = "tensorboard"
+
+
+def lease(number: int) -> str:
+    """File that is created once, by the attempt that takes the run over with a number."""
+    return f"{LEASES}/{number:08d}.json"
+
+
+def steps_at_work(number: int) -> str:
+    """Folder with one file for each step at work of an attempt."""
+    return f"{LEASES}/{number:08d}"
 
 
 def inputs_manifest(name: str) -> str:

@@ -1,35 +1,35 @@
 """Lease on a run: an object in its storage that gives one attempt at a time the right to write.
 
 All steps of an attempt share the lease, in any pod or process, and renew it while they work. Another attempt is refused
-until the lease expires or is released. Every commit reads the lease first, so an attempt that lost it writes nothing.
+until the lease expires or is released. Every attempt that takes the run over gets the next number; see
+`spin_components.store.lease_holder`.
+
+No machine's clock is compared with another's. On the machine of the holder, age is the difference of its monotonic
+clock, which is one for all its processes and containers; elsewhere, the difference between two times of the storage's
+clock: that of the last renewal, and that of the reading.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import threading
 import time
-from functools import cache
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spin_components.errors import BusyError, IntegrityError, SpinError
-from spin_components.machine import seconds
+from spin_components.errors import BusyError, IntegrityError
 from spin_components.store import layout
 from spin_components.store.base import RunStore
+from spin_components.store.checked_json import json_bytes, parse_json
+from spin_components.store.processes import is_alive, pid_namespace, this_host
+from spin_components.store.stored import Stored
 
 RUNNER = "SPIN_RUNNER"
 """Environment variable: pid of the process that runs an attempt's steps one after another, on one machine."""
 
-
-logger = logging.getLogger(__name__)
-
-
 DURATION = "SPIN_LEASE_S"
 """Environment variable with the seconds after which a lease that is not renewed expires; default 300."""
+
+_RESOLUTION_S = 1.0
+"""Resolution of the times in an S3 server's answers."""
 
 
 class Lease(BaseModel):
@@ -37,26 +37,48 @@ class Lease(BaseModel):
 
     Attributes:
         owner: id of the attempt.
+        number: of the attempt among those at this run, from 1; 0 if a version without numbers wrote the lease.
         host: machine of the process that renewed the lease last.
+        namespace: PID namespace of that process; empty if unknown.
         process: pid and start time of that process, or of the local runner that starts the attempt's steps.
-        renewed_at: time of the renewal, seconds since 1970.
+        renewed_at: time of the renewal by that machine's clock, seconds since 1970; shown, never compared.
+        uptime_s: the same by that machine's monotonic clock; None if unknown.
         duration_s: seconds from then until it expires; 0 once it is released.
+        read_age_s: age by the storage's clock when it was read; not stored.
+        read_uptime_s: this machine's monotonic clock then; not stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     owner: str
+    number: int = 0
     host: str
+    namespace: str = ""
     process: str
     renewed_at: float
+    uptime_s: float | None = None
     duration_s: float
+    read_age_s: float = Field(default=0.0, exclude=True)
+    read_uptime_s: float = Field(default_factory=lambda: time.monotonic(), exclude=True)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this process can see the one that renewed it: same machine, same PID namespace."""
+        return self.host == this_host() and self.namespace in ("", pid_namespace())
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last renewal."""
+        if self.uptime_s is not None and self.host == this_host():
+            return max(0.0, time.monotonic() - self.uptime_s)
+        return self.read_age_s + max(0.0, time.monotonic() - self.read_uptime_s)
 
     @property
     def remaining_s(self) -> float:
         """Seconds until the lease expires; 0 if it belongs to a process of this machine that has ended."""
-        if self.host == this_host() and not _is_alive(self.process):
+        if self.is_local and not is_alive(self.process):
             return 0.0
-        return max(0.0, self.renewed_at + self.duration_s - time.time())
+        return max(0.0, self.duration_s - self.age_s)
 
 
 def read_lease(run: RunStore) -> Lease | None:
@@ -65,14 +87,28 @@ def read_lease(run: RunStore) -> Lease | None:
     Raises:
         IntegrityError: the object is not a lease.
     """
-    if run.read(layout.LEASE) is None:
-        return None
+    return read_stored_lease(run)[0]
+
+
+def read_stored_lease(run: RunStore) -> tuple[Lease | None, Stored | None]:
+    """Read the lease of a run and its object; raises as `read_lease`."""
+    stored = run.read_stored(layout.LEASE)
+    if stored is None:
+        return None, None
     try:
-        return Lease.model_validate(run.read_json(layout.LEASE))
+        lease = Lease.model_validate(parse_json(stored.content, run.uri_of(layout.LEASE)))
     except ValidationError as error:
         raise IntegrityError(
             f"{run.uri_of(layout.LEASE)} is not a lease; delete it if no other attempt is running"
         ) from error
+    if lease.host == this_host() and lease.uptime_s is not None:
+        return lease, stored
+    now = stored.now if stored.now is not None else run.now()
+    if now is None or stored.written_at is None:  # read-only storage without a clock of its own
+        age_s = time.time() - (stored.written_at or lease.renewed_at)
+    else:
+        age_s = now - stored.written_at - (_RESOLUTION_S if stored.now is not None else 0.0)
+    return lease.model_copy(update={"read_age_s": max(0.0, age_s), "read_uptime_s": time.monotonic()}), stored
 
 
 def check_free(run: RunStore, owner: str = "") -> None:
@@ -90,99 +126,24 @@ def check_free(run: RunStore, owner: str = "") -> None:
         return
     raise BusyError(
         f"another runner is at work on {run.uri}: attempt {lease.owner} on {lease.host.partition('/')[0]}, which last "
-        f"renewed its lease {time.time() - lease.renewed_at:.0f} s ago. Wait for it, end it, or choose another "
+        f"renewed its lease {lease.age_s:.0f} s ago. Wait for it, end it, or choose another "
         f"run.uri; if it has died, its lease expires in {remaining:.0f} s"
     )
 
 
-class LeaseHolder:
-    """Holds the lease for one attempt and renews it in a thread until `close`.
+def release_ended(run: RunStore, owner: str) -> bool:
+    """Release the lease of an attempt whose end is known from elsewhere, such as Kubeflow's API; True if it was held.
 
     Args:
         run: the run.
-        owner: id of the attempt, shared by all its steps.
-        take_over: whether to take over another attempt's released or expired lease, which only the first step of an
-            attempt may do.
-
-    Raises:
-        BusyError: another attempt holds the lease, or has taken it since this one began.
+        owner: id of the attempt. Another attempt's lease is left as it is.
     """
-
-    def __init__(self, run: RunStore, owner: str, *, take_over: bool) -> None:
-        self._run, self.owner = run, owner
-        self._take_over = take_over
-        self._duration_s = seconds(DURATION, 300)
-        self._ended = threading.Event()
-        self.claim()
-        self._take_over = False
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-
-    def claim(self) -> None:
-        """Check that the lease is this attempt's and renew it; called before every commit.
-
-        Raises:
-            BusyError: another attempt has taken it.
-        """
-        lease = read_lease(self._run)
-        if lease and lease.owner != self.owner:
-            check_free(self._run, self.owner)
-            if not self._take_over:
-                raise BusyError(
-                    f"attempt {lease.owner} has taken {self._run.uri} over from this one, whose lease had expired; "
-                    "nothing more is written here. Once the other attempt has ended, the same command resumes the run"
-                )
-        self._write(self._duration_s)
-
-    def release(self) -> None:
-        """Release the lease at the end of the attempt."""
-        if (lease := read_lease(self._run)) and lease.owner == self.owner:
-            self._write(0.0)
-
-    def close(self) -> None:
-        """Stop renewing; the lease stays valid until it expires, for the attempt's next step."""
-        self._ended.set()
-        self._thread.join()
-
-    def _renew(self) -> None:
-        while not self._ended.wait(self._duration_s / 4):
-            try:
-                self.claim()
-            except BusyError as error:
-                logger.error("this attempt has lost its lease: %s", error)
-                return
-            except (SpinError, OSError) as error:
-                logger.warning("the lease could not be renewed: %s", error)
-
-    def _write(self, duration_s: float) -> None:
-        lease = Lease(
-            owner=self.owner,
-            host=this_host(),
-            process=_process(int(os.environ.get(RUNNER, os.getpid()))),
-            renewed_at=time.time(),
-            duration_s=duration_s,
-        )
-        self._run.write_json(layout.LEASE, lease.model_dump(mode="json"))
+    lease, stored = read_stored_lease(run)
+    if lease is None or stored is None or lease.owner != owner or not lease.remaining_s:
+        return False
+    return run.replace(layout.LEASE, lease_bytes(lease.model_copy(update={"duration_s": 0.0})), stored.tag)
 
 
-@cache
-def this_host() -> str:
-    """Return the name of this machine or pod with the id of its boot."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text('ascii').strip() if boot.exists() else ''}"
-
-
-def _process(pid: int) -> str:
-    """Return a process's identity, pid and start time (pids are reused); empty if it does not exist."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    if fields[0] in "ZX":  # zombie or dead
-        return ""
-    return f"{pid}:{fields[19]}"  # field 22 of proc(5): start time in clock ticks since boot
-
-
-def _is_alive(process: str) -> bool:
-    pid = process.partition(":")[0]
-    return pid.isdigit() and process == _process(int(pid))
+def lease_bytes(lease: Lease) -> bytes:
+    """Return the content of a lease's object."""
+    return json_bytes(lease.model_dump(mode="json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from spin_components.errors import ConfigError, StorageAccessError
 from spin_components.store.base import RunStore, remove
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
 from spin_components.store.keys import flaw_of, is_inside, place
+from spin_components.store.lock import replacing
 from spin_components.store.ownership import leftovers
 from spin_components.store.renames import make_folder, put_in_place, sync
+from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -68,20 +71,68 @@ class LocalRun(RunStore):
             path.write_bytes(content)
             self._move(path, key)
 
+    def read_stored(self, key: str) -> Stored | None:
+        try:
+            with self.path(key).open("rb") as file:
+                return Stored(file.read(), _tag(os.fstat(file.fileno())), os.fstat(file.fileno()).st_mtime)
+        except FileNotFoundError:
+            return None
+
+    def tag_of(self, key: str) -> str | None:
+        try:
+            return _tag(self.path(key).stat())
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, content: bytes) -> bool:
+        with self._staging(key) as path:
+            path.write_bytes(content)
+            sync(path)
+            try:
+                os.link(path, self.path(key))
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                return _create_exclusively(self.path(key), content)
+        return True
+
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        with self._staging(key) as path, replacing(self.path(key).parent):
+            path.write_bytes(content)
+            if guard is not None:
+                guard()
+            if self.tag_of(key) != tag:
+                return False
+            self._move(path, key)
+        return True
+
+    def now(self) -> float | None:
+        try:
+            with self._staging(".clock") as path:
+                path.touch()
+                return path.stat().st_mtime
+        except OSError:  # a reader without the right to write
+            return None
+
     def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         for key, digest in files.items():
             verify_file(self.path(key), digest, what=what, remedy=remedy)
         return self.root
 
-    def delete(self, key: str) -> int:
+    def remove(self, key: str) -> int:
         path = self.path(key)
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         num_bytes = sum(file.stat().st_size for file in files)
-        remove(path)
+        if path.exists() or path.is_symlink():
+            doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+            path.replace(doomed)  # at once: a process that is killed now leaves no half of a folder
+            remove(doomed)
         return num_bytes
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        if self.guard is not None:
+            self.guard()
         partial = list(leftovers(self.root))
         for path in partial:
             if not dry_run:
@@ -120,6 +171,8 @@ class LocalRun(RunStore):
             outputs = {f"{key}/{name}": file for name, file in digest_tree(path).items()}
         else:
             outputs = {key: digest_file(path)}
+        if self.guard is not None:
+            self.guard()
         self._move(path, key)
         return outputs
 
@@ -147,6 +200,20 @@ class FileAppender:
 
     def close(self) -> None:
         """Do nothing: every line is written at once."""
+
+
+def _tag(status: os.stat_result) -> str:
+    """Return what differs between a file and the one that a rename puts in its place."""
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+
+
+def _create_exclusively(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_staging(key: str) -> bool:

@@ -10,13 +10,14 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spin_components.errors import BusyError
 
 _NAME = ".lock"
 _PATIENCE_S = 5.0
+_REPLACING_PATIENCE_S = 30.0
 
 
 @contextmanager
@@ -55,6 +56,31 @@ def is_locked(scratch: Path) -> bool:
         return False
     try:
         return not _try(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder whose files are compared and then replaced, against other processes that do the same.
+
+    File systems without locks are used without one.
+
+    Raises:
+        BusyError: another process has held the lock for 30 s; it has been stopped in the middle of a write.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + _REPLACING_PATIENCE_S
+        with suppress(OSError):
+            while not _try(descriptor):
+                if time.monotonic() > deadline:
+                    raise BusyError(
+                        f"another process holds the lock of {folder}, in the middle of a write; it may have been "
+                        "stopped. End it, and run the same command"
+                    )
+                time.sleep(0.01)
+        yield
     finally:
         os.close(descriptor)
 

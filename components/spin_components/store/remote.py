@@ -18,9 +18,11 @@ from spin_components.store.addresses import S3Address
 from spin_components.store.base import RunStore, remove
 from spin_components.store.bucket import Bucket
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
+from spin_components.store.conditional import ConditionalWrites
 from spin_components.store.digests import FileDigest, damaged
 from spin_components.store.keys import check_key, flaw_of
 from spin_components.store.ownership import folders_of_other_runs, is_own, is_staging
+from spin_components.store.stored import Guard, Stored
 from spin_components.store.transfer import Transfers
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,22 @@ class S3Run(RunStore):
     def write(self, key: str, content: bytes) -> None:
         self._bucket.put(self._object(key), content)
 
+    def read_stored(self, key: str) -> Stored | None:
+        return self._bucket.read(self._prefix + key)
+
+    def tag_of(self, key: str) -> str | None:
+        info = self._bucket.stat(self._prefix + key)
+        return info.etag if info else None
+
+    def create(self, key: str, content: bytes) -> bool:
+        return ConditionalWrites(self._bucket).create(self._prefix + key, content)
+
+    def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
+        return ConditionalWrites(self._bucket).replace(self._prefix + key, content, tag, guard)
+
+    def now(self) -> float | None:
+        return None  # comes with every answer: `Stored.now`
+
     def fetch(self, files: Mapping[str, FileDigest], *, what: str, made_by: str = "") -> Path:
         if self._view is None:
             self._view = self._cache.view()
@@ -126,13 +144,15 @@ class S3Run(RunStore):
                 mismatched[key] = actual
         return mismatched
 
-    def delete(self, key: str) -> int:
+    def remove(self, key: str) -> int:
         path = self._object(key)
         objects = [info for info in self._bucket.objects(path) if info.key == path or info.key.startswith(f"{path}/")]
         self._bucket.delete(info.key for info in objects)
         return sum(info.num_bytes for info in objects)
 
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
+        if self.guard is not None:
+            self.guard()
         uploads = self._own_uploads()
         for key, upload in uploads:
             if not dry_run:
@@ -191,7 +211,9 @@ class S3Run(RunStore):
             files = {path: key}
         total = sum(file.stat().st_size for file in files)
         with self._reporting(f"storing {key}", total) as report:
-            uploaded = self._transfers.upload_all({file: self._object(name) for file, name in files.items()}, report)
+            uploaded = self._transfers.upload_all(
+                {file: self._object(name) for file, name in files.items()}, report, self.guard
+            )
         outputs = {name: uploaded[self._prefix + name] for name in files.values()}
         if path.is_dir():
             self._bucket.delete(self._prefix + old for old in self.sizes(key) if old not in outputs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -18,6 +20,7 @@ from spin_components.errors import StorageError
 from spin_components.machine import num_cores
 from spin_components.store.bucket import Bucket
 from spin_components.store.digests import FileDigest
+from spin_components.store.stored import Guard
 
 PART_BYTES = 16 << 20
 """Size of an upload's parts; larger for files that would have more than S3's limit of 10 000 parts."""
@@ -57,9 +60,19 @@ class Transfers:
         self._files.shutdown(cancel_futures=True)
         self._parts.shutdown(cancel_futures=True)
 
-    def upload_all(self, files: Mapping[Path, str], report: ByteCounter = _ignore) -> dict[str, FileDigest]:
-        """Upload files, each to its key; returns their digests by key."""
-        digests = self._run_all({key: partial(self.upload, path, key, report) for path, key in files.items()})
+    def upload_all(
+        self, files: Mapping[Path, str], report: ByteCounter = _ignore, guard: Guard | None = None
+    ) -> dict[str, FileDigest]:
+        """Upload files, each to its key; returns their digests by key.
+
+        Args:
+            files: keys by path.
+            report: called with the bytes sent.
+            guard: called before a file becomes visible, at most once a second; an upload whose guard raises is
+                aborted.
+        """
+        guard = _once_a_second(guard) if guard else None
+        digests = self._run_all({key: partial(self.upload, path, key, report, guard) for path, key in files.items()})
         return {key: digests[key] for key in files.values()}
 
     def download_all(
@@ -77,12 +90,12 @@ class Transfers:
         finally:
             _settle(futures.values())
 
-    def upload(self, path: Path, key: str, report: ByteCounter = _ignore) -> FileDigest:
+    def upload(self, path: Path, key: str, report: ByteCounter = _ignore, guard: Guard | None = None) -> FileDigest:
         """Upload one file atomically; returns its digest."""
         num_bytes = path.stat().st_size
         if num_bytes <= PART_BYTES:
             content = path.read_bytes()
-            self._bucket.put(key, content)
+            self._bucket.put(key, content, guard=guard)
             report(num_bytes)
             return FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         upload = self._bucket.begin_upload(key)
@@ -90,7 +103,7 @@ class Transfers:
             parts, digest = self._upload_parts(path, key, upload, _part_size(num_bytes), report)
             if digest.num_bytes != num_bytes:
                 raise StorageError(f"{path} changed from {num_bytes} to {digest.num_bytes} bytes while it was uploaded")
-            self._bucket.complete_upload(key, upload, parts, num_bytes)
+            self._bucket.complete_upload(key, upload, parts, num_bytes, guard)
         except BaseException:
             self._abort(key, upload)
             raise
@@ -164,6 +177,20 @@ class Transfers:
             _settle(futures)  # no thread may write to the closed descriptor
             os.close(descriptor)
         return FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest())
+
+
+def _once_a_second(guard: Guard) -> Guard:
+    """Wrap a guard so that for one second after it has allowed a write it is not called again."""
+    allowed = -math.inf
+
+    def guard_if_due() -> None:
+        nonlocal allowed
+        now = time.monotonic()  # goes on while the process is stopped
+        if now - allowed >= 1.0:
+            guard()
+            allowed = now
+
+    return guard_if_due
 
 
 def _part_size(num_bytes: int) -> int:

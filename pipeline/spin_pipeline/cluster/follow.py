@@ -15,7 +15,8 @@ from spin_components.store.addresses import scheme_of
 from spin_components.store.lease import read_lease
 from spin_components.store.open import open_run
 from spin_pipeline.cluster.client import Api
-from spin_pipeline.cluster.submit import UNFINISHED, run_uri_of
+from spin_pipeline.cluster.ended_run import UNFINISHED, release_of
+from spin_pipeline.cluster.submit import run_uri_of
 from spin_pipeline.runs.status import RunStatus, read_status
 
 POLL = "SPIN_KFP_POLL_S"
@@ -68,6 +69,8 @@ class Follower:
                     time.sleep(poll_s)
             except Interrupted:
                 return self._cancel() if self._cancel_on_interrupt else self._leave("interrupted")
+        if release_of(run, run_uri_of(run)):
+            self._print(f"released the lease of the ended run on {run_uri_of(run)}")
         return self._exit_code(run)
 
     def _poll(self) -> Any:

@@ -14,13 +14,13 @@ from spin_components.errors import AlreadyTrainedError, ClusterError, ConfigErro
 from spin_components.settings.form import form_values
 from spin_components.store.addresses import filled_in
 from spin_pipeline.cluster.client import Api
+from spin_pipeline.cluster.ended_run import UNFINISHED, release_before
 from spin_pipeline.cluster.package import experiment_id, find_experiment, upload
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest
 from spin_pipeline.cluster.submission import ID, TIME, Submission
 from spin_pipeline.deploy.cluster_settings import Configuration
 from spin_pipeline.runs.status import read_status
 
-UNFINISHED = ("RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "PAUSED", "CANCELING")
 _TRIES = 5
 _BETWEEN = "; "
 
@@ -84,6 +84,8 @@ def submit(api: Api, submission: Submission, digest: str, console: Console, *, p
     version = upload(api, submission.pipeline_name, package)
     verb = "uploaded" if version.is_new else "has"
     console.print(f"pipeline {submission.pipeline_name}: {verb} version {version.name}", **_PLAIN)
+    if ended := release_before(api, submission.settings.run.uri):
+        console.print(f"released the lease of run {ended}, which KFP has ended", **_PLAIN)
     body = _run_body(submission, digest, version.pipeline_id, version.version_id)
     body.experiment_id = experiment_id(api, submission.experiment_name)
     run_id = _create_once(api, body)

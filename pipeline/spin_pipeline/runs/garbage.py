@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from spin_components.errors import ConfigError
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.lease import LeaseHolder, check_free
+from spin_components.store.lease import check_free
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.lock import locked
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
@@ -66,14 +67,14 @@ def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
             check_free(run)
             return Garbage(_unreferenced(run), run.sweep(dry_run=True))
         with locked(run.scratch):
-            lease = LeaseHolder(run, f"gc-{socket.gethostname()}-{os.getpid()}", take_over=True)
+            lease = LeaseHolder(run, f"gc-{socket.gethostname()}-{os.getpid()}", take_over=True, label="gc")
+            run.guard = lease.check
             try:
                 garbage = Garbage(_unreferenced(run), run.sweep())
                 for key in garbage.files:
                     run.delete(key)
             finally:
-                lease.close()
-                lease.release()
+                lease.close(is_last=True)
         return garbage
 
 

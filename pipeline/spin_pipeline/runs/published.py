@@ -9,6 +9,7 @@ from spin_components.errors import ConfigError, IntegrityError
 from spin_components.model.lora.files import CONFIG
 from spin_components.model.stored import model_files
 from spin_components.record.decisions import name_of
+from spin_components.record.pointers import read_pointer
 from spin_components.settings.inheritance import inherited
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -73,12 +74,11 @@ def find_published(run: RunStore, which: str) -> Published:
     if iteration not in finished:
         raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, finished))}")
     facts = read_manifest(run, layout.checkpoint(iteration)).facts
-    named = facts.get("checkpoint_uri")
-    uri = named if isinstance(named, str) else ""
-    key = run.key_of(uri) if uri else None
-    if key is None or layout.epoch_of(key) is None:
+    uri = facts.get("checkpoint_uri")
+    key = run.key_of(uri) if isinstance(uri, str) and uri else None
+    if not isinstance(uri, str) or key is None or layout.epoch_of(key) is None:
         raise IntegrityError(
-            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(named))}, which is outside the run or not a "
+            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(uri))}, which is outside the run or not a "
             "policy; restore the original manifest"
         )
     if not run.sizes(key):
@@ -91,7 +91,7 @@ def find_published(run: RunStore, which: str) -> Published:
 
 
 def _best(run: RunStore) -> int:
-    best = run.read_json(layout.BEST).get("iteration")
+    best = read_pointer(run, layout.BEST).get("iteration")
     if type(best) is int:
         return best
     raise IntegrityError(

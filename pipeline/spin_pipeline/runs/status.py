@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.step import OPTIONAL
 from spin_components.settings.attempt import EvaluationSettings
 from spin_components.store import layout
@@ -154,10 +155,8 @@ def read_status(run_uri: str) -> RunStatus:
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
-    started = run.read_json(layout.ATTEMPT)["started"]
     events = read_events(run)
-    latest = [event for event in events if event["time"] >= started]
-    state, failure = _state(run, latest, iterations)
+    state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
     return RunStatus(
         run_uri=run.uri,
@@ -166,7 +165,7 @@ def read_status(run_uri: str) -> RunStatus:
         epoch=trained.get("epoch"),
         step=trained.get("global_step", 0),
         consumed_samples=trained.get("consumed_samples", 0),
-        best=_record(BestStatus, run.read_json(layout.BEST), run.uri_of(layout.BEST))
+        best=_record(BestStatus, read_pointer(run, layout.BEST), run.uri_of(layout.BEST))
         if run.exists(layout.BEST)
         else None,
         iterations=iterations,
@@ -211,12 +210,32 @@ def is_at_work(run: RunStore) -> bool:
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
 
+def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
+    attempt = run.read_json(layout.ATTEMPT)
+    if number := attempt.get("number"):
+        return [event for event in events if event.get("attempt", 0) >= number]
+    return [event for event in events if event["time"] >= attempt["started"]]
+
+
+def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The `fail` events of steps that were not begun again: what an earlier try says is not how the step ended."""
+    failures: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for event in events:
+        step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
+        if event["kind"] == "start":
+            failures.pop(step, None)
+        elif event["kind"] == "fail":
+            failures[step] = event
+    return list(failures.values())
+
+
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = [event for event in events if event["kind"] == "fail" and not _is_begun_again(event, events)]
+    failures = _last_failures(events)
     if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
@@ -226,16 +245,6 @@ def _state(
     if failures:
         return "failed", _failure(failures[-1])
     return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
-
-
-def _is_begun_again(failure: dict[str, Any], events: list[dict[str, Any]]) -> bool:
-    """Whether the step of a `fail` event was started again later, so that what it says is not how the step ended."""
-    names = ("step", "iteration", "epoch", "shard")
-    step = [failure.get(name) for name in names]
-    return any(
-        event["kind"] == "start" and event["time"] > failure["time"] and [event.get(name) for name in names] == step
-        for event in events
-    )
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from spin_components.errors import ConfigError
 from spin_components.record.events import EventTail
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.lease import read_lease, this_host
+from spin_components.store.lease import read_lease
 from spin_pipeline.runs.status import RunStatus, is_at_work, read_status
 
 _GRACE_S = 5.0
@@ -83,6 +83,6 @@ def _patience_left(run: RunStore, status: RunStatus, patience_s: float, quiet_s:
     if status.state == "done" or status.state == "stopped":
         return 0.0
     lease = read_lease(run)
-    if lease is not None and lease.host != this_host():
-        return lease.renewed_at + patience_s - time.time()
+    if lease is not None and not lease.is_local:
+        return patience_s - lease.age_s
     return 0.0 if status.state == "failed" else _GRACE_S - quiet_s

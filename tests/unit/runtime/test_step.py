@@ -18,7 +18,8 @@ from spin_components.runtime.process import STOPPED
 from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.store import layout
-from spin_components.store.lease import Lease, read_lease
+from spin_components.store.lease import read_lease
+from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from support.small import small_settings
@@ -107,16 +108,19 @@ def test_settings_and_deadline_are_read_once(run: LocalRun) -> None:
 
 
 def test_an_attempt_that_has_lost_the_run_publishes_nothing(run: LocalRun) -> None:
-    other = Lease(owner="other", host="pod-7/boot", process="7:7", renewed_at=time.time(), duration_s=300)
     with pytest.raises(BusyError, match="attempt other"), beginning(run) as step:
         step.is_due(KEY, dict)
-        run.write_json(layout.LEASE, other.model_dump())
+        assert step.lease
+        step.lease.release()  # as if it had expired
+        other = LeaseHolder(run, "other", take_over=True)
+        other.close()
         with pytest.raises(BusyError), step.write(FILE) as path:
             path.write_text("late", "utf-8")
         step.publish({})
     assert not run.exists(KEY)
     assert not run.exists(FILE)
-    assert read_lease(run) == other
+    lease = read_lease(run)
+    assert lease and (lease.owner, lease.number) == ("other", 2) and lease.remaining_s
 
 
 def test_what_is_kept_beside_the_outputs_is_made_once(run: LocalRun) -> None:

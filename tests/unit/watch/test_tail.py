@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import groupby
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(NOW)
     for module in (tail, lease):
         monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(LocalRun, "now", lambda run: clock.now)
     return clock
 
 
@@ -36,6 +38,7 @@ def begun(root: Path, *, host: str | None = None, **ending: str) -> LocalRun:
     if host:
         held = lease.Lease(owner="a", host=host, process="7:7", renewed_at=NOW, duration_s=100.0)
         run.write_json(layout.LEASE, held.model_dump())
+        os.utime(run.path(layout.LEASE), (NOW, NOW))
     return run
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from spin_components.errors import SpinError
+from spin_components.runtime.attempt import read_settings
 from spin_components.runtime.process import configure_logging, end_process_group
-from spin_components.runtime.step import read_settings
 from spin_components.settings.attempt import HardwareSettings
 from spin_components.store.base import remove
 from spin_components.store.open import open_run

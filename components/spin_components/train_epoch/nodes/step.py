@@ -129,7 +129,7 @@ def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s
             log.tell()
             watcher.sign()
             if step.lease:
-                step.lease.claim()
+                step.lease.check()
             time.sleep(poll_s)
     except (BusyError, Interrupted):
         logger.info("TrainJob %s is deleted", name)

@@ -1,0 +1,76 @@
+"""An attempt at a run as its steps see it: the run's settings, and what `prepare` recorded for this attempt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from spin_components.errors import BusyError
+from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
+from spin_components.settings.selection import SelectionSettings
+from spin_components.settings.settings import Settings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
+
+
+def read_settings(run: RunStore, hardware: HardwareSettings) -> Settings:
+    """Return the settings that `prepare` recorded for a run, with the `[hardware]` of this attempt."""
+    recorded = Settings.model_validate(run.read_json(layout.RUN)["settings"])
+    return recorded.model_copy(update={"hardware": hardware})
+
+
+@dataclass
+class Attempt:
+    """The record of an attempt, read from storage once.
+
+    Attributes:
+        run: the run's storage.
+        hardware: `[hardware]` of the attempt.
+        number: of the attempt among those at the run; 0 if it is unknown.
+    """
+
+    run: RunStore
+    hardware: HardwareSettings
+    number: int = 0
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the run, with the `[hardware]` of this attempt."""
+        return read_settings(self.run, self.hardware)
+
+    @cached_property
+    def evaluation(self) -> EvaluationSettings:
+        """This attempt's `[evaluation]`."""
+        return EvaluationSettings.model_validate(self._record.get("evaluation", {}))
+
+    @cached_property
+    def tracking(self) -> TrackingSettings:
+        """This attempt's `[tracking]`."""
+        return TrackingSettings.model_validate(self._record.get("tracking", {}))
+
+    @cached_property
+    def selection(self) -> SelectionSettings:
+        """This attempt's `[selection]`."""
+        return SelectionSettings.model_validate(self._record.get("selection", {}))
+
+    @property
+    def max_iterations(self) -> int:
+        """Number of iterations of this attempt."""
+        return int(self._record.get("max_iterations", self.settings.spin.max_iterations))
+
+    @property
+    def deadline(self) -> float | None:
+        """Time at which the attempt stops, in seconds since 1970; None for no limit."""
+        deadline: float | None = self._record["deadline"]
+        return deadline
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        record = self.run.read_json(layout.ATTEMPT)
+        if self.number and record.get("number", self.number) != self.number:
+            raise BusyError(
+                f"{self.run.uri_of(layout.ATTEMPT)} is of attempt {record['number']} at this run, expected "
+                f"{self.number}: a late write of another attempt has replaced it; run the same command again"
+            )
+        return record
