@@ -1,4 +1,4 @@
-"""Read a run's configuration, a TOML file and overrides, and make the pipeline's arguments of it."""
+"""Read a run's configuration: a TOML file and overrides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from spin_components.errors import ConfigError
 from spin_components.settings.mistakes import parse
-from spin_components.settings.settings import Settings
 from spin_pipeline.deploy.cluster_settings import Configuration
 
 DEFAULT = "demo"
@@ -97,12 +96,3 @@ def _put(values: dict[str, Any], path: list[str], value: Any, *, source: str) ->
         if not isinstance(table, dict):
             raise ConfigError(f"{source}: {'.'.join(path[:depth])} is {table!r}, expected a table")
     table[path[-1]] = value
-
-
-def pipeline_parameters(settings: Settings) -> dict[str, Any]:
-    """The arguments of the compiled pipeline: a table for each section, and `run_uri` and `max_iterations`."""
-    sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
-    run = sections.pop("run")
-    uri = run.pop("uri")
-    max_iterations = sections["spin"].pop("max_iterations")
-    return {"run_uri": uri, "max_iterations": max_iterations, "run": run, **sections}

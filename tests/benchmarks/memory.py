@@ -1,6 +1,6 @@
 """Peak memory of each step with a model against what `spin_components.memory` estimates for it.
 
-    python tests/benchmarks/memory.py [--model tiny] [--model smollm2] [--only TEXT] [--json FILE]
+    python tests/benchmarks/memory.py [--families] [--model tiny] [--model smollm2] [--only TEXT] [--json FILE]
 
 Pairs of random tokens, as long as the settings allow, go through the product's own functions on the CPU, each case in
 a process of its own. The peak is the kernel's high-water mark of resident memory (VmHWM), read after each phase and
@@ -29,6 +29,9 @@ from typing import Any
 STEPS = ("ref-logprob", "train-epoch", "validate", "generate")
 
 
+_WIDTHS = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6, "max_position_embeddings": 256}
+
+
 @dataclass(frozen=True)
 class Case:
     """One step under some settings."""
@@ -44,9 +47,10 @@ class Case:
     packing: str = "on"
     gradient_checkpointing: bool = False
     lora_r: int = 0
+    threads: int = 0
 
     def __str__(self) -> str:
-        more = [self.precision, "packed" if self.packing == "on" else "padded"]
+        more = [self.precision, "padded" if self.packing == "off" else "packed"]
         if self.step == "train-epoch":
             more += [self.optimizer, *["checkpointing"] * self.gradient_checkpointing]
             more += [f"LoRA {self.lora_r}"] * (self.lora_r > 0)
@@ -73,6 +77,54 @@ def cases(model: str) -> list[Case]:
     ]
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 512, "n_layer": 6, "n_head": 8},
+    "opt": {**_WIDTHS, "ffn_dim": 1536, "word_embed_proj_dim": 384},
+    "mixtral": {**_WIDTHS, "intermediate_size": 512, "num_key_value_heads": 2, "num_local_experts": 8},
+    "olmoe": {**_WIDTHS, "intermediate_size": 256, "num_experts": 16, "num_experts_per_tok": 4},
+    "qwen3_moe": {
+        **_WIDTHS,
+        "intermediate_size": 512,
+        "moe_intermediate_size": 256,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+    },
+    "gpt_oss": {
+        **_WIDTHS,
+        "intermediate_size": 384,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "gemma3n_text": {
+        **_WIDTHS,
+        "intermediate_size": [1536] * 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 64,
+        "vocab_size_per_layer_input": 8192,
+        "laurel_rank": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "mamba": {"hidden_size": 384, "num_hidden_layers": 6, "state_size": 16},
+}
+"""Widths of a model of each family, by its `model_type`: large enough that it outweighs what libraries differ by."""
+
+TOKENS = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def family_case(family: str) -> Case:
+    """The training step that a family is measured in."""
+    lengths = {"max_length": 96, "max_prompt_length": 32, "max_new_tokens": 64}
+    return Case(family, "train-epoch", 2, **lengths, packing="auto", threads=1)
+
+
 def settings_of(case: Case, folder: Path) -> dict[str, Any]:
     """The case as a run's settings."""
     size = case.micro_batch_size
@@ -95,7 +147,7 @@ def settings_of(case: Case, folder: Path) -> dict[str, Any]:
         },
         "lora": {"r": case.lora_r},
         "validation": {"batch_size": size},
-        "hardware": {"device": "cpu"},
+        "hardware": {"device": "cpu", "threads": case.threads},
     }
 
 
@@ -241,7 +293,15 @@ def _generate(case: Case, folder: Path, settings: Any, compute: Any) -> dict[str
 
 
 def make_model(name: str, folder: Path) -> None:
-    """A builtin model."""
+    """A builtin model, or one of `FAMILIES` with random weights."""
+    if name in FAMILIES:
+        import torch
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        config = CONFIG_MAPPING[name](**FAMILIES[name], **TOKENS)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        return
     from spin_components.data.builtin import make_smollm2, make_tiny_llama
 
     (make_tiny_llama if name == "tiny" else make_smollm2)(folder)
@@ -281,7 +341,8 @@ def row(case: Case, peaks: dict[str, int], parts: dict[str, int]) -> str:
 def main() -> None:
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", action="append", choices=("tiny", "smollm2"))
+    parser.add_argument("--model", action="append", choices=("tiny", "smollm2", *FAMILIES))
+    parser.add_argument("--families", action="store_true", help="one training step of a model of each family")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line has it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", type=Path, help="keeps the models, for another call")
@@ -296,10 +357,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = options.models or Path(scratch)
         sys.stdout.write(f"{'MiB':62}{'estimate':>8}{'peak':>8}{'ratio':>7}   phases | parts of the estimate\n")
-        for model in options.model or ("tiny", "smollm2"):
+        for model in options.model or (FAMILIES if options.families else ("tiny", "smollm2")):
             if not (root / model).exists():
                 make_model(model, root / model)
-            for case in cases(model):
+            for case in [family_case(model)] if model in FAMILIES else cases(model):
                 if options.only in str(case):
                     peaks, parts = in_own_process(case, root / model), estimate_of(case, root / model)
                     rows.append({"case": asdict(case), "peaks": peaks, "estimate": parts})

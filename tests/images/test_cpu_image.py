@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from spin_components.settings.form import form_values
 from spin_components.settings.settings import Settings
 from spin_components.store.open import open_run
-from spin_pipeline.config import load_settings, pipeline_parameters
+from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
 from spin_pipeline.runs.status import read_status
 from support import bounds
@@ -75,7 +76,7 @@ def run_in_containers(settings: Settings, server: S3Server, folder: Path) -> Non
     for executor in pipeline.pipeline_spec.deployment_spec["executors"].values():
         executor["container"]["image"] = IMAGE
     local.init(local.DockerRunner(environment=server.variables, **RESTRICTED), pipeline_root=str(folder))
-    pipeline(**pipeline_parameters(settings))
+    pipeline(**form_values(settings))
 
 
 def run_here(uri: str, overrides: list[str]) -> None:

@@ -19,12 +19,12 @@ from spin_components.data.shards import Pair, Prompt, Score, read_rows
 from spin_components.errors import ModelError
 from spin_components.store import layout
 from support import bounds
-from support.families import OTHERS, alone, save_family
+from support.families import CONFIGS, OTHERS, alone, save_family
 from support.playing import losses, play, val_losses
 from support.small import small_settings
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", [*CONFIGS, *OTHERS])
 def test_a_whole_run_has_the_log_probabilities_of_the_stock_forward_pass(
     family: str, tiny_llama: Path, question_file: Path, tmp_path: Path
 ) -> None:
@@ -66,7 +66,9 @@ def test_a_whole_run_has_the_log_probabilities_of_the_stock_forward_pass(
     num_tokens = sum(len(prompt.actual_ids) for prompt in held_out)
     assert after == pytest.approx(nll / num_tokens, abs=bounds.of_logprob(policy, 1))
     assert after != before
-    assert json.loads((published / "config.json").read_bytes())["model_type"] == OTHERS[family].model_type
+    assert (
+        json.loads((published / "config.json").read_bytes())["model_type"] == {**CONFIGS, **OTHERS}[family].model_type
+    )
     assert _names(published) == _names(base)
 
 

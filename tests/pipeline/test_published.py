@@ -193,7 +193,9 @@ def test_gc_keeps_the_save_of_an_unfinished_epoch(run: LocalRun) -> None:
     manifest = run.read_json(layout.epoch_manifest(1, 0))
     key = "iterations/2/epochs/0/partial/1/trainer/state.json"
     run.write(key, b"{}")
-    run.write_json("iterations/2/epochs/0/partial.json", {**manifest, "outputs": {key: {"num_bytes": 2, "sha256": ""}}})
+    run.write_json(
+        "iterations/2/epochs/0/partial.json", {**manifest, "outputs": {key: {"num_bytes": 2, "sha256": "0" * 64}}}
+    )
     assert main(["gc", run.uri]) == 0
     assert run.exists(key)
 

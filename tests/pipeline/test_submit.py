@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from spin_components import __version__
 from spin_components.data.builtin import docstrings
 from spin_components.errors import SpinError
+from spin_components.settings.form import settings_from_form
 from spin_components.settings.mistakes import parse_settings
+from spin_components.settings.settings import Settings
 from spin_components.store.open import open_run
 from spin_pipeline.cli import main
 from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives, task
@@ -34,9 +37,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 
 def play(run: dict[str, Any]) -> None:
     """Execute a run's steps in this process, with the parameters that KFP received."""
-    given = as_kfp_gives(run["runtime_config"]["parameters"])
-    uri, max_iterations = given.pop("run_uri"), given.pop("max_iterations")
-    given["run"]["uri"], given["spin"]["max_iterations"] = uri, max_iterations
+    given = settings_from_form(
+        as_kfp_gives(run["runtime_config"]["parameters"]), {name: {} for name in Settings.model_fields}
+    )
     os.environ["SPIN_ATTEMPT"] = run["run_id"]
     try:
         play_anywhere(parse_settings(given, source="the run's parameters"))
@@ -72,6 +75,7 @@ def command(data: Callable[[int], str], tiny_llama: Path, tmp_path: Path) -> lis
         "spin.max_iterations=1",
         "spin.max_epochs=1",
         "generation.max_new_tokens=8",
+        "selection.max_length_ratio=0",  # answers are cut at 8 tokens
         "hardware.device=cpu",
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
@@ -124,7 +128,7 @@ def test_equal_content_has_an_equal_version(
     used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs]
     assert used[0] == used[1] != used[2]
     versions = kfp.versions[pipeline["pipeline_id"]].values()
-    assert all(version["display_name"].startswith("sha256-") for version in versions)
+    assert all(version["display_name"].startswith(f"{__version__}-1-iteration-") for version in versions)
     assert printed(capsys).count("uploaded version") == 2
 
 

@@ -203,15 +203,15 @@ def _model_of(family: str, attention: str, dtype: torch.dtype) -> Any:
 
 
 def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> None:
-    """Write a model of `OTHERS` with random weights, the same each time.
+    """Write a model of one family with random weights, the same each time.
 
     Args:
-        family: key of `OTHERS`.
+        family: key of `CONFIGS` or `OTHERS`.
         folder: to be filled.
         tokenizer: folder whose tokenizer the model shall fit and take along.
     """
     bounds.few_threads()
-    config = copy.deepcopy(OTHERS[family])
+    config = copy.deepcopy({**CONFIGS, **OTHERS}[family])
     if tokenizer is not None:
         for each in (config, config.get_text_config()):
             each.eos_token_id = 2  # the tokenizer's

@@ -4,13 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from spin_components.errors import ConfigError
-from spin_components.settings.settings import Settings
-from spin_pipeline.config import DEFAULT, find_config, load_settings, pipeline_parameters, shipped_configs
+from spin_pipeline.config import DEFAULT, find_config, load_settings, shipped_configs
 
 MINIMAL = '[model]\nbase = "m"\n[data]\ntrain = "d"\n'
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "kfp", "kubernetes", "pyarrow", "numpy")
@@ -116,16 +114,6 @@ def test_the_run_uri_option_overrides_the_file(tmp_path: Path) -> None:
 def test_a_section_that_is_not_a_table_is_refused_with_a_run_uri(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run"):
         load_settings(written(tmp_path, "run = 3\n" + MINIMAL), run_uri="b")
-
-
-def test_pipeline_parameters_contain_all_settings() -> None:
-    settings = load_settings("tiny", ["training.warmup=1"], run_uri="somewhere")
-    parameters: dict[str, Any] = pipeline_parameters(settings)
-    assert (parameters.pop("run_uri"), parameters.pop("max_iterations")) == ("somewhere", 2)
-    assert "uri" not in parameters["run"]
-    assert "max_iterations" not in parameters["spin"]
-    parameters["run"]["uri"], parameters["spin"]["max_iterations"] = "somewhere", 2
-    assert Settings.model_validate(parameters).model_dump() == settings.model_dump(exclude={"cluster"})
 
 
 @pytest.mark.parametrize("module", ["spin_pipeline.config", "spin_pipeline.cli"])

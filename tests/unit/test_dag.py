@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from spin_components.settings.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build, spin
 
@@ -45,7 +44,7 @@ def tasks(ir: dict[str, Any], component: dict[str, Any] | None = None) -> Iterat
 
 
 def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
-    # prepare and validation of the base once; 4 iterations of 2 epochs with one train and one validate each
+    # prepare, validation of the base and result once; 4 iterations of 2 epochs with one train and one validate each
     assert Counter(name for name, _ in tasks(compiled(4, 2))) == {
         "prepare": 1,
         "validate": 1 + 4 * 2,
@@ -53,24 +52,17 @@ def test_the_loop_has_every_task_of_four_iterations_of_two_epochs() -> None:
         "ref_logprob": 4,
         "train_epoch": 4 * 2,
         "checkpoint": 4,
+        "result": 1,
     }
 
 
-def test_iterations_with_equal_numbers_of_epochs_share_a_pipeline() -> None:
-    ir = compiled(4, [2, 2, 1, 2])
-    names = [name for name, _ in tasks(ir)]
-    assert (names.count("train_epoch"), names.count("validate")) == (7, 1 + 7)
-    # names of the iterations' pipelines, in the order of nesting
-    order = []
-    graph = ir["root"]
-    while graph:
-        nested = [task["componentRef"]["name"] for task in graph["dag"]["tasks"].values()]
-        order += [name for name in nested if name.startswith("comp-spin-iteration")]
-        conditions = [name for name in nested if name.startswith("comp-condition")]
-        graph = ir["components"][conditions[0]] if conditions else {}
-    one, two = "comp-spin-iteration-1-epochs", "comp-spin-iteration-2-epochs"
-    assert order == [two, two, one, two]
-    assert sum(name.startswith("comp-spin-iteration") for name in ir["components"]) == 2
+def test_each_iteration_has_its_number_of_epochs() -> None:
+    names = Counter(
+        task["taskInfo"]["name"].partition(":")[0]
+        for name, task in tasks(compiled(4, [2, 2, 1, 2]))
+        if name == "train_epoch"
+    )
+    assert names == {"iteration 0": 2, "iteration 1": 2, "iteration 2": 1, "iteration 3": 2}
 
 
 def test_the_compiled_numbers_of_epochs_are_passed_to_prepare() -> None:
@@ -81,8 +73,10 @@ def test_the_compiled_numbers_of_epochs_are_passed_to_prepare() -> None:
 
 def test_a_single_iteration_has_no_condition() -> None:
     ir = compiled(1, 1)
-    assert len(list(tasks(ir))) == 7
-    assert not any("triggerPolicy" in task for task in ir["root"]["dag"]["tasks"].values())
+    assert len(list(tasks(ir))) == 8
+    graphs = [ir["root"], *(component for component in ir["components"].values() if "dag" in component)]
+    policies = [task.get("triggerPolicy", {}) for graph in graphs for task in graph["dag"]["tasks"].values()]
+    assert not any("condition" in policy for policy in policies)
 
 
 def test_each_iteration_after_the_first_waits_for_an_address() -> None:
@@ -128,7 +122,7 @@ def test_models_are_evaluated_only_if_evaluation_is_configured() -> None:
         ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j"],
     ):
         names = [task["taskInfo"]["name"] for name, task in tasks(evaluating(*overrides)) if name == "evaluate"]
-        assert sorted(names) == ["evaluate base", *(f"evaluate iteration {t}" for t in range(3))]
+        assert sorted(names) == ["base model: evaluate", *(f"iteration {t}: evaluate" for t in range(3))]
 
 
 def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> None:
@@ -141,22 +135,14 @@ def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> N
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
                 dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
-    assert sorted(dependencies) == [*[["spin-iteration"]] * 3, ["validate-base"]]
+    # that of the base model takes an input of the self-play group, which waits for the base model's validation
+    assert sorted(dependencies) == [[], *[["iteration"]] * 3]
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:
     for overrides, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*overrides)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is expected
-
-
-def test_the_settings_are_the_parameters_defaults() -> None:
-    parameters = compiled(4, 2)["root"]["inputDefinitions"]["parameters"]
-    assert parameters["max_iterations"]["defaultValue"] == 4
-    assert parameters["training"]["defaultValue"]["warmup"] == "0"  # text, to distinguish a count from a fraction
-    assert parameters["run_uri"]["defaultValue"] == "runs/tiny"
-    assert parameters["lora"]["defaultValue"]["r"] == 0
-    assert len(parameters) == len(Settings.model_fields) + 2  # plus run_uri and max_iterations
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

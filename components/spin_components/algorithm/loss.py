@@ -18,7 +18,7 @@ STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 """Allowed deviation of an iteration's first loss from its expected value, by compute precision; relative where the
 expected value is above 1. See `train_epoch.train_step`."""
 
-Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce"]
+Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"]
 
 
 class AnswerLogprobs(NamedTuple):
@@ -48,7 +48,8 @@ class Objective(NamedTuple):
 
     Attributes:
         beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
-        loss: loss function of the margin, see `spin_losses`, or of each answer alone, see `nce_losses`.
+        loss: loss function of the margin, see `spin_losses`; of each answer alone, see `nce_losses`; or `sft`, the
+            human answer's negative log-likelihood a token, without self-play.
         label_smoothing: see `spin_losses`.
         length_normalized: whether rewards use log-probabilities averaged over tokens, see `per_token`.
         sft_weight: weight of the human answer's negative log-likelihood a token, see `pair_terms`.
@@ -104,7 +105,7 @@ def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: floa
 
     Args:
         rewards: each (B,).
-        loss: name of the loss function; not "nce", which has no margin.
+        loss: name of the loss function; not "nce" or "sft", which have no margin.
         label_smoothing: epsilon of the logistic loss, (1 - epsilon) * l(m) + epsilon * l(-m): the probability that the
             two answers of a pair are swapped ("conservative DPO", as in arXiv:2403.00409).
     """
@@ -172,7 +173,7 @@ def per_token(logprobs: AnswerLogprobs, lengths: AnswerLengths) -> AnswerLogprob
 def pair_terms(
     policy: AnswerLogprobs, opponent: AnswerLogprobs, lengths: AnswerLengths, objective: Objective
 ) -> PairTerms:
-    """Objective of each pair: the loss of its margin, or of its two answers, plus `sft_weight` * -log pi(y | x) / |y|.
+    """Objective of each pair: the loss of its margin, or of its answers, plus `sft_weight` * -log pi(y | x) / |y|.
 
     The second term (arXiv:2404.19733) keeps up the likelihood of the human answer, which the margin alone lets fall as
     long as that of the generated answer falls faster.
@@ -189,6 +190,8 @@ def pair_terms(
     pair_rewards = rewards(policy, opponent, objective.beta)
     if objective.loss == "nce":
         losses = nce_losses(pair_rewards, objective.mu)
+    elif objective.loss == "sft":
+        losses = sft
     else:
         losses = spin_losses(pair_rewards, objective.loss, objective.label_smoothing)
     if objective.sft_weight:

@@ -8,19 +8,12 @@ from functools import cache
 from typing import Any
 
 from spin_components.checkpoint.measured import Changes, Compare, Measured
-from spin_components.data.shards import GREEDY, SAMPLED, AnswerLoss, AnswerMeasures, read_rows
+from spin_components.data.shards import AnswerLoss, AnswerMeasures, read_rows
+from spin_components.record.answer_measures import read_measures, values_of
 from spin_components.record.bootstrap import Difference, paired_change, paired_difference
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
-
-_COLUMNS = {
-    "chrf": (GREEDY, "chrf"),
-    "match": (GREEDY, "match"),
-    "ended": (SAMPLED, "ended"),
-    "repetition": (SAMPLED, "repetition"),
-}
-"""Decoding and column of each measure of answers."""
 
 
 def measured(run: RunStore, epochs: Mapping[int, int], references: Mapping[int, int]) -> list[Measured]:
@@ -81,20 +74,11 @@ def change_finder(run: RunStore, epochs: Mapping[int, int], confidence: float) -
 
     @cache
     def answers(iteration: int) -> list[AnswerMeasures]:
-        made_by = layout.validation(iteration, {layout.BASE: 0, **epochs}[iteration])
-        key, outputs = layout.measures_of(made_by), read_manifest(run, made_by).outputs
-        if key not in outputs:
-            return []
-        return read_rows(run.fetch({key: outputs[key]}, what="the answers", made_by=made_by) / key, AnswerMeasures)
+        return read_measures(run, iteration, {layout.BASE: 0, **epochs}[iteration])
 
     @cache
     def changes(measure: str, before: int, after: int) -> Difference | None:
-        decoding, column = _COLUMNS[measure]
-        values = [
-            {row.index: float(getattr(row, column)) for row in answers(iteration) if row.decoding == decoding}
-            for iteration in (before, after)
-        ]
-        return paired_change(values[0], values[1], confidence)
+        return paired_change(values_of(answers(before), measure), values_of(answers(after), measure), confidence)
 
     return changes
 

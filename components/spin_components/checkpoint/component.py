@@ -3,19 +3,19 @@
 from kfp import dsl
 
 from spin_components.images import CPU
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=CPU, install_kfp_package=False)
+@component(CPU)
 def checkpoint(
     attempt: str,
     run_uri: str,
     iteration: int,
     reference_uri: str,
     policy_uri: str,
-    max_iterations: int,
-    selection: dict,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    samples: dsl.Output[dsl.Markdown],
     report: dsl.Output[dsl.HTML],
 ) -> str:
     """Publish an iteration's policy; return the next reference's URI, or empty to stop. See `checkpoint.step`."""
@@ -29,8 +29,6 @@ def checkpoint(
         iteration=iteration,
         reference_uri=reference_uri,
         policy_uri=policy_uri,
-        max_iterations=max_iterations,
-        selection=selection,
     )
-    show_checkpoint(model, metrics, report, run_uri, iteration, policy_uri)
+    show_checkpoint(model, metrics, samples, report, run_uri, iteration, policy_uri)
     return uri

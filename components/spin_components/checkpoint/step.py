@@ -35,8 +35,8 @@ def publish(
     iteration: int,
     reference_uri: str,
     policy_uri: str,
-    max_iterations: int,
-    selection: dict[str, Any],
+    max_iterations: int | None = None,
+    selection: dict[str, Any] | None = None,
 ) -> str:
     """Publish an iteration's policy and decide what follows.
 
@@ -45,19 +45,20 @@ def publish(
         iteration: t.
         reference_uri: the reference of the iteration.
         policy_uri: the last epoch's policy, validated; empty when the attempt has stopped.
-        max_iterations: of this attempt.
-        selection: the attempt's `[selection]`.
+        max_iterations: None for what `prepare` recorded for the attempt.
+        selection: `[selection]`; None as above.
 
     Returns: URI of the next iteration's reference, or empty to stop.
     """
-    rules = SelectionSettings(**selection)
     with Step.begin("checkpoint", run_uri, after=[policy_uri], iteration=iteration) as step:
         key = layout.checkpoint(iteration)
         is_new = step.is_due(key, lambda: _inputs(step, iteration, reference_uri), is_timed=False)
         if step.is_stopped:
             return STOPPED
+        rules = step.selection if selection is None else SelectionSettings(**selection)
+        limit = step.max_iterations if max_iterations is None else max_iterations
         facts = step.published.facts if step.published else _facts(step, iteration, reference_uri, rules)
-        judged, verdict = _assess(step, facts, rules, max_iterations)
+        judged, verdict = _assess(step, facts, rules, limit)
         facts = {**facts, **verdict}
         if step.published is None:
             step.track("iteration", facts["step"], _tracked(facts))

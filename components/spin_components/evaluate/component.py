@@ -3,17 +3,11 @@
 from kfp import dsl
 
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
-def evaluate(
-    attempt: str,
-    run_uri: str,
-    iteration: int,
-    after: str,
-    hardware: dict,
-    metrics: dsl.Output[dsl.Metrics],
-) -> str:
+@component(TRAIN)
+def evaluate(attempt: str, run_uri: str, iteration: int, after: str, metrics: dsl.Output[dsl.Metrics]) -> str:
     """Evaluate what an iteration published; -1 is the base model. See `evaluate.step`.
 
     `after` is an output of the tasks that must be over before; KFP orders tasks by their inputs.
@@ -22,12 +16,7 @@ def evaluate(
     from spin_components.runtime.supervisor import run_step
 
     uri = run_step(
-        attempt,
-        "spin_components.evaluate.step:evaluate",
-        is_optional=True,
-        run_uri=run_uri,
-        iteration=iteration,
-        hardware=hardware,
+        attempt, "spin_components.evaluate.step:evaluate", is_optional=True, run_uri=run_uri, iteration=iteration
     )
     show_evaluation(metrics, run_uri, iteration, uri)
     return uri

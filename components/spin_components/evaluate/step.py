@@ -59,7 +59,7 @@ class Part:
     run: Callable[[], tuple[Facts, Outputs]]
 
 
-def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
+def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = None) -> str:
     """Evaluate one model by the attempt's `[evaluation]`.
 
     A part that is finished is repeated if its inputs have changed, since nothing depends on it.
@@ -67,7 +67,7 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any]) -> str:
     Args:
         run_uri: the run.
         iteration: t, or `layout.BASE`.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
 
     Returns: the model's URI; empty where there is none, or the attempt's time is up.
 

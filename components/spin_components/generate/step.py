@@ -20,7 +20,9 @@ from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
 
-def generate_shard(run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict[str, Any]) -> str:
+def generate_shard(
+    run_uri: str, iteration: int, shard: int, reference_uri: str, hardware: dict[str, Any] | None = None
+) -> str:
     """Generate the answers of one shard of an iteration.
 
     Args:
@@ -28,7 +30,7 @@ def generate_shard(run_uri: str, iteration: int, shard: int, reference_uri: str,
         iteration: t.
         shard: number of the shard of prompts.
         reference_uri: the policy that iteration t starts from; empty when the attempt has stopped.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
 
     Returns: URI of the Parquet file of pairs, or empty when the attempt's time is up.
     """

@@ -9,7 +9,10 @@ blocks in 16 bits:
   every use, one bf16 copy for each of the five;
 - attention saves queries, keys and values repeated to all heads, its output, and the transposed output; packed, the
   keys and values of a prompt a second time for the second answer;
-- an MLP saves gate, its activation, up and their product; without a gate, the first product and its activation.
+- an MLP saves gate, its activation, up and their product; without a gate, the first product and its activation;
+- experts save the hidden state, their output and its weighted output once for each expert that a token goes through;
+- parallel residual streams (AltUp) save their prediction, its parts and its correction;
+- on a CPU a recurrent layer saves the state after each token, and four tensors that it is made from.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Batch:
         tokens: number of tokens, including padding.
         positions: number of tokens whose logits are computed.
         repeated: number of tokens whose keys and values attention copies a second time.
-        squares: sum over sequences of their squared length, where attention saves its weights; else 0.
+        squares: sum over sequences of their squared length, where attention saves its weights (padded, on a
+            CPU); else 0.
     """
 
     tokens: int
@@ -45,6 +49,12 @@ def block_bytes(shape: ModelShape, batch: Batch, *, is_bf16: bool) -> int:
     else:
         per_token = 4 * (6 * h + 5 * a + num_inner * f)
     number = 2 if is_bf16 else 4
+    if shape.experts:
+        per_token += number * 3 * shape.experts.active * h
+    if shape.streams > 1:
+        per_token += 4 * 4 * shape.streams * h
+    if shape.state and batch.squares:
+        per_token += 4 * f * (4 + 5 * shape.state)
     weights = (4 + (2 if is_bf16 else 0)) * shape.num_heads * batch.squares
     return batch.tokens * per_token + batch.repeated * 2 * a * number + weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import in_gib, refuse, shortages
@@ -16,6 +17,9 @@ from spin_components.memory.zero_stage import resolve_zero_stage
 
 def estimate_steps(shape: ModelShape, work: Workload) -> list[Estimate]:
     """Estimate the peak memory of each step, in the order of the pipeline."""
+    if work.is_packed and not shape.packs:
+        training = work.settings.training.model_copy(update={"packing": "off"})
+        work = replace(work, settings=work.settings.model_copy(update={"training": training}))
     return [
         estimate_generation(shape, work),
         estimate_scoring(shape, work, "ref-logprob"),

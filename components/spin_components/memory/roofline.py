@@ -1,11 +1,11 @@
 """Roofline bounds of each step on given hardware: arithmetic, memory traffic or network.
 
 In the roofline model (Williams, Waterman and Patterson, 2009) a step takes at least the longest of the times that each
-of these needs alone. With P parameters, training computes 6 P operations a token and a forward pass 2 P (Kaplan et al.,
-arXiv:2001.08361, section 2.1); with gradient checkpointing, training computes 8 P. Decoding reads all weights and the
-KV cache once for each token position of its batch. Under ZeRO-3 a rank receives the weights twice (three times with
-gradient checkpointing) and sends gradients once in every micro-batch; under ZeRO 0 to 2 it sends and receives gradients
-once a micro-batch (arXiv:1910.02054, section 7), and stages 1 and 2 gather the weights after the update.
+of these needs alone. With P active parameters, training computes 6 P operations a token and a forward pass 2 P (Kaplan
+et al., arXiv:2001.08361, section 2.1); with gradient checkpointing, training computes 8 P. Decoding reads all weights
+and the KV cache once for each token position of its batch. Under ZeRO-3 a rank receives the weights twice (three times
+with gradient checkpointing) and sends gradients once in every micro-batch; under ZeRO 0 to 2 it sends and receives
+gradients once a micro-batch (arXiv:1910.02054, section 7), and stages 1 and 2 gather the weights after the update.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _generating(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
         "generate",
         f"a token of each of {size} sequences",
         {
-            "compute": 2 * shape.num_parameters * size / ranks / hardware.flops,
+            "compute": 2 * shape.num_active * size / ranks / hardware.flops,
             "memory": (number * shape.num_parameters + cache) / ranks / hardware.memory_rate,
             "network": exchanged / hardware.link_rate,
         },
@@ -105,7 +105,7 @@ def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepNa
     """Bound of one batch; the float32 weights are read and cast, and the bf16 copies are read."""
     traffic = shape.num_parameters * (4 + 2 * 2 if work.machine.is_bf16 else 4)
     seconds = {
-        "compute": 2 * shape.num_parameters * size * length / hardware.flops,
+        "compute": 2 * shape.num_active * size * length / hardware.flops,
         "memory": traffic / hardware.memory_rate,
         "network": 0.0,
     }
@@ -124,7 +124,7 @@ def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
         "train-epoch",
         f"{training.micro_batch_size} pairs of {work.lengths.pair} tokens a rank",
         {
-            "compute": (8 if again else 6) * shape.num_parameters * tokens / hardware.flops,
+            "compute": (8 if again else 6) * shape.num_active * tokens / hardware.flops,
             "memory": traffic / hardware.memory_rate,
             "network": _exchanged(shape, work, num_micro) * (ranks - 1) / ranks / rate,
         },

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ModelError
+from spin_components.memory.experts import Experts, experts_of
 from spin_components.settings.training import LoraSettings
 from spin_components.store.model_files import count_parameters, read_headers, weight_files
 
@@ -22,6 +24,9 @@ _NAMES = {
 
 _TWO_MATRICES = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "bloom", "falcon", "mpt", "starcoder2", "gpt_bigcode")
 """`model_type` of families whose MLP has no gate: two matrices instead of three."""
+
+_PADDED = ("gpt_oss", "llama4", "llama4_text", "mamba", "mamba2")
+"""`model_type` of families that never pack: attention sinks, chunks that live in the mask alone, recurrent states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class ModelShape:
         is_gated: whether an MLP has a gate projection besides its two matrices.
         is_tied: whether embedding and output layer share their weights.
         is_counted: whether `num_parameters` was read from safetensors headers; else it was computed from the widths.
+        experts: of a mixture of experts; `inner` is then the width of all MLPs that one token goes through.
+        state: numbers that a layer with a recurrent state keeps for each channel, s; 0 without such layers.
+        streams: copies of the residual stream that run side by side (Gemma 3n's AltUp).
+        packs: whether packed rows fit the architecture; padded batches are computed otherwise.
     """
 
     num_layers: int
@@ -53,6 +62,15 @@ class ModelShape:
     is_gated: bool = True
     is_tied: bool = False
     is_counted: bool = False
+    experts: Experts | None = None
+    state: int = 0
+    streams: int = 1
+    packs: bool = True
+
+    @property
+    def num_active(self) -> int:
+        """Parameters that one token is computed with: all but those of the experts that it does not go through."""
+        return self.num_parameters - (self.experts.num_idle(self.hidden) if self.experts else 0)
 
     @property
     def num_cast(self) -> int:
@@ -91,39 +109,86 @@ def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int
         config: of a causal language model; of a multimodal model, its `text_config` is used.
         what: origin of the configuration, for error messages.
         num_parameters: if counted; 0 computes them from the widths, which is right for Llama, Mistral, Qwen, Gemma,
-            GPT-NeoX and similar architectures, and too low for mixtures of experts.
+            GPT-NeoX and similar architectures and their mixtures of experts, and near for others.
 
-    Of widths that are given for each layer, the largest counts in the shape, and their mean in the parameters.
+    Of widths that are given for each layer, the largest counts in the shape, and their mean in the parameters. What
+    a `text_config` leaves out is the default of its `model_type` in transformers.
 
     Raises:
         ModelError: a width is missing, or is not a number.
     """
-    config = text_config(config)
+    is_nested = isinstance(config.get("text_config"), Mapping)
+    config = _completed(text_config(config)) if is_nested else text_config(config)
+    is_recurrent = _is_recurrent(config)
     widths: dict[str, int] = {}
     for name, aliases in _NAMES.items():
+        if name == "num_heads" and is_recurrent:
+            widths[name] = 0
+            continue
         if not (values := _widths(config, *aliases)):
             raise ModelError(f"{what}: config.json has no {' or '.join(aliases)}, so its memory cannot be estimated")
         widths[name] = max(values)
     hidden, heads, layers = widths["hidden"], widths["num_heads"], widths["num_layers"]
-    inners = _widths(config, "intermediate_size", "n_inner", "ffn_dim") or [4 * hidden]
-    head = max(_widths(config, "head_dim"), default=hidden // heads)
+    grown = int(hidden * config["expand"]) if is_recurrent and config.get("expand") else 4 * hidden
+    inners = _widths(config, "intermediate_size", "n_inner", "ffn_dim") or [grown]
+    head = max(_widths(config, "head_dim") + _widths(config, "global_head_dim"), default=hidden // max(heads, 1))
     is_gated = config.get("model_type") not in _TWO_MATRICES
     is_tied = bool(config.get("tie_word_embeddings", True))
     queries, keys = heads * head, max(_widths(config, "num_key_value_heads"), default=heads) * head
+    experts = experts_of(config, layers, max(inners))
     matrices = hidden * (2 * queries + 2 * keys)
     computed = layers * (matrices + 2 * hidden) + hidden
-    computed += layers * (3 if is_gated else 2) * hidden * sum(inners) // len(inners)
-    computed += widths["vocabulary"] * hidden * (1 if is_tied else 2)
+    if experts:
+        computed += experts.num_parameters(hidden)
+        inners = _widths(config, "intermediate_size_mlp") or inners  # Llama 4's layers without experts
+    dense = layers - (experts.num_layers if experts else 0)
+    computed += dense * (3 if is_gated else 2) * hidden * sum(inners) // len(inners)
+    computed += widths["vocabulary"] * hidden * (1 if is_tied else 2) + _num_per_layer(config, hidden, layers)
     return ModelShape(
         **widths,
-        inner=max(inners),
+        inner=experts.inner_of_token if experts else max(inners),
         queries=queries,
         keys=keys,
         num_parameters=num_parameters or computed,
         is_gated=is_gated,
         is_tied=is_tied,
         is_counted=bool(num_parameters),
+        experts=experts,
+        state=max(_widths(config, "state_size"), default=0) if is_recurrent else 0,
+        streams=max(_widths(config, "altup_num_inputs"), default=1),
+        packs=_packs(config) and not is_recurrent,
     )
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults of its `model_type`, if it lacks a width and transformers knows the type."""
+    if all(_widths(config, *aliases) for aliases in _NAMES.values()):
+        return config
+    with suppress(ImportError, KeyError, TypeError, ValueError):
+        from transformers import CONFIG_MAPPING
+
+        given = {name: value for name, value in config.items() if value is not None}
+        return {**CONFIG_MAPPING[config["model_type"]]().to_dict(), **given}
+    return config
+
+
+def _is_recurrent(config: Mapping[str, Any]) -> bool:
+    """Whether a model has layers with a recurrent state in place of attention, as Mamba has."""
+    return not _widths(config, "num_attention_heads", "n_head", "n_heads") and bool(_widths(config, "state_size"))
+
+
+def _packs(config: Mapping[str, Any]) -> bool:
+    """Whether packed rows fit, as far as the configuration tells; the model itself is probed before it is used so."""
+    kinds = config.get("layer_types")
+    is_attention = not isinstance(kinds, list) or {*kinds} <= {"full_attention", "sliding_attention"}
+    in_mask = config.get("model_type") == "qwen2_moe" and bool(config.get("use_sliding_window"))
+    return is_attention and not in_mask and config.get("model_type") not in _PADDED
+
+
+def _num_per_layer(config: Mapping[str, Any], hidden: int, layers: int) -> int:
+    """Parameters of embeddings that every layer has of its own (Gemma 3n and 4), with their three projections."""
+    width = max(_widths(config, "hidden_size_per_layer_input"), default=0)
+    return layers * width * (max(_widths(config, "vocab_size_per_layer_input"), default=0) + 3 * hidden)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,4 +276,6 @@ def frozen_bytes(shape: ModelShape, lora: LoraSettings) -> int:
     if not lora.is_quantized:
         return 4 * shape.num_parameters
     blocks = shape.num_layers * shape.num_block
+    if shape.experts:  # kept in one tensor a layer, which is no linear layer and so not quantized
+        blocks = max(blocks - shape.experts.num_routed(shape.hidden), 0)
     return int(4 * (shape.num_parameters - blocks) + NF4_BYTES * blocks)

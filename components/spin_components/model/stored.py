@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from spin_components.errors import IntegrityError
 from spin_components.model.lora.files import BASE, CONFIG, read_base
 from spin_components.settings.settings import Settings
@@ -12,6 +14,7 @@ from spin_components.settings.training import LoraSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
+from spin_components.store.keys import check_key
 from spin_components.store.manifests import read_manifest
 from spin_components.store.model_files import link_model
 
@@ -24,12 +27,28 @@ def model_files(run: RunStore, uri: str) -> dict[str, FileDigest]:
     """
     base = run.read_json(layout.RUN)["base_model"]
     if uri == base["uri"]:
-        return {name: FileDigest.model_validate(file) for name, file in base["files"].items()}
+        return base_files(run)
     if epoch := layout.epoch_of(run.key_of(uri)):
         key = layout.epoch_manifest(*epoch)
         if run.exists(key) and (files := read_manifest(run, key).outputs_below(f"{layout.epoch(*epoch)}/policy")):
             return files
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: none of its manifests lists it")
+
+
+def base_files(run: RunStore) -> dict[str, FileDigest]:
+    """Return digests of the base model's files by name, from `run.json`.
+
+    Raises:
+        IntegrityError: a name leads out of the model's folder, or a digest is none.
+    """
+    where = run.uri_of(layout.RUN)
+    try:
+        files = run.read_json(layout.RUN)["base_model"]["files"]
+        return {check_key(name, where=where): FileDigest.model_validate(file) for name, file in files.items()}
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise IntegrityError(
+            f"{where}: base_model.files does not hold a size and a SHA-256 for each file; restore the original record"
+        ) from error
 
 
 def validated_epoch(run: RunStore, uri: str) -> tuple[int, int]:
@@ -40,9 +59,8 @@ def validated_epoch(run: RunStore, uri: str) -> tuple[int, int]:
     """
     if uri == run.read_json(layout.RUN)["base_model"]["uri"]:
         return layout.BASE, 0
-    match (run.key_of(uri) or "").split("/"):
-        case ["iterations", t, "epochs", e, "policy"] if t.isdigit() and e.isdigit():
-            return int(t), int(e)
+    if epoch := layout.epoch_of(run.key_of(uri)):
+        return epoch
     raise IntegrityError(f"{uri} is not a model of the run {run.uri}: neither its base model nor one of its policies")
 
 
@@ -72,10 +90,17 @@ def fetch_model(run: RunStore, uri: str, *, what: str) -> Path:
     return run.fetch(below, what=what, made_by=made_by) / folder
 
 
-def open_model(run: RunStore, uri: str, *, what: str) -> Path:
+def open_model(run: RunStore, uri: str, *, what: str, trust_remote_code: bool | None = None) -> Path:
     """Return a local folder with the full float32 weights of a model, merging adapters if only those are stored.
 
     With `lora.quantize` the weights are the dequantized 4-bit ones, for the base model too.
+
+    Args:
+        run: the run.
+        uri: address of the model.
+        what: name of the model, for the error.
+        trust_remote_code: whether code in the base model's folder may run; None for the run's own steps, whose
+            `prepare` was told.
 
     Raises:
         IntegrityError: a file is missing or altered, or the address is not a model of this run.
@@ -86,7 +111,11 @@ def open_model(run: RunStore, uri: str, *, what: str) -> Path:
     from spin_components.model.lora.merging import write_merged
 
     folder = run.scratch_folder()
-    write_merged(base, adapters, Settings.model_validate(run.read_json(layout.RUN)["settings"]), folder)
+    settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
+    if trust_remote_code is not None:
+        model = settings.model.model_copy(update={"trust_remote_code": trust_remote_code})
+        settings = settings.model_copy(update={"model": model})
+    write_merged(base, adapters, settings, folder)
     return folder
 
 
@@ -126,7 +155,7 @@ def adapter_chain(run: RunStore, uri: str) -> list[Path]:
             raise IntegrityError(f"{uri} was trained without an adapter, so it is not the base model plus adapters")
         made_by = f"{epoch}/manifest.json"
         chain.append(run.fetch(files, what=f"the adapter of {uri}", made_by=made_by) / key)
-        uri = read_base(chain[-1]).uri
+        uri = run.resolve(read_base(chain[-1]).uri)
     return chain[::-1]
 
 
@@ -137,12 +166,13 @@ def _layers(run: RunStore, uri: str, *, what: str) -> tuple[Path, list[Path]]:
     while (folder / CONFIG).is_file() and (folder / BASE).is_file():
         adapters.append(folder)
         base = read_base(folder)
-        if (sha256 := model_digest(run, base.uri)) != base.sha256:
+        below = run.resolve(base.uri)
+        if (sha256 := model_digest(run, below)) != base.sha256:
             raise IntegrityError(
-                f"{uri} was trained on {base.uri} with SHA-256 {base.sha256:.12}…, but that model now has "
+                f"{uri} was trained on {below} with SHA-256 {base.sha256:.12}…, but that model now has "
                 f"{sha256:.12}…; restore its files"
             )
-        folder = fetch_model(run, base.uri, what=f"the model below {what}")
+        folder = fetch_model(run, below, what=f"the model below {what}")
     return folder, adapters[::-1]
 
 

@@ -5,31 +5,47 @@ from typing import NamedTuple
 from kfp import dsl
 
 from spin_components.images import CPU
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=CPU, install_kfp_package=False)
+@component(CPU)
 def prepare(
     attempt: str,
-    run_uri: str,
-    max_iterations: int,
-    run: dict,
-    model: dict,
-    data: dict,
-    spin: dict,
-    objective: dict,
-    generation: dict,
-    training: dict,
-    lora: dict,
-    validation: dict,
-    evaluation: dict,
-    selection: dict,
-    hardware: dict,
-    placement: dict,
-    tracking: dict,
+    created: str,
     compiled: dict,
+    base_model: str,
+    beta: str,
+    data_train: str,
+    data_validation: str,
+    epochs: str,
+    global_batch_size: int,
+    gpu_type: str,
+    gpus_generate: int,
+    gpus_train: int,
+    learning_rate: str,
+    max_iterations: int,
+    max_new_tokens: int,
+    max_time: str,
+    run_uri: str,
+    seed: int,
+    settings_data: str,
+    settings_evaluation: str,
+    settings_generation: str,
+    settings_hardware: str,
+    settings_lora: str,
+    settings_model: str,
+    settings_objective: str,
+    settings_placement: str,
+    settings_run: str,
+    settings_selection: str,
+    settings_spin: str,
+    settings_tracking: str,
+    settings_training: str,
+    settings_validation: str,
     dataset: dsl.Output[dsl.Dataset],
 ) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads it where it stands
     "Prepared",
+    run_uri=str,
     policy_uri=str,
     accelerator=str,
     generate_accelerators=str,
@@ -45,32 +61,21 @@ def prepare(
     tolerations=list,
     affinity=dict,
 ):
-    """Check configuration, model and data; write shards; return the base model's URI, and the pods' resource requests.
+    """Check configuration, model and data; write shards; return the run's address, the base model's, and pod requests.
 
     See `prepare.step`.
     """
+    form = locals()
+    from spin_components.prepare.form import read_form
     from spin_components.prepare.pods import pod_requests
     from spin_components.runtime.kfp_artifacts import show_data
+    from spin_components.runtime.process import step_of
     from spin_components.runtime.supervisor import run_step
 
-    settings = {
-        "run": {**run, "uri": run_uri},
-        "model": model,
-        "data": data,
-        "spin": {**spin, "max_iterations": max_iterations},
-        "objective": objective,
-        "generation": generation,
-        "training": training,
-        "lora": lora,
-        "validation": validation,
-        "evaluation": evaluation,
-        "selection": selection,
-        "hardware": hardware,
-        "placement": placement,
-        "tracking": tracking,
-    }
+    with step_of(attempt):
+        address, settings = read_form(form, compiled, attempt, created)
     uri = run_step(
-        attempt, "spin_components.prepare.step:prepare", run_uri=run_uri, settings=settings, compiled=compiled
+        attempt, "spin_components.prepare.step:prepare", run_uri=address, settings=settings, compiled=compiled
     )
-    show_data(dataset, run_uri, uri)
-    return uri, *pod_requests(settings)
+    show_data(dataset, address, uri)
+    return address, uri, *pod_requests(settings)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from spin_components.data import builtin
 from spin_components.data.records import read_source
+from spin_components.errors import ModelError
 from spin_components.harness.task_files import open_task_files
 from spin_components.model.folder import check_model_folder
 from spin_components.prepare.chat_template import read_template
+from spin_components.settings.run import ModelSettings
 from spin_components.settings.settings import Settings
 from spin_components.store.addresses import check_address, local_path, scheme_of
 from spin_components.store.sources import Sources
@@ -23,6 +25,7 @@ def check_inputs(settings: Settings) -> None:
     if builtin.is_builtin(base):
         builtin.check_builtin(base, what="model.base", kinds=builtin.MODELS)
     elif scheme_of(base) == "file":
+        check_parent(settings.model, is_there=local_path(base, what="model.base").exists())
         check_model_folder(local_path(base, what="model.base"), what="model.base", address=base)
     else:
         check_address(base, what="model.base")
@@ -35,6 +38,21 @@ def check_inputs(settings: Settings) -> None:
                 builtin.check_builtin(uri, what=f"data.{name}", kinds=builtin.DATA_SETS)
             else:
                 read_source(sources.open_data(uri, what=f"data.{name}"), on_bad_record=settings.data.on_bad_record)
+
+
+def check_parent(model: ModelSettings, *, is_there: bool) -> None:
+    """Check that the policy which a fork began with is still where the other run had it.
+
+    Raises:
+        ModelError: it is not; the message says what is possible without it.
+    """
+    if model.forked_from and not is_there:
+        raise ModelError(
+            f"model.base = {model.base!r} is not there any more; expected the policy of {model.forked_from}, which "
+            "this run was forked from. If that run was moved, give its new address (--fork-from, or model.base): the "
+            "same files are known by their digest. Without it nothing more can be trained here, but finished "
+            "iterations can be shown, exported and forked from"
+        )
 
 
 def named_sources(settings: Settings) -> dict[str, str]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from spin_components.errors import IntegrityError
+from spin_components.prepare.moved_inputs import kept_addresses
 from spin_components.settings.run import SCHEDULES
 from spin_components.settings.section import per_iteration
 from spin_components.settings.settings import Settings
@@ -14,13 +16,15 @@ from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
 
 FORMER_DEFAULTS = {"validation.num_samples": 32}
-"""Defaults of runs that began with an earlier release, where they differ from the present ones."""
+"""Defaults of earlier releases that differ from the present ones: a run that began with one keeps it, while the setting
+has its present default."""
 
 
 def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
     """The run's inputs, with the recorded value of every schedule that differs only for iterations that have not begun.
 
     So a list may grow with `spin.max_iterations`, and a number become a list. The first iteration counts as begun.
+    Model and data may be elsewhere: where their files are the same, their recorded addresses are kept.
     A setting that did not exist when the run began is left out while it has its default, and one whose default has
     changed since keeps the former one while it has the present one.
 
@@ -32,7 +36,7 @@ def as_begun(run: RunStore, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs
     recorded, before = run.read_json(layout.RUN)["settings"], read_manifest(run, layout.DATA_MANIFEST).inputs
     begun = {0, *(int(key.split("/")[1]) for key in run.list("iterations", "*/generations/*.json"))}
-    kept = {}
+    kept = kept_addresses(before, inputs)
     for name in SCHEDULES:
         section, key = name.split(".")
         if name in before and key in recorded[section]:
@@ -67,8 +71,17 @@ def _covers(value: Any, iteration: int) -> bool:
 
 
 def record_schedules(run: RunStore, settings: Settings) -> None:
-    """Write the schedules, the number of iterations and `[selection]` of this attempt to `run.json`."""
+    """Write the schedules, the number of iterations and `[selection]` of this attempt to `run.json`.
+
+    Raises:
+        IntegrityError: `run.json` trusts the code of the model's folder, and this attempt does not.
+    """
     record, now = run.read_json(layout.RUN), settings.model_dump(mode="json")
+    if record["settings"]["model"].get("trust_remote_code", False) and not settings.model.trust_remote_code:
+        raise IntegrityError(
+            f"{run.uri_of(layout.RUN)} has model.trust_remote_code = true, but this command does not and the run began "
+            "without it: somebody changed the record. Restore it"
+        )
     changed = False
     for name in (*SCHEDULES, "spin.max_iterations"):
         section, key = name.split(".")

@@ -14,6 +14,9 @@ from spin_components.prepare.rendering import RenderedSet
 from spin_components.settings.run import DataSettings
 from spin_components.settings.settings import Settings
 
+REMOVED_REPEATS = "num_removed_repeats"
+"""Fact of the data manifest that older runs lack, which kept training records that repeat an earlier one."""
+
 
 @dataclass(frozen=True, slots=True)
 class SplitSet:
@@ -26,6 +29,7 @@ class SplitSet:
         num_validation_duplicates: the same among validation records.
         num_shared: training records whose prompt is a validation prompt too.
         num_removed: how many of those were left out of training.
+        num_repeats: training records left out because they repeat an earlier one.
     """
 
     train: list[Prompt]
@@ -34,6 +38,7 @@ class SplitSet:
     num_validation_duplicates: int
     num_shared: int
     num_removed: int
+    num_repeats: int = 0
 
     def facts(self) -> dict[str, int]:
         """Facts of the data manifest."""
@@ -42,6 +47,7 @@ class SplitSet:
             "num_validation_duplicates": self.num_validation_duplicates,
             "num_shared_prompts": self.num_shared - self.num_removed,
             "num_removed_duplicates": self.num_removed,
+            REMOVED_REPEATS: self.num_repeats,
         }
 
     def warnings(self) -> list[str]:
@@ -56,6 +62,11 @@ class SplitSet:
                     f"{number} of {len(prompts)} {name} records are duplicates: the same prompt and answer as an "
                     "earlier record; they count as often as they are there"
                 )
+        if self.num_repeats:
+            found.append(
+                f"{self.num_repeats} training records are duplicates: the same prompt and answer as an earlier record; "
+                'they were left out of training; data.deduplicate = "across" or false keeps them'
+            )
         if self.num_removed:
             found.append(
                 f"{self.num_removed} training records have the same prompt as a validation record and were left out "
@@ -73,7 +84,7 @@ def split_records(rendered: RenderedSet, settings: Settings) -> SplitSet:
     """Split by the files given or by the seed, then cut to `max_*_records`.
 
     With `data.deduplicate`, the records of one prompt stay on one side of a seeded split, and those of a validation
-    file's prompts are left out of training.
+    file's prompts are left out of training. So are training records that repeat an earlier one, unless it is "across".
 
     Raises:
         DataError: one of the two would be empty.
@@ -89,15 +100,26 @@ def split_records(rendered: RenderedSet, settings: Settings) -> SplitSet:
     kept = _without_shared(train, validation) if data.deduplicate and is_given else train
     if train and not kept:
         raise DataError(
-            f"every one of {len(train)} training records is identical to a validation record; give other validation "
-            "data, or leave data.validation empty; data.deduplicate = false trains on them nevertheless"
+            f"every one of {len(train)} training records is identical to a validation record: data.train = "
+            f"{data.train!r} holds nothing that data.validation = {data.validation!r} does not; leave data.validation "
+            f"empty, so that data.validation_size = {data.validation_size} holds records out of data.train, or give "
+            "other validation data; data.deduplicate = false trains on them nevertheless"
         )
-    used = kept[: data.max_train_records or None]
+    distinct = _distinct(kept) if data.deduplicate is True else kept
+    used = distinct[: data.max_train_records or None]
     _check_some(used, validation, rendered.num_records, data)
     prompts = {_prompt(each) for each in validation}
     num_removed = len(train) - len(kept)
     num_shared = sum(_prompt(each) in prompts for each in used)
-    return SplitSet(used, validation, _repeated(used), _repeated(validation), num_shared + num_removed, num_removed)
+    return SplitSet(
+        train=used,
+        validation=validation,
+        num_train_duplicates=_repeated(used),
+        num_validation_duplicates=_repeated(validation),
+        num_shared=num_shared + num_removed,
+        num_removed=num_removed,
+        num_repeats=len(kept) - len(distinct),
+    )
 
 
 def _held_out(records: Sequence[Prompt], settings: Settings) -> set[int]:
@@ -148,6 +170,14 @@ def _prompt(record: Prompt) -> Hashable:
 
 def _record(record: Prompt) -> Hashable:
     return tuple(record.prompt_ids), tuple(record.actual_ids)
+
+
+def _distinct(records: Sequence[Prompt]) -> list[Prompt]:
+    """The first of each record, in order."""
+    first: dict[Hashable, Prompt] = {}
+    for each in records:
+        first.setdefault(_record(each), each)
+    return list(first.values())
 
 
 def _repeated(records: Sequence[Prompt]) -> int:

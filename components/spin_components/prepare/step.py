@@ -13,14 +13,16 @@ from spin_components import __version__
 from spin_components.data import builtin
 from spin_components.data.records import read_source
 from spin_components.data.shards import Prompt, write_rows
-from spin_components.errors import ConfigError, DataError, ModelError
+from spin_components.errors import DataError, ModelError
 from spin_components.memory.work import longest_of
 from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.chat_template import UNSET, choose_template, keep_template, read_template, template_inputs
+from spin_components.prepare.compiled_shape import check_iterations, check_shape
 from spin_components.prepare.evaluation_tasks import keep_tasks
-from spin_components.prepare.input_checks import named_sources
+from spin_components.prepare.input_checks import check_parent, named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.model_limits import check_limits
+from spin_components.prepare.moved_inputs import record_addresses
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
 from spin_components.prepare.splitting import split_records
@@ -77,8 +79,9 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         ConfigError, DataError, ModelError: settings, data or model cannot be used.
         InputsChangedError: the run began with other inputs.
     """
+    check_iterations(settings, compiled)
     checked = parse_settings(settings, source="the pipeline's parameters")
-    _check_shape(checked, compiled)
+    check_shape(checked, compiled)
     with Step.begin("prepare", run_uri, checked.hardware.model_dump(mode="json")) as step:
         run = step.run
         _begin_attempt(step, checked)
@@ -96,6 +99,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
         if step.published and run.exists(layout.RUN):
             record_schedules(run, checked)
+            record_addresses(run, base.uri, {name: source.uri for name, source in sources.items()})
             foresee(step, checked, base.folder, recorded_lengths(step.published))
             return base.uri
         record = {
@@ -129,42 +133,20 @@ def _plain(files: FileDigests) -> dict[str, Any]:
     return {name: file.model_dump() for name, file in files.items()}
 
 
-def _check_shape(settings: Settings, compiled: dict[str, Any]) -> None:
-    """Refuse settings that the pipeline was not compiled for."""
-    fixed = {
-        "generation.shards": (settings.generation.shards, int(compiled["shards"])),
-        "hardware.nodes": (settings.hardware.nodes, int(compiled["nodes"])),
-    }
-    for name, (value, built) in fixed.items():
-        if value != built:
-            raise ConfigError(f"{name} = {value}, but this pipeline was compiled for {built}; compile it again")
-    if settings.evaluation.is_on and not compiled.get("evaluates", False):
-        raise ConfigError(
-            "[evaluation] asks for tasks or a judge, but this pipeline was compiled without the step that evaluates; "
-            "compile it again with them"
-        )
-    if settings.spin.max_iterations > int(compiled["max_iterations"]):
-        raise ConfigError(
-            f"spin.max_iterations = {settings.spin.max_iterations}, but this pipeline was compiled for at most "
-            f"{int(compiled['max_iterations'])}; lower it, or compile again"
-        )
-    epochs = [settings.spin.epochs(t) for t in range(settings.spin.max_iterations)]
-    compiled_epochs = [int(number) for number in compiled["max_epochs"]]
-    if epochs != compiled_epochs[: len(epochs)]:
-        raise ConfigError(
-            f"spin.max_epochs = {settings.spin.max_epochs}, but this pipeline was compiled for {compiled_epochs}, one "
-            "number an iteration; compile it again"
-        )
-
-
 def _begin_attempt(step: Step, settings: Settings) -> None:
     """Record the attempt's deadline and those of its settings that may differ from the run's."""
     limit_s = settings.run.max_time_s
     started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
-    sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking"})
-    number = {"number": step.lease.number} if step.lease else {}
-    attempt = {"started_at": now(), "started": started, "deadline": deadline, **number, **sections}
+    sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking", "hardware"})
+    attempt = {
+        "started_at": now(),
+        "started": started,
+        "deadline": deadline,
+        "max_iterations": settings.spin.max_iterations,
+        **({"number": step.lease.number} if step.lease else {}),
+        **sections,
+    }
     step.run.write_json(layout.ATTEMPT, attempt)
     step.events.write(
         "plan",
@@ -184,6 +166,7 @@ def _base_model(step: Step, settings: Settings) -> Source:
         source = _made(step, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
     else:
         source = step.run.sources.open_model(uri, what=what)
+        check_parent(settings.model, is_there=bool(source.names))
     check_model_folder(source.folder, what=what, address=source.uri)
     return source
 

@@ -1,13 +1,12 @@
 """KFP component: log-probabilities of both answers of each pair under the reference, as two float32 sums."""
 
-from kfp import dsl
-
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def ref_logprob(
-    attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict
+    attempt: str, run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str
 ) -> str:
     """Score both answers of every pair of a shard; return the scores' URI. See `ref_logprob.step`."""
     from spin_components.runtime.supervisor import run_step
@@ -20,5 +19,4 @@ def ref_logprob(
         shard=shard,
         reference_uri=reference_uri,
         generations_uri=generations_uri,
-        hardware=hardware,
     )

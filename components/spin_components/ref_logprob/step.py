@@ -32,7 +32,12 @@ _POOL = ("history_ratio", "max_similarity", "max_length_ratio")
 
 
 def score_shard(
-    run_uri: str, iteration: int, shard: int, reference_uri: str, generations_uri: str, hardware: dict[str, Any]
+    run_uri: str,
+    iteration: int,
+    shard: int,
+    reference_uri: str,
+    generations_uri: str,
+    hardware: dict[str, Any] | None = None,
 ) -> str:
     """Score one shard of an iteration, and the same shard of the earlier iterations that are trained on again.
 
@@ -42,7 +47,7 @@ def score_shard(
         shard: number of the shard of pairs.
         reference_uri: the policy that generated the iteration's answers.
         generations_uri: what `generate` returned; empty when the attempt has stopped.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
 
     Returns: URI of the Parquet file of scores, or empty when the attempt's time is up.
     """

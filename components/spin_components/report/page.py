@@ -25,6 +25,7 @@ from spin_components.report import lineage
 from spin_components.report.answers import Answers, read_answers
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
+    answer_differences,
     drift,
     lengths,
     published_differences,
@@ -33,7 +34,7 @@ from spin_components.report.series import (
     unlearnt_loss,
     validation_points,
 )
-from spin_components.report.verdict import MINUS, compute_verdict, percent, perplexity, signed
+from spin_components.report.verdict import MINUS, by_answers, compute_verdict, percent, perplexity, signed
 from spin_components.report.warnings import find_warnings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -58,6 +59,9 @@ def build_page(run: RunStore) -> str:
     answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
     verdict = compute_verdict(history, published_differences(points))
+    measure = history.settings.get("selection", {}).get("measure", "nll")
+    if measure != "nll" and verdict.kind != "open":
+        verdict = by_answers(verdict, measure, answer_differences(run, history, measure))
     samples = sample_rows(run, history, answers)
     data = {
         "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),

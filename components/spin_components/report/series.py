@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_components.data.shards import AnswerLoss, read_rows
-from spin_components.record.bootstrap import Difference, paired_difference
+from spin_components.record.answer_measures import read_measures, values_of
+from spin_components.record.bootstrap import Difference, paired_change, paired_difference
 from spin_components.record.history import History
 from spin_components.report.answers import Answers
 from spin_components.store import layout
@@ -81,7 +82,7 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
     """Return the loss of a policy that equals its reference; None if it depends on the pairs."""
-    if objective.get("sft_weight") or objective.get("base_weight"):
+    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") == "sft":
         return None
     if objective.get("loss", "logistic") == "logistic":
         return {"y": math.log(2), "label": "ln 2: policy equals reference"}
@@ -125,6 +126,18 @@ def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
 def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]:
     """Return the differences of the published epochs from the base model, by iteration."""
     return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
+
+
+def answer_differences(run: RunStore, history: History, measure: str) -> dict[int, Difference]:
+    """Return the changes of a measure of answers from the base model to the published epochs, by iteration."""
+    base = values_of(read_measures(run, layout.BASE, 0), measure) if history.base else {}
+    changes = {}
+    for iteration in history.published:
+        if iteration.published:
+            answers = read_measures(run, iteration.number, int(iteration.published.facts["epoch"]))
+            if change := paired_change(base, values_of(answers, measure)):
+                changes[iteration.number] = change
+    return changes
 
 
 def lengths(answers: list[Answers]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spin_components.record.bootstrap import Difference
@@ -73,12 +73,36 @@ def compute_verdict(history: History, differences: dict[int, Difference]) -> Ver
     else:
         kind = ("better" if difference.mean < 0 else "worse") if difference.is_clear else "unclear"
         detail = f"{moved}: {_interval(difference)}."
-    headline = {
-        "better": f"Iteration {best} is better than the base model.",
-        "worse": _NONE_BETTER,
-        "unclear": f"Iteration {best} is not significantly different from the base model.",
-    }[kind]
-    return Verdict(kind, headline, detail, best, compared, base_loss, losses[compared], difference)
+    return Verdict(kind, _headline(kind, best), detail, best, compared, base_loss, losses[compared], difference)
+
+
+def _headline(kind: VerdictKind, best: int | None) -> str:
+    if kind == "better":
+        return f"Iteration {best} is better than the base model."
+    if kind == "unclear":
+        return f"Iteration {best} is not significantly different from the base model."
+    return _NONE_BETTER
+
+
+def by_answers(verdict: Verdict, measure: str, changes: dict[int, Difference]) -> Verdict:
+    """The verdict where `selection.measure` is one of the policy's own answers.
+
+    Args:
+        verdict: by val_loss, whose detail is kept.
+        measure: chrf or match.
+        changes: of the measure from the base model, by iteration.
+    """
+    best = verdict.iteration
+    if best is None or best == BASE:
+        return replace(verdict, kind="worse", headline=_NONE_BETTER, detail=f"{measure} decides. {verdict.detail}")
+    change = changes.get(best)
+    if change is None:
+        kind: VerdictKind = "unclear"
+        moved = f"Too few answers were measured to compare {measure}."
+    else:
+        kind = ("better" if change.mean > 0 else "worse") if change.is_clear else "unclear"
+        moved = f"{measure} of greedy answers decides: {_interval(change)}."
+    return replace(verdict, kind=kind, headline=_headline(kind, best), detail=f"{moved} {verdict.detail}")
 
 
 def _about_drift(history: History, iteration: int) -> str:

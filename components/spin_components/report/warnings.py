@@ -49,6 +49,7 @@ def _of_the_data(history: History) -> list[str]:
         ("num_prompts_cut", "prompts were truncated; raise data.max_prompt_length, or see data.long_prompts"),
         ("num_answers_cut", "human answers were truncated and have no EOS; raise data.max_length"),
         ("num_removed_duplicates", "training records had the same prompt as a validation record and were left out"),
+        ("num_removed_repeats", "training records repeated an earlier one, prompt and answer, and were left out"),
         ("num_shared_prompts", "training records have the same prompt as a validation record (data.deduplicate)"),
         ("num_train_duplicates", "training records are duplicates of an earlier one"),
         ("num_validation_duplicates", "validation records are duplicates of an earlier one"),

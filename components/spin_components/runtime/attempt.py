@@ -8,6 +8,7 @@ from typing import Any
 
 from spin_components.errors import BusyError
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -47,6 +48,16 @@ class Attempt:
     def tracking(self) -> TrackingSettings:
         """This attempt's `[tracking]`."""
         return TrackingSettings.model_validate(self._record.get("tracking", {}))
+
+    @cached_property
+    def selection(self) -> SelectionSettings:
+        """This attempt's `[selection]`."""
+        return SelectionSettings.model_validate(self._record.get("selection", {}))
+
+    @property
+    def max_iterations(self) -> int:
+        """Number of iterations of this attempt."""
+        return int(self._record.get("max_iterations", self.settings.spin.max_iterations))
 
     @property
     def deadline(self) -> float | None:

@@ -2,14 +2,18 @@
 
 KFP's launcher copies artifacts whole, so weights and shards are not put into them: an artifact holds addresses, digests
 and counts. Errors while filling an artifact are logged and do not fail the step.
+
+The UI lists metrics by name over all tasks of a run: about eight a task, with the iteration and epoch that they belong
+to, and a digit before the one that matters, which makes it the first. Intervals and the rest are in the report.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,29 +50,7 @@ def show_data(dataset: Any, run_uri: str, returned: str) -> None:
             **manifest.facts,
         )
 
-    _fill(run_uri, returned, fill)
-
-
-def show_samples(samples: Any, run_uri: str, iteration: int, shard: int, returned: str) -> None:
-    """Write a few generated answers beside the human ones, as Markdown."""
-
-    def fill(run: RunStore) -> None:
-        facts = read_manifest(run, layout.manifest_of(layout.generations(iteration, shard))).facts
-        counts = [f"{name}: {count}" for name, count in facts["finish_reasons"].items()]
-        lines = [
-            f"# Iteration {iteration}, shard {shard}",
-            f"{facts['num_pairs']} answers by {facts['engine']}, {facts['tokens_per_s']} tokens/s; "
-            f"ended by {', '.join(counts)}; empty: {facts['num_empty']}; "
-            f"same as the human's: {facts['num_identical']}; "
-            f"mean tokens: {facts['mean_generated_tokens']}, the human's {facts['mean_actual_tokens']}",
-        ]
-        for sample in facts["samples"]:
-            lines.append(f"## Pair {sample['index']} ({sample['finish_reason']})")
-            for title, name in (("Prompt", "prompt"), ("Human", "actual"), ("Model", "generated")):
-                lines.append(f"**{title}**\n\n{_quoted(str(sample[name]))}")
-        Path(samples.path).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-
-    _fill(run_uri, returned, fill)
+    fill_from(run_uri, returned, fill)
 
 
 def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, returned: str) -> None:
@@ -76,70 +58,109 @@ def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, return
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts
-        counts = {name: facts[name] for name in ("num_pairs", "num_history", "num_dropped", "num_steps", "train_s")}
-        _log(metrics, {**facts["metrics"], **counts})
+        names = ("acc", "rewards_actual_mean", "rewards_generated_mean", "grad_norm")
+        values = {name: facts["metrics"].get(name) for name in names}
+        counts = {name: facts[name] for name in ("num_pairs", "train_s")}
+        log(metrics, {"1_loss": facts["metrics"].get("loss"), **values, **counts, **_where(iteration, epoch)})
 
-    _fill(run_uri, returned, fill)
+    fill_from(run_uri, returned, fill)
 
 
 def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, returned: str) -> None:
-    """Log the loss on the held-out split."""
+    """Log the loss on the held-out split, and statistics of the answers that the policy sampled there."""
 
     def fill(run: RunStore) -> None:
-        _log(metrics, read_manifest(run, layout.validation(iteration, epoch)).facts)
+        facts = read_manifest(run, layout.validation(iteration, epoch)).facts
+        names = ("num_answers", "spin_margin", "spin_acc", "length_ratio", "repetition_rate")
+        values = {name: facts.get(name) for name in names}
+        log(metrics, {"1_val_loss": facts["val_loss"], **values, **_where(iteration, epoch)})
 
-    _fill(run_uri, returned, fill)
+    fill_from(run_uri, returned, fill)
 
 
 def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -> None:
     """Log the metrics of the evaluation tasks and the judge's mean score."""
 
     def fill(run: RunStore) -> None:
-        _log(metrics, tracked(read_manifest(run, layout.evaluation(iteration)).facts))
+        log(metrics, {**tracked(read_manifest(run, layout.evaluation(iteration)).facts), **_where(iteration)})
 
-    _fill(run_uri, returned, fill)
+    fill_from(run_uri, returned, fill)
 
 
-def show_checkpoint(model: Any, metrics: Any, report: Any, run_uri: str, iteration: int, policy_uri: str) -> None:
-    """Describe the published policy, log its metrics and copy the run's report, also in a run's last iteration."""
+def show_checkpoint(
+    model: Any, metrics: Any, samples: Any, report: Any, run_uri: str, iteration: int, policy_uri: str
+) -> None:
+    """Describe the published policy, its metrics, answers of all shards and the report; also of a last iteration."""
 
     def fill(run: RunStore) -> None:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
-        files = model_files(run, facts["checkpoint_uri"])
         best = read_pointer(run, layout.BEST)
-        _describe(
-            model,
-            uri=facts["checkpoint_uri"],
-            sha256=digest_of(files),
-            bytes=sum(file.num_bytes for file in files.values()),
-            iteration=iteration,
-            val_loss=facts["val_loss"],
-            is_best=best["iteration"] == iteration,
-            best=best["uri"],
-            **{name: facts[name] for name in ("decision", "outcome", "reason")},
-            reference=facts["reference_uri"],
-            run=run.uri,
-        )
-        _log(metrics, {name: value for name, value in facts.items() if name not in ("iteration", "best", "next")})
-        for name in ("from_base", "from_reference", "from_best"):
-            if change := facts[name]:
-                _log(metrics, {name: change["mean"], f"{name}_low": change["low"], f"{name}_high": change["high"]})
+        describe_model(model, run, facts, is_best=best["iteration"] == iteration, best=best["uri"])
+        changes = {name: (facts[name] or {}).get("mean") for name in ("from_base", "from_best")}
+        names = ("acc", "spin_margin", "num_pairs")
+        values = {"1_val_loss": facts["val_loss"], **changes, **{name: facts.get(name) for name in names}}
+        log(metrics, {**values, **_where(iteration, int(facts["epoch"]))})
+        text = samples_text(run, iteration)
+        Path(samples.path).write_text(text, encoding="utf-8")
         if page := run.read(layout.REPORT):
             Path(report.path).write_bytes(page)
 
-    _fill(run_uri, policy_uri, fill)
+    fill_from(run_uri, policy_uri, fill)
 
 
-def _fill(run_uri: str, returned: str, fill: Callable[[RunStore], None]) -> None:
+def samples_text(run: RunStore, iteration: int) -> str:
+    """A few generated answers of every shard of an iteration beside the human ones, as Markdown."""
+    lines = [f"# Iteration {iteration}"]
+    for shard in range(read_manifest(run, layout.DATA_MANIFEST).facts["num_shards"]):
+        facts = read_manifest(run, layout.manifest_of(layout.generations(iteration, shard))).facts
+        counts = [f"{name}: {count}" for name, count in facts["finish_reasons"].items()]
+        lines.append(
+            f"## Shard {shard}\n\n{facts['num_pairs']} answers by {facts['engine']}, {facts['tokens_per_s']} tokens/s; "
+            f"ended by {', '.join(counts)}; empty: {facts['num_empty']}; "
+            f"same as the human's: {facts['num_identical']}; "
+            f"mean tokens: {facts['mean_generated_tokens']}, the human's {facts['mean_actual_tokens']}"
+        )
+        for sample in facts["samples"]:
+            lines.append(f"### Pair {sample['index']} ({sample['finish_reason']})")
+            for title, name in (("Prompt", "prompt"), ("Human", "actual"), ("Model", "generated")):
+                lines.append(f"**{title}**\n\n{_quoted(str(sample[name]))}")
+    return "\n\n".join(lines) + "\n"
+
+
+def describe_model(model: Any, run: RunStore, facts: Mapping[str, Any], **more: Any) -> None:
+    """Describe a published model: address, digest, size, and how it was judged.
+
+    Args:
+        model: the artifact.
+        run: the run.
+        facts: of the iteration's checkpoint.
+        more: further facts.
+    """
+    files = model_files(run, facts["checkpoint_uri"])
+    _describe(
+        model,
+        uri=facts["checkpoint_uri"],
+        sha256=digest_of(files),
+        bytes=sum(file.num_bytes for file in files.values()),
+        iteration=facts["iteration"],
+        val_loss=facts["val_loss"],
+        **{name: facts[name] for name in ("decision", "outcome", "reason")},
+        reference=facts["reference_uri"],
+        run=run.uri,
+        **more,
+    )
+
+
+def fill_from(run_uri: str, returned: str, fill: Callable[[RunStore], None]) -> None:
     """Fill artifacts, unless the step stopped early or runs in a local run, which shows no artifacts."""
     if returned == STOPPED or RUNNER in os.environ:
         return
-    with _errors_logged(), open_run(run_uri) as run:
+    with errors_logged(), open_run(run_uri) as run:
         fill(run)
 
 
 @contextmanager
-def _errors_logged() -> Iterator[None]:
+def errors_logged() -> Iterator[None]:
     """Log expected errors as a warning instead of raising them."""
     try:
         yield
@@ -147,17 +168,34 @@ def _errors_logged() -> Iterator[None]:
         logger.warning("the Kubeflow UI will not show this step's artifacts: %s: %s", type(error).__name__, error)
 
 
-def _log(metrics: Any, values: dict[str, Any]) -> None:
-    """Log the numbers among `values` as scalar metrics."""
-    for name, value in values.items():
+def log(metrics: Any, values: Mapping[str, Any]) -> None:
+    """Log the finite numbers among `values` as scalar metrics."""
+    for name, value in known(values).items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             metrics.log_metric(name, value)
 
 
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that KFP accepts as metadata: it fails a task on a null, and on a number that is not finite."""
+    return {
+        name: known(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }
+
+
+def _where(iteration: int, epoch: int | None = None) -> dict[str, int]:
+    """The labels among the metrics; the base model has none."""
+    if iteration == layout.BASE:
+        return {}
+    return {"iteration": iteration} | ({} if epoch is None else {"epoch": epoch})
+
+
 def _describe(artifact: Any, *, uri: str, **facts: Any) -> None:
     """Write an address and facts as the artifact's metadata and as its content."""
-    artifact.metadata.update({"address": uri, **facts})
-    Path(artifact.path).write_text(json.dumps({"address": uri, **facts}, indent=2) + "\n", encoding="utf-8")
+    content = known({"address": uri, **facts})
+    artifact.metadata.update(content)
+    Path(artifact.path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from spin_components.errors import SpinError
 from spin_components.runtime.signals import Interrupted
@@ -23,6 +24,11 @@ ATTEMPT = "SPIN_ATTEMPT"
 
 REPEAT = "SPIN_REPEAT"
 """Environment variable: why a step's work was begun again; empty at its first try."""
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""File whose text Kubernetes shows as the message of an ended container, and Argo as that of the task's node."""
+
+_TERMINATION_LIMIT = 2000
 
 STOPPED = ""
 """What a step returns instead of an address when the attempt's time is up; the steps after it pass it on."""
@@ -49,6 +55,20 @@ def step_of(attempt: str) -> Iterator[None]:
         raise SystemExit(128 + error.number) from error
     finally:
         os.environ.pop(ATTEMPT, None)  # what this process does next is not part of the attempt
+
+
+def explain_end(step: str, reason: str) -> None:
+    """Write why a step failed: as the last line of its log, and where Kubernetes keeps a container's last message.
+
+    Args:
+        step: its name.
+        reason: in one or more lines.
+    """
+    line = f"{step} failed: {'; '.join(part.strip() for part in reason.splitlines() if part.strip())}"
+    sys.stderr.write(f"{line}\n")
+    if TERMINATION_LOG.exists():  # only in a pod
+        with suppress(OSError):
+            TERMINATION_LOG.write_text(line[:_TERMINATION_LIMIT], encoding="utf-8")
 
 
 def fork() -> int:

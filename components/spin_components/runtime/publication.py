@@ -15,6 +15,7 @@ from spin_components.machine import describe
 from spin_components.record.events import EventLog
 from spin_components.runtime.attempt import Attempt
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
@@ -68,6 +69,16 @@ class Publication:
     def evaluation(self) -> EvaluationSettings:
         """This attempt's `[evaluation]`."""
         return self._attempt.evaluation
+
+    @property
+    def selection(self) -> SelectionSettings:
+        """This attempt's `[selection]`."""
+        return self._attempt.selection
+
+    @property
+    def max_iterations(self) -> int:
+        """Number of iterations of this attempt."""
+        return self._attempt.max_iterations
 
     def warn(self, message: str) -> None:
         """Record a warning as an event and in the log."""
@@ -163,7 +174,9 @@ class Publication:
 
         Raises:
             BusyError: another attempt has taken the run.
+            IntegrityError: a file that the step read outside the run changed meanwhile.
         """
+        self.run.check_sources()
         self.run.write_json(key, manifest.model_dump(mode="json"))
 
     @cached_property

@@ -1,6 +1,6 @@
 """The step protocol: what every step of a run does around its own work.
 
-    with Step.begin("generate", run_uri, hardware, after=[reference_uri], iteration=t, shard=s) as step:
+    with Step.begin("generate", run_uri, after=[reference_uri], iteration=t, shard=s) as step:
         if step.is_due(manifest_key, lambda: inputs):
             ...                                        # step.progress, step.write, step.warn, step.track
             step.publish(facts)
@@ -28,6 +28,8 @@ from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import HardwareSettings
+from spin_components.store import layout
+from spin_components.store.base import RunStore
 from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
 from spin_components.store.processes import this_host
@@ -37,6 +39,12 @@ logger = logging.getLogger(__name__)
 
 OPTIONAL = ("evaluate",)
 """Steps whose failure leaves the attempt running."""
+
+
+def _hardware_of(run: RunStore) -> HardwareSettings:
+    """`[hardware]` as `prepare` recorded it for the attempt; the default where nothing is recorded yet."""
+    attempt = run.read_json(layout.ATTEMPT) if run.exists(layout.ATTEMPT) else {}
+    return HardwareSettings.model_validate(attempt.get("hardware", {}))
 
 
 @dataclass
@@ -68,7 +76,7 @@ class Step(Publication):
         Args:
             name: of the step, as in the DAG.
             run_uri: the run's address.
-            hardware: the attempt's `[hardware]` settings.
+            hardware: the attempt's `[hardware]` settings; None for what `prepare` recorded.
             after: what the steps before this one returned. Where one of them is `STOPPED`, so is this step: nothing is
                 read or written.
             labels: iteration, epoch, shard; fields of every event.
@@ -77,9 +85,10 @@ class Step(Publication):
             BusyError: another attempt holds the run.
             Interrupted: the process got SIGINT or SIGTERM.
         """
-        machine = HardwareSettings(**hardware or {})
         with open_run(run_uri) as run:
-            if STOPPED in after:
+            is_stopped = STOPPED in after
+            machine = HardwareSettings(**hardware or {}) if hardware is not None or is_stopped else _hardware_of(run)
+            if is_stopped:
                 yield cls(name, run, machine, EventLog(run, {"step": name}, enabled=False), is_stopped=True)
                 return
             if name == "prepare":

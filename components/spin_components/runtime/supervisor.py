@@ -27,6 +27,7 @@ from spin_components.runtime.process import (
     configure_logging,
     ending,
     exit_code_of,
+    explain_end,
     fork,
     step_of,
 )
@@ -100,6 +101,8 @@ def run_step(attempt: str, target: str, *, is_optional: bool = False, **argument
     if is_optional and not signals.number:
         logger.error("%s ended with %d; the run goes on without it and reports it at its end", name, outcome.exit_code)
         return STOPPED
+    if not signals.number:
+        explain_end(name, outcome.reason)
     raise SystemExit(128 + signals.number if signals.number and outcome.was_killed else outcome.exit_code)
 
 

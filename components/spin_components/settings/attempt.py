@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.settings.section import CountOrFraction, Section, check_fraction, check_some
+from spin_components.settings.selection import SelectionSettings as SelectionSettings  # a section of the attempt too
 
 
 class HardwareSettings(Section):

@@ -191,10 +191,11 @@ class DataSettings(Section):
     max_validation_records: int = Field(
         0, ge=0, description="Number of validation records to use, the first ones; 0 for all."
     )
-    deduplicate: bool = Field(
+    deduplicate: bool | Literal["across"] = Field(
         True,
-        description="Whether no prompt may be in both training and validation: equal prompts are held out together, "
-        "and those of a validation file are left out of training.",
+        description="Whether duplicates are left out of training: records whose prompt is a validation prompt too (of "
+        "one file, equal prompts are held out together), and records that repeat an earlier one, prompt and answer; "
+        '"across" leaves out only the former. All are counted.',
     )
     on_bad_record: Literal["fail", "skip"] = Field(
         "fail", description="What to do with a record that cannot be parsed: refuse the data set, or skip and count it."

@@ -86,10 +86,11 @@ class LoraSettings(Section):
 class ObjectiveSettings(Section):
     """Loss of a pair and terms added to it; formulas and papers are in `algorithm.loss`."""
 
-    loss: Literal["logistic", "hinge", "correlation", "least_squares", "nce"] = Field(
+    loss: Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"] = Field(
         "logistic",
         description="Loss of the margin m: log(1 + e^-m), max(0, 1 - m), 1 - m, or (1 - m)^2; nce (SPACE) classifies "
-        "each of the two answers by itself instead.",
+        "each of the two answers by itself instead. sft is supervised fine-tuning on the human answers alone, by which "
+        "to compare.",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Assumed fraction of pairs with swapped answers; logistic loss only."
@@ -123,6 +124,16 @@ class ObjectiveSettings(Section):
                 f"base_weight = {self.base_weight} is not defined for loss = 'nce': the mixture of reference and base "
                 "is known only up to a factor that cancels in a margin, not in the reward of a single answer; set it "
                 "to 0, or use a loss of the margin"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sft(self) -> ObjectiveSettings:
+        unused = [name for name in ("sft_weight", "base_weight", "length_normalized") if getattr(self, name)]
+        if self.loss == "sft" and unused:
+            raise ValueError(
+                f"{unused[0]} = {getattr(self, unused[0])} has no effect with loss = 'sft', which is the negative "
+                "log-likelihood per token of the human answer alone; leave it out, or use a loss of self-play"
             )
         return self
 

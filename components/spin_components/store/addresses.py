@@ -161,6 +161,31 @@ def parse_hub(uri: str, *, what: str) -> HubAddress:
     parts = rest.split("/")
     repository, path = "/".join(parts[:2]), "/".join(parts[2:])
     name, _, revision = repository.partition("@")
+    if ".." in parts or "." in parts:
+        raise ConfigError(f"{what} = {uri!r}: a repository has no '.' and '..'; write the path of the file in it")
     if not _REPOSITORY.fullmatch(name) or (revision == "" and "@" in repository):
         raise ConfigError(f"{what} = {uri!r}: expected hf://org/name, hf://org/name@revision or hf://datasets/org/name")
     return HubAddress(kind, name, revision or "main", path)
+
+
+def filled_in(uri: str, run_id: str, created: str, *, what: str) -> str:
+    """Fill in the placeholders of a run's address: `{id}` and `{time}`, which give each run storage of its own.
+
+    Args:
+        uri: the address.
+        run_id: KFP's id of the run.
+        created: when KFP created the run, as 2026-11-30T12:17:52Z.
+        what: name of the setting, for the error.
+
+    Raises:
+        ConfigError: the time is asked for and not known.
+    """
+    if "{time}" in uri:
+        stamp = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(\.\d+)?Z", created)
+        if not stamp:
+            raise ConfigError(
+                f"{what} = {uri!r}: this KFP does not tell when a run was created (found {created!r}); use {{id}}, "
+                "which is the id of the run, in the place of {time}"
+            )
+        uri = uri.replace("{time}", "{}{}{}T{}{}{}Z".format(*stamp.groups()))
+    return uri.replace("{id}", run_id)

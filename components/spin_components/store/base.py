@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -15,9 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from spin_components.errors import BusyError, IntegrityError
+from spin_components.store import layout
 from spin_components.store.addresses import parse_address, scheme_of
-from spin_components.store.checked_json import json_bytes, parse_json
+from spin_components.store.checked_json import StoredTable, json_bytes, parse_json
 from spin_components.store.digests import FileDigest
+from spin_components.store.keys import check_key
+from spin_components.store.moving import each_address, elsewhere, is_absolute, relative
 from spin_components.store.stored import Guard, Stored
 
 if TYPE_CHECKING:
@@ -77,11 +81,38 @@ class RunStore(ABC):
         return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str | None:
-        """Return the key of an address; None if it is not within this run."""
+        """Return the key of an address; None if it is not within this run.
+
+        Raises:
+            IntegrityError: the address is relative and names no file of the run.
+        """
         if scheme_of(uri) not in ("file", "s3"):
             return None
-        text, root = str(parse_address(uri, what="address")), f"{self.uri}/"
+        text, root = str(parse_address(self.resolve(uri), what="address")), f"{self.uri}/"
         return text.removeprefix(root) if text.startswith(root) else None
+
+    def resolve(self, uri: str) -> str:
+        """Return an address as it is now, given how it was stored: relative to the run, or where things lay before.
+
+        Raises:
+            IntegrityError: the address is relative and names no file of the run.
+        """
+        if not uri or uri.startswith(f"{self.uri}/"):
+            return uri
+        if not is_absolute(uri):
+            return self.uri_of(check_key(uri, where=self.uri))
+        began, moved = self._elsewhere
+        uri = moved.get(uri, uri)
+        key = relative(uri, began) if began else uri
+        return uri if is_absolute(key) else self.uri_of(check_key(key, where=self.uri))
+
+    @cached_property
+    def _elsewhere(self) -> tuple[str, dict[str, str]]:
+        """Where the run and its base model lay before; see `moving.elsewhere`."""
+        try:
+            return elsewhere(json.loads(self.read(layout.RUN) or b"{}"), self.uri)
+        except ValueError:
+            return "", {}
 
     def list(self, prefix: str, pattern: str) -> list[str]:
         """List keys below a prefix, sorted, whose part after the prefix matches a glob pattern with as many `/`."""
@@ -91,25 +122,29 @@ class RunStore(ABC):
         return sorted(key for key, name in names if name.count("/") == depth and fnmatchcase(name, pattern))
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """Read a JSON object that `write_json` wrote.
+        """Read a JSON object that `write_json` wrote; addresses within the run are returned as they are now.
 
         Raises:
-            IntegrityError: it is missing, not JSON, or its checksum differs.
+            IntegrityError: it is missing, not JSON, its checksum differs, or an address leaves the run.
         """
         content = self.read(key)
         if content is None:
             raise IntegrityError(f"{self.uri_of(key)} is missing; the step that writes it has not finished")
-        return parse_json(content, self.uri_of(key))
+        value = parse_json(content, self.uri_of(key))
+        if key == layout.RUN:
+            self.__dict__["_elsewhere"] = elsewhere(value, self.uri)
+        return StoredTable(each_address(value, self.resolve), self.uri_of(key))
 
     def write_json(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON object with a checksum, atomically, replacing an existing one.
 
-        Where there is a `guard`, what another process wrote after the guard's success is not replaced.
+        Addresses within the run are stored relative to it. Where there is a `guard`, what another process wrote after
+        the guard's success is not replaced.
 
         Raises:
             BusyError: the guard refused, or the object is replaced again and again.
         """
-        content = json_bytes(value)
+        content = json_bytes(each_address(value, lambda uri: relative(uri, self.uri)))
         if self.guard is None:
             self.write(key, content)
             return
@@ -204,7 +239,10 @@ class RunStore(ABC):
 
     @abstractmethod
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
-        """Remove leftovers of writers that died, or only list them; must not run during writes."""
+        """Remove leftovers of this run's writers that died, or only list them; must not run during writes.
+
+        Files of any other name, and whatever lies in another run below this one, stay.
+        """
 
     @abstractmethod
     def probe(self) -> None:
@@ -233,6 +271,15 @@ class RunStore(ABC):
 
         return Sources()
 
+    def check_sources(self) -> None:
+        """Check that no file outside the run changed since its digest was taken; called before what it gave is kept.
+
+        Raises:
+            IntegrityError: one did.
+        """
+        if "sources" in self.__dict__:
+            self.sources.check_unchanged()
+
     def scratch_folder(self) -> Path:
         """Return a new local path for a temporary folder, which `close` removes."""
         path = self.scratch / f".made-{uuid.uuid4().hex[:8]}.part"
@@ -258,18 +305,9 @@ class RunStore(ABC):
         self.close()
 
 
-def sweep_folder(folder: Path, *, dry_run: bool) -> list[str]:
-    """Remove partially written files and folders, or only list them; returns their paths relative to the folder."""
-    partial = sorted(folder.rglob(".*.part"))
-    for path in partial:
-        if not dry_run:
-            remove(path)
-    return [path.relative_to(folder).as_posix() for path in partial]
-
-
 def remove(path: Path) -> None:
     """Delete a file or a folder, if it exists."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -111,7 +111,9 @@ class Bucket:
 
         return self._call_or_none("GET", key, read)
 
-    def get_part(self, key: str, offset: int, num_bytes: int, sink: Callable[[int, bytes], None]) -> None:
+    def get_part(
+        self, key: str, offset: int, num_bytes: int, sink: Callable[[int, bytes], None], etag: str = ""
+    ) -> None:
         """Stream a range of an object into a sink.
 
         Args:
@@ -119,11 +121,17 @@ class Bucket:
             offset: start of the range, bytes.
             num_bytes: length of the range.
             sink: called with the offset in the object and the bytes of each block; blocks are repeated after a retry.
+            etag: ETag that the object must have; empty for any.
         """
 
         def read() -> None:
             response = self._client.get_object(self.name, key, offset=offset, length=num_bytes)
             try:
+                found = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+                if found and etag and found != etag.removeprefix("W/").strip('"'):
+                    raise StorageError(
+                        f"{self._address(key)} was replaced while it was read; run the same command again"
+                    )
                 position = offset
                 for block in response.stream(_BLOCK_BYTES):
                     sink(position, block)

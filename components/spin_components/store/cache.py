@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from spin_components.errors import IntegrityError
 from spin_components.machine import gibibytes
 from spin_components.store.digests import FileDigest, digest_file
+from spin_components.store.keys import place, shown
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ LIMIT = "SPIN_CACHE_GIB"
 """Environment variable with the cache's size limit, GiB; default 50."""
 _LOCK = ".lock"
 _ABANDONED_S = 24 * 3600.0
+_HEX = "[0-9a-f]"
 
 
 def cache_folder() -> Path:
@@ -98,12 +101,12 @@ class FileCache:
     def trim(self) -> None:
         """Remove the least recently used files above the limit, and leftovers of processes that died."""
         _remove_abandoned(self._views)
-        for path in self._blobs.glob(".*.part"):
+        for path in self._blobs.glob(f".{_HEX * 32}.part"):
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink()
         files = []
-        for path in self._blobs.glob("??/*"):
+        for path in self._blobs.glob(f"{_HEX * 2}/{_HEX * 64}"):
             try:
                 stat = path.stat()
             except FileNotFoundError:
@@ -121,12 +124,23 @@ class FileCache:
         return View(self._views / uuid.uuid4().hex)
 
     def link(self, digest: FileDigest, path: Path) -> bool:
-        """Hard-link a cached file to a path in a view; False if another process has just removed it from the cache."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Hard-link a cached file to a path in a view; False if another process has just removed it from the cache.
+
+        Raises:
+            IntegrityError: the file system has another file, or a folder, under the same name.
+        """
+        blob = self._path(digest)
         try:
-            path.hardlink_to(self._path(digest))
-        except FileExistsError:
-            return True
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(blob)
+        except (FileExistsError, NotADirectoryError) as error:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if path.samefile(blob):
+                    return True
+            raise IntegrityError(
+                f"{shown(path.name)} has the name of another file or folder beside it on this file system; rename one "
+                "of them where they are stored"
+            ) from error
         except FileNotFoundError:
             return False
         return True
@@ -161,8 +175,12 @@ class View:
         return self._root / uuid.uuid4().hex
 
     def link_path(self, key: str, digest: FileDigest) -> Path:
-        """Register a file under its key and return the path to link it to; an earlier link is removed."""
-        path = self.folder / key
+        """Register a file under its key and return the path to link it to; an earlier link is removed.
+
+        Raises:
+            IntegrityError: the key leads out of the view.
+        """
+        path = place(self.folder, key, where="a listing or manifest in storage")
         if key in self._linked:
             path.unlink(missing_ok=True)
         self._linked[key] = digest
@@ -180,11 +198,11 @@ class View:
 
 def _remove_abandoned(views: Path) -> None:
     """Remove the views of processes that died."""
-    for hidden in views.glob(".*"):  # the process died while it created the view
+    for hidden in views.glob(f".{_HEX * 32}"):  # the process died while it created the view
         with suppress(FileNotFoundError):
             if time.time() - hidden.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(hidden, ignore_errors=True)
-    for folder in views.glob("[!.]*"):
+    for folder in views.glob(_HEX * 32):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDWR)
         except OSError:  # another process has just created or removed it

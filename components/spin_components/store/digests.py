@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from spin_components.errors import IntegrityError
 
@@ -17,8 +17,8 @@ class FileDigest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_bytes: int
-    sha256: str
+    num_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 FileDigests = Mapping[str, FileDigest]

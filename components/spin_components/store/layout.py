@@ -85,9 +85,14 @@ def epoch(t: int, e: int) -> str:
 def epoch_of(policy: str | None) -> tuple[int, int] | None:
     """Iteration and epoch in the key of a policy; None for any other key."""
     match (policy or "").split("/"):
-        case ["iterations", t, "epochs", e, "policy"]:
+        case ["iterations", t, "epochs", e, "policy"] if is_number(t) and is_number(e):
             return int(t), int(e)
     return None
+
+
+def is_number(text: str) -> bool:
+    """Whether a part of a key is the number of an iteration, epoch or shard."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def epoch_manifest(t: int, e: int) -> str:

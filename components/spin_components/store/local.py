@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,12 @@ from pathlib import Path
 
 from spin_components.errors import ConfigError, StorageAccessError
 from spin_components.store import layout
-from spin_components.store.base import RunStore, remove, sweep_folder
+from spin_components.store.base import RunStore, remove
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
+from spin_components.store.keys import flaw_of, is_inside, place
 from spin_components.store.lock import replacing
+from spin_components.store.ownership import leftovers
+from spin_components.store.renames import make_folder, put_in_place, sync
 from spin_components.store.stored import Guard, Stored
 
 logger = logging.getLogger(__name__)
@@ -38,16 +40,24 @@ class LocalRun(RunStore):
             raise ConfigError(f"run.uri = {str(root)!r} is a file; expected a folder, or an unused path")
 
     def path(self, key: str) -> Path:
-        """Return the local path of a key, which need not exist."""
-        return self.root / key
+        """Return the local path of a key, which need not exist.
+
+        Raises:
+            IntegrityError: the key, or a symbolic link on its way, leads out of the run.
+        """
+        return place(self.root, key)
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        paths = (path for path in self.path(prefix).rglob("*") if path.is_file())
-        keys = {path.relative_to(self.root).as_posix(): path for path in paths}
-        return {key: path.stat().st_size for key, path in keys.items() if not _is_staging(key)}
+        folder = self.path(prefix) if prefix else self.root
+        keys = {path.relative_to(self.root).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        return {
+            key: path.stat().st_size
+            for key, path in keys.items()
+            if not _is_staging(key) and not flaw_of(key) and not (path.is_symlink() and not is_inside(self.root, path))
+        }
 
     def read(self, key: str, offset: int = 0) -> bytes | None:
         try:
@@ -78,7 +88,7 @@ class LocalRun(RunStore):
     def create(self, key: str, content: bytes) -> bool:
         with self._staging(key) as path:
             path.write_bytes(content)
-            _sync(path)
+            sync(path)
             try:
                 os.link(path, self.path(key))
             except FileExistsError:
@@ -124,7 +134,11 @@ class LocalRun(RunStore):
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
         if self.guard is not None:
             self.guard()
-        return sweep_folder(self.root, dry_run=dry_run)
+        partial = list(leftovers(self.root))
+        for path in partial:
+            if not dry_run:
+                remove(path)
+        return [path.relative_to(self.root).as_posix() for path in partial]
 
     def probe(self) -> None:
         path = self.path(f".probe.{uuid.uuid4().hex[:8]}.part")
@@ -146,7 +160,7 @@ class LocalRun(RunStore):
     @contextmanager
     def _staging(self, key: str) -> Iterator[Path]:
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         staging = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         try:
             yield staging
@@ -164,15 +178,8 @@ class LocalRun(RunStore):
         return outputs
 
     def _move(self, path: Path, key: str) -> None:
-        target = self.path(key)
-        _sync(path)
-        if target.is_dir():
-            before = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-            target.replace(before)
-            path.replace(target)
-            shutil.rmtree(before)
-        else:
-            path.replace(target)
+        sync(path)
+        put_in_place(path, self.path(key))
 
 
 class FileAppender:
@@ -212,14 +219,3 @@ def _create_exclusively(path: Path, content: bytes) -> bool:
 
 def _is_staging(key: str) -> bool:
     return any(part.startswith(".") and part.endswith(".part") for part in key.split("/"))
-
-
-def _sync(path: Path) -> None:
-    """Sync a file, or all files of a folder, to disk; done before a rename."""
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from spin_components import __version__
 from spin_components.errors import InputsChangedError, IntegrityError
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
+from spin_components.store.keys import flaw_of, shown
 
 
 def now() -> str:
@@ -32,6 +33,14 @@ class Manifest(BaseModel):
     finished_at: str = Field(default_factory=now)
     version: str = __version__
 
+    @field_validator("outputs")
+    @classmethod
+    def _check_keys(cls, outputs: dict[str, FileDigest]) -> dict[str, FileDigest]:
+        for key in outputs:
+            if flaw := flaw_of(key):
+                raise ValueError(f"the file {shown(key)} {flaw}, expected a path inside the run")
+        return outputs
+
     def outputs_below(self, folder: str) -> dict[str, FileDigest]:
         """Return digests of the outputs below a folder, by path relative to it."""
         prefix = folder.rstrip("/") + "/"
@@ -47,7 +56,7 @@ def read_manifest(run: RunStore, key: str) -> Manifest:
     try:
         return Manifest.model_validate(run.read_json(key))
     except ValidationError as error:
-        problems = "; ".join(f"{detail['loc']}: {detail['msg']}" for detail in error.errors()[:3])
+        problems = "; ".join(f"{shown(str(detail['loc']))}: {detail['msg'][:200]}" for detail in error.errors()[:3])
         raise IntegrityError(
             f"{run.uri_of(key)} is not a manifest ({problems}); delete it to have its step run again"
         ) from error

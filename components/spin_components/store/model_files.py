@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import ModelError
+from spin_components.store.keys import flaw_of, shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -59,13 +60,18 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     named = config.get("transformers_weights")
     names = [named] if isinstance(named, str) else [WEIGHTS, INDEX]
+    if flawed := [name for name in names if flaw_of(name)]:
+        raise ModelError(
+            f"{folder / 'config.json'}: transformers_weights names the file {shown(flawed[0])}, which "
+            f"{flaw_of(flawed[0])}; expected a file of the folder. Correct it, or download the model again"
+        )
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
         return []
     if not found.endswith(".index.json"):
         return [folder / found]
     names = shards_of((folder / found).read_bytes(), what=f"{folder / found}")
-    if lost := [name for name in names if ".." in name.split("/") or not (folder / name).is_file()]:
+    if lost := [name for name in names if flaw_of(name) or not (folder / name).is_file()]:
         raise ModelError(
             f"{folder / found} names {len(names)} files, of which {some_of(lost)} are not in the folder; "
             "download the model again"

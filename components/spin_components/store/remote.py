@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import socket
 import threading
 import uuid
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from spin_components.errors import SpinError, StorageAccessError, StorageError
 from spin_components.store.addresses import S3Address
-from spin_components.store.base import RunStore, remove, sweep_folder
+from spin_components.store.base import RunStore, remove
 from spin_components.store.bucket import Bucket
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
 from spin_components.store.conditional import ConditionalWrites
 from spin_components.store.digests import FileDigest, damaged
+from spin_components.store.keys import check_key, flaw_of
+from spin_components.store.ownership import folders_of_other_runs, is_own, is_staging
 from spin_components.store.stored import Guard, Stored
 from spin_components.store.transfer import Transfers
 
@@ -55,31 +58,36 @@ class S3Run(RunStore):
     def _transfers(self) -> Transfers:
         return Transfers(self._bucket)
 
+    def _object(self, key: str) -> str:
+        """Name in the bucket of a key of the run."""
+        return self._prefix + check_key(key, where=self.uri)
+
     def exists(self, key: str) -> bool:
-        return self._bucket.stat(self._prefix + key) is not None
+        return self._bucket.stat(self._object(key)) is not None
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        start = f"{self._prefix}{prefix}/" if prefix else self._prefix
-        return {info.key.removeprefix(self._prefix): info.num_bytes for info in self._bucket.objects(start)}
+        start = f"{self._object(prefix)}/" if prefix else self._prefix
+        objects = {info.key.removeprefix(self._prefix): info.num_bytes for info in self._bucket.objects(start)}
+        return {key: num_bytes for key, num_bytes in objects.items() if not flaw_of(key)}
 
     def read(self, key: str, offset: int = 0) -> bytes | None:
-        return self._bucket.get(self._prefix + key, offset)
+        return self._bucket.get(self._object(key), offset)
 
     def write(self, key: str, content: bytes) -> None:
-        self._bucket.put(self._prefix + key, content)
+        self._bucket.put(self._object(key), content)
 
     def read_stored(self, key: str) -> Stored | None:
-        return self._bucket.read(self._prefix + key)
+        return self._bucket.read(self._object(key))
 
     def tag_of(self, key: str) -> str | None:
-        info = self._bucket.stat(self._prefix + key)
+        info = self._bucket.stat(self._object(key))
         return info.etag if info else None
 
     def create(self, key: str, content: bytes) -> bool:
-        return ConditionalWrites(self._bucket).create(self._prefix + key, content)
+        return ConditionalWrites(self._bucket).create(self._object(key), content)
 
     def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
-        return ConditionalWrites(self._bucket).replace(self._prefix + key, content, tag, guard)
+        return ConditionalWrites(self._bucket).replace(self._object(key), content, tag, guard)
 
     def now(self) -> float | None:
         return None  # comes with every answer: `Stored.now`
@@ -88,7 +96,7 @@ class S3Run(RunStore):
         if self._view is None:
             self._view = self._cache.view()
         for _ in range(3):  # another process may trim the cache between a download and its link
-            missing = self._view.missing(files)
+            missing = self._view.missing({check_key(key, where=self.uri): file for key, file in files.items()})
             if not missing:
                 return self._view.folder
             uncached = {key: digest for key, digest in missing.items() if not self._cache.has(digest)}
@@ -106,7 +114,7 @@ class S3Run(RunStore):
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         pending = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
         for key, digest in pending.items():
-            info = self._bucket.stat(self._prefix + key)
+            info = self._bucket.stat(self._object(key))
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:
@@ -137,7 +145,7 @@ class S3Run(RunStore):
         return mismatched
 
     def remove(self, key: str) -> int:
-        path = self._prefix + key
+        path = self._object(key)
         objects = [info for info in self._bucket.objects(path) if info.key == path or info.key.startswith(f"{path}/")]
         self._bucket.delete(info.key for info in objects)
         return sum(info.num_bytes for info in objects)
@@ -145,16 +153,29 @@ class S3Run(RunStore):
     def sweep(self, *, dry_run: bool = False) -> Sequence[str]:
         if self.guard is not None:
             self.guard()
-        uploads = self._bucket.uploads(self._prefix)
+        uploads = self._own_uploads()
         for key, upload in uploads:
             if not dry_run:
                 logger.info("aborting the unfinished upload of s3://%s/%s", self._bucket.name, key)
                 self._bucket.abort_upload(key, upload)
-        probes = [info.key for info in self._bucket.objects(f"{self._prefix}{_PROBE}")]
+        start = f"{self._prefix}{_PROBE}"
+        found = (info.key for info in self._bucket.objects(start))
+        probes = [key for key in found if re.fullmatch(r"[0-9a-f]{32}", key.removeprefix(start))]
+        scratch = sorted(self.scratch.iterdir()) if self.scratch.is_dir() else []
+        partial = [path for path in scratch if is_staging(path.name)]
         if not dry_run:
             self._bucket.delete(probes)
+            for path in partial:
+                remove(path)
         names = [key.removeprefix(self._prefix) for key in (*(key for key, _ in uploads), *probes)]
-        return names + sweep_folder(self.scratch, dry_run=dry_run)
+        return names + [path.name for path in partial]
+
+    def _own_uploads(self) -> list[tuple[str, str]]:
+        """Object and id of the unfinished multipart uploads that steps of this run began."""
+        uploads = self._bucket.uploads(self._prefix)
+        own = [(key, upload) for key, upload in uploads if is_own(key.removeprefix(self._prefix))]
+        others = folders_of_other_runs(self.sizes("")) if own else ()
+        return [(key, upload) for key, upload in own if not key.removeprefix(self._prefix).startswith(others)]
 
     def probe(self) -> None:
         bucket = self._bucket.with_short_deadline()
@@ -171,7 +192,7 @@ class S3Run(RunStore):
             )
 
     def appender(self, key: str) -> ChunkAppender:
-        return ChunkAppender(Bucket(self._bucket.name, deadline_s=_EVENTS_DEADLINE_S), self._prefix + key)
+        return ChunkAppender(Bucket(self._bucket.name, deadline_s=_EVENTS_DEADLINE_S), self._object(key))
 
     @contextmanager
     def _staging(self, key: str) -> Iterator[Path]:
@@ -191,7 +212,7 @@ class S3Run(RunStore):
         total = sum(file.stat().st_size for file in files)
         with self._reporting(f"storing {key}", total) as report:
             uploaded = self._transfers.upload_all(
-                {file: self._prefix + name for file, name in files.items()}, report, self.guard
+                {file: self._object(name) for file, name in files.items()}, report, self.guard
             )
         outputs = {name: uploaded[self._prefix + name] for name in files.values()}
         if path.is_dir():

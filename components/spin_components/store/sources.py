@@ -22,8 +22,10 @@ from spin_components.store.addresses import (
 )
 from spin_components.store.bucket import Bucket, ObjectInfo
 from spin_components.store.cache import FileCache, View, cache_folder, cache_limit
-from spin_components.store.digests import FileDigest, damaged, digest_file, verify_tree
+from spin_components.store.digests import FileDigest, damaged, verify_tree
+from spin_components.store.keys import flaw_of, shown
 from spin_components.store.splits import choose_files, without_metadata
+from spin_components.store.witness import Witness
 
 DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
 
@@ -43,6 +45,7 @@ class Source:
         is_file: whether the address names a single file.
         split: split of a data set that the address names after `#`.
         left_out: data files of other splits.
+        witness: notices changes of the files after `digests`.
     """
 
     uri: str
@@ -51,6 +54,7 @@ class Source:
     is_file: bool = False
     split: str = ""
     left_out: tuple[str, ...] = ()
+    witness: Witness = field(default_factory=Witness, compare=False, repr=False)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -61,7 +65,7 @@ class Source:
     @property
     def digests(self) -> dict[str, FileDigest]:
         """Digest of each file, by name; reads all files."""
-        return {name: digest_file(self.folder / name) for name in self.names}
+        return {name: self.witness.digest(self.folder / name) for name in self.names}
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Sources:
     """Opens addresses of data and models; downloaded files exist until `close`."""
 
     _views: list[View] = field(default_factory=list)
+    _witness: Witness = field(default_factory=Witness)
 
     def open_data(self, uri: str, *, what: str, recorded: Collection[str] = ()) -> Source:
         """Open a data file, or the data files of a split in a folder or below a prefix; see `choose_files`.
@@ -139,11 +144,21 @@ class Sources:
         if missing := [name for name in files if name not in source.names]:
             size = f"{files[missing[0]].num_bytes} bytes"
             raise damaged(f"{uri}/{missing[0]}", "is missing", size, what=what, remedy=remedy)
+        for name, digest in files.items():
+            self._witness.expect(source.folder / name, digest)
         try:
             verify_tree(source.folder, files, what=what, remedy=remedy)
         except IntegrityError as error:
             raise IntegrityError(str(error).replace(str(source.folder), source.uri)) from error
         return source.folder
+
+    def check_unchanged(self) -> None:
+        """Check that every file whose digest was taken is still the same.
+
+        Raises:
+            IntegrityError: one changed meanwhile.
+        """
+        self._witness.check_unchanged()
 
     def close(self) -> None:
         """Remove the downloaded files from this process's views; they stay in the cache."""
@@ -161,6 +176,10 @@ class Sources:
     def _open(
         self, uri: str, *, what: str, kind: str, is_wanted: Callable[[str], bool], choose: _Choose = list
     ) -> Source:
+        source = self._find(uri, what, kind, is_wanted, choose)
+        return replace(source, witness=self._witness)
+
+    def _find(self, uri: str, what: str, kind: str, is_wanted: Callable[[str], bool], choose: _Choose) -> Source:
         match scheme_of(uri):
             case "s3":
                 return self._open_s3(parse_s3(uri, what=what), is_wanted, choose)
@@ -186,7 +205,13 @@ class Sources:
         objects = [file] if file else list(bucket.objects(start))
         if file is None:
             named = {info.key.removeprefix(start): info for info in objects}
-            objects = [named[name] for name in choose(sorted(name for name in named if is_wanted(name)))]
+            wanted = choose(sorted(name for name in named if is_wanted(name)))
+            if flawed := [name for name in wanted if flaw_of(name)]:
+                raise DataError(
+                    f"{address} has an object whose name {shown(start + flawed[0])} {flaw_of(flawed[0])} after the "
+                    "prefix; a file of that name would lie outside its folder. Rename or delete it"
+                )
+            objects = [named[name] for name in wanted]
         view = self._cache.view()
         self._views.append(view)
         names = []
@@ -207,7 +232,7 @@ class Sources:
                 path = view.free_path()
                 transfers = Transfers(bucket)
                 try:
-                    digest = transfers.download(info.key, path, info.num_bytes)
+                    digest = transfers.download(info.key, path, info.num_bytes, etag=info.etag)
                     self._cache.add(path, digest)
                 finally:
                     transfers.close()

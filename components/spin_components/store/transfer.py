@@ -148,15 +148,23 @@ class Transfers:
         except Exception:  # the error that led here is raised instead; `sweep` aborts the upload later
             return
 
-    def download(self, key: str, path: Path, num_bytes: int, report: ByteCounter = _ignore) -> FileDigest:
-        """Download one object to a path; returns the digest of what was received."""
+    def download(
+        self, key: str, path: Path, num_bytes: int, report: ByteCounter = _ignore, *, etag: str = ""
+    ) -> FileDigest:
+        """Download one object to a path; returns the digest of what was received.
+
+        Raises:
+            StorageError: the object was replaced meanwhile by one with another ETag, where one is given.
+        """
         size, sha256 = RANGE_BYTES, hashlib.sha256()
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         futures: list[Future[None]] = []
 
         def receive(offset: int) -> None:
             length = min(size, num_bytes - offset)
-            self._bucket.get_part(key, offset, length, lambda position, block: _write(descriptor, block, position))
+            self._bucket.get_part(
+                key, offset, length, lambda position, block: _write(descriptor, block, position), etag
+            )
             report(length)
 
         try:

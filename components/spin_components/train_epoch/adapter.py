@@ -13,6 +13,7 @@ from spin_components.model.lora.files import read_weights, write_adapter
 from spin_components.model.lora.layers import add_trained, file_name, load_weights, saved_config
 from spin_components.model.lora.merging import write_merged
 from spin_components.store import layout
+from spin_components.store.moving import relative
 from spin_components.train_epoch.job import AdapterJob, EpochJob
 
 
@@ -47,6 +48,7 @@ def write_trained(
     lora = job.settings.lora
     part = "policy" if is_whole and lora.export == "adapter" else layout.ADAPTER
     weights = {file_name(name): tensor for name, tensor in trained.items()}
-    write_adapter(folder / part, saved_config(model), weights, adapter.base, job.like)
+    base = adapter.base.model_copy(update={"uri": relative(adapter.base.uri, job.run_uri)})
+    write_adapter(folder / part, saved_config(model), weights, base, job.like, address=adapter.base.uri)
     if is_whole and lora.export == "merged":
         write_merged(job.policy, [folder / part], job.settings, folder / "policy")

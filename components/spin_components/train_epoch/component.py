@@ -1,11 +1,13 @@
 """KFP components: train one epoch, in this pod or in several."""
 
 from kfp import dsl
+from kfp.dsl.component_task_config import TaskConfigField, TaskConfigPassthrough
 
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def train_epoch(
     attempt: str,
     run_uri: str,
@@ -13,7 +15,6 @@ def train_epoch(
     epoch: int,
     policy_uri: str,
     scores_uris: list,
-    hardware: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Train the policy for one epoch; return the trained policy's URI. See `train_epoch.step`."""
@@ -28,22 +29,20 @@ def train_epoch(
         epoch=epoch,
         policy_uri=policy_uri,
         scores_uris=scores_uris,
-        hardware=hardware,
     )
     show_training(metrics, run_uri, iteration, epoch, uri)
     return uri
 
 
-@dsl.component(
-    base_image=TRAIN,
-    install_kfp_package=False,
+@component(
+    TRAIN,
     task_config_passthroughs=[
-        dsl.TaskConfigField.RESOURCES,
-        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
-        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
-        dsl.TaskConfigField.KUBERNETES_AFFINITY,
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.ENV, apply_to_task=True),
-        dsl.TaskConfigPassthrough(field=dsl.TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
+        TaskConfigField.RESOURCES,
+        TaskConfigField.KUBERNETES_TOLERATIONS,
+        TaskConfigField.KUBERNETES_NODE_SELECTOR,
+        TaskConfigField.KUBERNETES_AFFINITY,
+        TaskConfigPassthrough(field=TaskConfigField.ENV, apply_to_task=True),
+        TaskConfigPassthrough(field=TaskConfigField.KUBERNETES_VOLUMES, apply_to_task=True),
     ],
 )
 def train_epoch_on_nodes(
@@ -53,7 +52,6 @@ def train_epoch_on_nodes(
     epoch: int,
     policy_uri: str,
     scores_uris: list,
-    hardware: dict,
     template: dict,
     pod: dsl.TaskConfig,
     metrics: dsl.Output[dsl.Metrics],
@@ -72,7 +70,6 @@ def train_epoch_on_nodes(
         epoch=epoch,
         policy_uri=policy_uri,
         scores_uris=scores_uris,
-        hardware=hardware,
         template=template,
         pod=asdict(pod),
     )

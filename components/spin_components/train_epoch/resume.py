@@ -87,6 +87,7 @@ def _weights(
         return save / "policy" if save else like, like, None
     adapter = save / layout.ADAPTER if save else _adapter_before(run, iteration, epoch) if epoch else None
     base = read_base(adapter) if adapter else Base(uri=policy_uri, sha256=model_digest(run, policy_uri))
+    base = base.model_copy(update={"uri": run.resolve(base.uri)})
     if (actual := model_digest(run, base.uri)) != base.sha256:
         raise IntegrityError(
             f"the adapter was trained on {base.uri} with the digest {base.sha256:.12}…, which is {actual:.12}… now"

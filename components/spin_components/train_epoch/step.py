@@ -16,7 +16,12 @@ from spin_components.train_epoch.torchrun import run_ranks
 
 
 def train(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, scores_uris: list[str], hardware: dict[str, Any]
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    scores_uris: list[str],
+    hardware: dict[str, Any] | None = None,
 ) -> str:
     """Train one epoch of an iteration.
 
@@ -26,7 +31,7 @@ def train(
         epoch: within the iteration.
         policy_uri: the weights to begin with: the reference at epoch 0, then the epoch before's.
         scores_uris: what `ref-logprob` returned for each shard.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
 
     Returns: the trained policy's URI, or empty when the attempt's time is up.
     """

@@ -3,9 +3,10 @@
 from kfp import dsl
 
 from spin_components.images import TRAIN
+from spin_components.runtime.kfp_component import component
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component(TRAIN)
 def validate(
     attempt: str,
     run_uri: str,
@@ -13,7 +14,6 @@ def validate(
     epoch: int,
     policy_uri: str,
     reference_uri: str,
-    hardware: dict,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
     """Validate a policy and pass its URI on; iteration -1 is the base model. See `validate.step`."""
@@ -28,7 +28,6 @@ def validate(
         epoch=epoch,
         policy_uri=policy_uri,
         reference_uri=reference_uri,
-        hardware=hardware,
     )
     show_validation(metrics, run_uri, iteration, epoch, uri)
     return uri

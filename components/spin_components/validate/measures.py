@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -11,6 +11,7 @@ from sacrebleu.metrics.chrf import CHRF
 from spin_components.algorithm.answer_stats import distinct, is_match, repetition_rate
 from spin_components.data.shards import GREEDY, AnswerMeasures, Prompt
 from spin_components.engine.engine import Answer
+from spin_components.settings.selection import SelectionSettings
 
 
 def measure_answers(
@@ -67,3 +68,20 @@ def mean_measures(rows: Sequence[AnswerMeasures]) -> dict[str, Any]:
         }
     prefix = "greedy_" if rows[0].decoding == GREEDY else ""
     return {f"{prefix}{name}": round(value, 4) for name, value in means.items()}
+
+
+def length_warning(facts: Mapping[str, Any], rules: SelectionSettings) -> str:
+    """A warning where the base model's answers break the limit on their length that iterations are held to; or empty.
+
+    Args:
+        facts: of the base model's validation.
+        rules: `[selection]`.
+    """
+    ratio, most = facts.get("length_ratio"), rules.max_length_ratio
+    if not most or ratio is None or 1 / most <= ratio <= most:
+        return ""
+    return (
+        f"the base model's own answers are {ratio:.2f} times as long as the human's, which is not within "
+        f"selection.max_length_ratio = {most:g}: iterations that answer like it count as drifted. Begin from a "
+        "fine-tuned model, raise generation.max_new_tokens if answers are cut, or set selection.max_length_ratio = 0"
+    )

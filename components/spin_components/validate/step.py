@@ -37,7 +37,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
-from spin_components.validate.measures import mean_measures, measure_answers
+from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from spin_components.validate.samples import (
     Reference,
     answer_stats,
@@ -52,7 +52,12 @@ logger = logging.getLogger(__name__)
 
 
 def validate(
-    run_uri: str, iteration: int, epoch: int, policy_uri: str, hardware: dict[str, Any], reference_uri: str
+    run_uri: str,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    hardware: dict[str, Any] | None = None,
+    reference_uri: str = "",
 ) -> str:
     """Measure a policy's loss on the held-out human answers, and statistics of the answers that it samples itself.
 
@@ -61,7 +66,7 @@ def validate(
         iteration: t, or `layout.BASE`.
         epoch: within the iteration.
         policy_uri: what to validate; empty when the attempt has stopped.
-        hardware: the attempt's `[hardware]`.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
         reference_uri: the reference of the iteration, for the SPIN margin; empty for the base model, which has none.
 
     Returns: `policy_uri`, or empty when the attempt's time is up.
@@ -95,6 +100,8 @@ def validate(
                     facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
                 with step.write(layout.validation_samples(iteration, epoch)) as path:
                     write_rows(path, Sample, samples)
+            if iteration == layout.BASE and (warning := length_warning(facts, settings.selection)):
+                step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
             step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spin_components import __version__
 from spin_components.errors import ClusterAccessError, ClusterError
 from spin_components.store.digests import digest_json
 from spin_pipeline.cluster.client import Api, named, refused_with
@@ -26,7 +28,11 @@ class Version:
 
 
 def compile_package(pipeline: Any, path: Path) -> str:
-    """Write the IR to a file; returns the version's name, a digest that does not depend on the order of its keys."""
+    """Write the IR to a file.
+
+    Returns: the version's name, as `0.1.0-2-iterations-4cd17dd8ae7b`: the package's version, the most iterations, and
+        a digest of the content that does not depend on the order of its keys. KFP may keep it as a Kubernetes name.
+    """
     import yaml
     from kfp import compiler
 
@@ -34,7 +40,16 @@ def compile_package(pipeline: Any, path: Path) -> str:
     compiler.Compiler().compile(pipeline, str(path))
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C where built with libyaml: 20 times as fast
     content = digest_json(list(yaml.load_all(path.read_text("utf-8"), loader)))
-    return f"sha256-{content[:16]}"
+    key = re.compile(r"iteration-\d+")
+    counts = sum(bool(key.fullmatch(task)) for graph in _graphs(pipeline) for task in graph)
+    iterations = f"-{counts}-iteration{'s' * (counts > 1)}" if counts else ""
+    return f"{__version__}{iterations}-{content[:12]}"
+
+
+def _graphs(pipeline: Any) -> list[list[str]]:
+    """Task keys of each graph of a pipeline."""
+    spec = pipeline.pipeline_spec
+    return [list(component.dag.tasks) for component in (spec.root, *spec.components.values())]
 
 
 def upload(api: Api, name: str, pipeline: Any) -> Version:
@@ -46,7 +61,8 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
     with tempfile.TemporaryDirectory(prefix="spin-submit-") as folder:
         path = Path(folder, "spin.yaml")
         version = compile_package(pipeline, path)
-        pipeline_id = _pipeline_id(api, name)
+        description = str(pipeline.pipeline_spec.pipeline_info.description)
+        pipeline_id = _pipeline_id(api, name, description)
         if version_id := _version_id(api, pipeline_id, version):
             return Version(pipeline_id, version_id, version, is_new=False)
         what = f"uploading version {version} of pipeline {name}"
@@ -57,6 +73,7 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
                 str(path),
                 name=version,
                 pipelineid=pipeline_id,
+                **({"description": description} if description else {}),
             )
             return Version(pipeline_id, _id(what, created.pipeline_version_id), version, is_new=True)
         except ClusterAccessError as error:
@@ -95,7 +112,7 @@ def find_experiment(api: Api, name: str) -> str:
     return next((str(each.experiment_id) for each in experiments if each.display_name == name), "")
 
 
-def _pipeline_id(api: Api, name: str) -> str:
+def _pipeline_id(api: Api, name: str, description: str) -> str:
     from kfp_server_api import V2beta1Pipeline
 
     if existing := _find_pipeline(api, name):
@@ -104,7 +121,7 @@ def _pipeline_id(api: Api, name: str) -> str:
     body = V2beta1Pipeline(
         name=name,
         display_name=name,
-        description="Self-play fine-tuning of a language model.",
+        description=description or "Self-play fine-tuning of a language model.",
         namespace=api.namespace or None,
     )
     try:

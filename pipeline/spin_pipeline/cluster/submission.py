@@ -16,6 +16,8 @@ from spin_pipeline.deploy.cluster_settings import Configuration
 
 TIME = "{time}"
 """Placeholder in `run.uri` for the time of submission, which gives each run separate storage."""
+ID = "{id}"
+"""Placeholder in `run.uri` for KFP's id of the run; filled in by the run's tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Submission:
         """Folder of the earlier runs; empty if it is not configured."""
         if self.continue_from:
             return self.continue_from
-        before, time, _ = self.settings.run.uri.partition(TIME)
-        return before.rpartition("/")[0] if time else ""
+        before, placeholder, _ = self.settings.run.uri.replace(ID, TIME).partition(TIME)
+        return before.rpartition("/")[0] if placeholder else ""
 
     def as_json(self) -> dict[str, Any]:
         """JSON values for a KFP parameter; see `from_json`."""
@@ -89,7 +91,7 @@ class Submission:
                     "storage: s3://bucket/prefix"
                 )
             if uri:
-                parse_address(uri.replace(TIME, "0"), what=what)
+                parse_address(uri.replace(TIME, "0").replace(ID, "0"), what=what)
         sources = {f"data.{name}": uri for name, uri in named_sources(settings).items()}
         sources |= {"evaluation.task_files": settings.evaluation.task_files} if settings.evaluation.task_files else {}
         sources |= {"data.chat_template": settings.data.chat_template_file} if settings.data.chat_template_file else {}

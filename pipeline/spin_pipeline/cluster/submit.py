@@ -11,12 +11,13 @@ import tenacity
 from rich.console import Console
 
 from spin_components.errors import AlreadyTrainedError, ClusterError, ConfigError, SpinError
+from spin_components.settings.form import form_values
+from spin_components.store.addresses import filled_in
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.ended_run import UNFINISHED, release_before
 from spin_pipeline.cluster.package import experiment_id, find_experiment, upload
 from spin_pipeline.cluster.retrain import best_model, check_new, data_digest
-from spin_pipeline.cluster.submission import TIME, Submission
-from spin_pipeline.config import pipeline_parameters
+from spin_pipeline.cluster.submission import ID, TIME, Submission
 from spin_pipeline.deploy.cluster_settings import Configuration
 from spin_pipeline.runs.status import read_status
 
@@ -88,17 +89,16 @@ def submit(api: Api, submission: Submission, digest: str, console: Console, *, p
     body = _run_body(submission, digest, version.pipeline_id, version.version_id)
     body.experiment_id = experiment_id(api, submission.experiment_name)
     run_id = _create_once(api, body)
-    console.print(f"run {submission.run_name}: {submission.settings.run.uri}", **_PLAIN)
+    run_uri = submission.settings.run.uri.replace(ID, run_id)
+    console.print(f"run {submission.run_name}: {run_uri}", **_PLAIN)
     console.print(run_url(api, run_id), **_PLAIN)
-    return SubmittedRun(run_id, submission.settings.run.uri)
+    return SubmittedRun(run_id, run_uri)
 
 
 def pipeline_of(settings: Configuration) -> Any:
-    """The pipeline of a configuration; without a default for `run_uri` if that contains the time."""
+    """The pipeline of a configuration."""
     from spin_pipeline.dag import build
 
-    if TIME in settings.run.uri:
-        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"uri": ""})})
     return build(settings, settings.cluster)
 
 
@@ -118,7 +118,7 @@ def _run_body(submission: Submission, digest: str, pipeline_id: str, version_id:
         pipeline_version_reference=V2beta1PipelineVersionReference(
             pipeline_id=pipeline_id, pipeline_version_id=version_id
         ),
-        runtime_config=V2beta1RuntimeConfig(parameters=pipeline_parameters(submission.settings)),
+        runtime_config=V2beta1RuntimeConfig(parameters=form_values(submission.settings)),
         service_account=submission.service_account or None,
     )
 
@@ -188,7 +188,11 @@ def _is_done(run: Any) -> bool:
 def run_uri_of(run: Any) -> str:
     """Address of a run's storage, from its parameters; empty if the run has none."""
     config = run.runtime_config
-    return str((config.parameters or {}).get("run_uri", "")) if config else ""
+    uri = str((config.parameters or {}).get("run_uri", "")) if config else ""
+    if ID in uri or TIME in uri:  # filled in by the run's tasks
+        created = run.created_at.strftime("%Y-%m-%dT%H:%M:%SZ") if run.created_at else ""
+        return filled_in(uri, str(run.run_id), created, what="run_uri")
+    return uri
 
 
 def find_unfinished(api: Api, experiment: str, schedule: str) -> str:

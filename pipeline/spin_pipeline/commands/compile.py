@@ -23,10 +23,16 @@ def compile_(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     from kfp import compiler
 
-    from spin_pipeline.dag import build
+    from spin_pipeline.dag import build, shape_of
+    from spin_pipeline.deploy.workflow_size import size_warning
 
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(settings, settings.cluster), str(output))
-    plain_console().print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)", highlight=False)
+    pipeline = build(settings, settings.cluster)
+    num_tasks = shape_of(settings).num_tasks
+    compiler.Compiler().compile(pipeline, str(output))
+    console = plain_console()
+    console.print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB, {num_tasks} tasks)", highlight=False)
+    if warning := size_warning(num_tasks, pipeline):
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     return 0

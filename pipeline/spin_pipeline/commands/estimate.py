@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from spin_components.memory.estimate import Estimate
     from spin_components.memory.fit import Shortage
     from spin_components.memory.roofline import Bound
+    from spin_components.memory.shape import ModelShape
 
 GPU_NAMES = ("a100-80g", "h100-80g", "h200")
 
@@ -59,11 +60,13 @@ def estimate(options: argparse.Namespace) -> int:
     too_large = shortages(estimates, work)
     code = int(any(shortage.is_certain for shortage in too_large))
     if options.json:
-        sys.stdout.write(json.dumps(_as_value(estimates, bounding, too_large), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_value(shape, estimates, bounding, too_large), indent=2) + "\n")
         return code
     console = plain_console()
     where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
     size = f"{shape.num_parameters / 1e9:.3g} billion parameters"
+    if shape.experts:
+        size += f", {shape.num_active / 1e9:.3g} billion of them active for a token"
     console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)
     _print(estimates, bounding, too_large, console)
     return code
@@ -79,8 +82,11 @@ def _config(path: str) -> dict[str, Any]:
     return config
 
 
-def _as_value(estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage]) -> dict[str, Any]:
+def _as_value(
+    shape: ModelShape, estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage]
+) -> dict[str, Any]:
     return {
+        "parameters": {"total": shape.num_parameters, "active": shape.num_active},
         "steps": [
             {**asdict(each), "device_bytes": each.device_bytes, "host_bytes": each.host_bytes} for each in estimates
         ],

@@ -22,6 +22,12 @@ def add(commands: Any, exit_codes: str) -> None:
     parser.add_argument(
         "--adapter", action="store_true", help="write a peft adapter for the base model; for runs with [lora]"
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code of the base model's folder, where adapters are merged into it; whether the run did so is "
+        "not followed",
+    )
     parser.set_defaults(do=export)
 
 
@@ -30,7 +36,11 @@ def export(options: argparse.Namespace) -> int:
     from spin_pipeline.runs.export import export_model
 
     published, address = export_model(
-        options.run_uri, options.iteration, options.destination, as_adapter=options.adapter
+        options.run_uri,
+        options.iteration,
+        options.destination,
+        as_adapter=options.adapter,
+        trust_remote_code=options.trust_remote_code,
     )
     what = f"{published.name}{', as an adapter,' if options.adapter else ''}"
     plain_console().print(f"wrote {what} to {address}", highlight=False, soft_wrap=True)

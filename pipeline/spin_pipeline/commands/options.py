@@ -1,11 +1,13 @@
-"""Options of the commands that use a KFP API."""
+"""Options that several commands share, and what they read from them."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from spin_components.store.base import RunStore
     from spin_pipeline.cluster.client import Api
     from spin_pipeline.cluster.submission import Submission
 from spin_pipeline.config import load_settings
@@ -26,6 +28,33 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def settings_of(options: argparse.Namespace) -> Configuration:
     """Load the configuration that the options name; see `load_settings`."""
     return load_settings(options.config, options.overrides, options.run_uri)
+
+
+def tell_left_out(run: RunStore, options: argparse.Namespace, *, apart_from: tuple[str, ...] = ()) -> None:
+    """Name on standard error, in one line, those settings of a recorded run that are on there and not taken over.
+
+    Args:
+        run: the recorded run.
+        options: of the command; what `--set` names is not told.
+        apart_from: beginnings of names that are not told.
+
+    Raises:
+        IntegrityError: the record is damaged.
+    """
+    from spin_components.settings.inheritance import left_out
+    from spin_components.store import layout
+
+    if not run.exists(layout.RUN):
+        return
+    names = left_out(run.read_json(layout.RUN).get("settings"), source=run.uri_of(layout.RUN))
+    said = {override.partition("=")[0].strip() for override in options.overrides}
+    if run.exists(layout.inputs_manifest("tasks")):
+        said.add("evaluation.task_files")  # the run's own copy is taken instead
+    if names := [name for name in names if name not in said and not any(map(name.startswith, apart_from))]:
+        sys.stderr.write(
+            f"spin-pipeline: not taken over from {run.uri}: {', '.join(names)}. They lead to code or to an address; "
+            "where they are meant, say them on this command with --set\n"
+        )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from spin_components.errors import ConfigError
+from spin_pipeline.commands.options import tell_left_out
 from spin_pipeline.watch.console import plain_console
 
 _CODES = (
@@ -39,11 +40,12 @@ def add(commands: Any, exit_codes: str) -> None:
     )
     parser.add_argument(
         "--set",
-        metavar="hardware.KEY=VALUE",
+        metavar="SECTION.KEY=VALUE",
         action="append",
         default=[],
         dest="overrides",
-        help="override the recorded device, ranks or threads",
+        help="override the recorded device, ranks or threads; or say what is not taken over from a record, like "
+        "model.trust_remote_code=true",
     )
     parser.set_defaults(do=reproduce)
 
@@ -65,6 +67,7 @@ def reproduce(options: argparse.Namespace) -> int:
     console = plain_console()
     with open_run(options.run_uri) as old_run:
         old = read_history(old_run)
+        tell_left_out(old_run, options, apart_from=("tracking.",))
         planned = plan(old_run, old, options.into, options.iterations, options.overrides)
         status = repeat(planned.settings, console)
         if status.state != "done":

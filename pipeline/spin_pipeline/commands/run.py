@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from spin_components.errors import ConfigError
-from spin_pipeline.commands.options import add_config, settings_of
+from spin_pipeline.commands.options import add_config, settings_of, tell_left_out
 from spin_pipeline.config import check_settings, load_settings
 from spin_pipeline.deploy.cluster_settings import Configuration
 from spin_pipeline.watch.console import plain_console
@@ -44,6 +44,7 @@ def _forked(options: argparse.Namespace) -> Configuration:
         raise ConfigError("--fork-from begins a new run; name its address with --run-uri URI")
     with open_run(options.fork_from) as other:
         if options.config is None:
+            tell_left_out(other, options)
             return check_settings(
                 forked_values(other, options.iteration),
                 options.overrides,

@@ -48,6 +48,12 @@ class ClusterSettings(Section):
     )
     timeout_s: int = Field(0, ge=0, description="time limit of each step in seconds; 0: none")
     run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
+    queue: str = Field("", pattern=_NAME, description="Kueue LocalQueue that admits the pods; empty: none")
+    iteration_labels: bool = Field(
+        False,
+        description="label pods with their iteration and epoch too; the tasks of a step then share no specification, "
+        "which takes 1.5 KiB a task of the compiled pipeline",
+    )
     training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
 
     def image(self, name: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +37,11 @@ POD_FIELDS: dict[str, type] = {
 }
 """Outputs of `prepare` that configure pods. They are known only at run time, since `[placement]` is a parameter."""
 
-_FIRST_RETRY_S, _LAST_RETRY_S = 15, 600
+_FIRST_RETRY_S, _LAST_RETRY_S = 15, 30 * 86400
+"""Pauses before retries. KFP's longest is also Argo's limit on the time since the first attempt began."""
+
+_TASK = re.compile(r"(.+?)(-base)?(?:-(\d+))?(?:-(\d+))?")
+"""A task's key: step, iteration, epoch."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,11 @@ class Placement:
 
     Attributes:
         cluster: None on one machine, where tasks are left unchanged.
+        run_name: `run.name` of the configuration, a label of the pods.
     """
 
     cluster: ClusterSettings | None
+    run_name: str = ""
 
     def light(self, task: Any, *, retry: bool = True) -> Any:
         """Configure the pod of a step without a model: prepare, checkpoint.
@@ -116,11 +123,24 @@ class Placement:
     def _fixed_resources(task: Any, cluster: ClusterSettings) -> None:
         task.set_cpu_limit(cluster.light.cpu).set_memory_limit(cluster.light.memory)
 
-    @staticmethod
-    def _common(task: Any, cluster: ClusterSettings, *, image: str, retry: bool = True) -> None:
+    def _labels(self, key: str, cluster: ClusterSettings) -> Iterator[tuple[str, str]]:
+        """Labels for `kubectl get pods -l`, and the queue of Kueue. A shard is known at run time only."""
+        match = _TASK.fullmatch(key)
+        assert match
+        yield "app.kubernetes.io/component", match[1]
+        if self.run_name:
+            yield "app.kubernetes.io/instance", self.run_name
+        for name, number in (("iteration", match[3]), ("epoch", match[4])):
+            if number and cluster.iteration_labels:
+                yield f"spin-pipelines.io/{name}", number
+        if cluster.queue:
+            yield "kueue.x-k8s.io/queue-name", cluster.queue
+
+    def _common(self, task: Any, cluster: ClusterSettings, *, image: str, retry: bool = True) -> None:
         """Set the image, environment, secrets, volumes, user, retries and time limit."""
         task.set_container_image(cluster.image(image))
-        kubernetes.add_pod_label(task, *STEP_LABEL)
+        for label in (STEP_LABEL, *self._labels(task.component_spec.name, cluster)):
+            kubernetes.add_pod_label(task, *label)
         retries = {} if cluster.retries == ClusterSettings().retries else {RETRIES: str(cluster.retries)}
         for name, value in {"SPIN_CACHE_DIR": CACHE, **retries, **cluster.env}.items():
             task.set_env_variable(name, value)

@@ -32,7 +32,7 @@ def main(parent: int) -> int:
     from kfp import local
     from kfp.local import subprocess_task_handler
 
-    from spin_pipeline.config import pipeline_parameters
+    from spin_components.settings.form import form_values
     from spin_pipeline.dag import build
 
     warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom")
@@ -42,7 +42,7 @@ def main(parent: int) -> int:
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=f"{folder}/outputs", workspace_root=f"{folder}/workspace")
         try:
-            build(settings, parallelism=1)(**pipeline_parameters(settings))
+            build(settings, parallelism=1)(**form_values(settings))
         except RuntimeError as error:
             sys.stderr.write(f"{error}\n")
             return 1

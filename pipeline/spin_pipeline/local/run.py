@@ -77,7 +77,7 @@ def run_local(settings: Settings, console: Console) -> RunStatus:
     status = read_status(run.uri) if run.exists(layout.ATTEMPT) else None
     if status is None or (status.state == "interrupted" and code > 0):
         _show_log(run, console)
-        failure = {"step": "driver", "error": "RuntimeError", "message": f"see {log}", "exit_code": 1}
+        failure = {"step": "driver", "error": "RuntimeError", "message": _where_to_look(run), "exit_code": 1}
         blank: dict[str, Any] = {"iteration": None, "epoch": None, "step": 0, "consumed_samples": 0, "best": None}
         known = status.model_dump() if status else {"run_uri": run.uri, "iterations": [], "base": {}, **blank}
         return RunStatus.model_validate({**known, "state": "failed", "failure": failure})
@@ -142,6 +142,19 @@ def _wait_for_steps(run: RunStore) -> None:
     deadline = time.monotonic() + _GRACE_S
     while is_locked(run.scratch) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _where_to_look(run: RunStore) -> str:
+    """What to do about a run whose driver failed: its log says why, unless the log's own disk is full."""
+    trial = run.scratch / f".{LOG}.{os.getpid()}.part"
+    try:
+        trial.write_bytes(bytes(4096))
+    except OSError as error:
+        return f"no space is left below {run.scratch} ({error.strerror}); free some, and run the same command"
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+    return f"see {run.scratch / LOG}"
 
 
 def _show_log(run: RunStore, console: Console, num_lines: int = 15) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spin_components.data.shards import AnswerMeasures
 from spin_components.errors import ConfigError
-from spin_components.record.bootstrap import Difference, paired_difference
+from spin_components.record.answer_measures import COLUMNS, read_measures, values_of
+from spin_components.record.bootstrap import Difference, paired_change, paired_difference
+from spin_components.record.decisions import word_of
 from spin_components.record.history import History, read_history
 from spin_components.report.lineage import duration, total_s
 from spin_components.report.page import render
@@ -44,6 +47,7 @@ class ComparedRun:
         acc, margin: of the best iteration.
         from_base: paired change of val_loss from the base model to the best iteration; None if the base model is best.
         from_first: the same from the first run's best model; None if the runs have other validation answers.
+        answers_from_first: paired changes of the measures of `record.answer_measures` from the first run's best model.
         work_s: sum of the steps' durations in seconds.
         digests: SHA-256 of the `base model`, and of the rendered `training` and `validation` records.
     """
@@ -60,6 +64,7 @@ class ComparedRun:
     from_first: Difference | None
     work_s: float
     digests: dict[str, str]
+    answers_from_first: dict[str, Difference | None] = field(default_factory=dict)
 
     @property
     def best_loss(self) -> float | None:
@@ -89,6 +94,12 @@ class Comparison:
     settings: list[tuple[str, list[str]]]
     warnings: list[str]
 
+    @property
+    def sentences(self) -> list[str]:
+        """For every run after the first, by which measures its best model is better or worse than the first's."""
+        first = self.runs[0].label
+        return [f"{run.label} against {first}: {'; '.join(_verdicts(run))}." for run in self.runs[1:] if run.from_first]
+
 
 def compare_runs(uris: Sequence[str]) -> Comparison:
     """Read runs and compare them.
@@ -100,17 +111,20 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
     """
     if len(uris) < 2 or len({uri.rstrip("/") for uri in uris}) < len(uris):
         raise ConfigError(f"compare: expected two or more different runs, found {', '.join(uris) or 'none'}")
-    histories, losses = [], []
+    histories, losses, answers = [], [], []
     for uri in uris:
         with open_run(uri) as run:
             histories.append(read_history(run))
             losses.append(_losses(run, histories[-1]))
+            answers.append(_answers(run, histories[-1]))
     labels = _labels(histories)
     runs: list[ComparedRun] = []
-    for label, history, (base, best) in zip(labels, histories, losses, strict=True):
+    for label, history, (base, best), measures in zip(labels, histories, losses, answers, strict=True):
         comparable = _digests(history)["validation"] == _digests(histories[0])["validation"]
         first = losses[0][1] if comparable and runs else []
-        runs.append(_compared(label, history, base, best, first))
+        compared = _compared(label, history, base, best, first)
+        changes = {name: paired_change(values_of(answers[0], name), values_of(measures, name)) for name in COLUMNS}
+        runs.append(replace(compared, answers_from_first=changes) if first else compared)
     return Comparison(runs, _differing(histories), _warnings(runs))
 
 
@@ -122,6 +136,15 @@ def _losses(run: RunStore, history: History) -> tuple[list[Any], list[Any]]:
     return (read_losses(run, history.base) if history.base else []), (
         read_losses(run, check) if check and best is not None else []
     )
+
+
+def _answers(run: RunStore, history: History) -> list[AnswerMeasures]:
+    """Measures of the best model's answers."""
+    best = history.best
+    if best is None:
+        return []
+    published = None if best == layout.BASE else history.iterations[best].published
+    return read_measures(run, best, published.facts["epoch"] if published else 0)
 
 
 def _compared(label: str, history: History, base: list[Any], best: list[Any], first: list[Any]) -> ComparedRun:
@@ -158,6 +181,26 @@ def _digests(history: History) -> dict[str, str]:
         "training": "".join(training[key] for key in sorted(training)),
         "validation": outputs[layout.VALIDATION].sha256,
     }
+
+
+_NAMES = {
+    "chrf": "chrF of greedy answers",
+    "match": "match of greedy answers",
+    "ended": "answers that end by themselves",
+    "repetition": "repeated 4-grams",
+}
+_LOWER_IS_BETTER = ("val_loss", "repetition")
+
+
+def _verdicts(run: ComparedRun) -> list[str]:
+    """The verdict of each measure, with its change and interval."""
+    texts = []
+    for name, change in {"val_loss": run.from_first, **run.answers_from_first}.items():
+        if change:
+            rose = (change.mean > 0) == (name not in _LOWER_IS_BETTER)
+            word = ("better" if rose else "worse") if change.is_clear else word_of("unclear")
+            texts.append(f"{_NAMES.get(name, name)} {_change(change)}, {word}")
+    return texts
 
 
 def _labels(histories: list[History]) -> list[str]:
@@ -219,6 +262,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if any(run.from_base for run in comparison.runs):
         console.print("in brackets: 95 % confidence intervals, over the held-out answers", style="dim")
     console.print()
+    for sentence in comparison.sentences:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    if comparison.sentences:
+        console.print()
     if comparison.settings:
         table = _table("setting", *(run.label for run in comparison.runs))
         for name, values in comparison.settings:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from spin_components.errors import ConfigError
+from spin_components.errors import ConfigError, IntegrityError
 from spin_components.model.lora.files import BASE, CONFIG, Base, write_adapter
 from spin_components.model.stored import adapter_chain, open_model
 from spin_components.store import layout
 from spin_components.store.addresses import parse_address
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
+from spin_components.store.keys import place
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
 from spin_pipeline.runs.published import Published, find_published, published_iterations
@@ -21,6 +22,7 @@ CARD = "README.md"
 
 
 _LAST = "config.json"
+_BLOCK_BYTES = 1 << 20
 
 
 _SPIN = "self-play fine-tuning (SPIN, [arXiv:2401.01335](https://arxiv.org/abs/2401.01335))"
@@ -32,7 +34,9 @@ _TRAINED = f"Trained by {_SPIN}"
 _UNCHANGED = f"The base model, unchanged: no iteration was better on the held-out answers, by {_SPIN}"
 
 
-def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool = False) -> tuple[Published, str]:
+def export_model(
+    run_uri: str, which: str, destination: str, *, as_adapter: bool = False, trust_remote_code: bool = False
+) -> tuple[Published, str]:
     """Write a policy to an empty folder or prefix, after checking its digests; its configuration is written last.
 
     Args:
@@ -40,6 +44,7 @@ def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool
         which: number of the iteration; or `best`, which is the base model if no iteration is better.
         destination: a path or `s3://bucket/prefix`.
         as_adapter: write a peft adapter for the run's base model instead of a whole model.
+        trust_remote_code: whether code in the base model's folder may run, where adapters are merged into it.
 
     Returns: the exported model, and its address.
 
@@ -59,30 +64,57 @@ def export_model(run_uri: str, which: str, destination: str, *, as_adapter: bool
         if as_adapter:
             folder, last = joined_adapter(run, published), CONFIG
         else:
-            folder, last = open_model(run, published.uri, what="the policy to export"), _LAST
+            folder = open_model(run, published.uri, what="the policy to export", trust_remote_code=trust_remote_code)
+            last = _LAST
         with target.staged(name) as staged:
-            _copy(folder, _names(folder, published), staged.path, last)
+            staged.path.mkdir()
+            is_stored = all((folder / each).is_file() for each in published.files)
+            expected = published.files if is_stored else dict.fromkeys(_all_of(folder))
+            for each, digest in expected.items():
+                if each not in (CARD, last):
+                    _copy(folder / each, place(staged.path, each, where=str(folder)), digest)
+            closing = _read(folder / last, expected.get(last))
             (staged.path / CARD).write_text(model_card(run, published, as_adapter=as_adapter), encoding="utf-8")
-        target.write(f"{name}/{last}", (folder / last).read_bytes())
+        target.write(f"{name}/{last}", closing)
     return published, address
 
 
-def _names(folder: Path, published: Published) -> list[str]:
-    """Names of the files to copy: the model's own, or all of a folder that was made for this export.
+def _all_of(folder: Path) -> list[str]:
+    """Names of the files in a folder that was made for this export.
 
-    A base model may share its folder with other files.
+    A base model may share its folder with other files, of which only its own are exported.
     """
-    if all((folder / name).is_file() for name in published.files):
-        return list(published.files)
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def _copy(folder: Path, names: list[str], to: Path, last: str) -> None:
-    for name in names:
-        if name not in (CARD, last):
-            path = to / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, path)
+def _copy(path: Path, to: Path, digest: FileDigest | None) -> None:
+    """Copy a file, and check that what was copied is what was verified before.
+
+    Raises:
+        IntegrityError: the file changed meanwhile.
+    """
+    sha256, num_bytes = hashlib.sha256(), 0
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("rb") as source, to.open("wb") as target:
+        while block := source.read(_BLOCK_BYTES):
+            sha256.update(block)
+            num_bytes += target.write(block)
+    _check(path, FileDigest(num_bytes=num_bytes, sha256=sha256.hexdigest()), digest)
+
+
+def _read(path: Path, digest: FileDigest | None) -> bytes:
+    """Read a small file; otherwise as `_copy`."""
+    content = path.read_bytes()
+    _check(path, FileDigest(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()), digest)
+    return content
+
+
+def _check(path: Path, copied: FileDigest, digest: FileDigest | None) -> None:
+    if digest is not None and copied != digest:
+        raise IntegrityError(
+            f"{path} changed while it was exported: it has SHA-256 {copied.sha256:.12}…, expected "
+            f"{digest.sha256:.12}…. Nothing was exported; run the same command again once nothing writes there"
+        )
 
 
 def model_card(run: RunStore, published: Published, *, as_adapter: bool = False) -> str:

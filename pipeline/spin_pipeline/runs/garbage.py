@@ -15,8 +15,10 @@ from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.lock import locked
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
+from spin_components.store.ownership import folders_of_other_runs, is_own
 
 _OWNED = ("data/", "base/", "inputs/", "iterations/")
+"""Folders whose files manifests list."""
 _MANIFESTS = (
     ("inputs", "*.json"),
     ("data", "manifest.json"),
@@ -50,7 +52,8 @@ class Garbage:
 def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
     """Find the files that no manifest of a run references, and delete them unless `dry_run`.
 
-    Only the folders that steps write to (data, base, inputs, iterations) are searched; other files may be a user's.
+    Of the folders that steps write to (data, base, inputs, iterations), files are deleted whose names are those that
+    steps give; other files may be a user's, and what is inside another run is that run's.
 
     Raises:
         BusyError: the run is in use.
@@ -79,9 +82,15 @@ def _unreferenced(run: RunStore) -> dict[str, int]:
     """Sizes in bytes of the files that no manifest references, by key."""
     referenced = set()
     for prefix, pattern in _MANIFESTS:
-        for key in run.list(prefix, pattern):
+        for key in filter(is_own, run.list(prefix, pattern)):
             referenced |= {key, *read_manifest(run, key).outputs}
     for key in run.list("iterations", "*/epochs/*/partial.json"):
         if key.replace("partial.json", "manifest.json") not in referenced:  # the epoch is unfinished
             referenced |= {key, *read_manifest(run, key).outputs}
-    return {key: size for key, size in run.sizes("").items() if key.startswith(_OWNED) and key not in referenced}
+    sizes = run.sizes("")
+    others = folders_of_other_runs(sizes)
+    return {
+        key: size
+        for key, size in sizes.items()
+        if key.startswith(_OWNED) and is_own(key) and key not in referenced and not key.startswith(others)
+    }

@@ -10,9 +10,11 @@ from spin_components.model.lora.files import CONFIG
 from spin_components.model.stored import model_files
 from spin_components.record.decisions import name_of
 from spin_components.record.pointers import read_pointer
+from spin_components.settings.inheritance import inherited
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest, digest_of
+from spin_components.store.keys import shown
 from spin_components.store.manifests import read_manifest
 
 
@@ -45,7 +47,8 @@ class Published:
 
 def published_iterations(run: RunStore) -> list[int]:
     """Numbers of the published iterations, in order."""
-    return sorted(int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json"))
+    numbers = (key.split("/")[1] for key in run.list("iterations", "*/checkpoint.json"))
+    return sorted(int(number) for number in numbers if layout.is_number(number))
 
 
 def find_published(run: RunStore, which: str) -> Published:
@@ -64,19 +67,21 @@ def find_published(run: RunStore, which: str) -> Published:
     finished = published_iterations(run)
     if not finished:
         raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
-    iteration = int(read_pointer(run, layout.BEST)["iteration"]) if which == "best" else _number(which)
+    iteration = _best(run) if which == "best" else _number(which)
     if iteration == layout.BASE:
         base = str(run.read_json(layout.RUN)["base_model"]["uri"])
         return Published(iteration, base, {}, model_files(run, base))
     if iteration not in finished:
         raise ConfigError(f"iteration {which} of {run.uri} is not finished; finished: {', '.join(map(str, finished))}")
     facts = read_manifest(run, layout.checkpoint(iteration)).facts
-    uri = str(facts["checkpoint_uri"])
-    key = run.key_of(uri)
-    if key is None:
-        raise IntegrityError(f"{run.uri_of(layout.checkpoint(iteration))} names {uri}, which is outside the run")
+    uri = facts.get("checkpoint_uri")
+    key = run.key_of(uri) if isinstance(uri, str) and uri else None
+    if not isinstance(uri, str) or key is None or layout.epoch_of(key) is None:
+        raise IntegrityError(
+            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(uri))}, which is outside the run or no policy"
+        )
     if not run.sizes(key):
-        top_k = _settings(run).get("selection", {}).get("save_top_k")
+        top_k = run.read_json(layout.RUN)["settings"].get("selection", {}).get("save_top_k")
         raise IntegrityError(
             f"the weights of iteration {iteration} are no longer at {uri}: only the best iterations "
             f"(selection.save_top_k = {top_k}), the last one and the best model are kept. Choose one of those"
@@ -84,18 +89,26 @@ def find_published(run: RunStore, which: str) -> Published:
     return Published(iteration, uri, facts, model_files(run, uri))
 
 
+def _best(run: RunStore) -> int:
+    best = read_pointer(run, layout.BEST).get("iteration")
+    if type(best) is int:
+        return best
+    raise IntegrityError(
+        f"{run.uri_of(layout.BEST)}: iteration is {shown(str(best))}, expected a number; name an --iteration, or "
+        "resume the run, which writes it anew"
+    )
+
+
 def _number(which: str) -> int:
-    if not which.isdigit():
+    if not layout.is_number(which):
         raise ConfigError(f"--iteration {which}: expected a number, or best")
     return int(which)
 
 
-def _settings(run: RunStore) -> dict[str, Any]:
-    return dict(run.read_json(layout.RUN)["settings"])
-
-
 def forked_values(run: RunStore, which: str) -> dict[str, Any]:
     """Settings of a new run that starts from an iteration of another: the other's settings, with that policy as base.
+
+    Those that lead to code or to an address are not taken over; see `settings.inheritance`.
 
     Args:
         run: the other run.
@@ -106,9 +119,23 @@ def forked_values(run: RunStore, which: str) -> dict[str, Any]:
     Raises: as `find_published`.
     """
     published = find_published(run, which)
-    values = _settings(run)
-    values["run"] = {name: value for name, value in values["run"].items() if name != "uri"}
-    return {**values, "model": {**values["model"], **forked_model(run, published)}}
+    recorded = run.read_json(layout.RUN).get("settings")
+    values = inherited(recorded, source=run.uri_of(layout.RUN))
+    model = {**values.get("model", {}), **forked_model(run, published)}
+    return {**values, "model": model, **kept_tasks(run, values)}
+
+
+def kept_tasks(run: RunStore, values: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`[evaluation]` with the copy of the task files that a run holds; empty if it holds none.
+
+    Args:
+        run: the recorded run.
+        values: its tables, see `inherited`.
+    """
+    evaluation = values.get("evaluation", {})
+    if not evaluation.get("tasks") or not run.exists(layout.inputs_manifest("tasks")):
+        return {}
+    return {"evaluation": {**evaluation, "task_files": run.uri_of(layout.TASKS)}}
 
 
 def forked_model(run: RunStore, published: Published) -> dict[str, Any]:

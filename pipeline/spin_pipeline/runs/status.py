@@ -27,7 +27,26 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class IterationStatus(_Record):
+class _Answers(_Record):
+    """Measures of a model's answers to held-out prompts, by the names of `validate`; None where it gave none."""
+
+    length_ratio: float | None = None
+    repetition_rate: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    ended_share: float | None = None
+    chrf: float | None = None
+    match: float | None = None
+    greedy_length_ratio: float | None = None
+    greedy_repetition_rate: float | None = None
+    greedy_distinct_1: float | None = None
+    greedy_distinct_2: float | None = None
+    greedy_ended_share: float | None = None
+    greedy_chrf: float | None = None
+    greedy_match: float | None = None
+
+
+class IterationStatus(_Answers):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
@@ -38,6 +57,9 @@ class IterationStatus(_Record):
         from_base: paired change of val_loss from the base model: `mean`, `low`, `high`, …; None if it is unknown.
         from_reference: the same from the iteration's reference.
         from_best: the same from the best model before it.
+        measure: what decided, `selection.measure`.
+        answer_changes: paired changes of measures of answers, by their names, as `from_best` has them: `chrf` and
+            `match` from the best model before it, `ended` and `repetition` from the iteration's reference.
         evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
@@ -61,16 +83,8 @@ class IterationStatus(_Record):
     from_reference: dict[str, Any] | None = None
     from_best: dict[str, Any] | None = None
     spin_margin: float | None = None
-    length_ratio: float | None = None
-    repetition_rate: float | None = None
-    distinct_1: float | None = None
-    distinct_2: float | None = None
-    ended_share: float | None = None
-    chrf: float | None = None
-    match: float | None = None
-    greedy_length_ratio: float | None = None
-    greedy_chrf: float | None = None
-    greedy_match: float | None = None
+    measure: str = "nll"
+    answer_changes: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     work_s: float
     evaluation: dict[str, Any] | None = None
 
@@ -83,7 +97,7 @@ class BestStatus(_Record):
     val_loss: float
 
 
-class BaseStatus(_Record):
+class BaseStatus(_Answers):
     """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
@@ -155,7 +169,7 @@ def read_status(run_uri: str) -> RunStatus:
         if run.exists(layout.BEST)
         else None,
         iterations=iterations,
-        base=base,
+        base=_with_answers(run, base),
         failure=failure,
         warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
         if run.exists(layout.DATA_MANIFEST)
@@ -239,6 +253,13 @@ def _failure(event: dict[str, Any]) -> dict[str, Any]:
     code = event.get("exit_code")
     fields = {name: event[name] for name in names if name in event}
     return {"message": "", **fields, "exit_code": code if type(code) is int and 0 < code < 256 else 1}
+
+
+def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
+    """The base model with the measures of its answers."""
+    key = layout.validation(layout.BASE, 0)
+    facts = read_manifest(run, key).facts if run.exists(key) else {}
+    return BaseStatus.model_validate({**facts, **base.model_dump(include={"val_loss", "evaluation"})})
 
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:

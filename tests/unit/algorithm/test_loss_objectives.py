@@ -135,6 +135,18 @@ def test_the_sft_term_by_hand() -> None:
     assert close(pair_terms(POLICY, REFERENCE, LENGTHS, Objective(0.5)).losses, math.log1p(math.exp(-2.5)))
 
 
+def test_supervised_fine_tuning_is_the_human_answers_alone() -> None:
+    actual, generated = (each.clone().requires_grad_() for each in POLICY)
+    terms = pair_terms(AnswerLogprobs(actual, generated), REFERENCE, LENGTHS, Objective(0.5, "sft"))
+    assert close(terms.losses, 1.0)  # 4 / 4
+    terms.losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert actual.grad is not None
+    assert close(actual.grad, -0.25)
+    assert generated.grad is None
+    # rewards are those of self-play, for comparison: 0.5 * 4 and 0.5 * -1
+    assert (close(terms.rewards.actual, 2.0), close(terms.rewards.generated, -0.5)) == (True, True)
+
+
 def test_the_sft_term_is_a_mean_over_tokens_with_and_without_length_normalisation() -> None:
     for normalized in (False, True):
         objective = Objective(0.5, "correlation", length_normalized=normalized, sft_weight=0.3)
@@ -178,6 +190,7 @@ def test_the_opponent_is_the_reference_at_0_and_the_base_at_1() -> None:
         (Objective(0.5, "least_squares"), 1.0),
         (Objective(0.5, "nce"), 2 * math.log(2)),
         (Objective(0.5, "nce", mu=2.0), math.log(3) + 2 * math.log(1.5)),
+        (Objective(0.5, "sft"), 2.0),  # 8 / 4, as below
         # the human answer's negative log-likelihood a token under the reference is 8 / 4
         (Objective(0.5, sft_weight=0.1), math.log(2) + 0.2),
         # beta * alpha * 4, as above

@@ -32,7 +32,7 @@ def examples() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_object_validates_strictly_against_its_schema(built: Objects, version: str) -> None:
     different = {json.dumps(item, sort_keys=True): item for items in built.values() for item in items}
-    assert len(different) == 12 + 2 + 2 + 2  # each overlay patches two objects of the base
+    assert len(different) == 14 + 2 + 2 + 2  # each overlay patches two objects of the base
     for item in different.values():
         assert kubernetes_validate.validate(item, version, strict=True) == version
 
@@ -75,8 +75,8 @@ def test_no_rule_has_a_wildcard_and_secrets_are_named(built: Objects) -> None:
 
 def test_the_network_policy_selects_the_pods_of_steps(built: Objects, tmp_path: Path) -> None:
     label = dict([STEP_LABEL])
-    policy = only(built["base"], "NetworkPolicy")["spec"]
-    assert policy["podSelector"] == {"matchLabels": label}
+    policies = [item["spec"] for item in of_kind(built["base"], "NetworkPolicy")]
+    assert [policy["podSelector"] for policy in policies] == [{"matchLabels": label}] * 2
     configuration = load_settings("tiny")
     path = tmp_path / "spin.yaml"
     compiler.Compiler().compile(build_pipeline(configuration, configuration.cluster), str(path))
@@ -88,7 +88,8 @@ def test_the_network_policy_selects_the_pods_of_steps(built: Objects, tmp_path: 
 
 
 def test_the_network_policy_allows_kfp_storage_and_training(built: Objects) -> None:
-    rules = only(built["base"], "NetworkPolicy")["spec"]["egress"]
+    policies = of_kind(built["base"], "NetworkPolicy")
+    rules = [rule for policy in policies for rule in policy["spec"]["egress"]]
     reached = {
         (_peer(rule), port["protocol"], port["port"]) for rule in rules for port in rule.get("ports", [{}]) if port
     }
@@ -98,8 +99,9 @@ def test_the_network_policy_allows_kfp_storage_and_training(built: Objects) -> N
         ("kubeflow: app=ml-pipeline", "TCP", 8888),
         ("kubeflow: component=metadata-grpc-server", "TCP", 8080),
         ("kubeflow: app in seaweedfs, minio", "TCP", 8333),  # port of the pod; the service's port is 9000
-        ("anywhere", "TCP", 443),
-        ("anywhere", "TCP", 6443),
+        ("outside", "TCP", 443),
+        ("outside", "TCP", 6443),
+        ("any namespace", "TCP", 9000),
     ):
         assert needed in reached
     assert all(
@@ -110,7 +112,14 @@ def test_the_network_policy_allows_kfp_storage_and_training(built: Objects) -> N
 def _peer(rule: dict[str, Any]) -> str:
     if "to" not in rule:
         return "anywhere"
+    blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+    if blocks:
+        assert {"0.0.0.0/0", "::/0"} == {block["cidr"] for block in blocks}
+        assert "169.254.0.0/16" in blocks[0]["except"], "where a cloud answers with the node's credentials"
+        return "outside"
     (peer,) = rule["to"]
+    if peer == {"namespaceSelector": {}}:
+        return "any namespace"
     pods = peer["podSelector"]
     labels = [f"{key}={value}" for key, value in pods.get("matchLabels", {}).items()]
     labels += [f"{one['key']} in {', '.join(one['values'])}" for one in pods.get("matchExpressions", [])]

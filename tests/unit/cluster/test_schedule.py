@@ -129,7 +129,7 @@ def test_each_execution_submits_and_follows_a_new_run(kfp: KfpServer) -> None:
     assert recur(kfp) == "done"
     [run] = kfp.runs
     assert run["runtime_config"]["parameters"]["run_uri"].startswith("s3://bucket/runs/2")
-    assert run["runtime_config"]["parameters"]["spin"]["max_epochs"] == 2
+    assert run["runtime_config"]["parameters"]["epochs"] == "2"
     kfp.looks = [Look("FAILED")]
     kfp.stores["runs"].clear()
     with pytest.raises(SystemExit) as caught:

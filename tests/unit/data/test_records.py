@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from spin_components.data.formats import Conversation, Message
@@ -202,3 +205,35 @@ def test_importing_the_reader_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def text_column(*values: bytes) -> pyarrow.Array:
+    """A column of strings that need not be UTF-8."""
+    plain = pyarrow.array(values, pyarrow.binary())
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(plain), plain.buffers())
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_column_that_no_format_reads_may_be_unreadable(tmp_path: Path, suffix: str) -> None:
+    rows = 2000  # more than a batch: what was read before the column failed is not read twice
+    columns = {"prompt": [f"p{row}" for row in range(rows)], "response": ["r"] * rows}
+    notes = [b"fine"] * (rows - 1) + [b"\xff\xfe"]
+    table, path = pyarrow.table({**columns, "notes": text_column(*notes)}), tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    record_set = read_records(path, on_bad_record="fail")
+    assert [record.conversation.prompt[0].content for record in record_set.records] == columns["prompt"]
+    assert [record.line for record in record_set.records] == list(range(1, rows + 1))
+
+
+def test_a_line_that_is_too_long_is_one_bad_record_among_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spin_components.data.records.MAX_LINE_BYTES", 100)
+    long = json.dumps({"prompt": "x" * 1000, "response": "y"}).encode()
+    record_set = read_records(written(tmp_path / "a.jsonl", GOOD, long, GOOD, long), on_bad_record="skip")
+    assert [record.line for record in record_set.records] == [1, 3]
+    assert [(bad.line, bad.reason[:15]) for bad in record_set.bad] == [(2, "longer than 64 "), (4, "longer than 64 ")]

@@ -97,3 +97,16 @@ def test_a_template_that_writes_by_chance_is_refused() -> None:
     text = "{{ lipsum() }}" + CHATML
     with pytest.raises(ModelError, match="writes the same question differently each time"):
         Renderer(byte_level(text), [2], max_length=64, max_prompt_length=32)
+
+
+def test_a_template_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spin_components.data.templates.LIMIT_S", 0.05)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match=r"rejects turns of user \(it was still running after 0\.05 s of processor"):
+        ChatTemplate(byte_level(CHATML), loop).apply(HI, add_generation_prompt=True)
+    assert ChatTemplate(byte_level(CHATML), CHATML).apply(HI, add_generation_prompt=False).startswith("<|im_start|>")
+
+
+def test_templates_that_fail_in_any_way_do_not_write_parts() -> None:
+    for text in ("{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[9].x }}"):
+        assert not ChatTemplate(byte_level(CHATML), text).writes_parts()

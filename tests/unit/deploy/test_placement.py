@@ -76,6 +76,7 @@ def test_each_step_has_its_image() -> None:
     assert images == {
         "exec-prepare": "registry.local/team/cpu:7",
         "exec-checkpoint": "registry.local/team/cpu:7",
+        "exec-result": "registry.local/team/cpu:7",
         "exec-generate": "registry.local/team/generate:7",
         "exec-ref-logprob": "registry.local/team/train:7",
         "exec-train-epoch": "registry.local/team/train:7",
@@ -122,7 +123,7 @@ def test_configured_secrets_volumes_and_limits_are_in_every_pod() -> None:
         assert (pod["pvcMount"][0]["constant"], pod["pvcMount"][0]["mountPath"]) == ("cache", "/var/cache/spin")
         assert pod["activeDeadlineSeconds"] == "600"
     shared = {name for name, pod in pods.items() if "emptyDirMounts" in pod}
-    assert shared == set(pods) - {"exec-prepare", "exec-checkpoint"}
+    assert shared == set(pods) - {"exec-prepare", "exec-checkpoint", "exec-result"}
     assert pods["exec-generate"]["emptyDirMounts"][0]["sizeLimit"] == "16Gi"
 
 
@@ -163,22 +164,27 @@ def test_a_run_on_this_machine_has_no_placement() -> None:
     assert "retryPolicy" not in str(json_format.MessageToDict(pipeline.pipeline_spec))
 
 
-def test_equal_iterations_are_written_once() -> None:
-    settings = load_settings("tiny", ["spin.max_iterations=8"])
-    pipeline: Any = build(settings, settings.cluster)
-    components = set(json_format.MessageToDict(pipeline.pipeline_spec)["components"])
-    conditions = {f"comp-condition-{number}" for number in range(1, 8)}
-    assert components - conditions == {
-        "comp-prepare",
-        "comp-validate",
-        "comp-validate-base",  # placed by prepare's outputs, the others by the iteration's parameters
-        "comp-spin-iteration",
-        "comp-for-loop-2",
-        "comp-generate",
-        "comp-ref-logprob",
-        "comp-train-epoch",
-        "comp-checkpoint",
+def test_executors_are_shared_by_all_iterations() -> None:
+    containers, _ = compiled("spin.max_iterations=8")
+    assert len(containers) == len(compiled()[0]) == 8  # those of 6 steps, the base model's validation, and result
+
+
+def test_pods_have_labels_with_their_step_and_run_and_the_queue() -> None:
+    _, pods = compiled("run.name=mine", "cluster.queue=gpus")
+    assert pods["exec-train-epoch"]["podMetadata"]["labels"] == {
+        "app.kubernetes.io/part-of": "spin-pipelines",
+        "app.kubernetes.io/component": "train-epoch",
+        "app.kubernetes.io/instance": "mine",
+        "kueue.x-k8s.io/queue-name": "gpus",
     }
+    assert "kueue.x-k8s.io/queue-name" not in str(compiled()[1])
+
+
+def test_pods_have_labels_with_iteration_and_epoch_where_asked_for() -> None:
+    _, pods = compiled("cluster.iteration_labels=true")
+    labels = pods["exec-train-epoch-1-0"]["podMetadata"]["labels"]
+    assert (labels["spin-pipelines.io/iteration"], labels["spin-pipelines.io/epoch"]) == ("1", "0")
+    assert not {name for name in pods["exec-prepare"]["podMetadata"]["labels"] if name.startswith("spin-pipelines.io")}
 
 
 def test_a_mistake_in_the_cluster_section_is_named() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from spin_components import __version__
 from spin_components.data.formats import FORMATS, KEYS, REFUSED, Conversation, Format, parse_record
 from spin_components.data.turns import REFUSED_IN_TURN
 from spin_pipeline.cli import EXIT_CODES, _parser
@@ -231,6 +232,18 @@ def formats_page() -> str:
         "",
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
+    lines += [
+        "",
+        "## What was tried",
+        "",
+        "Every form of a record and every family, with the versions that `constraints.txt` pins. Forms are read and "
+        "rendered by `tests/unit/data/test_formats.py` and `tests/integration/test_own_data.py`, families go through "
+        "`prepare` to `checkpoint` in `tests/integration/test_family_runs.py`, where each log-probability of the run "
+        "is that of the model's own forward pass. Refused in `prepare`, by what they lack: PhiMoE, BART and other "
+        "models with an encoder, and the wrapper of Gemma 3n where timm is not installed (its text model trains).",
+        "",
+    ]
+    lines += _table(("format or family", "tried", "batches", "version"), _tried())
     return "\n".join(lines) + "\n"
 
 
@@ -280,9 +293,48 @@ def _families_of(function: ast.FunctionDef) -> list[str]:
         match decorator:
             case ast.Call(args=[ast.Constant(value="family"), ast.Name(id=("CONFIGS" | "OTHERS") as table)]):
                 return families(table)
-            case ast.Call(args=[ast.Constant(value="family"), ast.List() as names]):
-                return list(ast.literal_eval(names))
+            case ast.Call(args=[ast.Constant(value="family"), ast.List(elts=elements)]):
+                return [name for element in elements for name in _named(element)]
     return []
+
+
+def _named(element: ast.expr) -> list[str]:
+    """The families of an element of a list: one by its name, or all of a table."""
+    match element:
+        case ast.Starred(value=ast.Name(id=("CONFIGS" | "OTHERS") as table)):
+            return families(table)
+        case ast.Constant(value=str(name)):
+            return [name]
+    return []
+
+
+def _padded() -> set[str]:
+    """The families that `test_families.py` finds to be scored in padded batches."""
+    (path,) = (ROOT / "tests").rglob("test_families.py")
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "PADDED":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError(f"{path} has no PADDED")
+
+
+def _pinned(package: str) -> str:
+    """A package with the version that `constraints.txt` installs."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    return next(line.partition(";")[0].strip().replace("==", " ") for line in lines if line.startswith(f"{package}=="))
+
+
+def _tried() -> list[tuple[str, str, str, str]]:
+    """Every form of a record and every family, with what tests do with it and by which version."""
+    forms = [(form, "read, rendered", "-", f"SPIN pipelines {__version__}") for form in EXAMPLES]
+    tests, padded = _tested_families(), _padded()
+    rows = []
+    for family in (*families("CONFIGS"), *families("OTHERS")):
+        names = [name for name, of, _ in tests if f"`{family}`" in of.split(", ")]
+        done = ["whole run" for name in names if name.startswith("A whole run")]
+        done.append(f"{len(names) - len(done)} tests of its numbers")
+        kind = "padded" if family in padded else "packed"
+        rows.append((f"`{family}`", ", ".join(done), kind, _pinned("transformers")))
+    return forms + rows
 
 
 def _escaped(text: str) -> str:

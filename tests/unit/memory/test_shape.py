@@ -106,6 +106,14 @@ def test_a_width_that_is_not_a_number_is_named(value: object) -> None:
         shape_of_config({**NEOX, "hidden_size": value}, what="x")
 
 
+def test_what_a_text_config_leaves_out_is_the_default_of_its_architecture() -> None:
+    # Gemma 3's wrapper names neither heads nor vocabulary: 8 heads of 256, 4 key heads, and 262,208 tokens by default
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    shape = shape_of_config({"model_type": "gemma3", "text_config": text}, what="x")
+    assert (shape.num_layers, shape.hidden, shape.inner) == (34, 2560, 10240)
+    assert (shape.queries, shape.keys, shape.vocabulary) == (2048, 1024, 262_208)
+
+
 def test_weights_that_lie_beside_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
     write_header(tmp_path / "model.safetensors", {"a": [10, 8]})

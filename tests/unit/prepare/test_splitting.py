@@ -41,9 +41,29 @@ def test_equal_prompts_are_held_out_together() -> None:
     done = split([(i % 10, i % 10) for i in range(60)], validation_size=13)
     assert len(done.validation) == 12  # two questions, each six times; a third one would be too many
     assert set(questions(done.validation)).isdisjoint(questions(done.train))
-    assert (done.num_train_duplicates, done.num_validation_duplicates, done.num_shared) == (40, 10, 0)
-    assert done.warnings()[0].startswith("40 of 48 training records are duplicates")
+    assert (done.num_train_duplicates, done.num_validation_duplicates, done.num_shared) == (0, 10, 0)
     assert done.facts()["num_validation_duplicates"] == 10
+
+
+def test_a_training_record_that_repeats_an_earlier_one_is_left_out_and_told() -> None:
+    records = [(2, 2), (1, 1), (1, 9), (1, 1), (2, 2), (1, 1)]
+    done = split(records, [(5, 5)])
+    assert [(*each.prompt_ids, *each.actual_ids) for each in done.train] == [(2, 2), (1, 1), (1, 9)]
+    assert [each.index for each in done.train] == [0, 1, 2]
+    assert done.facts()["num_removed_repeats"] == 3
+    assert done.warnings()[0].startswith("3 training records are duplicates: the same prompt and answer as an earlier")
+
+
+@pytest.mark.parametrize("kept", ["across", False])
+def test_repeats_count_as_often_as_they_are_there_where_that_is_asked_for(kept: Any) -> None:
+    done = split([(1, 1), (1, 1), (2, 2), (3, 3)], [(3, 3)], deduplicate=kept)
+    assert (done.num_train_duplicates, done.num_repeats) == (1, 0)
+    assert done.warnings()[0].startswith(f"1 of {len(done.train)} training records are duplicates")
+    assert (3 in questions(done.train)) == (kept is False)
+
+
+def test_the_limit_counts_distinct_records() -> None:
+    assert questions(split([(1, 1), (1, 1), (2, 2), (3, 3)], [(9, 9)], max_train_records=2).train) == [1, 2]
 
 
 def test_one_prompt_for_all_is_split_by_its_answers() -> None:
@@ -53,7 +73,8 @@ def test_one_prompt_for_all_is_split_by_its_answers() -> None:
 
 
 def test_one_record_many_times_is_split_all_the_same() -> None:
-    assert len(split([(7, 7)] * 20, validation_size=4).validation) == 4
+    done = split([(7, 7)] * 20, validation_size=4)
+    assert (len(done.validation), len(done.train), done.num_repeats) == (4, 1, 15)
 
 
 def test_prompts_of_the_validation_file_are_left_out_of_training() -> None:
@@ -71,7 +92,11 @@ def test_shared_prompts_are_kept_and_told_where_that_is_asked_for() -> None:
 
 
 def test_files_with_the_same_records_are_refused() -> None:
-    with pytest.raises(DataError, match="every one of 2 training records is identical to a validation record"):
+    message = (
+        "every one of 2 training records is identical to a validation record: data.train = 'd' holds nothing that "
+        "data.validation = '' does not; leave data.validation empty"
+    )
+    with pytest.raises(DataError, match=message):
         split([(1, 1), (2, 2)], [(2, 2), (1, 1)])
     assert len(split([(1, 1), (2, 2)], [(2, 2), (1, 1)], deduplicate=False).train) == 2
 

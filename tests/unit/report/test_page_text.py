@@ -14,7 +14,7 @@ from spin_components.record.history import EpochHistory, History, IterationHisto
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
-from spin_components.report.verdict import compute_verdict, perplexity, signed
+from spin_components.report.verdict import by_answers, compute_verdict, perplexity, signed
 from spin_components.report.warnings import find_warnings
 from spin_components.settings.settings import Settings
 from spin_components.store.layout import BASE
@@ -135,6 +135,25 @@ def test_a_drifted_iteration_of_a_lower_loss_is_not_better_and_the_reason_is_giv
     assert verdict.detail.endswith("over 48 answers. It has drifted: length_ratio 3.2 is not within 2.")
     (warning,) = find_warnings(run, [])
     assert warning.startswith("Iteration 0 has drifted: length_ratio 3.2 is not within 2. The next iteration started")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (Difference(2.0, 1.0, 3.0, 30, 48), "better"),
+        (Difference(2.0, -1.0, 5.0, 30, 48), "unclear"),
+        (Difference(-2.0, -3.0, -1.0, 3, 48), "worse"),
+        (None, "unclear"),
+    ],
+)
+def test_the_verdict_follows_the_measure_that_decides(change: Difference | None, kind: str) -> None:
+    run = history(iteration(0, 3.0, {"best": 0}))
+    by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
+    verdict = by_answers(by_loss, "chrf", {0: change} if change else {})
+    assert (verdict.kind, verdict.iteration) == (kind, 0)
+    assert verdict.detail.endswith(by_loss.detail)
+    rejected = compute_verdict(history(iteration(0, 3.0, {"best": BASE})), {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
+    assert by_answers(rejected, "chrf", {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind == "worse"
 
 
 def test_the_best_is_that_of_the_newest_judgement() -> None:

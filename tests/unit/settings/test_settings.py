@@ -210,6 +210,8 @@ def test_settings_are_frozen() -> None:
             "label_smoothing = 0.1 is defined for loss = 'logistic' only, not for 'hinge'",
         ),
         ({"objective": {"loss": "nce", "label_smoothing": 0.1}}, "loss = 'logistic' only, not for 'nce'"),
+        ({"objective": {"loss": "sft", "sft_weight": 0.1}}, "sft_weight = 0.1 has no effect with loss = 'sft'"),
+        ({"objective": {"loss": "sft", "length_normalized": True}}, "length_normalized = True has no effect"),
         ({"objective": {"mu": 2}}, "mu = 2.0 is defined for loss = 'nce' only, not for 'logistic'"),
         ({"objective": {"loss": "nce", "base_weight": 0.5}}, "base_weight = 0.5 is not defined for loss = 'nce'"),
     ],

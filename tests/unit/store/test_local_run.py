@@ -156,14 +156,23 @@ def test_a_block_that_writes_nothing_keeps_the_old_content(tmp_path: Path) -> No
     assert files_below(tmp_path) == {"policy/weights": b"old"}
 
 
-def test_sweeping_removes_only_partial_writes(tmp_path: Path) -> None:
-    for name in ("a/b.json", "a/.c.json.12345678.part", "a/.policy.12345678.part/x/.y.12345678.part", "a/x.part"):
+def test_sweeping_removes_only_the_runs_own_partial_writes(tmp_path: Path) -> None:
+    epoch = "iterations/0/epochs/1"
+    kept = [
+        *("notes/.draft.part", "notes/.c.json.12345678.part", f"{epoch}/x.part", f"{epoch}/.policy.mine.part"),
+        *("other/run.json", "other/.run.json.12345678.part", "begun/lease.json", "begun/data/.a.json.12345678.part"),
+    ]
+    swept = [
+        *(f"{epoch}/.manifest.json.12345678.part", f"{epoch}/.policy.12345678.part/x/.y.12345678.part"),
+        *(".run.json.12345678.part", ".made-12345678.part/x", ".epoch-0-1-12345678.part/trainer/x"),
+    ]
+    for name in (*kept, *swept):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    (tmp_path / ".z.12345678.part").write_bytes(b"of the run itself")
+    assert len(LocalRun(tmp_path).sweep(dry_run=True)) == len(swept)
     LocalRun(tmp_path).sweep()
-    assert list(files_below(tmp_path)) == ["a/b.json", "a/x.part"]
+    assert sorted(files_below(tmp_path)) == sorted(kept)
 
 
 def test_deleting_returns_the_freed_bytes(tmp_path: Path) -> None:
@@ -238,7 +247,7 @@ def test_fetching_verifies_files_and_says_what_to_delete(tmp_path: Path) -> None
         IntegrityError, match=r"policy/b has SHA-256 .* the policy cannot be used; delete .*/m\.json to"
     ):
         run.fetch(staged.outputs, what="the policy", made_by="m.json")
-    absent = {"policy/c": FileDigest(num_bytes=7, sha256="0")}
+    absent = {"policy/c": FileDigest(num_bytes=7, sha256="0" * 64)}
     with pytest.raises(IntegrityError, match=r"policy/c is missing, expected 7 bytes"):
         run.fetch(absent, what="the policy")
 

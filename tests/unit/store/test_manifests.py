@@ -16,7 +16,7 @@ INPUTS: dict[str, Any] = {"training.lr": 5e-7, "seed": 0, "shards": [1, 2], "war
 
 def written(run: LocalRun, inputs: dict[str, Any]) -> Manifest:
     manifest = Manifest(
-        step="train-epoch", inputs=inputs, outputs={"a/b": FileDigest(num_bytes=1, sha256="0")}, facts={"x": 1.5}
+        step="train-epoch", inputs=inputs, outputs={"a/b": FileDigest(num_bytes=1, sha256="0" * 64)}, facts={"x": 1.5}
     )
     run.write_json(KEY, manifest.model_dump(mode="json"))
     return manifest
@@ -61,7 +61,7 @@ def test_long_values_are_shortened_in_the_message() -> None:
 
 def test_outputs_below_a_folder_have_relative_paths() -> None:
     names = ("epochs/0/policy/a", "epochs/0/policy/b/c", "epochs/0/policy2/a", "epochs/0/metrics.json")
-    outputs = {name: FileDigest(num_bytes=1, sha256=name) for name in names}
+    outputs = {name: FileDigest(num_bytes=1, sha256=f"{number:064x}") for number, name in enumerate(names)}
     manifest = Manifest(step="train-epoch", inputs={}, outputs=outputs)
     assert list(manifest.outputs_below("epochs/0/policy")) == ["a", "b/c"]
     assert list(manifest.outputs_below("epochs/0/policy/")) == ["a", "b/c"]

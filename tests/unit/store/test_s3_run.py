@@ -230,18 +230,27 @@ def test_deleting_returns_the_freed_bytes_and_keeps_similar_keys(run: S3Run, sto
 def test_sweeping_removes_only_leftovers_of_dead_writers(run: S3Run, stored: Path, prefix: str) -> None:
     run.write("kept", b"x")
     bucket = Bucket(BUCKET)
-    upload = bucket.begin_upload(f"{prefix}/policy/weights")
-    bucket.put_part(f"{prefix}/policy/weights", upload, 1, b"half")
-    other = bucket.begin_upload(f"{prefix}2/policy/weights")
+    weights = "iterations/0/epochs/0/policy/model.safetensors"
+    upload = bucket.begin_upload(f"{prefix}/{weights}")
+    bucket.put_part(f"{prefix}/{weights}", upload, 1, b"half")
+    others = [f"{prefix}/another/{weights}", f"{prefix}/notes/a.bin", f"{prefix}2/{weights}"]
+    inside = "iterations/0/epochs/0/policy/another"
+    run.write(f"{inside}/lease.json", b"{}")
+    others.append(f"{prefix}/{inside}/model.safetensors")
+    uploads = {key: bucket.begin_upload(key) for key in others}
+    run.write(".probe-mine", b"x")
+    run.write(f".probe-{'0' * 32}", b"x")
     run.scratch.mkdir(parents=True)
     (run.scratch / ".policy.12345678.part").mkdir()
     (run.scratch / ".policy.12345678.part" / "weights").write_bytes(b"half")
     (run.scratch / "kept").write_bytes(b"x")
+    (run.scratch / ".kept.part").write_bytes(b"x")
     run.sweep()
-    assert bucket.uploads(prefix) == [(f"{prefix}2/policy/weights", other)]
-    bucket.abort_upload(f"{prefix}2/policy/weights", other)
-    assert files_below(stored) == {"kept": b"x"}
-    assert files_below(run.scratch) == {"kept": b"x"}
+    assert sorted(bucket.uploads(prefix)) == sorted(uploads.items())
+    for key, other in uploads.items():
+        bucket.abort_upload(key, other)
+    assert sorted(files_below(stored)) == [".probe-mine", f"{inside}/lease.json", "kept"]
+    assert sorted(files_below(run.scratch)) == [".kept.part", "kept"]
 
 
 def test_a_probe_leaves_no_object(run: S3Run, stored: Path) -> None:

@@ -211,8 +211,10 @@ def test_step_zero_refuses_a_reference_score_that_is_off_and_updates_nothing(
 
 EVERYTHING = Objective(0.5, "logistic", 0.1, length_normalized=True, sft_weight=0.5, base_weight=0.25)
 NCE = Objective(0.5, "nce", mu=2.0)
-OBJECTIVES = [Objective(0.5, "hinge"), Objective(0.5, "correlation"), Objective(0.5, "least_squares"), NCE, EVERYTHING]
-OBJECTIVE_NAMES = ["hinge", "correlation", "least squares", "nce", "everything"]
+SFT = Objective(0.5, "sft")
+MARGIN_LOSSES = [Objective(0.5, "hinge"), Objective(0.5, "correlation"), Objective(0.5, "least_squares")]
+OBJECTIVES = [*MARGIN_LOSSES, NCE, SFT, EVERYTHING]
+OBJECTIVE_NAMES = ["hinge", "correlation", "least squares", "nce", "sft", "everything"]
 
 
 def with_base(data: ScoredPairs) -> ScoredPairs:
@@ -251,6 +253,10 @@ def test_every_objective_has_a_step_zero(
     if objective is NCE:  # log(1 + mu) + mu log(1 + 1 / mu): the base's scores do not matter
         data_free = math.log(3.0) + 2.0 * math.log(1.5)
         assert found["loss"] == pytest.approx(data_free, abs=bound)
+        return
+    if objective is SFT:
+        nlls = [-score.ref_actual / len(pair.actual_ids) for pair, score in zip(data.pairs, data.scores, strict=True)]
+        assert found["loss"] == pytest.approx(sum(nlls) / 5, abs=bound)
         return
     if objective is not EVERYTHING:
         assert found["loss"] == pytest.approx(1.0, abs=bound)

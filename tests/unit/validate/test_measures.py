@@ -5,7 +5,8 @@ import pytest
 from spin_components.algorithm.answer_stats import is_match
 from spin_components.data.shards import GREEDY, SAMPLED, Prompt
 from spin_components.engine.engine import Answer
-from spin_components.validate.measures import mean_measures, measure_answers
+from spin_components.settings.selection import SelectionSettings
+from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from support.bounds import gamma
 
 WORDS = {1: "a", 2: "cat", 3: "sat", 4: "dog", 9: ""}
@@ -51,3 +52,12 @@ def test_means_by_hand() -> None:
 def test_a_match_ignores_case_and_white_space_alone() -> None:
     assert is_match(" Yes,\n it  is", "yes, it is ")
     assert not is_match("yes it is", "yes, it is")
+
+
+def test_a_base_model_whose_answers_are_too_long_or_short_is_warned_of() -> None:
+    for ratio in (2.1, 0.4):
+        warning = length_warning({"length_ratio": ratio}, SelectionSettings())
+        assert f"the base model's own answers are {ratio:.2f} times as long as the human's" in warning
+    assert not length_warning({"length_ratio": 2.0}, SelectionSettings())
+    assert not length_warning({"length_ratio": 9.0}, SelectionSettings(max_length_ratio=0))
+    assert not length_warning({}, SelectionSettings())

@@ -35,7 +35,7 @@ class Base(BaseModel):
     """The model that an adapter was trained on.
 
     Attributes:
-        uri: address of the run's base model, or of a policy of the run.
+        uri: address of the run's base model, or of a policy of the run; of a policy, relative to the run.
         sha256: its digest, see `model.stored.model_digest`.
     """
 
@@ -46,7 +46,7 @@ class Base(BaseModel):
 
 
 def write_adapter(
-    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], base: Base, like: Path
+    folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], base: Base, like: Path, address: str = ""
 ) -> None:
     """Write an adapter's folder.
 
@@ -56,13 +56,14 @@ def write_adapter(
         weights: by name, `LAYER.lora_A.weight` and `LAYER.lora_B.weight`; written as float32.
         base: the model that the adapter was trained on.
         like: folder of a model with the tokenizer.
+        address: of the base for peft, where `base` has an address relative to the run.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     plain = {f"{_PREFIX}{name}": tensor.detach().float().cpu().contiguous() for name, tensor in weights.items()}
     save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
-    named = {**config, "base_model_name_or_path": base.uri}
+    named = {**config, "base_model_name_or_path": address or base.uri}
     (folder / CONFIG).write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / BASE).write_text(base.model_dump_json(indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(like, folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from spin_components.runtime.kubernetes_api import KubernetesApi
 from spin_pipeline.cluster.client import Api
-from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, training, volumes
+from spin_pipeline.cluster.preflight import accounts, inputs, memory, nodes, secrets, servers, size, training, volumes
 from spin_pipeline.cluster.preflight.demands import demands_of
 from spin_pipeline.cluster.preflight.findings import Finding, failed
 from spin_pipeline.deploy.cluster_settings import Configuration
@@ -46,6 +46,7 @@ def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Findin
     """
     yield from inputs.check_addresses(configuration)
     yield from inputs.check_storage(configuration)
+    yield from size.check_size(configuration)
     health = yield from servers.check_pipelines(cluster.pipelines)
     is_multi_user = health is not None and health.is_multi_user
     reachable = list(servers.check_kubernetes(cluster.kubernetes))

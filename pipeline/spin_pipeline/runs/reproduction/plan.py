@@ -11,6 +11,7 @@ from typing import Any
 from spin_components.data import builtin
 from spin_components.errors import ConfigError, DataError, ModelError
 from spin_components.record.history import EpochHistory, History, IterationHistory
+from spin_components.settings.inheritance import OWN, inherited
 from spin_components.store import layout
 from spin_components.store.addresses import S3Address, parse_address
 from spin_components.store.base import RunStore
@@ -19,6 +20,7 @@ from spin_components.store.manifests import Manifest
 from spin_components.store.sources import Sources
 from spin_pipeline.config import check_settings
 from spin_pipeline.deploy.cluster_settings import Configuration
+from spin_pipeline.runs.published import kept_tasks
 
 _AGAIN = "-again"
 
@@ -46,7 +48,7 @@ def plan(
         history: its manifests.
         into: address of the new run; None for a sibling of the recorded one.
         num_iterations: number of iterations to reproduce; None for all that are finished.
-        overrides: `hardware.key=value`.
+        overrides: `hardware.key=value`, and the caller's own settings, which lead to code or to an address.
 
     Raises:
         ConfigError: the addresses of the two runs overlap, or the run cannot be reproduced on this machine.
@@ -54,10 +56,10 @@ def plan(
     """
     uri = address_of(run.uri, into)
     num = _num_iterations(history, num_iterations)
-    if wrong := [override for override in overrides if not override.strip().startswith("hardware.")]:
+    if wrong := [override for override in overrides if not _may_be_set(override)]:
         raise ConfigError(
-            f"--set {wrong[0]}: a run is reproduced with its own settings; only hardware.key=value may be changed. "
-            "For other settings, start a new run"
+            f"--set {wrong[0]}: a run is reproduced with its own settings; only hardware.key=value may be changed, and "
+            f"what is the caller's own: {', '.join(_CALLERS)}, tracking.key. For other settings, start a new run"
         )
     values = _values(run, history, num)
     settings = check_settings(values, overrides, uri, source=f"the settings of {run.uri}")
@@ -89,6 +91,14 @@ def address_of(run_uri: str, into: str | None) -> str:
     return str(new)
 
 
+_CALLERS = tuple(name for name in OWN if name != "run.uri")
+
+
+def _may_be_set(override: str) -> bool:
+    name = override.partition("=")[0].strip()
+    return name.startswith(("hardware.", "tracking.")) or name in _CALLERS
+
+
 _FIRST_DATA_SETTINGS = {"long_prompts": "cut_start", "deduplicate": False}
 """What runs did that were recorded before these settings existed."""
 
@@ -109,7 +119,7 @@ def _num_iterations(history: History, wanted: int | None) -> int:
 
 def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, dict[str, Any]]:
     """Tables of the new run by section: the recorded ones, with `auto` replaced by the recorded choices."""
-    recorded = {name: dict(table) for name, table in history.settings.items()}
+    recorded = inherited(history.settings, source=run.uri_of(layout.RUN))
     began = history.record["base_model"]
     base = run.uri_of(layout.BUILTIN_MODEL) if builtin.is_builtin(recorded["model"]["base"]) else began["uri"]
     sources = {
@@ -117,12 +127,18 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         for name, source in history.record["data"].items()
     }
     shards = [shard for iteration in history.iterations for shard in iteration.shards]
-    kept = {name: table for name, table in recorded.items() if name not in ("placement", "tracking")}
+    kept = {name: table for name, table in recorded.items() if name != "placement"} | kept_tasks(run, recorded)
     return {
         **kept,
         "run": {name: value for name, value in recorded["run"].items() if name not in ("uri", "max_time")},
         "model": {**recorded["model"], "base": base, "sha256": digest_of(_digests(began["files"]))},
-        "data": {**_FIRST_DATA_SETTINGS, **recorded["data"], **sources, **_template(run, history)},
+        "data": {
+            **_FIRST_DATA_SETTINGS,
+            **recorded["data"],
+            **_duplicates(recorded["data"], history),
+            **sources,
+            **_template(run, history),
+        },
         "spin": {**recorded["spin"], "max_iterations": num_iterations},
         "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
         "training": _zero_stage(
@@ -131,6 +147,12 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
         ),
         "hardware": _hardware(recorded.get("hardware", {}), history.iterations),
     }
+
+
+def _duplicates(data: dict[str, Any], history: History) -> dict[str, str]:
+    """What `data.deduplicate` = true did in runs that still trained on records which repeat an earlier one."""
+    is_old = data.get("deduplicate") is True and "num_removed_repeats" not in history.data.facts
+    return {"deduplicate": "across"} if is_old else {}
 
 
 def _template(run: RunStore, history: History) -> dict[str, str]:

@@ -1,0 +1,150 @@
+"""One iteration of self-play as a nested pipeline, with task keys that are unique in the whole run.
+
+Kubeflow's UI finds an artifact by its task's key and its own name over the whole run. So `checkpoint` of iteration 1
+has the key `checkpoint-1`, and each iteration is a pipeline of its own; their executors are shared, see
+`deploy.dedupe_spec`. Items of a loop share the keys of their tasks: what belongs to a shard is shown after the loop.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from spin_components.checkpoint.component import checkpoint
+from spin_components.generate.component import generate
+from spin_components.ref_logprob.component import ref_logprob
+from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
+from spin_components.validate.component import validate
+from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+
+ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+"""KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of tasks, which are fixed when the pipeline is compiled.
+
+    Attributes:
+        max_iterations: upper limit; a run may ask for fewer.
+        epochs: number of epochs of each iteration.
+        shards: number of generation shards of an iteration.
+        parallelism: number of shards that run at the same time; 0 for all.
+        nodes: number of pods of train-epoch.
+        evaluates: whether published models are evaluated.
+    """
+
+    max_iterations: int
+    epochs: tuple[int, ...]
+    shards: int
+    parallelism: int
+    nodes: int
+    evaluates: bool
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks of a run with all iterations."""
+        evaluations = (1 + self.max_iterations) * self.evaluates
+        return 3 + evaluations + sum(2 * self.shards + 2 * epochs + 1 for epochs in self.epochs)
+
+    def as_compiled(self) -> dict[str, Any]:
+        """What `prepare` compares a run's settings with."""
+        return {
+            "max_iterations": self.max_iterations,
+            "max_epochs": list(self.epochs),
+            "shards": self.shards,
+            "nodes": self.nodes,
+            "evaluates": self.evaluates,
+        }
+
+
+def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponent:
+    """Build the nested pipeline of iteration t; it returns the address of the next reference, or "" to stop."""
+    template = placer.job_template()
+    train = partial(train_epoch_on_nodes, template=template) if shape.nodes > 1 and template else train_epoch
+
+    @dsl.pipeline(name=f"iteration-{t}")
+    def iteration(
+        run_uri: str,
+        reference_uri: str,
+        accelerator: str,
+        generate_accelerators: str,
+        train_accelerators: str,
+        score_accelerators: str,
+        generate_cpu: str,
+        generate_memory: str,
+        train_cpu: str,
+        train_memory: str,
+        score_cpu: str,
+        score_memory: str,
+        node_selector: dict,
+        tolerations: list,
+        affinity: dict,
+    ) -> str:
+        """Generate answers with the reference, train the policy, and return the address of the next reference."""
+        arguments = locals()
+        pod_fields = {name: arguments[name] for name in POD_FIELDS}
+        at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
+        with dsl.ParallelFor(
+            list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
+        ) as shard:
+            generated = task_of(generate, t, **at, shard=shard, reference_uri=reference_uri)
+            placer.generate(generated, pod_fields)
+            scored = task_of(
+                ref_logprob, t, **at, shard=shard, reference_uri=reference_uri, generations_uri=result_of(generated)
+            )
+            placer.score(scored, pod_fields)
+        policy_uri: Any = reference_uri
+        for epoch in range(shape.epochs[t]):
+            scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
+            trained = task_of(train, t, epoch, **at, epoch=epoch, policy_uri=policy_uri, scores_uris=scores)
+            placer.train(trained, pod_fields)
+            validated = task_of(
+                validate, t, epoch, **at, epoch=epoch, policy_uri=result_of(trained), reference_uri=reference_uri
+            )
+            placer.score(validated, pod_fields)
+            policy_uri = result_of(validated)
+        published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
+        placer.light(published)
+        return result_of(published)  # type: ignore[no-any-return]
+
+    return iteration
+
+
+def task_of(component: Any, iteration: int | str | None, epoch: int | None = None, /, **arguments: Any) -> Any:
+    """Call a component as a task with a key of its own, such as `train-epoch-1-0`, and a name for people.
+
+    KFP names a task after its component, so it gets a renamed copy. With equal names KFP's compiler would also swap the
+    pod configurations of executors in nested pipelines, in about one compilation of three.
+
+    Args:
+        component: the component, or a `functools.partial` of one.
+        iteration: its number, or `base`; None for a step of the whole run.
+        epoch: within the iteration; None for a step that has none.
+        arguments: of the component.
+    """
+    original = component.func if isinstance(component, partial) else component
+    fixed: Mapping[str, Any] = component.keywords if isinstance(component, partial) else {}
+    own = copy.deepcopy(original)
+    step = original.name.removesuffix("-on-nodes")
+    own.component_spec.name = "-".join(str(part) for part in (step, iteration, epoch) if part is not None)
+    task = own(**fixed, **arguments)
+    task.set_caching_options(False)  # KFP's cache compares addresses, not contents; a step compares its manifest
+    task.set_display_name(_display_name(step, iteration, epoch))
+    return task
+
+
+def _display_name(step: str, iteration: int | str | None, epoch: int | None) -> str:
+    where = {None: "", "base": "base model: "}.get(iteration, f"iteration {iteration}: ")  # type: ignore[call-overload]
+    if epoch is None:
+        return f"{where}{step}"
+    return f"{where}{'train' if step == 'train-epoch' else step} epoch {epoch}"
+
+
+def result_of(task: Any) -> Any:
+    """The return value of a task, as opposed to its artifacts."""
+    return task.outputs["Output"]

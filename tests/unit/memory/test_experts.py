@@ -1,0 +1,124 @@
+"""Parameters by the widths of a configuration, against those of the models that transformers builds from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from spin_components.memory.check import estimate_steps
+from spin_components.memory.experts import Experts, experts_of
+from spin_components.memory.roofline import GPUS, bounds
+from spin_components.memory.shape import ModelShape, frozen_bytes, shape_of_config
+from spin_components.memory.work import Lengths, Machine, Workload
+from spin_components.settings.settings import Settings
+from support.families import CONFIGS, OTHERS
+
+NEAR = {"gpt2", "opt", "mamba", "mamba2", "gemma4", "gemma4_text", "qwen3_next"}
+"""Families with more than these widths tell: tables of positions, convolutions, projections of a state."""
+VISION = ("vision_tower", "multi_modal_projector", "embed_vision", "embed_audio", "audio_tower")
+
+
+def _of_family(family: str) -> tuple[ModelShape, Any]:
+    """The shape that a family's default configuration tells, which is a published model's size, and that model."""
+    config = CONFIG_MAPPING[family]()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return shape_of_config(CONFIG_MAPPING[family]().to_dict(), what=family), model
+
+
+@pytest.mark.parametrize("family", [*CONFIGS, *OTHERS])
+def test_parameters_are_those_of_the_model(family: str) -> None:
+    shape, model = _of_family(family)
+    weights = {name: weight for name, weight in model.named_parameters() if not any(part in name for part in VISION)}
+    number = sum(weight.numel() for weight in weights.values())
+    # biases and small norms are less than a thousandth
+    assert shape.num_parameters == pytest.approx(number, rel=0.08 if family in NEAR else 1e-3)
+    routed = sum(weight.numel() for name, weight in weights.items() if ".experts." in name)
+    if routed:
+        config = model.config.get_text_config()
+        assert shape.experts is not None
+        share = shape.experts.active / shape.experts.number
+        assert shape.experts.active == config.num_experts_per_tok
+        assert shape.num_parameters - shape.num_active == pytest.approx(routed * (1 - share), rel=1e-3)
+    else:
+        assert shape.num_active == shape.num_parameters
+    assert isinstance(model, nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("config", "number", "active"),  # published: 46.7 billion with 12.9 active, and 30.5 with 3.3
+    [
+        (
+            {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+            | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "tie_word_embeddings": False}
+            | {"num_local_experts": 8, "num_experts_per_tok": 2},
+            46_702_792_704,
+            12_879_925_248,
+        ),
+        (
+            {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48}
+            | {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
+            | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+            | {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+            30_532_110_336,
+            3_353_020_416,
+        ),
+    ],
+)
+def test_total_and_active_parameters_of_published_mixtures(config: dict[str, Any], number: int, active: int) -> None:
+    shape = shape_of_config(config, what="x")
+    assert (shape.num_parameters, shape.num_active) == (number, active)
+
+
+def test_layers_with_experts_are_counted_as_each_family_names_them() -> None:
+    base = {"num_experts": 4, "num_experts_per_tok": 2}
+    for keys, layers in (
+        ({}, 6),
+        ({"decoder_sparse_step": 2}, 3),
+        ({"mlp_only_layers": [0, 5]}, 4),
+        ({"first_k_dense_replace": 1}, 5),
+        ({"moe_layers": [1, 3]}, 2),
+    ):
+        assert experts_of({**base, **keys}, 6, 8) == Experts(4, 2, 8, 0, layers)
+    for dense in ({}, {"num_experts": 1, "num_experts_per_tok": 1}, {**base, "enable_moe_block": False}):
+        assert experts_of(dense, 6, 8) is None
+
+
+def test_only_active_parameters_take_time_and_all_take_memory() -> None:
+    widths: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 100}
+    dense = shape_of_config({**widths, "intermediate_size": 1024}, what="x")
+    mixed = shape_of_config(
+        {**widths, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2}, what="x"
+    )
+    assert mixed.inner == dense.inner
+    settings = Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}, "lora": {}})
+    work = Workload(settings, Machine("cuda", is_bf16=True), Lengths(8, 8, 8))
+    for dense_bound, mixed_bound in zip(
+        bounds(dense, work, GPUS["h200"]), bounds(mixed, work, GPUS["h200"]), strict=True
+    ):
+        # the same matrices but for two routers
+        assert mixed_bound.seconds["compute"] == pytest.approx(dense_bound.seconds["compute"], rel=1e-2)
+        assert mixed_bound.seconds["memory"] > dense_bound.seconds["memory"]
+    for dense_step, mixed_step in zip(estimate_steps(dense, work), estimate_steps(mixed, work), strict=True):
+        assert mixed_step.device["weights"] > 2 * dense_step.device["weights"]
+
+
+def test_experts_are_not_quantized() -> None:
+    config = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
+    shape = shape_of_config({**config, "intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2}, what="x")
+    lora = Settings.model_validate(
+        {
+            "model": {"base": "m"},
+            "data": {"train": "d"},
+            "lora": {"r": 4, "quantize": "nf4", "export": "adapter"},
+        }
+    ).lora
+    assert shape.experts is not None
+    routed = 4 * shape.experts.num_routed(shape.hidden)
+    assert routed < frozen_bytes(shape, lora) < 4 * shape.num_parameters
+    assert math.isclose(routed, 4 * 2 * 8 * 3 * 64 * 64)
