@@ -114,7 +114,7 @@ class S3Run(RunStore):
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         pending = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
         for key, digest in pending.items():
-            info = self._bucket.stat(self._prefix + key)
+            info = self._bucket.stat(self._object(key))
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:
