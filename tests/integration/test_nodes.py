@@ -107,6 +107,7 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_two_nodes_give_the_losses_of_one_process(
     epoch: Epoch, trainer: TrainerServer, tiny_llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_two_nodes_give_the_losses_of_one_process(
     assert len(trainer.created) == 1, "an epoch that is done starts no job"
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_a_retried_step_continues_with_its_job(epoch: Epoch, trainer: TrainerServer) -> None:
     killed = epoch.start_step()
     wait_for(lambda: trainer.created)
