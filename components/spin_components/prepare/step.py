@@ -184,7 +184,7 @@ def _base_model(step: Step, settings: Settings) -> Source:
         source = _made(step, uri, layout.BUILTIN_MODEL, layout.inputs_manifest("model"), builtin.MODELS[name])
     else:
         source = step.run.sources.open_model(uri, what=what)
-    check_model_folder(source.folder, what=what, address=source.uri)
+    check_model_folder(source.folder, what=what, address=source.uri, quantize=settings.lora.quantize)
     return source
 
 
