@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE
-from spin_components.errors import ConfigError, InputsChangedError, IntegrityError
+from spin_components.errors import ConfigError, InputsChangedError, IntegrityError, ModelError
+from spin_components.memory.shape import shape_of_folder
 from spin_components.model.loading import load_model
-from spin_components.model.lora.files import read_base
-from spin_components.model.lora.merging import load_quantized
+from spin_components.model.lora.files import copy_tokenizer, read_base
+from spin_components.model.lora.merging import load_quantized, write_merged
 from spin_components.model.stored import model_digest, open_model
 from spin_components.runtime.process import STOPPED
 from spin_components.runtime.step import Step
@@ -227,6 +228,26 @@ def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: Loca
     # a product with 4-bit weights is one more chain: codes, scales of blocks, scales of those
     torch.testing.assert_close(logits(found), logits(whole), rtol=0.0, atol=4 * bounds.of_logit(whole))
     assert "quantised to nf4" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+
+
+def test_a_base_that_is_stored_in_4_bits_has_the_numbers_of_the_one_that_it_was_made_from(
+    tiny_llama: Path, question_file: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    settings = settings_of(tmp_path / "run", base, question_file, lora={"export": "adapter", "quantize": "nf4"})
+    made = load_quantized(tiny_llama, settings, torch.device("cpu"), "float32")
+    made.save_pretrained(base)
+    copy_tokenizer(tiny_llama, base)
+    assert "bitsandbytes" in (base / "config.json").read_text("utf-8")
+    assert shape_of_folder(base, what="x").num_parameters == shape_of_folder(tiny_llama, what="x").num_parameters
+    begin(settings)  # base model checked, scored and sampled from
+    assert torch.equal(logits(load_quantized(base, settings, torch.device("cpu"), "float32")), logits(made))
+    for name, folder in (("of base", base), ("of origin", tiny_llama)):
+        write_merged(folder, [], settings, tmp_path / name)
+    assert "quantization_config" not in json.loads((tmp_path / "of base/config.json").read_bytes())
+    assert torch.equal(logits(plain(tmp_path / "of base")), logits(plain(tmp_path / "of origin")))
+    with pytest.raises(ModelError, match="only an adapter on it can be trained"):
+        begin(settings_of(tmp_path / "plain", base, question_file))
 
 
 @pytest.mark.usefixtures("warm_python")

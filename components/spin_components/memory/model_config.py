@@ -72,7 +72,8 @@ def _in_bucket(address: S3Address, what: str) -> tuple[ModelShape, str]:
         names = [name for name in sizes_of if fnmatch(name, "model*.safetensors") and "/" not in name]
     sizes = [sizes_of.get(name, 0) for name in names]
     num_bytes = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 0)
-    num_parameters = sum(sizes) // num_bytes if num_bytes else 0  # counts the headers too, a few KiB a file
+    is_known = num_bytes and not config.get("quantization_config")
+    num_parameters = sum(sizes) // num_bytes if is_known else 0  # counts the headers too, a few KiB a file
     shape = shape_of_config(config, what=what, num_parameters=num_parameters)
     return shape, "its config.json and the sizes of its files"
 

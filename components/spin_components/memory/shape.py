@@ -12,7 +12,8 @@ from typing import Any
 from spin_components.errors import ModelError
 from spin_components.memory.experts import Experts, experts_of
 from spin_components.settings.training import LoraSettings
-from spin_components.store.model_files import count_parameters, read_headers, weight_files
+from spin_components.store.four_bit_files import original_weights
+from spin_components.store.model_files import count_parameters, weight_files
 
 _NAMES = {
     "num_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -98,7 +99,7 @@ def shape_of_folder(folder: Path, *, what: str) -> ModelShape:
         raise ModelError(f"{what} = '{folder}': config.json cannot be read: {error}") from error
     shape = shape_of_config(config, what=what)
     files = weight_files(folder, config) or sorted(folder.glob("model*.safetensors"))
-    number = count_parameters(read_headers(files), is_tied=shape.is_tied)
+    number = count_parameters(original_weights(files), is_tied=shape.is_tied)
     return replace(shape, num_parameters=number, is_counted=True) if number else shape
 
 

@@ -17,7 +17,8 @@ from spin_components.model.families import check_family
 from spin_components.model.loading import import_generation
 from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
-from spin_components.store.model_files import StoredWeight, read_headers, some_of, weight_files
+from spin_components.store.four_bit_files import original_weights
+from spin_components.store.model_files import StoredWeight, some_of, weight_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ def check_architecture(
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-        weights = read_headers(weight_files(folder, config.to_dict()))
+        weights = original_weights(weight_files(folder, config.to_dict()))
+        if hasattr(config, "quantization_config"):  # the weights are checked as what they stand for
+            del config.quantization_config
         with _quiet():
             with torch.device("meta"):
                 kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code))

@@ -31,13 +31,14 @@ _SMALL_FLOATS = ("F8_", "F6_", "F4")
 _SMALL_INTEGERS = ("I8", "U8", "I4", "U4")
 
 
-def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[str, Any]:
+def check_model_folder(folder: Path, *, what: str, address: str = "", quantize: str = "none") -> dict[str, Any]:
     """Check that a folder has the files of a model, and return its parsed `config.json`.
 
     Args:
         folder: local path.
         what: name of the setting that gave the path, for error messages.
         address: value of that setting; the folder by default.
+        quantize: `lora.quantize`; a model that bitsandbytes stored so is no error.
 
     Raises:
         ModelError: it is not a folder, has no config.json, no safetensors or no tokenizer, or holds a Git LFS pointer,
@@ -48,7 +49,9 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
         problem = "is a file" if folder.exists() else "does not exist"
         raise ModelError(f"{what} = {address!r} {problem}; expected a folder in Hugging Face layout, or builtin:NAME")
     config = _read_config(folder, what, address)
-    _check_unquantized(config, {}, what, address)
+    is_stored_so = quantize == "nf4" and _four_bits(config) == "nf4"
+    if not is_stored_so:
+        _check_unquantized(config, {}, what, address)
     files = weight_files(folder, config)
     if not files:
         if (folder / ADAPTER_CONFIG).is_file():
@@ -62,7 +65,9 @@ def check_model_folder(folder: Path, *, what: str, address: str = "") -> dict[st
     for name in _TOKENIZERS:
         if (folder / name).is_file():
             check_no_pointer(folder / name)
-    _check_unquantized(config, read_headers(files), what, address)
+    headers = read_headers(files)
+    if not is_stored_so:
+        _check_unquantized(config, headers, what, address)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise ModelError(f"{what} = {address!r} has no tokenizer; save it beside the weights with save_pretrained")
     for name in _TABLES:
@@ -107,14 +112,30 @@ def _adapter_alone(folder: Path, what: str, address: str) -> ModelError:
     )
 
 
+def _four_bits(config: Mapping[str, Any]) -> str:
+    """The type of the 4-bit numbers that bitsandbytes stored a model in, `nf4` or `fp4`; "" for other models."""
+    named = config.get("quantization_config")
+    if not isinstance(named, Mapping) or named.get("quant_method") != "bitsandbytes" or not named.get("load_in_4bit"):
+        return ""
+    return str(named.get("bnb_4bit_quant_type") or "fp4")
+
+
 def _check_unquantized(config: Mapping[str, Any], weights: Mapping[str, StoredWeight], what: str, address: str) -> None:
     """Refuse a model whose stored weights are quantized, by its `config.json` or by the types of its weights."""
     nested = config.get("text_config")
     tables = [config, nested] if isinstance(nested, Mapping) else [config]
     named = next((table[key] for table in tables for key in _QUANTIZATIONS if table.get(key)), None)
+    if _four_bits(config) == "nf4":
+        raise ModelError(
+            f"{what} = {address!r} is stored in 4 bits by bitsandbytes (nf4), so only an adapter on it can be trained: "
+            "set lora.r, lora.quantize = 'nf4' and lora.export = 'adapter', or name the unquantized model that it was "
+            "made from"
+        )
     if named is not None:
         method = named.get("quant_method") if isinstance(named, Mapping) else named
         found = f"config.json says {method or 'quantization_config'}"
+        if method == "bitsandbytes":
+            found += f", {_four_bits(config) or '8 bits'}, and 4 bits of type nf4 are read alone"
     else:
         names = [
             name
@@ -152,14 +173,17 @@ def generation_eos(folder: Path, config: Mapping[str, Any]) -> int | list[int] |
 
 
 def copy_companions(like: Path, folder: Path) -> None:
-    """Copy a model's files but its weights from one folder to another, with float32 as the dtype in `config.json`."""
+    """Copy a model's files but its weights from one folder to another, with float32 as the dtype in `config.json`.
+
+    What is said there of a quantization is left out, since the weights beside it are float32.
+    """
     config = json.loads((like / "config.json").read_bytes())
     weights = {path.relative_to(like).as_posix() for path in weight_files(like, config)} | {WEIGHTS, INDEX}
     for name in model_names(like, config):
         if name not in weights:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(like / name, folder / name)
-    for name in ("torch_dtype", "transformers_weights"):
+    for name in ("torch_dtype", "transformers_weights", "quantization_config"):
         config.pop(name, None)
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -39,7 +39,8 @@ def load_model(
         folder: in Hugging Face layout, with safetensors.
         settings: of the model.
         device: where the weights are put.
-        quantization: transformers' quantization config; the layers that it quantizes are not float32.
+        quantization: transformers' quantization config; the layers that it quantizes are not float32. Of a model that
+            is stored in 4 bits, only its compute dtype counts.
 
     Raises:
         ModelError: transformers cannot load it, or finds no numbers for some of its weights.
@@ -51,6 +52,9 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
         _make_deterministic(config)
+        if stored := getattr(config, "quantization_config", None):
+            number = str(getattr(quantization, "bnb_4bit_compute_dtype", torch.float32)).removeprefix("torch.")
+            config.quantization_config = {**stored, "bnb_4bit_compute_dtype": number}
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -60,7 +64,8 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
             **_generation(folder, config),
-            **({"quantization_config": quantization, "device_map": {"": str(device)}} if quantization else {}),
+            **({"quantization_config": quantization} if quantization and not stored else {}),
+            **({"device_map": {"": str(device)}} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error

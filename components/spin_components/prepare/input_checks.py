@@ -25,8 +25,9 @@ def check_inputs(settings: Settings) -> None:
     if builtin.is_builtin(base):
         builtin.check_builtin(base, what="model.base", kinds=builtin.MODELS)
     elif scheme_of(base) == "file":
-        check_parent(settings.model, is_there=local_path(base, what="model.base").exists())
-        check_model_folder(local_path(base, what="model.base"), what="model.base", address=base)
+        folder = local_path(base, what="model.base")
+        check_parent(settings.model, is_there=folder.exists())
+        check_model_folder(folder, what="model.base", address=base, quantize=settings.lora.quantize)
     else:
         check_address(base, what="model.base")
     with Sources() as sources:

@@ -82,7 +82,8 @@ def render_records(
         ModelError: the template ends turns with no token that could be found.
     """
     data = settings.data
-    eos_ids = find_eos_ids(tokenizer, generation_eos(base, check_model_folder(base, what="model.base")), template)
+    config = check_model_folder(base, what="model.base", quantize=settings.lora.quantize)
+    eos_ids = find_eos_ids(tokenizer, generation_eos(base, config), template)
     renderer = Renderer(
         tokenizer,
         eos_ids,

@@ -167,7 +167,7 @@ def _base_model(step: Step, settings: Settings) -> Source:
     else:
         source = step.run.sources.open_model(uri, what=what)
         check_parent(settings.model, is_there=bool(source.names))
-    check_model_folder(source.folder, what=what, address=source.uri)
+    check_model_folder(source.folder, what=what, address=source.uri, quantize=settings.lora.quantize)
     return source
 
 

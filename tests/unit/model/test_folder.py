@@ -58,6 +58,33 @@ def test_a_quantized_model_is_refused_by_the_types_of_its_weights(name: str, dty
         check_model_folder(folder, what="model.base")
 
 
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def test_a_model_stored_in_4_bits_is_the_base_of_an_adapter_alone(folder: Path) -> None:
+    write_header(folder / "model.safetensors", {"model.q_proj.weight": [8, 1]}, dtype="U8")
+    configure(folder, quantization_config=NF4)
+    with pytest.raises(
+        ModelError, match=r"stored in 4 bits by bitsandbytes \(nf4\).*set lora\.r, lora\.quantize = 'nf4'"
+    ):
+        check_model_folder(folder, what="model.base")
+    assert check_model_folder(folder, what="model.base", quantize="nf4")["quantization_config"] == NF4
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({"bnb_4bit_quant_type": "fp4"}, "bitsandbytes, fp4"), ({"load_in_4bit": False}, "bitsandbytes, 8 bits")],
+)
+def test_other_numbers_of_bitsandbytes_are_refused_with_an_adapter_too(
+    changes: dict[str, Any], found: str, folder: Path
+) -> None:
+    configure(folder, quantization_config={**NF4, **changes})
+    with pytest.raises(
+        ModelError, match=f"is quantized .config.json says {found}, and 4 bits of type nf4 are read alone"
+    ):
+        check_model_folder(folder, what="model.base", quantize="nf4")
+
+
 def test_a_mask_of_bytes_is_no_quantized_weight(folder: Path) -> None:
     write_header(folder / "model.safetensors", {"h.0.attn.bias": [1, 1, 4, 4]}, dtype="U8")
     check_model_folder(folder, what="model.base")

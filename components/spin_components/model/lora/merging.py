@@ -37,11 +37,24 @@ def write_merged(base: Path, adapters: Sequence[Path], settings: Settings, folde
     """
     if settings.lora.is_quantized:
         model = load_quantized(base, settings, torch.device("cpu"), "float32").dequantize()
+        _forget_stored_bits(model)
     else:
         model = load_model(base, settings.model)
     for adapter in adapters:
         merge(model, adapter)
     save_policy(model, model.state_dict(), base, folder)
+
+
+def _forget_stored_bits(model: Any) -> None:
+    """Have transformers save a dequantized model without the form in which bitsandbytes had stored its weights."""
+    from transformers.integrations.bitsandbytes import Bnb4bitDeserialize
+
+    if (conversions := getattr(model, "_weight_conversions", None)) is not None:
+        model._weight_conversions = [
+            each
+            for each in conversions
+            if not any(isinstance(operation, Bnb4bitDeserialize) for operation in getattr(each, "operations", ()))
+        ]
 
 
 def write_layered(base: Path, adapters: Sequence[Path], folder: Path) -> None:
