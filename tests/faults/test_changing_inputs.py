@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from spin_components.data import records
 from spin_components.errors import IntegrityError, StorageError
+from spin_components.model import stored
 from spin_components.prepare import step as prepare_step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout, renames
@@ -35,7 +37,7 @@ def test_data_that_changes_after_it_was_hashed_is_noticed(
 ) -> None:
     data = shutil.copyfile(question_file, tmp_path / "data.jsonl")
     settings = make_settings(data={"train": str(data), "max_train_records": 8, "validation_size": 4})
-    read = prepare_step.read_source
+    read = records.read_source
 
     def changed_first(*arguments: Any, **named: Any) -> Any:
         content = data.read_bytes()
@@ -97,7 +99,7 @@ def test_a_policy_that_changes_while_it_is_exported_is_not_exported(
     finished: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished.root, tmp_path / "run")
-    opened = export.open_model
+    opened = stored.open_model
 
     def changed_after(*arguments: Any, **named: Any) -> Path:
         folder = opened(*arguments, **named)

@@ -226,7 +226,8 @@ def test_an_index_of_weights_names_only_files_of_its_folder(tmp_path: Path, name
 
 def test_a_record_of_files_elsewhere_is_refused(tmp_path: Path) -> None:
     run = LocalRun(tmp_path)
-    for files in ({"/etc/passwd": {"num_bytes": 1, "sha256": "0" * 64}}, {"a": {}}, {"a": None}, [], None):
+    odd: list[Any] = [{"/etc/passwd": {"num_bytes": 1, "sha256": "0" * 64}}, {"a": {}}, {"a": None}, [], None]
+    for files in odd:
         run.write_json(layout.RUN, {"base_model": {"uri": "/models/base", "files": files}})
         with pytest.raises(IntegrityError, match=r"run\.json"):
             base_files(run)

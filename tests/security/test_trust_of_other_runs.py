@@ -170,7 +170,7 @@ def adapted(finished: LocalRun, tiny_llama: Path, tmp_path: Path, monkeypatch: p
     run.write_json(layout.RUN, record)
     policy = f"{layout.epoch(1, 0)}/policy"
     shutil.rmtree(run.path(policy))
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(model / "model.safetensors").items():
         if name.endswith("q_proj.weight"):
             layer, (num_out, num_in) = name.removesuffix(".weight"), tensor.shape

@@ -32,7 +32,7 @@ _OWN = re.compile(
     re.VERBOSE,
 )
 _STAGED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
-_SCRATCH = re.compile(r"\.(made-|epoch-\d+-\d+-|probe\.)[0-9a-f]{8}\.part")
+_SCRATCH = re.compile(r"\.(made-|epoch-\d+-\d+-|probe\.|\.clock\.)[0-9a-f]{8}\.part")
 
 
 def is_own(key: str) -> bool:

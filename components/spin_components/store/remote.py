@@ -43,11 +43,11 @@ class S3Run(RunStore):
 
     poll_s = 2.0
 
-    def __init__(self, address: S3Address) -> None:
+    def __init__(self, address: S3Address, deadline_s: float | None = None) -> None:
         self.uri = str(address)
         self.scratch = cache_folder() / "runs" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
         self._prefix = f"{address.key}/" if address.key else ""
-        self._bucket = Bucket(address.bucket)
+        self._bucket = Bucket(address.bucket, deadline_s=deadline_s)
         self._view: View | None = None
 
     @cached_property
@@ -77,17 +77,17 @@ class S3Run(RunStore):
         self._bucket.put(self._object(key), content)
 
     def read_stored(self, key: str) -> Stored | None:
-        return self._bucket.read(self._prefix + key)
+        return self._bucket.read(self._object(key))
 
     def tag_of(self, key: str) -> str | None:
-        info = self._bucket.stat(self._prefix + key)
+        info = self._bucket.stat(self._object(key))
         return info.etag if info else None
 
     def create(self, key: str, content: bytes) -> bool:
-        return ConditionalWrites(self._bucket).create(self._prefix + key, content)
+        return ConditionalWrites(self._bucket).create(self._object(key), content)
 
     def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
-        return ConditionalWrites(self._bucket).replace(self._prefix + key, content, tag, guard)
+        return ConditionalWrites(self._bucket).replace(self._object(key), content, tag, guard)
 
     def now(self) -> float | None:
         return None  # comes with every answer: `Stored.now`
@@ -114,7 +114,7 @@ class S3Run(RunStore):
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         pending = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
         for key, digest in pending.items():
-            info = self._bucket.stat(self._prefix + key)
+            info = self._bucket.stat(self._object(key))
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:

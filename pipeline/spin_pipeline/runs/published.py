@@ -78,7 +78,8 @@ def find_published(run: RunStore, which: str) -> Published:
     key = run.key_of(uri) if isinstance(uri, str) and uri else None
     if not isinstance(uri, str) or key is None or layout.epoch_of(key) is None:
         raise IntegrityError(
-            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(uri))}, which is outside the run or no policy"
+            f"{run.uri_of(layout.checkpoint(iteration))} names {shown(str(uri))}, which is outside the run or not a "
+            "policy; restore the original manifest"
         )
     if not run.sizes(key):
         top_k = run.read_json(layout.RUN)["settings"].get("selection", {}).get("save_top_k")
