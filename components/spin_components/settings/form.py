@@ -102,7 +102,7 @@ def settings_from_form(values: Mapping[str, Any], defaults: Mapping[str, Any]) -
         given = _section_values(f"{PREFIX}{section}", values.get(f"{PREFIX}{section}", "{}"), mistakes)
         for key, value in given.items():
             is_table = isinstance(value, dict) and _is_section(section, key)
-            table[key] = {**table[key], **value} if is_table else value
+            table[key] = {**table.get(key, {}), **value} if is_table else value
     if mistakes:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise ConfigError(f"{count} in the pipeline's parameters:\n" + "\n".join(f"  {line}" for line in mistakes))
