@@ -29,7 +29,7 @@ for name in os.listdir("/proc"):
             parent = int(open(f"/proc/{name}/stat").read().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if b"kfp.dsl.executor_main" in words and b"python" in words[0]:
+        if b"--function_to_execute" in words and b"python" in words[0]:
             executors[int(name)] = parent
 for process, parent in executors.items():
     if parent in executors:

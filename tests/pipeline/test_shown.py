@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,13 @@ from kfp import dsl
 
 from spin_components.model.stored import model_files
 from spin_components.runtime import kfp_artifacts as shown
+from spin_components.runtime import result_artifacts
 from spin_components.runtime.result_artifacts import show_result
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.lease import RUNNER
 from spin_components.store.local import LocalRun
+from spin_components.store.manifests import Manifest, read_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -112,18 +113,21 @@ def kfp_takes(value: object) -> bool:
     )
 
 
-def test_kfp_takes_the_metadata_of_every_artifact(finished: LocalRun, tmp_path: Path) -> None:
+def test_kfp_takes_the_metadata_of_every_artifact(
+    finished: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where losses are not finite, which manifests hold as null."""
-    run = LocalRun(Path(shutil.copytree(finished.uri, tmp_path / "run")))
-    for path in Path(run.uri).rglob("*.json"):  # addresses in manifests are those of the run that was copied
-        path.write_text(path.read_text("utf-8").replace(finished.uri, run.uri), "utf-8")
-    for key in (layout.checkpoint(1), layout.validation(1, 0), layout.epoch_manifest(1, 0), layout.BASE_VALIDATION):
-        manifest = run.read_json(key)
-        numbers = {name: None for name, value in manifest["facts"].items() if isinstance(value, float)}
-        run.write_json(
-            key, {**manifest, "facts": {**manifest["facts"], **numbers, "from_base": None, "from_best": None}}
+
+    def without_numbers(run: LocalRun, key: str) -> Manifest:
+        manifest = read_manifest(run, key)
+        unknown = {name: None for name, value in manifest.facts.items() if isinstance(value, float)}
+        return manifest.model_copy(
+            update={"facts": {**manifest.facts, **unknown, "from_base": None, "from_best": None}}
         )
-    run.write_json(layout.BEST, {**run.read_json(layout.BEST), "val_loss": None})
+
+    monkeypatch.setattr(shown, "read_manifest", without_numbers)
+    monkeypatch.setattr(result_artifacts, "read_manifest", without_numbers)
+    run = finished
     artifacts: list[dsl.Artifact] = [dsl.Dataset(uri=str(tmp_path / "dataset"))]
     shown.show_data(artifacts[0], run.uri, "model")
     artifacts += shown_checkpoint(run, tmp_path)

@@ -20,8 +20,10 @@ from spin_pipeline.cluster.submit import run_uri_of
 from spin_pipeline.watch.lines import LinePrinter
 
 _TASK = re.compile(
-    r"(prepare|validate-base|generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?"
+    r"(prepare|validate|evaluate)(-base)?|(generate|ref-logprob|checkpoint|evaluate)-\d+|(train-epoch|validate)-\d+-\d+|"
+    r"(generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?|result"
 )
+"""Keys of the pipeline's tasks, with iteration and epoch, and those of pipelines that were compiled before."""
 _DEADLINE_S = 20.0  # it may be storage that only pods reach
 _CLOCKS_S = 60.0  # the API server's clock may be ahead of the pods'
 
