@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 	$(BIN)/spin-pipeline run
 
 test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real KFP runner
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files first, as they are collected
 
 test-matrix: $(VENV)/.test  ## numeric and watch tests on other instructions, thread counts, load and order; ARGS: tests/matrix.py
 	$(BIN)/python tests/matrix.py $(ARGS)

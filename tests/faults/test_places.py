@@ -14,6 +14,7 @@ from faults.ground import Tally
 from spin_components.store.digests import digest_tree
 from spin_components.store.local import LocalRun
 from spin_pipeline.cli import main
+from spin_pipeline.local.run import LOG, _where_to_look
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +32,21 @@ def test_a_run_on_a_read_only_disk_is_read(disk: Path, capsys: pytest.CaptureFix
     run = str(disk / "run")
     assert main(["status", run]) == 0
     assert main(["report", run, "-o", str(tmp_path / "page.html")]) == 0
-    assert main(["export", run, str(tmp_path / "model")]) == 0
     assert main(["gc", run, "--dry-run"]) == 0
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["report", "RUN"], ["report", "RUN", "-o", "DISK/page.html"], ["export", "RUN", "DISK/model"], ["gc", "RUN"]],
+    [["report", "RUN"], ["report", "RUN", "-o", "DISK/page.html"], ["export", "FINISHED", "DISK/model"], ["gc", "RUN"]],
     ids=" ".join,
 )
 def test_what_would_write_to_a_read_only_disk_says_so(
-    disk: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], tally: Tally
+    disk: Path, finished: LocalRun, arguments: list[str], capsys: pytest.CaptureFixture[str], tally: Tally
 ) -> None:
     before = digest_tree(disk / "run")
-    filled = [each.replace("RUN", str(disk / "run")).replace("DISK", str(disk)) for each in arguments]
+    names = {"RUN": str(disk / "run"), "FINISHED": finished.uri}
+    filled = [names.get(each, each).replace("DISK", str(disk)) for each in arguments]
     assert main(filled) in (1, 2)
     message = capsys.readouterr().err
     assert "Read-only file system" in message
@@ -65,4 +66,16 @@ def test_what_fills_a_disk_says_so(
         assert "No space left on device" in message or "no space is left" in message
         assert message.count("\n") == 1
         assert not (tmp_path / "disk" / "model").exists() or "config.json" not in digest_tree(tmp_path / "disk")
+    tally("full disk (commands)", "named in one line")
+
+
+def test_the_log_on_a_full_disk_is_not_pointed_to(tmp_path: Path, tally: Tally) -> None:
+    with small_disk(tmp_path / "disk", 64):
+        run = LocalRun(tmp_path / "disk")
+        assert _where_to_look(run) == f"see {run.root / LOG}"
+        with pytest.raises(OSError, match="No space left"), (run.root / LOG).open("wb", buffering=0) as log:
+            while log.write(bytes(4096)):
+                pass
+        assert _where_to_look(run).startswith(f"no space is left below {run.root} (No space left on device); free some")
+        assert [path.name for path in run.root.iterdir()] == [LOG]
     tally("full disk (commands)", "named in one line")

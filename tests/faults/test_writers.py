@@ -95,7 +95,8 @@ def test_an_attempt_that_sleeps_while_another_takes_over_changes_nothing(
     finally:
         os.kill(first.pid, signal.SIGCONT)
     late = first.wait()
-    assert late.error == "BusyError", late.message
+    # the request is repeated, and refused by the look before it, unless its time was up while its sender slept
+    assert late.error in ("BusyError", "StorageError"), late.message
     ground.check_end("a late attempt was refused")
     tally("two attempts", "slept, then the same end")
 

@@ -32,6 +32,8 @@ from support.playing import begin, hardware, losses, play, play_scores
 from support.s3_server import free_port
 from support.small import small_settings
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 MakeSettings = Callable[..., Settings]
 TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 

@@ -117,6 +117,7 @@ def test_the_base_model_scores_every_pair_and_once_where_it_is_the_reference(mak
         begin(make_settings(spin={"max_iterations": 2}, objective=objective | {"loss": "logistic"}))
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_two_ranks_take_up_carried_state_and_give_the_losses_of_plain_torch(
     make_settings: MakeSettings, tiny_llama: Path
 ) -> None:

@@ -229,6 +229,7 @@ def test_a_policy_on_4_bit_weights_is_exported_as_it_was_trained(quantized: Loca
     assert "quantised to nf4" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.usefixtures("warm_python")
 @pytest.mark.parametrize(("stage", "quantize"), [(3, "none"), (2, "nf4")])
 def test_two_ranks_train_an_adapter_like_plain_torch(
     merged: LocalRun,

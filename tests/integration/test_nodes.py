@@ -107,6 +107,7 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_two_nodes_give_the_losses_of_one_process(
     epoch: Epoch, trainer: TrainerServer, tiny_llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,13 +124,17 @@ def test_two_nodes_give_the_losses_of_one_process(
     assert len(trainer.created) == 1, "an epoch that is done starts no job"
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_a_retried_step_continues_with_its_job(epoch: Epoch, trainer: TrainerServer) -> None:
     killed = epoch.start_step()
     wait_for(lambda: trainer.created)
     killed.kill()
     killed.wait()
+    (job,) = trainer.jobs.values()
+    job.body["metadata"]["ownerReferences"] = [{"kind": "Pod", "name": "of-the-killed-step", "uid": "0"}]
     assert epoch.start_step().wait() == 0
     assert len(trainer.created) == 1
+    assert [owner["name"] for owner in job.body["metadata"]["ownerReferences"]] == ["step-1"]
     assert epoch.run.exists(layout.epoch_manifest(0, 0))
 
 
@@ -148,6 +153,35 @@ def test_a_job_of_another_kind_is_replaced_and_a_step_that_is_terminated_deletes
     step.terminate()
     assert step.wait() != 0
     assert (trainer.jobs, len(trainer.deleted)) == ({}, 2)
+
+
+def test_a_job_is_replaced_after_its_pods_have_ended(epoch: Epoch, trainer: TrainerServer) -> None:
+    killed = epoch.start_step()
+    wait_for(lambda: trainer.created)
+    killed.kill()
+    killed.wait()
+    (job,) = trainer.jobs.values()
+    job.body["metadata"]["annotations"].clear()
+    step = epoch.start_step()
+    wait_for(lambda: len(trainer.created) == 2)
+    step.terminate()
+    step.wait()
+    assert trainer.most_at_once == 2, "two jobs' pods never run side by side"
+
+
+def test_the_first_failed_container_is_read_before_the_runtime_restarts_it_away(
+    epoch: Epoch, trainer: TrainerServer
+) -> None:
+    trainer.restarts = 6
+    weights = Path(epoch.reference) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
+    try:
+        with pytest.raises(IntegrityError, match=r"spin-[0-9a-f]{12}-0-0-node-0-\d: .*model\.safetensors"):
+            epoch.train_on_nodes()
+    finally:
+        weights.write_bytes(whole)
+    assert (trainer.jobs, len(trainer.deleted)) == ({}, 1), "the job of a failed pod is deleted"
 
 
 def test_a_pod_that_fails_fails_the_step_with_its_own_error(epoch: Epoch, trainer: TrainerServer) -> None:
@@ -193,7 +227,16 @@ def test_a_job_without_a_running_step_ends(
 @pytest.mark.parametrize(
     ("status", "message", "expected"),
     [
-        (403, "forbidden", r"service account pipeline-runner may not create TrainJobs in namespace team; bind it"),
+        (
+            403,
+            'trainjobs.trainer.kubeflow.org is forbidden: User "x" cannot create resource "trainjobs"',
+            r"service account pipeline-runner may not create TrainJobs in namespace team; bind it",
+        ),
+        (
+            403,
+            'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: spec: Invalid value',
+            r"refused in namespace team: 403 .*: admission webhook .* denied the request: spec: Invalid value",
+        ),
         (404, "the server could not find the requested resource", r"knows no TrainJob of .*; install Kubeflow Trainer"),
         (422, "spec.trainer: Invalid value", r"refused in namespace team: .*: spec.trainer: Invalid value"),
     ],

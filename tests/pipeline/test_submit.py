@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.settings import Settings
 from spin_components.store.open import open_run
 from spin_pipeline.cli import main
-from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives, task
+from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives, recorded_tasks
 from support.playing import play_anywhere
 from support.s3_server import BUCKET, SECRET_KEY, S3Server
 
@@ -86,27 +87,16 @@ def test_a_run_is_submitted_and_followed_and_its_exit_code_comes_from_storage(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
-    kfp.looks = [
-        Look("PENDING"),
-        Look("RUNNING", [task("root-driver", "SUCCEEDED"), task("prepare", "RUNNING")]),
-        Look("RUNNING", [task("prepare", "SUCCEEDED"), task("executor", "RUNNING"), task("generate", "RUNNING")]),
-        Look("SUCCEEDED", [task("prepare", "SUCCEEDED"), task("generate", "SUCCEEDED")]),
-    ]
+    tasks = recorded_tasks("run-succeeded")
+    kfp.looks = [Look("PENDING"), Look("RUNNING", tasks[:20]), Look("RUNNING", tasks), Look("SUCCEEDED", tasks)]
     assert main([*command, "--wait", "--service-account", "trainer"]) == 0
     output = printed(capsys)
     [run] = kfp.runs
     assert f"{kfp.endpoint}/#/runs/details/{run['run_id']}" in output
     lines = [line[10:] for line in output.splitlines() if line[2:3] == ":"]
-    changes = [tuple(line.split()) for line in lines]
-    assert changes == [
-        ("run", "pending"),
-        ("prepare", "running"),
-        ("run", "running"),
-        ("prepare", "succeeded"),
-        ("generate", "running"),
-        ("generate", "succeeded"),
-        ("run", "succeeded"),
-    ]
+    assert [line.split()[1] for line in lines if line.startswith("run ")] == ["pending", "running", "succeeded"]
+    assert any(line.startswith("iteration 0  train-epoch 0") and "loss" in line for line in lines), "as `watch` says it"
+    assert not [line for line in lines if re.search(r"executor|driver|\(0\)|for-loop", line)], "Argo's inner nodes"
     uri = run["runtime_config"]["parameters"]["run_uri"]
     assert f"done: {uri}" in output
     assert "{" not in uri
@@ -168,22 +158,31 @@ def test_local_addresses_are_refused_before_any_request(
     assert kfp.requests == []
 
 
-def test_a_failure_names_the_step_and_pod_and_quotes_the_error(
+def test_a_failure_is_one_line_with_the_step_and_its_reason_and_where_its_log_is(
     kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kfp.on_create = play
-    words = "\n".join(f"line {number}" for number in range(40))
-    failed = task(
-        "train-epoch", "FAILED", error={"code": 13, "message": words}, child_tasks=[{"pod_name": "spin-train-7"}]
-    )
-    kfp.looks = [Look("FAILED", [task("root", "FAILED"), failed, task("prepare", "SUCCEEDED")], "child failed")]
+    kfp.looks = [Look("FAILED", recorded_tasks("run-killed"))]
     assert main([*command, "--wait", "--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0"]) == 1
     output = printed(capsys)
-    assert "failed: train-epoch (pod spin-train-7)" in output
-    assert "line 39" in output
-    assert "line 20" not in output
-    assert "child failed" in output
     assert "failed in train-epoch iteration 0 epoch 0: NonFiniteError" in output, "the failure that the run recorded"
+    assert f"its log: {kfp.endpoint}/#/runs/details/{kfp.runs[0]['run_id']}" in output
+    assert "failed: generate" not in output, "the task that KFP lists as failed; the run's own record says more"
+
+
+def test_without_storage_the_pipelines_own_tasks_are_shown(
+    kfp: KfpServer, command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command) == 0
+    kfp.looks = [Look("RUNNING", recorded_tasks("run-killed")[:30]), Look("FAILED", recorded_tasks("run-killed"))]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-another")
+    capsys.readouterr()
+    assert main(["follow", kfp.runs[0]["run_id"]]) == 1
+    output = printed(capsys)
+    assert "KFP's list of tasks is shown" in output
+    lines = [line[10:].split() for line in output.splitlines() if line[2:3] == ":" and len(line.split()) == 3]
+    assert {line[0] for line in lines} == {"run", "prepare", "validate-base", "generate"}
+    assert "failed: generate" in output.splitlines()
 
 
 def test_a_stopped_run_does_not_count_as_succeeded(
@@ -203,7 +202,7 @@ def test_a_run_cancelled_elsewhere_ends_with_code_3(
     for looks in ([Look("RUNNING"), Look("CANCELING"), Look("FAILED")], [Look("CANCELED")]):
         kfp.looks = looks
         assert main([*command, "--wait"]) == 3
-        assert "the run was cancelled" in printed(capsys)
+        assert "the run was told to end" in printed(capsys)
 
 
 def test_waiting_stops_at_the_timeout_and_the_run_goes_on(
@@ -251,7 +250,9 @@ def test_a_signal_does_not_cancel_the_run_unless_asked_to(
     assert kfp.count("POST", ":terminate") == ended
     assert "Traceback" not in output
     assert (
-        "KFP was asked to terminate run" if ended else "the run goes on. Follow it with `spin-pipeline follow"
+        f"run {kfp.runs[0]['run_id']} was told to end"
+        if ended
+        else "the run goes on. Follow it with `spin-pipeline follow"
     ) in output
 
 

@@ -49,9 +49,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 def recorded(name: str) -> Json:
-    """A record of what a real server answered: `status` and `body`."""
+    """A record of what a real server answered: `status` and `body` of a refusal, or parts of a run."""
     content: Json = json.loads((_RECORDS / f"{name}.json").read_text("utf-8"))
     return content
+
+
+def recorded_tasks(name: str) -> list[Json]:
+    """The `task_details` that a real server listed for a run: Argo's nodes, without errors and names of pods."""
+    return list(recorded(name)["task_details"])
 
 
 class _RefusedError(Exception):
@@ -215,7 +220,7 @@ class KfpServer:
         match kind, verb:
             case "runs", "terminate":
                 thing["state"] = "CANCELING"  # Argo then fails the run, and KFP does not record why
-                self.looks = [Look("CANCELING"), Look("FAILED")]
+                self.looks = [Look("CANCELING"), Look("FAILED", recorded_tasks("run-terminated"))]
                 self._asked[name] = 0
             case "recurringruns", "enable" | "disable":
                 thing["mode"] = verb.upper()

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
+import sysconfig
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,7 +48,7 @@ class S3Server:
 
     def start(self) -> None:
         """Start the server and wait until it listens."""
-        command = [shutil.which("nanio", path=Path(sys.executable).parent) or "nanio", "serve"]
+        command = [shutil.which("nanio", path=sysconfig.get_path("scripts")) or "nanio", "serve"]
         command += ["--data-dir", str(self.folder), "--host", "127.0.0.1", "--port", str(self.port)]
         keys = {"NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY}
         self._process = subprocess.Popen(

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
+import yaml
+
+from support.built import MANIFESTS
 from support.kubernetes_objects import Object
 from support.kubernetes_server import KubernetesServer
 
@@ -65,6 +68,12 @@ def binding(name: str, role_name: str, account: str) -> Object:
         roleRef={"apiGroup": group, "kind": "Role", "name": role_name},
         subjects=[{"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}],
     )
+
+
+def training_runtime() -> Object:
+    """The ClusterTrainingRuntime of manifests/training."""
+    runtime: Object = yaml.safe_load((MANIFESTS / "training/training-runtime.yaml").read_text("utf-8"))
+    return runtime
 
 
 def node(

@@ -160,4 +160,4 @@ def _die_at_removal(after: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    _serve(*sys.argv[1:], sys.stdin, sys.stdout)
+    _serve(sys.argv[1], sys.argv[2], sys.argv[3], sys.stdin, sys.stdout)

@@ -1,6 +1,6 @@
-"""Finds out whether a policy's own answers went astray, however low its loss is.
+"""Finds out whether a policy's own answers went astray, and which measures that do not decide became worse.
 
-A change of answers counts where its interval excludes 0 and it is larger than a margin.
+A change counts where its interval excludes 0 and it is larger than a margin.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ MARGINS = {"ended": 0.05, "repetition": 0.05, "nll": 0.01, "chrf": 1.0, "match":
 points of 100, and a share of answers."""
 
 
-def find_drift(model: Measured, best: Measured, comparison: Comparison, rules: SelectionSettings) -> str:
+def find_drift(model: Measured, comparison: Comparison, rules: SelectionSettings) -> str:
     """Why a policy has drifted, as part of a sentence; empty if it has not.
 
     Args:
         model: the policy.
-        best: the best model before it, for the measures that do not decide.
         comparison: of the models.
         rules: the attempt's `[selection]`.
     """
@@ -32,13 +31,25 @@ def find_drift(model: Measured, best: Measured, comparison: Comparison, rules: S
     repeated = comparison.changes("repetition", model.reference, model.iteration)
     if repeated and repeated.low > 0 and repeated.mean > MARGINS["repetition"]:
         return f"repeated 4-grams {interval(repeated, confidence)} against {reference}"
+    return ""
+
+
+def find_loss(model: Measured, best: Measured, comparison: Comparison, rules: SelectionSettings) -> str:
+    """Which measure that does not decide is clearly worse than the best model's, as part of a sentence; empty if none.
+
+    Args:
+        model: the policy.
+        best: the best model before it.
+        comparison: of the models.
+        rules: the attempt's `[selection]`.
+    """
     for other in ("nll", "chrf", "match"):
         if other == rules.measure:
             continue
         held = Comparison(other, comparison.compare, comparison.changes)
         change = held.change(best, model)
         if change and change.low > 0 and change.mean > MARGINS[other]:
-            return held.words(best, model, confidence)
+            return held.words(best, model, rules.confidence)
     return ""
 
 

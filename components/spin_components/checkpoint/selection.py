@@ -5,7 +5,8 @@ An iteration is compared with the best model so far, the base model included, on
 
     drifted     its own answers went astray: see `drift.find_drift`
     regressed   its loss is not finite, or its measure is clearly worse than the best's
-    better      its measure is the best so far, and clearly better than that of the last model that was better
+    better      its measure is the best so far, and clearly better than that of the last model that was better, and no
+                other measure is clearly worse than the best's: see `drift.find_loss`
     unclear     anything else
 
 A change is clear if its confidence interval excludes 0 and it is larger than `min_delta`. The best model is the one
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spin_components.checkpoint.drift import find_drift
+from spin_components.checkpoint.drift import find_drift, find_loss
 from spin_components.checkpoint.measured import Changes, Compare, Comparison, Measured
 from spin_components.record.bootstrap import Difference
 from spin_components.record.decisions import REJECTED, Decision, Outcome
@@ -101,12 +102,14 @@ def _outcome(
     change, gain = comparison.change(best, model), comparison.change(gained, model)
     reason = comparison.words(best, model, rules.confidence)
     is_worse = change is not None and change.low > 0 and change.mean > rules.min_delta
-    if drift := find_drift(model, best, comparison, rules):
+    if drift := find_drift(model, comparison, rules):
         return "drifted", f"{drift}; {reason}", is_worse
     if is_worse:
         return "regressed", reason, True
     is_lower = comparison.score(model) < comparison.score(best)
     if gain and gain.high < 0 and gain.mean < -rules.min_delta and is_lower:
+        if loss := find_loss(model, best, comparison, rules):
+            return "unclear", f"{loss}; {reason}", False
         return "better", reason, False
     return "unclear", reason, False
 

@@ -91,6 +91,10 @@ class KubernetesApi:
         """Send an object."""
         return self._request("POST", path, {}, body)
 
+    def patch(self, path: str, body: dict[str, Any]) -> Response:
+        """Change an object: a JSON merge patch (RFC 7396)."""
+        return self._request("PATCH", path, {}, body)
+
     def delete(self, path: str, **query: str) -> Response:
         """Delete an object."""
         return self._request("DELETE", path, query)
@@ -144,7 +148,10 @@ class KubernetesApi:
         return self._client.call_api(
             f"{path}?{urlencode(query)}" if query else path,
             method,
-            header_params={"Accept": "application/json, */*", "Content-Type": "application/json"},
+            header_params={
+                "Accept": "application/json, */*",
+                "Content-Type": "application/merge-patch+json" if method == "PATCH" else "application/json",
+            },
             body=body,
             auth_settings=["BearerToken"],
             _preload_content=False,

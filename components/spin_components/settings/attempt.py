@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from spin_components.settings.section import CountOrFraction, Section, check_fraction, check_some
-from spin_components.settings.selection import SelectionSettings as SelectionSettings  # a section of the attempt too
 
 
 class HardwareSettings(Section):
@@ -177,8 +176,8 @@ class EvaluationSettings(Section):
     )
     trust_task_code: bool = Field(
         False,
-        description="Whether to run Python functions that task files name with !function, and tasks that are marked "
-        "unsafe.",
+        description="Whether to run code of task files: Python functions (!function), metrics and filters that "
+        "lm-evaluation-harness does not ship, tasks that are marked unsafe, templates without a sandbox.",
     )
     num_fewshot: int = Field(
         -1, ge=-1, description="Number of solved examples in each prompt; -1: as each task defines it."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,15 +29,45 @@ FOLDER = "SPIN_CACHE_DIR"
 LIMIT = "SPIN_CACHE_GIB"
 """Environment variable with the cache's size limit, GiB; default 50."""
 _LOCK = ".lock"
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _ABANDONED_S = 24 * 3600.0
 _HEX = "[0-9a-f]"
 
 
 def cache_folder() -> Path:
-    """Return the cache's folder: `SPIN_CACHE_DIR`, or `spin-pipelines` in the user's cache folder."""
+    """Return the cache's folder: `SPIN_CACHE_DIR`, or `spin-pipelines` in the user's cache folder.
+
+    A volume may not be writable by the pod's user, since KFP sets no `fsGroup`: the machine's own disk stands in.
+    """
     if folder := os.environ.get(FOLDER):
-        return Path(folder).absolute()
+        return _writable(Path(folder).absolute())
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spin-pipelines"
+
+
+@cache
+def _writable(folder: Path) -> Path:
+    """The folder, or one for temporary files where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        if error.errno not in _DENIED:
+            return folder  # whoever writes there says what is wrong
+        other = Path(tempfile.gettempdir(), f"spin-cache-{os.getuid()}")
+        logger.warning(
+            "the cache %s (%s) is not writable by user %d (%s); %s is used, and not kept. Let group %d write there",
+            folder,
+            FOLDER,
+            os.getuid(),
+            error.strerror,
+            other,
+            os.getgid(),
+        )
+        if Path(os.environ.get("HF_HOME", "/")).is_relative_to(folder):
+            os.environ["HF_HOME"] = str(other / "huggingface")
+        return other
 
 
 def cache_limit() -> int:
@@ -143,6 +176,19 @@ class FileCache:
             ) from error
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return self._copy(digest, path)
+        return True
+
+    def _copy(self, digest: FileDigest, path: Path) -> bool:
+        """Copy instead, on file systems without hard links, such as SMB."""
+        try:
+            shutil.copyfile(self._path(digest), path)
+        except FileNotFoundError:
+            return False
+        path.chmod(0o444)
         return True
 
     def _path(self, digest: FileDigest) -> Path:

@@ -137,8 +137,12 @@ class LeaseHolder:
             lease, stored = read_stored_lease(self._run)
             tag = stored.tag if stored else None
             keys = sorted(self._run.sizes(layout.LEASES))
-            if lease and lease.owner == self.owner and lease.number >= _highest(keys):
-                self.number = lease.number
+            highest = _highest(keys)
+            number, owner = (lease.number, lease.owner) if lease else (0, "")
+            if number < highest:  # the lease was deleted, or an older attempt's write of it arrived late
+                number, owner = highest, self._owner_of(highest)
+            if owner == self.owner:
+                self.number = number
                 self.offset_s = self._offset(stored)
                 if not self._run.replace(layout.LEASE, self._content(self._duration_s), tag):
                     self._renew(self._duration_s)  # another step of the attempt renewed it in the same moment
@@ -146,9 +150,9 @@ class LeaseHolder:
             check_free(self._run, self.owner)
             if lease and not take_over:
                 raise self._taken_over(lease)
-            if (lease.number if lease else 0) < _highest(keys) and self._is_renewed(lease):
+            if (lease.number if lease else 0) < highest and self._is_renewed(lease):
                 continue
-            self.number = max(_highest(keys), lease.number if lease else 0) + 1
+            self.number = number + 1
             content = self._content(self._duration_s)
             if not self._run.create(layout.lease(self.number), content):
                 time.sleep(_MOMENT_S)  # for the first lease of the attempt that was faster
@@ -162,6 +166,12 @@ class LeaseHolder:
                 self._run.remove(folder)
             return [key for key in keys if key.startswith(f"{layout.steps_at_work(self.number)}/")]
         raise BusyError(f"other attempts at {self._run.uri} begin at this moment; run the same command again")
+
+    def _owner_of(self, number: int) -> str:
+        content = self._run.read(layout.lease(number))
+        with suppress(SpinError):
+            return str(parse_json(content or b"", self._run.uri_of(layout.lease(number))).get("owner", ""))
+        return ""
 
     def _offset(self, stored: Stored | None) -> float:
         now = stored.now if stored and stored.now is not None else self._run.now()

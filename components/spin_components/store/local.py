@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spin_components.errors import ConfigError, StorageAccessError
+from spin_components.store import layout
 from spin_components.store.base import RunStore, remove
 from spin_components.store.digests import FileDigest, digest_file, digest_tree, verify_file
 from spin_components.store.keys import flaw_of, is_inside, place
@@ -97,7 +98,7 @@ class LocalRun(RunStore):
         return True
 
     def replace(self, key: str, content: bytes, tag: str | None, guard: Guard | None = None) -> bool:
-        with self._staging(key) as path, replacing(self.path(key).parent):
+        with self._staging(key) as path, replacing(self.path(layout.WRITING)):
             path.write_bytes(content)
             if guard is not None:
                 guard()

@@ -61,22 +61,26 @@ def is_locked(scratch: Path) -> bool:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder whose files are compared and then replaced, against other processes that do the same.
+def replacing(file: Path) -> Iterator[None]:
+    """Hold the lock on a file while another one is compared and then replaced.
 
     File systems without locks are used without one.
+
+    Args:
+        file: the lock's file; created if needed.
 
     Raises:
         BusyError: another process has held the lock for 30 s; it has been stopped in the middle of a write.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)  # for writing: NFS locks nothing else exclusively
     try:
         deadline = time.monotonic() + _REPLACING_PATIENCE_S
         with suppress(OSError):
             while not _try(descriptor):
                 if time.monotonic() > deadline:
                     raise BusyError(
-                        f"another process holds the lock of {folder}, in the middle of a write; it may have been "
+                        f"another process holds the lock {file}, in the middle of a write; it may have been "
                         "stopped. End it, and run the same command"
                     )
                 time.sleep(0.01)

@@ -43,11 +43,11 @@ class S3Run(RunStore):
 
     poll_s = 2.0
 
-    def __init__(self, address: S3Address) -> None:
+    def __init__(self, address: S3Address, deadline_s: float | None = None) -> None:
         self.uri = str(address)
         self.scratch = cache_folder() / "runs" / hashlib.sha256(self.uri.encode()).hexdigest()[:16]
         self._prefix = f"{address.key}/" if address.key else ""
-        self._bucket = Bucket(address.bucket)
+        self._bucket = Bucket(address.bucket, deadline_s=deadline_s)
         self._view: View | None = None
 
     @cached_property
@@ -114,7 +114,7 @@ class S3Run(RunStore):
         remedy = f"delete {self.uri_of(made_by)} to have its step run again" if made_by else ""
         pending = dict({digest.sha256: (key, digest) for key, digest in files.items()}.values())
         for key, digest in pending.items():
-            info = self._bucket.stat(self._prefix + key)
+            info = self._bucket.stat(self._object(key))
             if info is None:
                 raise damaged(self.uri_of(key), "is missing", f"{digest.num_bytes} bytes", what=what, remedy=remedy)
             if info.num_bytes != digest.num_bytes:

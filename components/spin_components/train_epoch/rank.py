@@ -104,12 +104,9 @@ def main(job_path: Path) -> None:
     compute = resolve_compute(hardware, job.settings.training.precision, local_rank=local_rank)
     if compute.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    from torch import distributed as dist
-
-    deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
     outcome: dict[str, Any]
     try:
+        _meet(compute)
         with Step.join(
             "train-epoch",
             job.run_uri,
@@ -132,8 +129,17 @@ def main(job_path: Path) -> None:
     job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
     if "error" in outcome:
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
+    from torch import distributed as dist
+
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _meet(compute: Compute) -> None:
+    """Wait for the other ranks; on CPUs DeepSpeed compiles an operation where it is not there."""
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
 
 
 if __name__ == "__main__":

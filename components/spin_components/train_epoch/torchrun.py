@@ -22,8 +22,9 @@ from spin_components.train_epoch.job import EpochJob
 
 logger = logging.getLogger(__name__)
 
-ALONE = ("--standalone",)
-"""Torchrun's arguments for ranks on one machine."""
+ALONE = ("--standalone", "--local-addr=127.0.0.1")
+"""Torchrun's arguments for ranks on one machine. Without the address they look up the host's name, which a pod or a
+container may not resolve, and wait for each other for ever."""
 
 
 def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:

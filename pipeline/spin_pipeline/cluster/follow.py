@@ -1,8 +1,7 @@
-"""Follows a run on a cluster: prints each change of state, and returns the exit code from KFP and the run's storage."""
+"""Follows a run on a cluster: prints its progress, and returns the exit code from KFP and the run's storage."""
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any
 
@@ -16,7 +15,8 @@ from spin_components.store.lease import read_lease
 from spin_components.store.open import open_run
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.ended_run import UNFINISHED, release_of
-from spin_pipeline.cluster.submit import run_uri_of
+from spin_pipeline.cluster.progress import RunProgress, failed_line
+from spin_pipeline.cluster.submit import run_uri_of, run_url
 from spin_pipeline.runs.status import RunStatus, read_status
 
 POLL = "SPIN_KFP_POLL_S"
@@ -27,10 +27,6 @@ OUTAGE = "SPIN_KFP_OUTAGE_S"
 
 DONE, FAILED, LEFT = 0, 1, 3
 _SETTLE_S = 15.0
-_LAST_LINES = 15
-# names of KFP's internal tasks, which its API lists too: drivers, the pods of a task, the workflow itself
-_INTERNAL = re.compile(r"root|executor|.*-driver|.*-[a-z0-9]{5}(-\d+-\d+)?|")
-_STEPS = ("prepare", "generate", "ref-logprob", "train-epoch", "validate", "checkpoint", "evaluate", "retrain")
 
 
 class Follower:
@@ -50,7 +46,8 @@ class Follower:
         self._api, self._run_id, self._console = api, run_id, console
         self._timeout_s = timeout_s or float("inf")
         self._cancel_on_interrupt = cancel_on_interrupt
-        self._printed: dict[str, str] = {}  # last printed state by task id; "" for the run
+        self._progress = RunProgress(console)
+        self._state = ""  # last printed
         self._was_cancelled = False
 
     def wait(self) -> int:
@@ -91,13 +88,9 @@ class Follower:
     def _print_changes(self, run: Any) -> None:
         history = [status.state for status in run.state_history or []]
         self._was_cancelled |= bool({"CANCELING", "CANCELED"} & {run.state, *history})
-        details = run.run_details.task_details if run.run_details else None
-        for task in sorted(details or [], key=lambda task: str(task.start_time or "")):
-            if task.state and self._printed.get(task.task_id) != task.state and is_step(task.display_name or ""):
-                self._printed[task.task_id] = task.state
-                self._print(f"{task.display_name:<28}{task.state.lower()}")
-        if run.state and self._printed.get("") != run.state:
-            self._printed[""] = run.state
+        self._progress.show(run)
+        if run.state and self._state != run.state:
+            self._state = run.state
             self._print(f"{'run':<28}{run.state.lower()}")
 
     def _print(self, text: str) -> None:
@@ -113,20 +106,21 @@ class Follower:
 
     def _cancel(self) -> int:
         self._api.call("ending the run", self._api.client.runs.run_service_terminate_run, self._run_id)
-        self._console.print(f"interrupted; KFP was asked to terminate run {self._run_id}", **_PLAIN)
+        self._console.print(f"interrupted; run {self._run_id} was told to end", **_PLAIN)
         return LEFT
 
     def _exit_code(self, run: Any) -> int:
         if run.state == "SUCCEEDED":
             return self._exit_code_of_storage(run)
         if self._was_cancelled:
-            self._console.print("the run was cancelled; submit it again to resume from its last save", **_PLAIN)
+            self._console.print("the run was told to end; submit it again to resume from its last save", **_PLAIN)
             return LEFT
-        for line in failures(run):
-            self._console.print(line, style="red", **_PLAIN)
         status = self._status(run)
         if status is not None:
             _show(status, self._console)
+        if (status is None or status.failure is None) and (line := failed_line(run)):
+            self._console.print(line, style="red", **_PLAIN)
+        self._console.print(f"its log: {run_url(self._api, self._run_id)}", **_PLAIN)
         return FAILED
 
     def _exit_code_of_storage(self, run: Any) -> int:
@@ -167,29 +161,6 @@ class Follower:
             message = f"the state is KFP's only; reading it from {uri} failed: {error}"
             self._console.print(message, style="dim", **_PLAIN)
             return None
-
-
-def is_step(name: str) -> bool:
-    """Whether a task is a step of the pipeline, not one of KFP's internal tasks."""
-    return (name.startswith(_STEPS) and not name.endswith("-driver")) or not _INTERNAL.fullmatch(name)
-
-
-def failures(run: Any) -> list[str]:
-    """The failed tasks of a run as KFP reports them, with the last lines of their errors."""
-    tasks = run.run_details.task_details if run.run_details else []
-    failed = [task for task in tasks or [] if task.state == "FAILED"]
-    lines = []
-    for task in [task for task in failed if is_step(task.display_name or "")] or failed:
-        pods = [child.pod_name for child in task.child_tasks or [] if child.pod_name]
-        where = f" (pod {task.pod_name or pods[-1]})" if task.pod_name or pods else ""
-        lines += [f"failed: {task.display_name}{where}", *_last_lines(task)]
-    return [*lines, *_last_lines(run)]
-
-
-def _last_lines(task_or_run: Any) -> list[str]:
-    errors = [task_or_run.error, *(status.error for status in task_or_run.state_history or [])]
-    messages = dict.fromkeys(error.message for error in errors if error and error.message)
-    return [f"  {line}" for text in messages for line in text.strip().splitlines()[-_LAST_LINES:]]
 
 
 def _show(status: RunStatus, console: Console) -> None:

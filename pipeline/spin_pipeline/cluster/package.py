@@ -66,6 +66,7 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
         if version_id := _version_id(api, pipeline_id, version):
             return Version(pipeline_id, version_id, version, is_new=False)
         what = f"uploading version {version} of pipeline {name}"
+        described: dict[str, Any] = {"description": description} if description else {}
         try:
             created = api.call(
                 what,
@@ -73,7 +74,7 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
                 str(path),
                 name=version,
                 pipelineid=pipeline_id,
-                **({"description": description} if description else {}),
+                **described,
             )
             return Version(pipeline_id, _id(what, created.pipeline_version_id), version, is_new=True)
         except ClusterAccessError as error:

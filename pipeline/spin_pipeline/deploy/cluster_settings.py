@@ -10,6 +10,9 @@ from spin_components.settings.section import Section
 from spin_components.settings.settings import Settings
 
 DEFAULT_IMAGES = "spin-pipelines"
+TRAINING_RUNTIME = "spin-train-epoch"
+"""Name of the ClusterTrainingRuntime in manifests/training."""
+
 _NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 
 
@@ -54,7 +57,11 @@ class ClusterSettings(Section):
         description="label pods with their iteration and epoch too; the tasks of a step then share no specification, "
         "which takes 1.5 KiB a task of the compiled pipeline",
     )
-    training_runtime: str = Field("torch-distributed", min_length=1, description="ClusterTrainingRuntime of a TrainJob")
+    training_runtime: str = Field(
+        TRAINING_RUNTIME,
+        min_length=1,
+        description="ClusterTrainingRuntime of a TrainJob; manifests/training",
+    )
 
     def image(self, name: str) -> str:
         """Full name of the `cpu`, `generate` or `train` image."""

@@ -49,7 +49,7 @@ def test_the_text_output_has_one_line_a_check_and_a_summary(
 
 @pytest.mark.parametrize(
     ("tag", "verdict"),
-    [("2.15.0", "pass"), ("2.17.9", "pass"), ("2.14.3", "fail"), ("2.18.0", "fail"), ("unknown", "warn")],
+    [("2.16.0", "pass"), ("2.17.9", "pass"), ("2.14.3", "fail"), ("2.18.0", "fail"), ("unknown", "warn")],
 )
 def test_an_unsupported_version_of_kfp_fails(check: Check, health: Kfp, tag: str, verdict: str) -> None:
     health.health["tag_name"] = tag

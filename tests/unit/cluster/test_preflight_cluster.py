@@ -6,12 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubeflow_trainer_api.models import TrainerV1alpha1ClusterTrainingRuntime
 
+from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from support.checks import Check, findings, problems
 from support.kubernetes_objects import TRAINER
 from support.kubernetes_rights import User, service_account
 from support.kubernetes_server import KubernetesServer
-from support.scene import NAMESPACE, SECRET, Kfp, binding, cluster_object, in_namespace, node, role, secret
+from support.scene import (
+    NAMESPACE,
+    SECRET,
+    Kfp,
+    binding,
+    cluster_object,
+    in_namespace,
+    node,
+    role,
+    secret,
+    training_runtime,
+)
 
 GPU = "nvidia.com/gpu"
 
@@ -54,15 +67,15 @@ def test_several_nodes_need_the_trainer_its_runtime_and_the_rights(check: Check,
     assert "trainer.kubeflow.org/v1alpha1 is not served" in findings(checks, "trainer")[0][1]
     kubernetes.objects.kinds.extend(TRAINER)
     code, checks = check(*several)
-    assert findings(checks, "trainer")[1] == ("fail", "there is no ClusterTrainingRuntime torch-distributed")
+    assert findings(checks, "trainer")[1] == ("fail", "there is no ClusterTrainingRuntime spin-train-epoch")
     missing = findings(checks, "rights of steps")[0][1]
-    assert "create/get/delete trainjobs.trainer.kubeflow.org" in missing and "get pods/log" in missing
+    assert "create/get/patch/delete trainjobs.trainer.kubeflow.org" in missing and "get pods/log" in missing
     kubernetes.put(
-        cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed"),
+        training_runtime(),
         role(
             "jobs",
             [
-                ("trainer.kubeflow.org", ["trainjobs"], ["create", "get", "delete"]),
+                ("trainer.kubeflow.org", ["trainjobs"], ["create", "get", "patch", "delete"]),
                 ("", ["pods"], ["list"]),
                 ("", ["pods/log"], ["get"]),
             ],
@@ -70,6 +83,56 @@ def test_several_nodes_need_the_trainer_its_runtime_and_the_rights(check: Check,
         binding("jobs", "jobs", "pipeline-runner"),
     )
     assert problems(check(*several)[1]) == []
+
+
+def test_a_runtime_that_restarts_ranks_is_a_warning(check: Check, kubernetes: KubernetesServer) -> None:
+    kubernetes.objects.kinds.extend(TRAINER)
+    shipped = cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed")
+    kubernetes.put({**shipped, "spec": {"template": {"spec": {"replicatedJobs": [{"name": "node"}]}}}})
+    _, checks = check("--set", "hardware.nodes=2", "--set", "cluster.training_runtime=torch-distributed")
+    verdict, words = findings(checks, "trainer")[1]
+    assert verdict == "warn"
+    assert "torch-distributed restarts a rank that fails (backoffLimit: 6, restartPolicy: OnFailure)" in words
+
+
+def test_our_training_runtime_is_strictly_of_the_trainers_schema() -> None:
+    runtime = training_runtime()
+    assert TrainerV1alpha1ClusterTrainingRuntime.from_dict(runtime).to_dict() == runtime
+    assert runtime["metadata"]["name"] == ClusterSettings().training_runtime
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        # as KFP 2.17 ships it
+        (
+            {"workflowDefaults": "spec: {templateDefaults: {retryStrategy: {limit: 2, retryPolicy: OnError}}}"},
+            "Argo repeats a pod that was deleted or lost, not one that failed",
+        ),
+        (
+            {"config": "workflowDefaults: {spec: {}}"},
+            "Argo repeats a pod that failed, not one that was deleted or lost",
+        ),
+        (
+            {"config": "workflowDefaults: {spec: {templateDefaults: {retryStrategy: {retryPolicy: Always}}}}"},
+            "Argo repeats a pod that failed, was deleted or lost",
+        ),
+    ],
+)
+def test_which_retries_hold_is_read_from_the_workflow_controller(
+    check: Check, kubernetes: KubernetesServer, data: dict[str, str], words: str
+) -> None:
+    kubernetes.put(in_namespace("v1", "ConfigMap", "workflow-controller-configmap", data=data))
+    by_the_step = "3 by the step itself, where it was killed or its failure may pass; "
+    assert findings(check()[1], "retries") == [("pass", by_the_step + words)]
+
+
+def test_kfp_2_15_takes_no_user(check: Check, health: Kfp) -> None:
+    health.health["tag_name"] = "2.15.0"
+    code, checks = check()
+    assert (code, findings(checks, "pipelines")[0][0]) == (1, "fail")
+    assert "cluster.run_as_user = 1000" in findings(checks, "pipelines")[0][1]
+    assert findings(check("--set", "cluster.run_as_user=0")[1], "pipelines")[0][0] == "pass"
 
 
 def test_one_node_needs_no_trainer(check: Check) -> None:

@@ -20,7 +20,7 @@ from support.built import MANIFESTS, Objects
 from support.kubernetes_objects import TRAINER
 from support.kubernetes_rights import Access, may, service_account
 from support.kubernetes_server import KubernetesServer, kubernetes_server
-from support.scene import SECRET, cluster_object, in_namespace, kfp_health, node, secret
+from support.scene import SECRET, cluster_object, in_namespace, kfp_health, node, secret, training_runtime
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_preflight_as_the_submitter_warns_about_the_secret_only(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     applied.objects.kinds.extend(TRAINER)
     applied.put(
-        cluster_object("trainer.kubeflow.org/v1alpha1", "ClusterTrainingRuntime", "torch-distributed"),
+        training_runtime(),
         node("worker", cpu="8", memory="16Gi"),
         secret("spin-storage", {"S3_ENDPOINT": SECRET}),
         cluster_object("storage.k8s.io/v1", "StorageClass", "standard", volumeBindingMode="WaitForFirstConsumer"),

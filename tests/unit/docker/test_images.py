@@ -105,6 +105,18 @@ def test_an_image_installs_what_pyproject_names(environment: ModuleType) -> None
         environment.requirements(["trian"], [])
 
 
+def test_a_pin_holds_where_the_bases_version_is_excluded(environment: ModuleType) -> None:
+    base = [{"name": name, "version": version} for name, version in (("Transformers", "4.1"), ("torch", "2.9.1+cpu"))]
+    assert environment.excluded(base, ["transformers>=4.5,<6", "torch>=2.5", "numpy"]) == {"transformers"}
+    assert "numpy" not in environment.excluded(base, environment.requirements())
+
+
+def test_the_cpu_image_refuses_a_build_of_torch_before_it_fetches_anything() -> None:
+    steps = lines("cpu")
+    refusal = next(index for index, line in enumerate(steps) if "environment.py torch cpu" in line)
+    assert refusal < next(index for index, line in enumerate(steps) if "apt-get" in line)
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_extras_and_exclusions_of_a_dockerfile_exist(environment: ModuleType, name: str) -> None:
     calls = re.findall(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from spin_components.memory.check import estimate_steps
@@ -47,7 +46,6 @@ def test_parameters_are_those_of_the_model(family: str) -> None:
         assert shape.num_parameters - shape.num_active == pytest.approx(routed * (1 - share), rel=1e-3)
     else:
         assert shape.num_active == shape.num_parameters
-    assert isinstance(model, nn.Module)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_only_active_parameters_take_time_and_all_take_memory() -> None:
         {**widths, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2}, what="x"
     )
     assert mixed.inner == dense.inner
-    settings = Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}, "lora": {}})
+    settings = Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}})
     work = Workload(settings, Machine("cuda", is_bf16=True), Lengths(8, 8, 8))
     for dense_bound, mixed_bound in zip(
         bounds(dense, work, GPUS["h200"]), bounds(mixed, work, GPUS["h200"]), strict=True

@@ -15,7 +15,7 @@ def published(root: Path, *best: int | None) -> LocalRun:
     """A run whose iterations name these as the best; both pointers are of the first iteration."""
     run = LocalRun(root)
     for iteration, name in enumerate(best):
-        facts: dict[str, Any] = {"checkpoint_uri": f"s3://bucket/{iteration}", "val_loss": 2.0 - iteration}
+        facts: dict[str, Any] = {"checkpoint_uri": f"s3://b/{iteration}", "val_loss": 2.0 - iteration}
         facts |= {} if name is None else {"best": name}
         manifest = Manifest(step="checkpoint", inputs={}, facts=facts)
         run.write_json(layout.checkpoint(iteration), manifest.model_dump(mode="json"))
@@ -26,14 +26,14 @@ def published(root: Path, *best: int | None) -> LocalRun:
 
 def test_a_pointer_that_arrived_late_is_not_believed(tmp_path: Path) -> None:
     run = published(tmp_path, 0, 1)
-    newest = {"iteration": 1, "uri": "s3://bucket/1", "val_loss": 1.0}
+    newest = {"iteration": 1, "uri": "s3://b/1", "val_loss": 1.0}
     assert read_pointer(run, layout.BEST) == newest
     assert read_pointer(run, layout.LATEST) == newest
 
 
 def test_the_best_may_be_an_earlier_iteration(tmp_path: Path) -> None:
     run = published(tmp_path, 0, 0)
-    assert read_pointer(run, layout.BEST) == {"iteration": 0, "uri": "s3://bucket/0", "val_loss": 2.0}
+    assert read_pointer(run, layout.BEST) == {"iteration": 0, "uri": "s3://b/0", "val_loss": 2.0}
     assert read_pointer(run, layout.LATEST)["iteration"] == 1
 
 

@@ -70,9 +70,12 @@ def test_a_run_whose_last_event_lies_in_the_future_is_what_it_is(tmp_path: Path)
 
 def test_a_step_that_failed_and_was_done_in_a_later_try_has_not_failed(tmp_path: Path) -> None:
     first = [{"time": NOW, "attempt": 1, "kind": "start"}, {"time": NOW + 1, "attempt": 1, **FAIL}]
-    second = [{"time": NOW + 2, "attempt": 1, "kind": "done", "facts": {}}]
+    second: list[dict[str, Any]] = [
+        {"time": NOW + 2, "attempt": 1, "kind": kind, "facts": {}} for kind in ("start", "done")
+    ]
     assert run_of(tmp_path / "a", first, second, number=1).state == "done"
-    assert run_of(tmp_path / "b", first, [{**second[0], "shard": 1}], number=1).state == "failed"
+    of_another_shard = [{**event, "shard": 1} for event in second]
+    assert run_of(tmp_path / "b", first, of_another_shard, number=1).state == "failed"
 
 
 def test_events_without_numbers_are_taken_by_their_time(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def command(folder: Path, *hows: str, **more: Any) -> list[str]:
 
 def run(folder: Path, *hows: str, retries: int = 2, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end, without pauses."""
-    environment = {**os.environ, "SPIN_RETRIES": str(retries), "SPIN_RETRY_S": "0.01"}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "SPIN_RETRIES": str(retries), "SPIN_RETRY_S": "0.01"}
     return subprocess.run(
         command(folder, *hows, **more), capture_output=True, text=True, timeout=100, check=False, env=environment
     )

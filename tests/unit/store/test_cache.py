@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,36 @@ def test_the_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, 
     assert cache_folder() == Path("/xdg/spin-pipelines")
     monkeypatch.setenv("SPIN_CACHE_DIR", "relative")
     assert cache_folder() == Path.cwd() / "relative"
+
+
+def test_a_volume_that_is_not_writable_is_replaced_by_the_pods_own_disk_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def deny(*arguments: object, **named: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")  # the tests run as root, whom nothing denies
+
+    monkeypatch.setattr("spin_components.store.cache.tempfile.TemporaryFile", deny)
+    monkeypatch.setenv("SPIN_CACHE_DIR", str(tmp_path / "volume"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "volume" / "huggingface"))
+    folder = cache_folder()
+    assert folder == Path(tempfile.gettempdir(), f"spin-cache-{os.getuid()}") == cache_folder()
+    assert os.environ["HF_HOME"] == str(folder / "huggingface")
+    assert len(caplog.messages) == 1
+    assert f"is not writable by user {os.getuid()} (Permission denied)" in caplog.text
+
+
+def test_without_hard_links_a_view_has_copies(
+    cache: FileCache, view: View, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        target.stat()
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")  # as SMB does
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    digest = added(cache, b"weights")
+    assert cache.link(digest, tmp_path / "linked")
+    assert (tmp_path / "linked").read_bytes() == b"weights"
+    assert not cache.link(FileDigest(sha256="0" * 64, num_bytes=1), tmp_path / "other")
 
 
 @pytest.mark.parametrize(("text", "num_bytes"), [("", 50 << 30), ("0", 0), ("0.5", 1 << 29), ("1e3", 1000 << 30)])

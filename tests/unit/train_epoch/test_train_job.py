@@ -106,3 +106,14 @@ def test_it_is_strictly_of_the_trainers_schema_and_its_pods_have_the_policys_lab
     (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
     assert labels == {"app.kubernetes.io/part-of": "spin-pipelines"}
+
+
+def test_it_passes_the_webhooks_rules() -> None:
+    # a manager is a path with a domain; one argument has at most 65,536 characters
+    argument = "x" * 150_001
+    hardware = HardwareSettings(ranks=4, nodes=2)
+    job = body_of("spin-x-0-1", IDENTITY, argument, hardware=hardware, template=TEMPLATE, pod=POD)
+    assert [patch["manager"] for patch in job["spec"]["runtimePatches"]] == ["spin-pipelines.io/train-epoch"]
+    parts = job["spec"]["trainer"]["args"]
+    assert "".join(parts) == argument
+    assert max(map(len, parts)) <= 65_536

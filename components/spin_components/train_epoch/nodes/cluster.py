@@ -8,7 +8,7 @@ from typing import Any
 
 from spin_components.errors import ClusterError, ConfigError, EngineError
 from spin_components.runtime.kubernetes_api import CONFLICT, NOT_FOUND, Response, connect_kubernetes, path_of
-from spin_components.train_epoch.nodes.train_job import GROUP, PLURAL, VERSION, Identity
+from spin_components.train_epoch.nodes.train_job import GROUP, PLURAL, VERSION, Identity, owner_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +57,22 @@ class Cluster:
         return response.body
 
     def delete(self, name: str) -> None:
-        """Delete a TrainJob and its pods; they are gone when `read` returns None. Raises as `create`."""
-        response = self._api.delete(self._jobs + path_of(name), propagationPolicy="Foreground")
+        """Delete a TrainJob; its pods end after it, and are gone when `pods` returns none. Raises as `create`.
+
+        Trainer makes the pods of a job anew that is deleted in the foreground, while it waits for their end.
+        """
+        response = self._api.delete(self._jobs + path_of(name), propagationPolicy="Background")
         if response.status != NOT_FOUND:
             self._check("delete", response)
+
+    def adopt(self, name: str) -> None:
+        """Make this pod the owner of a TrainJob, in place of one that Kubernetes may collect with it."""
+        owner = owner_of(self._identity)
+        if owner is None:
+            return
+        response = self._api.patch(self._jobs + path_of(name), {"metadata": {"ownerReferences": [owner]}})
+        if not response.is_ok:
+            logger.warning("TrainJob %s ends with the pod of an earlier try, its owner: %s", name, response.error)
 
     def pods(self, job: str) -> list[dict[str, Any]]:
         """Pods of a TrainJob, by name; none where they may not be listed."""
@@ -69,10 +81,11 @@ class Cluster:
             logger.warning("the pods of %s cannot be listed: %s", job, response.error)
         return sorted(response.body.get("items") or [], key=lambda pod: str(pod["metadata"]["name"]))
 
-    def last_lines(self, pod: str, num_lines: int) -> list[str]:
-        """The end of a pod's log; empty where it cannot be read."""
+    def last_lines(self, pod: str, num_lines: int, *, is_previous: bool = False) -> list[str]:
+        """The end of a pod's log, or of its container before the last restart; empty where it cannot be read."""
+        previous = {"previous": "true"} if is_previous else {}
         try:
-            return list(self._api.lines(self._log_of(pod), tailLines=str(num_lines)))
+            return list(self._api.lines(self._log_of(pod), tailLines=str(num_lines), **previous))
         except ClusterError as error:
             logger.warning("the log of %s cannot be read: %s", pod, error)
             return []
@@ -98,7 +111,7 @@ class Cluster:
                 f"Kubernetes has not answered for {_PATIENCE_S} s ({response.error}); the TrainJob goes on, and this "
                 "step follows it when it is run again"
             )
-        if response.is_refused:
+        if response.status == 401 or f"cannot {verb} resource" in response.error:
             raise ConfigError(
                 f"hardware.nodes is above 1, but service account {self._identity.service_account} may not {verb} "
                 f"TrainJobs in {where}; bind it to the Role of manifests/base"

@@ -30,9 +30,8 @@ class NodeLog:
         self._threads: dict[str, threading.Thread] = {}
         self._waiting = ""
 
-    def tell(self) -> None:
-        """Read the pods once: start following the first one's log, report why others wait."""
-        pods = self._cluster.pods(self._job)
+    def tell(self, pods: list[dict[str, Any]]) -> None:
+        """Start following the first pod's log, and report why others wait."""
         waiting = "; ".join(filter(None, (_waits_for(pod) for pod in pods)))
         if waiting and waiting != self._waiting:
             logger.info("TrainJob %s waits: %s", self._job, waiting)

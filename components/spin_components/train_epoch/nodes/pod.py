@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from spin_components.errors import SpinError
 from spin_components.runtime.attempt import read_settings
 from spin_components.runtime.process import configure_logging, end_process_group
+from spin_components.runtime.signals import Interrupted, interruptible
 from spin_components.settings.attempt import HardwareSettings
 from spin_components.store.base import remove
 from spin_components.store.open import open_run
@@ -76,12 +77,15 @@ def main(text: str) -> int:
     """Run one pod; if it fails, its last line is the error's class and message, which the step reads from the log."""
     configure_logging()
     try:
-        train_here(NodeJob.model_validate_json(text))
+        with interruptible():  # as a container's first process, it is not ended by a signal that it does not handle
+            train_here(NodeJob.model_validate_json(text))
     except SpinError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code
+    except Interrupted as error:
+        return 128 + error.number
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main("".join(sys.argv[1:])))

@@ -34,6 +34,14 @@ _GONE_S = 300.0
 _LAST_LINES = 20
 
 
+class _PodError(Exception):
+    """A pod of the job failed; `reason` is the step's error."""
+
+    def __init__(self, reason: SpinError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 def train_on_nodes(
     run_uri: str,
     iteration: int,
@@ -95,23 +103,29 @@ def train_on_nodes(
 
 
 def _start(cluster: Cluster, body: dict[str, Any], poll_s: float) -> None:
-    """Create the job; adopt an equal one that an earlier try left running, replace any other."""
+    """Create the job; adopt an equal one that an earlier try left running, replace any other.
+
+    Pods outlive their job for a while. A new one begins after they have ended, since both would train.
+    """
     name, digest = body["metadata"]["name"], body["metadata"]["annotations"][DIGEST]
     deadline = time.monotonic() + _GONE_S
-    while not cluster.create(body):
-        there = cluster.read(name)
-        if there is None:
-            continue
-        metadata = there["metadata"]
-        is_going = "deletionTimestamp" in metadata
-        if not is_going and metadata.get("annotations", {}).get(DIGEST) == digest and not _end_of(there):
-            logger.info("TrainJob %s is running already; waiting for it", name)
-            return
-        if not is_going:
+    while True:
+        job = cluster.read(name)
+        if job is None:
+            left = cluster.pods(name)
+            if not left and cluster.create(body):
+                break
+        elif "deletionTimestamp" not in job["metadata"]:
+            if job["metadata"].get("annotations", {}).get(DIGEST) == digest and not _end_of(job):
+                logger.info("TrainJob %s is running already; waiting for it", name)
+                cluster.adopt(name)
+                return
             logger.info("TrainJob %s was left by an earlier try; it is replaced", name)
             cluster.delete(name)
         if time.monotonic() > deadline:
-            raise EngineError(f"TrainJob {name} still exists {_GONE_S:.0f} s after it was deleted; see what holds it")
+            raise EngineError(
+                f"TrainJob {name} or its pods still exist {_GONE_S:.0f} s after it was deleted; see what holds them"
+            )
         time.sleep(poll_s)
     logger.info("TrainJob %s is created: %d nodes", name, body["spec"]["trainer"]["numNodes"])
 
@@ -124,23 +138,28 @@ def _await_end(cluster: Cluster, step: Step, name: str, watcher: Watcher, poll_s
             job = cluster.read(name)
             if job is None:
                 raise EngineError(f"TrainJob {name} was deleted by somebody; run the step again")
+            pods = cluster.pods(name)
+            if failure := _failure(cluster, name, pods):  # before the runtime restarts it, and its log is lost
+                raise _PodError(failure)
             if end := _end_of(job):
                 break
-            log.tell()
+            log.tell(pods)
             watcher.sign()
             if step.lease:
                 step.lease.check()
             time.sleep(poll_s)
-    except (BusyError, Interrupted):
+    except (BusyError, Interrupted, _PodError) as error:
         logger.info("TrainJob %s is deleted", name)
         cluster.delete(name)
+        if isinstance(error, _PodError):
+            raise error.reason from None
         raise
     finally:
         log.close()
     kind, message = end
-    if kind == "Failed":
-        raise _failure(cluster, name, message)
     cluster.delete(name)
+    if kind == "Failed":
+        raise EngineError(f"TrainJob {name} failed: {message or 'no pod of it says why'}")
 
 
 def _end_of(job: dict[str, Any]) -> tuple[str, str] | None:
@@ -151,22 +170,37 @@ def _end_of(job: dict[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _failure(cluster: Cluster, name: str, message: str) -> SpinError:
-    """The error that the failed pod raised, or one with its exit code and last lines."""
-    for pod in cluster.pods(name):
-        pod_name = pod["metadata"]["name"]
-        for status in pod.get("status", {}).get("containerStatuses") or []:
-            ended = status.get("state", {}).get("terminated") or status.get("lastState", {}).get("terminated")
-            if not ended or ended["exitCode"] == 0:
-                continue
-            lines = cluster.last_lines(pod_name, _LAST_LINES)
-            if lines and (known := re.fullmatch(r"(\w+Error): (.*)", lines[-1])):
-                kind = getattr(errors, known[1], None)
-                if isinstance(kind, type) and issubclass(kind, SpinError):
-                    return kind(f"{pod_name}: {known[2]}")
-            end = "\n".join(f"  {line}" for line in lines)
-            return EngineError(
-                f"TrainJob {name}: pod {pod_name} ended with code {ended['exitCode']} ({ended.get('reason')}); "
-                f"its last lines:\n{end}"
-            )
-    return EngineError(f"TrainJob {name} failed: {message or 'no pod of it says why'}")
+def _failure(cluster: Cluster, name: str, pods: list[dict[str, Any]]) -> SpinError | None:
+    """The error that the first failed pod raised, or one with its exit code and last lines; None where none failed."""
+    failed = [
+        (str(ended.get("finishedAt", "")), pod, ended, is_previous)
+        for pod in pods
+        if "deletionTimestamp" not in pod["metadata"]  # others were told to end
+        for ended, is_previous in _endings(pod)
+    ]
+    if not failed:
+        return None
+    _, pod, ended, is_previous = min(failed, key=lambda one: one[0])
+    pod_name = pod["metadata"]["name"]
+    lines = cluster.last_lines(pod_name, _LAST_LINES, is_previous=is_previous)
+    if lines and (known := re.fullmatch(r"(\w+Error): (.*)", lines[-1])):
+        kind = getattr(errors, known[1], None)
+        if isinstance(kind, type) and issubclass(kind, SpinError):
+            return kind(f"{pod_name}: {known[2]}")
+    end = "\n".join(f"  {line}" for line in lines)
+    return EngineError(
+        f"TrainJob {name}: pod {pod_name} ended with code {ended['exitCode']} ({ended.get('reason')}); "
+        f"its last lines:\n{end}"
+    )
+
+
+def _endings(pod: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+    """How a pod's containers failed, and whether they were restarted since."""
+    endings = []
+    for status in pod.get("status", {}).get("containerStatuses") or []:
+        for state, is_previous in (("lastState", True), ("state", False)):
+            ended = (status.get(state) or {}).get("terminated")
+            if ended and ended["exitCode"] != 0:
+                endings.append((ended, is_previous))
+                break
+    return endings

@@ -64,6 +64,10 @@ def own_identity() -> Identity:
 GROUP, VERSION, PLURAL, KIND = "trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob"
 
 
+MANAGER = "spin-pipelines.io/train-epoch"
+"""Who patches the runtime: Trainer requires a path with a domain before it."""
+
+
 DIGEST = "spin-pipelines/digest"
 """Annotation with the digest of a job's specification; a job with an equal one may be adopted."""
 
@@ -76,6 +80,10 @@ _NODE = "node"
 
 
 _SHM = "spin-shm"
+
+
+_LONGEST = 60_000
+"""Characters of an argument; Trainer 2.2 takes 65,536."""
 
 
 class JobTemplate(BaseModel):
@@ -114,6 +122,13 @@ class PodFragments(BaseModel):
     resources: dict[str, Any] | None = None
 
 
+def owner_of(identity: Identity) -> dict[str, str] | None:
+    """A pod as an owner reference; None where its uid is not known."""
+    if not identity.pod_uid:
+        return None
+    return {"apiVersion": "v1", "kind": "Pod", "name": identity.pod, "uid": identity.pod_uid}
+
+
 def name_of(run_uri: str, iteration: int, epoch: int) -> str:
     """The job's name: the same for every attempt, so that a retried step finds its job."""
     return f"spin-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}-{iteration}-{epoch}"
@@ -134,7 +149,7 @@ def body_of(
         name: see `name_of`.
         identity: of the step's pod, which owns the job: Kubernetes deletes the job with it. The job's pods run as its
             account.
-        argument: of each pod's program, as JSON.
+        argument: of each pod's program, as JSON; the program joins its parts.
         hardware: nodes, and processes on each.
         template: fixed settings.
         pod: the task's placement.
@@ -144,14 +159,14 @@ def body_of(
         "trainer": {
             "image": template.image,
             "command": ["python3", "-m", "spin_components.train_epoch.nodes.pod"],
-            "args": [argument],
+            "args": [argument[start : start + _LONGEST] for start in range(0, len(argument), _LONGEST)],
             "numNodes": hardware.nodes,
             "numProcPerNode": hardware.ranks,
             "resourcesPerNode": pod.resources or {},
             "env": pod.env or [],
         },
         "runtimePatches": [
-            {"manager": "spin-pipelines", "trainingRuntimeSpec": _patch(_pod(template, pod, identity))},
+            {"manager": MANAGER, "trainingRuntimeSpec": _patch(_pod(template, pod, identity))},
         ],
     }
     if template.timeout_s:
@@ -162,8 +177,7 @@ def body_of(
         "labels": {"app.kubernetes.io/name": "spin-pipelines", "app.kubernetes.io/component": "train-epoch"},
         "annotations": {DIGEST: hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()},
     }
-    if identity.pod_uid:
-        owner = {"apiVersion": "v1", "kind": "Pod", "name": identity.pod, "uid": identity.pod_uid}
+    if owner := owner_of(identity):
         metadata["ownerReferences"] = [owner]
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": metadata, "spec": spec}
 

@@ -33,7 +33,7 @@ STEP_RIGHTS = (
 """Rights of every step's service account: to report results, and to read where artifacts go."""
 
 TRAIN_JOB_RIGHTS = (
-    Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "delete")),
+    Right("trainer.kubeflow.org", "trainjobs", ("create", "get", "patch", "delete")),
     Right("", "pods", ("list",)),
     Right("", "pods/log", ("get",)),
 )

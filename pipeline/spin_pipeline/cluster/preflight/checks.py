@@ -47,7 +47,7 @@ def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Findin
     yield from inputs.check_addresses(configuration)
     yield from inputs.check_storage(configuration)
     yield from size.check_size(configuration)
-    health = yield from servers.check_pipelines(cluster.pipelines)
+    health = yield from servers.check_pipelines(cluster.pipelines, configuration.cluster.run_as_user)
     is_multi_user = health is not None and health.is_multi_user
     reachable = list(servers.check_kubernetes(cluster.kubernetes))
     yield from reachable
@@ -57,6 +57,7 @@ def check_all(configuration: Configuration, cluster: Cluster) -> Iterator[Findin
         remedy = "name yours with --namespace, or in KFP_NAMESPACE"
         yield failed("namespace", "KFP serves several users, and none of their namespaces is named", remedy)
         return
+    yield from servers.check_retries(cluster.kubernetes, configuration.cluster.retries)
     yield from _check_namespaced(
         configuration,
         cluster,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
+from typing import Any
+
+import yaml
 
 from spin_components.errors import ClusterAccessError, ClusterError
-from spin_components.runtime.kubernetes_api import KubernetesApi
+from spin_components.runtime.kubernetes_api import KubernetesApi, path_of
 from spin_pipeline.cluster.client import Api, Health
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
@@ -16,11 +19,17 @@ KFP_VERSIONS = ((2, 15), (2, 17))
 KUBERNETES_VERSIONS = ((1, 29), (1, 33))
 """First and last minor version of Kubernetes that the manifests are validated against."""
 
+_WITHOUT_USERS = ((2, 15),)
+_CONTROLLER = "workflow-controller-configmap"
 _TUNNEL = "from outside: kubectl port-forward -n kubeflow svc/ml-pipeline 8888, and --endpoint http://127.0.0.1:8888"
 
 
-def check_pipelines(pipelines: Api) -> Generator[Finding, None, Health | None]:
+def check_pipelines(pipelines: Api, run_as_user: int) -> Generator[Finding, None, Health | None]:
     """Check that KFP's API answers, in a version that accepts the pipeline.
+
+    Args:
+        pipelines: its API.
+        run_as_user: user that the pods are to run as; 0 for the image's own.
 
     Returns: KFP's health; None where it does not answer.
     """
@@ -38,9 +47,50 @@ def check_pipelines(pipelines: Api) -> Generator[Finding, None, Health | None]:
         yield warned(subject, where, f"look up the image of the deployment ml-pipeline: expected {first} to {last}")
     elif not KFP_VERSIONS[0] <= version <= KFP_VERSIONS[1]:
         yield failed(subject, where, f"the pipeline needs KFP {first} to {last}; install one of those")
+    elif version in _WITHOUT_USERS and run_as_user:
+        remedy = "set cluster.run_as_user = 0, or install a later KFP"
+        yield failed(subject, f"{where}, refuses pods with cluster.run_as_user = {run_as_user}", remedy)
     else:
         yield passed(subject, where)
     return health
+
+
+def check_retries(kubernetes: KubernetesApi, retries: int) -> Iterator[Finding]:
+    """Report which retries hold: those of the step itself, and Argo's by the workflow controller's configuration.
+
+    Nothing is reported where the configuration may not be read.
+    """
+    found = kubernetes.get(path_of("api", "v1", "namespaces", "kubeflow", "configmaps", _CONTROLLER))
+    if not found.is_ok:
+        return
+    policy = _retry_policy(found.body.get("data") or {}) or "OnFailure"
+    by_argo = {
+        "OnError": "Argo repeats a pod that was deleted or lost, not one that failed",
+        "OnFailure": "Argo repeats a pod that failed, not one that was deleted or lost",
+        "Always": "Argo repeats a pod that failed, was deleted or lost",
+    }
+    words = by_argo.get(policy, "Argo repeats a pod by an expression")
+    yield passed("retries", f"{retries} by the step itself, where it was killed or its failure may pass; {words}")
+
+
+def _retry_policy(data: dict[str, Any]) -> str:
+    """The `retryPolicy` of the templates' defaults; empty where there is none."""
+    values = list(data.values())
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError:
+                continue
+            if isinstance(parsed, dict):
+                values.append(parsed)
+        elif isinstance(value, dict):
+            strategy = (value.get("templateDefaults") or {}).get("retryStrategy") or {}
+            if policy := strategy.get("retryPolicy"):
+                return str(policy)
+            values += [one for one in value.values() if isinstance(one, (dict, str))]
+    return ""
 
 
 def check_kubernetes(kubernetes: KubernetesApi) -> Iterator[Finding]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from spin_components.runtime.kubernetes_api import KubernetesApi, path_of
 from spin_components.train_epoch.nodes.train_job import GROUP, VERSION
 from spin_pipeline.cluster.preflight.accounts import unseen
-from spin_pipeline.cluster.preflight.findings import Finding, failed, passed
+from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
+
+_KUBERNETES_BACKOFF = 6
+_JOBSET_POLICY = "OnFailure"
 
 
 def check_trainer(kubernetes: KubernetesApi, runtime: str) -> Iterator[Finding]:
@@ -28,9 +32,28 @@ def check_trainer(kubernetes: KubernetesApi, runtime: str) -> Iterator[Finding]:
     yield passed(subject, f"TrainJobs of {GROUP}/{VERSION}")
     response = kubernetes.get(path_of("apis", GROUP, VERSION, "clustertrainingruntimes", runtime))
     if response.status == 404:
-        remedy = "install Trainer's runtimes, or name another one in cluster.training_runtime"
+        remedy = "kubectl apply --server-side -k manifests/training, or name another one in cluster.training_runtime"
         yield failed(subject, f"there is no ClusterTrainingRuntime {runtime}", remedy)
     elif not response.is_ok:
         yield unseen(subject, f"the ClusterTrainingRuntime {runtime}", response)
+    elif restarts := _restarts(response.body):
+        remedy = "kubectl apply --server-side -k manifests/training, and leave cluster.training_runtime at its default"
+        yield warned(subject, f"ClusterTrainingRuntime {runtime} restarts a rank that fails ({restarts})", remedy)
     else:
         yield passed(subject, f"ClusterTrainingRuntime {runtime}")
+
+
+def _restarts(runtime: dict[str, Any]) -> str:
+    """What a runtime says that restarts ranks; empty where the first failure ends the job.
+
+    A rank alone cannot go on, and the reason of its failure is lost with its log; the step begins the job again itself.
+    """
+    spec = runtime.get("spec", {}).get("template", {}).get("spec", {})
+    found = {"maxRestarts": (spec.get("failurePolicy") or {}).get("maxRestarts", 0)}
+    for replicated in spec.get("replicatedJobs") or []:
+        job = replicated.get("template", {}).get("spec", {})
+        found["backoffLimit"] = max(found.get("backoffLimit", 0), job.get("backoffLimit", _KUBERNETES_BACKOFF))
+        policy = job.get("template", {}).get("spec", {}).get("restartPolicy", _JOBSET_POLICY)
+        if policy != "Never":
+            found["restartPolicy"] = policy
+    return ", ".join(f"{name}: {value}" for name, value in found.items() if value)

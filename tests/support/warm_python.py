@@ -1,0 +1,194 @@
+"""A Python interpreter whose modules are already imported: a server that forks for each start of a program.
+
+torchrun and its ranks are started with `sys.executable`; each imports torch, and a rank DeepSpeed and transformers too.
+`WarmPython.executable` stands in for it: `EXECUTABLE [-u] (-m MODULE | SCRIPT) ARGUMENT ...` runs the program in a fork
+of the server, as a process of its own with the caller's environment, folder, standard streams and signals, which ends
+with the caller. Any other command line runs a new Python.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from spin_components.runtime.process import ending
+
+PRELOADED = [
+    "deepspeed",
+    "deepspeed.ops.adam",
+    "pyarrow.parquet",
+    "torch.distributed.run",
+    "transformers.models.llama.modeling_llama",
+    "spin_components.store.remote",
+    "spin_components.train_epoch.deepspeed_backend",
+    "spin_components.train_epoch.rank",
+    "spin_components.train_epoch.step",
+    "spin_components.train_epoch.torch_backend",
+]
+_PR_SET_PDEATHSIG = 1
+_CLIENT = """\
+#!{python} -SE
+import json, os, signal, socket, sys
+arguments = sys.argv[2:] if sys.argv[1:2] == ["-u"] else sys.argv[1:]
+if arguments[:1] != ["-m"] and not arguments[0].endswith(".py"):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
+order = {{"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}}
+body = json.dumps(order).encode()
+socket.send_fds(server, [len(body).to_bytes(4, "big")], [0, 1, 2])
+server.sendall(body)
+server.settimeout(0.5)
+parent, answer = os.getppid(), None
+while answer is None and os.getppid() == parent:
+    try:
+        answer = server.recv(2)
+    except TimeoutError:
+        pass
+    except OSError:  # the server is gone
+        break
+code = int.from_bytes(answer, "big", signed=True) if answer else 1
+if code < 0:
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+class WarmPython:
+    """The server and its executable, until `close`.
+
+    Attributes:
+        executable: stands in for `sys.executable`.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")  # a socket's path has at most 107 bytes
+        address = str(Path(self._folder.name, "socket"))
+        self.executable = Path(self._folder.name, "python")
+        self.executable.write_text(_CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
+        self.executable.chmod(0o755)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen()  # programs that are started while the server imports wait
+        command = [sys.executable, "-m", "support.warm_python", str(listener.fileno()), str(self.executable)]
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        variables = {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
+        self._server = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], stdin=subprocess.PIPE, env={**os.environ, **variables}
+        )
+        listener.close()
+
+    def close(self) -> None:
+        """End the server, and what runs in forks of it."""
+        self._server.communicate()
+        self._folder.cleanup()
+
+
+def serve(listener: socket.socket, executable: str) -> None:
+    """Fork for each order, pass signals on to the forks and their exit codes back, until standard input ends."""
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    selector.register(sys.stdin, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is sys.stdin:
+                for fork in selector.get_map().values():
+                    if isinstance(fork.fileobj, int):
+                        signal.pidfd_send_signal(fork.fileobj, signal.SIGKILL)
+                return
+            if key.fileobj is listener:
+                client, _ = listener.accept()
+                pid = _start(client, listener, executable)
+                ended = os.pidfd_open(pid)
+                selector.register(client, selectors.EVENT_READ, (pid, ended))
+                selector.register(ended, selectors.EVENT_READ, (pid, client))
+            elif isinstance(key.fileobj, socket.socket):
+                pid, ended = key.data
+                numbers = key.fileobj.recv(16)
+                for number in numbers or [signal.SIGKILL]:
+                    signal.pidfd_send_signal(ended, number)
+                if not numbers:  # the caller is gone
+                    selector.unregister(key.fileobj)
+            else:
+                _finish(selector, key.fd, *key.data)
+
+
+def _finish(selector: selectors.BaseSelector, ended: int, pid: int, client: socket.socket) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    selector.unregister(ended)
+    if client in selector.get_map():
+        selector.unregister(client)
+        client.sendall(code.to_bytes(2, "big", signed=True))
+    client.close()
+    os.close(ended)
+
+
+def _start(client: socket.socket, listener: socket.socket, executable: str) -> int:
+    """Run a client's program in a fork; returns its pid."""
+    head, streams, *_ = socket.recv_fds(client, 4, 3)
+    order: dict[str, Any] = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+    if pid := os.fork():
+        for stream in streams:
+            os.close(stream)
+        return pid
+    listener.close()
+    client.close()
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["folder"])
+    sys.executable = executable
+    with ending():
+        try:
+            _run(order["arguments"])
+        finally:
+            atexit._run_exitfuncs()
+    raise AssertionError("not reached")
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path.insert(0, "")
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def main() -> None:
+    """Import, then serve."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for name in ("torch.distributed.run", "spin_components.train_epoch.rank"):
+        del sys.modules[name]  # they are run as programs; what they import stays
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
