@@ -184,7 +184,7 @@ def test_a_view_of_the_cache_takes_only_keys_below_it(tmp_path: Path) -> None:
     view.close()
 
 
-@pytest.mark.parametrize("name", ["/aim.jsonl", "../aim.jsonl", "a//aim.jsonl", "n" * 300 + ".jsonl"])
+@pytest.mark.parametrize("name", ["/aim.jsonl", "a//aim.jsonl", "n" * 300 + ".jsonl"])
 def test_an_object_whose_name_leaves_the_prefix_is_refused(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_fork_takes_over_what_was_trained_and_not_whom_to_trust(hostile: Local
     recorded = hostile.read_json(layout.RUN)["settings"]
     kept = forked.model_dump(mode="json")
     for section in ("data", "spin", "objective", "generation", "training", "lora", "validation", "selection"):
-        assert kept[section] == recorded[section]
+        assert {key: kept[section][key] for key in recorded[section]} == recorded[section]
     assert forked.evaluation.tasks == ["arc_easy"]
 
 

@@ -34,7 +34,8 @@ def read_pointer(run: RunStore, key: str) -> dict[str, Any]:
         IntegrityError: the pointer or the manifest is missing or damaged.
     """
     pointer = run.read_json(key)
-    published = [int(name.split("/")[1]) for name in run.list("iterations", "*/checkpoint.json")]
+    names = (name.split("/")[1] for name in run.list("iterations", "*/checkpoint.json"))
+    published = [int(name) for name in names if layout.is_number(name)]
     if not published or type(pointer.get("iteration")) is not int:
         return pointer
     newest = max(published)
