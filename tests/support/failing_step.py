@@ -41,5 +41,6 @@ def step(run_uri: str, hows: list[str], iteration: int) -> str:
             scores = {who: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for who, pid in paths.items()}
             return json.dumps(scores)
         if colon:
-            raise getattr(errors, name, {"RuntimeError": RuntimeError, "ValueError": ValueError}.get(name))(message)
+            kinds = {"RuntimeError": RuntimeError, "ValueError": ValueError}
+            raise kinds[name](message) if name in kinds else getattr(errors, name)(message)
         return f"done by {running.attempt}"

@@ -74,11 +74,12 @@ class Forwarding:
             for number, before in self._previous.items():
                 signal.signal(number, before)
 
-    def wait(self, pause_s: float) -> None:
-        """Wait, until a signal comes at the longest."""
+    def wait(self, pause_s: float) -> bool:
+        """Wait, until a signal comes at the longest; returns whether one has come."""
         until = time.monotonic() + pause_s
         while not self.number and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.2))
+        return bool(self.number)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""

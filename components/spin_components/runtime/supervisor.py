@@ -84,26 +84,26 @@ def run_step(attempt: str, target: str, *, is_optional: bool = False, **argument
     repeat = ""
     with forwarded() as signals:
         for number in range(retries + 1):
-            outcome = _run_once(attempt, target, arguments, repeat, signals)
-            if isinstance(outcome, str):
-                return outcome
-            if signals.number or not outcome.is_passing or number == retries:
+            returned = _run_once(attempt, target, arguments, repeat, signals)
+            if isinstance(returned, str):
+                return returned
+            failure = returned
+            if signals.number or not failure.is_passing or number == retries:
                 break
-            repeat = f"{name} was begun again, repeat {number + 1} of {retries}: {outcome.reason}"
+            repeat = f"{name} was begun again, repeat {number + 1} of {retries}: {failure.reason}"
             logger.warning("%s; the next try begins in %.0f s", repeat, pause_s)
-            signals.wait(pause_s)
-            if signals.number:
+            if signals.wait(pause_s):
                 break
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-        if outcome.was_killed and not signals.number:
+        if failure.was_killed and not signals.number:
             tries = f", {number + 1} times" if number else ""
-            _record(attempt, name, arguments, f"the step's process {outcome.reason}{tries}; its last save is kept")
+            _record(attempt, name, arguments, f"the step's process {failure.reason}{tries}; its last save is kept")
     if is_optional and not signals.number:
-        logger.error("%s ended with %d; the run goes on without it and reports it at its end", name, outcome.exit_code)
+        logger.error("%s ended with %d; the run goes on without it and reports it at its end", name, failure.exit_code)
         return STOPPED
     if not signals.number:
-        explain_end(name, outcome.reason)
-    raise SystemExit(128 + signals.number if signals.number and outcome.was_killed else outcome.exit_code)
+        explain_end(name, failure.reason)
+    raise SystemExit(128 + signals.number if signals.number and failure.was_killed else failure.exit_code)
 
 
 def is_passing(error: BaseException) -> bool:
