@@ -275,9 +275,9 @@ def test_retraining_starts_from_the_best_model_and_needs_new_data(
     data(30)
     assert main(retrain) == 0
     second = kfp.runs[1]["runtime_config"]["parameters"]
-    assert second["model"]["base"] == f"{first['run_uri']}/iterations/0/epochs/0/policy"
-    assert second["model"]["forked_from"] == f"{first['run_uri']}, iteration 0"
-    assert open_run(second["run_uri"]).read_json("run.json")["base_model"]["uri"] == second["model"]["base"]
+    assert second["base_model"] == f"{first['run_uri']}/iterations/0/epochs/0/policy"
+    assert json.loads(second["settings_model"])["forked_from"] == f"{first['run_uri']}, iteration 0"
+    assert open_run(second["run_uri"]).read_json("run.json")["base_model"]["uri"] == second["base_model"]
     versions = {run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs}
     assert len(versions) == 1, "another base model does not change the pipeline"
 
