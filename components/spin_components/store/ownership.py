@@ -27,6 +27,7 @@ _OWN = re.compile(
         | (policy|trainer|adapter|partial)(/.+)?
       )
     | report/index\.html
+    | leases/\d{8}(\.json|/.+)
     | (events|tracking|tensorboard)/.+
     """,
     re.VERBOSE,
@@ -50,8 +51,8 @@ def is_own_leftover(key: str) -> bool:
 
 
 def is_staging(name: str) -> bool:
-    """Whether a file's name is one that a write has until it is complete."""
-    return _STAGED.fullmatch(name) is not None
+    """Whether a file's name is one that a write has until it is complete, or that of a folder a step works in."""
+    return bool(_STAGED.fullmatch(name) or _SCRATCH.fullmatch(name))
 
 
 def folders_of_other_runs(keys: Iterable[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from spin_components.memory.shape import shape_of_folder
 from spin_components.memory.work import Workload, longest_allowed
 from spin_components.memory.zero_stage import resolve_zero_stage
 from spin_components.settings.settings import Settings
+from spin_components.train_epoch.extensions import remove_stale_locks
 from spin_components.train_epoch.job import EpochJob
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
     """
     ranks = job.settings.hardware.ranks
     job = job.model_copy(update={"settings": _with_zero_stage(job)})
+    remove_stale_locks()
     with tempfile.TemporaryDirectory(prefix="spin-epoch-") as folder:
         path = Path(folder, "job.json")
         path.write_text(job.model_dump_json(), encoding="utf-8")
