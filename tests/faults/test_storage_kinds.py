@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+
 from faults.attempts import Attempt, AttemptResult
 from faults.damage import damage
 from faults.ends import read_end
