@@ -124,7 +124,7 @@ def test_storage_has_the_adapters_and_their_base_models(alone: LocalRun, tiny_ll
     bases = [
         read_base(alone.path(f"{layout.epoch(t, 1)}/policy")) for t in range(2)
     ]  # both are kept, although save_top_k = 1
-    assert [base.uri for base in bases] == [str(tiny_llama), policy(alone, 0)]
+    assert [base.uri for base in bases] == [str(tiny_llama), f"{layout.epoch(0, 1)}/policy"]  # relative to the run
     assert bases[1].sha256 == model_digest(alone, policy(alone, 0))
     weights = f"{layout.epoch(1, 1)}/policy/adapter_model.safetensors"
     # A and B of q, k, v, o, gate, up, down in two layers, each 4 x (inputs + outputs) float32
