@@ -213,9 +213,10 @@ def is_at_work(run: RunStore) -> bool:
 def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
     attempt = run.read_json(layout.ATTEMPT)
-    if number := attempt.get("number"):
+    number, started = attempt.get("number"), attempt["started"]
+    if number:
         return [event for event in events if event.get("attempt", 0) >= number]
-    return [event for event in events if event["time"] >= attempt["started"]]
+    return [event for event in events if event["time"] >= started]
 
 
 def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
