@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,14 @@ def run_component(
     container = component.component_spec.implementation.container
     argument = executor_input(component, parameters, folder)
     arguments = [argument if part == "{{$}}" else part for part in map(str, container.args)]
-    ended = subprocess.run([*container.command, *arguments], capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of an image: its own python3
+    ended = subprocess.run(
+        [*container.command, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path, "_KFP_RUNTIME": "true"},
+    )
     written = folder / "executor_output.json"
     values = json.loads(written.read_text("utf-8"))["parameterValues"] if written.exists() else {}
     return ended, values
