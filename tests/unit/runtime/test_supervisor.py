@@ -47,13 +47,16 @@ def command(folder: Path, *hows: str, **more: Any) -> list[str]:
     ]
 
 
-def run(folder: Path, *hows: str, retries: int = 2, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run it to its end, without pauses."""
+def environment(retries: int = 2) -> dict[str, str]:
+    """Variables of a supervisor without pauses, which finds the step."""
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "SPIN_RETRIES": str(retries), "SPIN_RETRY_S": "0.01"}
-    return subprocess.run(
-        command(folder, *hows, **more), capture_output=True, text=True, timeout=100, check=False, env=environment
-    )
+    return {**os.environ, "PYTHONPATH": path, "SPIN_RETRIES": str(retries), "SPIN_RETRY_S": "0.01"}
+
+
+def run(folder: Path, *hows: str, retries: int = 2, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    order = command(folder, *hows, **more)
+    return subprocess.run(order, capture_output=True, text=True, timeout=100, check=False, env=environment(retries))
 
 
 def kinds(folder: Path) -> list[str]:
@@ -118,7 +121,7 @@ def test_an_optional_step_that_fails_fails_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_ends_the_step_cleanly_without_a_repeat(folder: Path, number: signal.Signals) -> None:
-    with subprocess.Popen(command(folder, "waits"), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command(folder, "waits"), stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         process.send_signal(number)
