@@ -79,4 +79,4 @@ def test_a_sign_of_life_makes_it_run_again(tmp_path: Path, clock: Clock) -> None
     clock.on_sleep = try_again
     tail.follow(run, lambda events: None, said.append, patience_s=400.0)
     states = [state for state, _ in groupby(text.partition("?")[0] for text in said)]
-    assert states == ["running", "failed", "running", "failed"]
+    assert states == ["running", "failed", "running", "interrupted"]  # begun again, then silent
