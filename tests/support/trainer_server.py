@@ -161,6 +161,8 @@ class TrainerServer:
             job.end()
         for _, pod in self.leaving:
             pod.end(signal.SIGKILL)
+            if pod.process:
+                pod.process.wait()
         self._server.shutdown()
         self._server.server_close()
         remove(self._folder)
@@ -257,6 +259,9 @@ class TrainerServer:
                     pod.log.write_bytes(b"")
                     pod.process = self._started(job.body["spec"]["trainer"], pod, job.port)
                 elif pod.exit_code and self.restarts:
+                    for other in job.pods:
+                        other.end(signal.SIGTERM)
+                        self.leaving.append((job.name, other))
                     job.pods = []  # at the end, the shipped runtime's pods and their logs are gone
                     break
 
