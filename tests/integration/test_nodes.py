@@ -89,8 +89,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, questio
 
 @pytest.fixture
 def epoch(prepared: Epoch) -> Epoch:
-    prepared.run.delete(layout.epoch(0, 0))
-    prepared.run.delete(layout.LEASE)
+    run = prepared.run
+    for key in (layout.epoch(0, 0), layout.LEASE, layout.LEASES):
+        run.delete(key)
+    attempt = run.read_json(layout.ATTEMPT)
+    run.write_json(layout.ATTEMPT, {name: value for name, value in attempt.items() if name != "number"})
     return prepared
 
 
@@ -126,15 +129,18 @@ def test_two_nodes_give_the_losses_of_one_process(
 
 @pytest.mark.usefixtures("warm_python")
 def test_a_retried_step_continues_with_its_job(epoch: Epoch, trainer: TrainerServer) -> None:
+    trainer.stuck = "0/3 nodes are available: insufficient nvidia.com/gpu"  # so that the job is not done before it
     killed = epoch.start_step()
     wait_for(lambda: trainer.created)
     killed.kill()
     killed.wait()
     (job,) = trainer.jobs.values()
     job.body["metadata"]["ownerReferences"] = [{"kind": "Pod", "name": "of-the-killed-step", "uid": "0"}]
-    assert epoch.start_step().wait() == 0
+    step = epoch.start_step()
+    wait_for(lambda: [owner["name"] for owner in job.body["metadata"]["ownerReferences"]] == ["step-1"])
+    trainer.schedule()
+    assert step.wait() == 0
     assert len(trainer.created) == 1
-    assert [owner["name"] for owner in job.body["metadata"]["ownerReferences"]] == ["step-1"]
     assert epoch.run.exists(layout.epoch_manifest(0, 0))
 
 
@@ -237,7 +243,7 @@ def test_a_job_without_a_running_step_ends(
             'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: spec: Invalid value',
             r"refused in namespace team: 403 .*: admission webhook .* denied the request: spec: Invalid value",
         ),
-        (404, "the server could not find the requested resource", r"knows no TrainJob of .*; install Kubeflow Trainer"),
+        (404, "the server could not find the requested resource", r"has no TrainJob of .*; install Kubeflow Trainer"),
         (422, "spec.trainer: Invalid value", r"refused in namespace team: .*: spec.trainer: Invalid value"),
     ],
 )

@@ -227,6 +227,16 @@ class TrainerServer:
         running = sum(pod.exit_code is None for left, pod in self.leaving if left == job.name)
         self.most_at_once = max(self.most_at_once, running + len(job.pods))
 
+    def schedule(self) -> None:
+        """Start the pods that could not be scheduled so far."""
+        with self._lock:
+            self.stuck = ""
+            for job in self.jobs.values():
+                for pod in job.pods:
+                    if pod.stuck:
+                        pod.stuck = ""
+                        pod.process = self._started(job.body["spec"]["trainer"], pod, job.port)
+
     def remove(self, name: str, policy: str) -> bool:
         """Delete a job; returns False if it does not exist.
 
