@@ -18,13 +18,15 @@ import pytest
 import tenacity
 from hypothesis import settings as hypothesis_settings
 
+from spin_components.machine import memory_bytes
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if os.access("/dev/shm", os.W_OK) and not os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC:
     # runs sync each file that they write, which on a disk takes as long as the steps of a small run
-    free = shutil.disk_usage("/dev/shm").free
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm" if free > 4 << 30 else tempfile.gettempdir())
+    is_large = shutil.disk_usage("/dev/shm").free > 4 << 30 and memory_bytes()[1] > 12 << 30  # files there are memory
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm" if is_large else tempfile.gettempdir())
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # its share of the cores, so that workers' threads do not spin
     cores = sorted(os.sched_getaffinity(0))
