@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spin_components.record.attempts import last_failures, newest_attempt_of
 from spin_components.record.decisions import goes_on, name_of, word_of
-from spin_components.record.events import read_events
+from spin_components.record.pointers import read_pointer
 from spin_components.runtime.kfp_artifacts import describe_model, errors_logged, fill_from, log
 from spin_components.runtime.step import OPTIONAL
 from spin_components.store import layout
@@ -54,7 +55,7 @@ def show_result(model: Any, metrics: Any, report: Any, run_uri: str, attempt: st
         if not checkpoints:
             log(metrics, {"1_val_loss": base, "base_val_loss": base, "num_iterations": 0})
             return
-        best = run.read_json(layout.BEST)
+        best = read_pointer(run, layout.BEST)
         if best["iteration"] != layout.BASE:
             facts = checkpoints[best["iteration"]]
             describe_model(model, run, facts, ended=outcome[0])
@@ -84,9 +85,8 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
         run: the run, of which an attempt has begun.
         checkpoints: facts of the published iterations, in order.
     """
-    started = run.read_json(layout.ATTEMPT)["started"]
-    events = [event for event in read_events(run) if event["time"] >= started]
-    failures = [event for event in events if event["kind"] == "fail"]
+    events = newest_attempt_of(run)
+    failures = last_failures(events)
     again = f"a run with run_uri = {run.uri} goes on"
     for event in reversed(failures):
         if event["step"] not in OPTIONAL:
@@ -95,7 +95,7 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
         return f"stopped in {_place(stops[-1])}: {stops[-1]['reason']}; {again}"
     if not checkpoints or goes_on(checkpoints[-1]["decision"]):
         return f"interrupted before the end; {again}"
-    best = run.read_json(layout.BEST)
+    best = read_pointer(run, layout.BEST)
     end = f"{word_of(checkpoints[-1]['decision'])} after iteration {checkpoints[-1]['iteration']}; the best is "
     end += f"{name_of(best['iteration'])}, val_loss {best['val_loss']}"
     return end + "".join(

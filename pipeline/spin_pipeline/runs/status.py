@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spin_components.errors import ConfigError, IntegrityError
+from spin_components.record.attempts import last_failures, newest_attempt_of
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
 from spin_components.record.pointers import read_pointer
@@ -156,7 +157,7 @@ def read_status(run_uri: str) -> RunStatus:
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
     events = read_events(run)
-    state, failure = _state(run, _of_the_last_attempt(run, events), iterations)
+    state, failure = _state(run, newest_attempt_of(run, events), iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
     return RunStatus(
         run_uri=run.uri,
@@ -210,33 +211,12 @@ def is_at_work(run: RunStore) -> bool:
     return is_locked(run.scratch) or bool(lease and lease.remaining_s)
 
 
-def _of_the_last_attempt(run: RunStore, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of the last attempt, by its number; by their time where a version without numbers wrote them."""
-    attempt = run.read_json(layout.ATTEMPT)
-    number, started = attempt.get("number"), attempt["started"]
-    if number:
-        return [event for event in events if event.get("attempt", 0) >= number]
-    return [event for event in events if event["time"] >= started]
-
-
-def _last_failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `fail` events of steps that were not begun again: what an earlier try says is not how the step ended."""
-    failures: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for event in events:
-        step = tuple(event.get(name) for name in ("step", "iteration", "epoch", "shard"))
-        if event["kind"] == "start":
-            failures.pop(step, None)
-        elif event["kind"] == "fail":
-            failures[step] = event
-    return list(failures.values())
-
-
 def _state(
     run: RunStore, events: list[dict[str, Any]], iterations: list[IterationStatus]
 ) -> tuple[State, dict[str, Any] | None]:
     if is_at_work(run):
         return "running", None
-    failures = _last_failures(events)
+    failures = last_failures(events)
     if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
