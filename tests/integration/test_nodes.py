@@ -175,30 +175,28 @@ def test_a_job_is_replaced_after_its_pods_have_ended(epoch: Epoch, trainer: Trai
     assert trainer.most_at_once == 2, "two jobs' pods never run side by side"
 
 
+def fail_on_damaged_weights(epoch: Epoch) -> None:
+    """Train on nodes, whose first pod finds that the reference was altered."""
+    weights = Path(epoch.reference) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
+    try:
+        with pytest.raises(IntegrityError, match=r"spin-[0-9a-f]{12}-0-0-node-0-\d: .*model\.safetensors"):
+            epoch.train_on_nodes()
+    finally:
+        weights.write_bytes(whole)
+
+
 def test_the_first_failed_container_is_read_before_the_runtime_restarts_it_away(
     epoch: Epoch, trainer: TrainerServer
 ) -> None:
     trainer.restarts = 6
-    weights = Path(epoch.reference) / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
-    try:
-        with pytest.raises(IntegrityError, match=r"spin-[0-9a-f]{12}-0-0-node-0-\d: .*model\.safetensors"):
-            epoch.train_on_nodes()
-    finally:
-        weights.write_bytes(whole)
+    fail_on_damaged_weights(epoch)
     assert (trainer.jobs, len(trainer.deleted)) == ({}, 1), "the job of a failed pod is deleted"
 
 
 def test_a_pod_that_fails_fails_the_step_with_its_own_error(epoch: Epoch, trainer: TrainerServer) -> None:
-    weights = Path(epoch.reference) / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4] + b"\0\0\0\1")
-    try:
-        with pytest.raises(IntegrityError, match=r"spin-[0-9a-f]{12}-0-0-node-0-\d: .*model\.safetensors"):
-            epoch.train_on_nodes()
-    finally:
-        weights.write_bytes(whole)
+    fail_on_damaged_weights(epoch)
 
 
 def test_a_pod_that_is_killed_is_named_with_its_last_lines(epoch: Epoch, trainer: TrainerServer) -> None:

@@ -35,14 +35,11 @@ def locked(scratch: Path) -> Iterator[int]:
     scratch.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(scratch / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        deadline = time.monotonic() + _PATIENCE_S
-        while not _try(descriptor):
-            if time.monotonic() > deadline:
-                raise BusyError(
-                    f"another runner is at work on this run, on this machine ({scratch / _NAME} is held); wait for it, "
-                    "end it, or choose another run.uri"
-                )
-            time.sleep(0.2)
+        if not _wait_for(descriptor, _PATIENCE_S, poll_s=0.2):
+            raise BusyError(
+                f"another runner is at work on this run, on this machine ({scratch / _NAME} is held); wait for it, "
+                "end it, or choose another run.uri"
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -75,18 +72,25 @@ def replacing(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)  # for writing: NFS locks nothing else exclusively
     try:
-        deadline = time.monotonic() + _REPLACING_PATIENCE_S
         with suppress(OSError):
-            while not _try(descriptor):
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        f"another process holds the lock {file}, in the middle of a write; it may have been "
-                        "stopped. End it, and run the same command"
-                    )
-                time.sleep(0.01)
+            if not _wait_for(descriptor, _REPLACING_PATIENCE_S, poll_s=0.01):
+                raise BusyError(
+                    f"another process holds the lock {file}, in the middle of a write; it may have been stopped. End "
+                    "it, and run the same command"
+                )
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_for(descriptor: int, patience_s: float, *, poll_s: float) -> bool:
+    """Take a lock, waiting for it; False where others hold it all the while."""
+    deadline = time.monotonic() + patience_s
+    while not _try(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(poll_s)
+    return True
 
 
 def _try(descriptor: int) -> bool:

@@ -15,10 +15,21 @@ from spin_components.memory.roofline import GPUS, bounds
 from spin_components.memory.shape import ModelShape, frozen_bytes, shape_of_config
 from spin_components.memory.work import Lengths, Machine, Workload
 from spin_components.settings.settings import Settings
+from support.bounds import gamma
 from support.families import CONFIGS, OTHERS
 
-NEAR = {"gpt2", "opt", "mamba", "mamba2", "gemma4", "gemma4_text", "qwen3_next"}
-"""Families with more than these widths tell: tables of positions, convolutions, projections of a state."""
+NEAR = {
+    "gemma3n_text": 0.001,
+    "gpt2": 0.008,
+    "qwen3_next": 0.008,
+    "opt": 0.014,
+    "gemma4": 0.015,
+    "gemma4_text": 0.015,
+    "mamba": 0.05,
+    "mamba2": 0.08,
+}
+"""The largest share of the weights that an estimate leaves out, where a family has more than its widths tell: tables of
+positions, convolutions, projections of a state. Counts of whole numbers, the same everywhere."""
 VISION = ("vision_tower", "multi_modal_projector", "embed_vision", "embed_audio", "audio_tower")
 
 
@@ -35,15 +46,17 @@ def test_parameters_are_those_of_the_model(family: str) -> None:
     shape, model = _of_family(family)
     weights = {name: weight for name, weight in model.named_parameters() if not any(part in name for part in VISION)}
     number = sum(weight.numel() for weight in weights.values())
-    # biases and small norms are less than a thousandth
-    assert shape.num_parameters == pytest.approx(number, rel=0.08 if family in NEAR else 1e-3)
-    routed = sum(weight.numel() for name, weight in weights.items() if ".experts." in name)
+    vectors = sum(weight.numel() for name, weight in weights.items() if weight.ndim == 1 or "bias" in name)
+    # every matrix is counted; some biases and norms are not
+    left_out = number - shape.num_parameters
+    assert 0 <= left_out <= (NEAR[family] * number if family in NEAR else vectors)
+    routed = sum(weight.numel() for name, weight in weights.items() if ".experts." in name and "bias" not in name)
     if routed:
         config = model.config.get_text_config()
         assert shape.experts is not None
-        share = shape.experts.active / shape.experts.number
+        idle = shape.experts.number - shape.experts.active
         assert shape.experts.active == config.num_experts_per_tok
-        assert shape.num_parameters - shape.num_active == pytest.approx(routed * (1 - share), rel=1e-3)
+        assert (shape.num_parameters - shape.num_active) * shape.experts.number == routed * idle
     else:
         assert shape.num_active == shape.num_parameters
 
@@ -94,13 +107,15 @@ def test_only_active_parameters_take_time_and_all_take_memory() -> None:
         {**widths, "intermediate_size": 512, "num_local_experts": 8, "num_experts_per_tok": 2}, what="x"
     )
     assert mixed.inner == dense.inner
+    assert mixed.num_active == dense.num_parameters + 2 * 256 * 8, "the same matrices, and two routers"
+    rounding = gamma(16, torch.float64)  # a bound is a product and quotient of fewer than 16 factors
     settings = Settings.model_validate({"model": {"base": "m"}, "data": {"train": "d"}})
     work = Workload(settings, Machine("cuda", is_bf16=True), Lengths(8, 8, 8))
     for dense_bound, mixed_bound in zip(
         bounds(dense, work, GPUS["h200"]), bounds(mixed, work, GPUS["h200"]), strict=True
     ):
-        # the same matrices but for two routers
-        assert mixed_bound.seconds["compute"] == pytest.approx(dense_bound.seconds["compute"], rel=1e-2)
+        expected = dense_bound.seconds["compute"] * mixed.num_active / dense.num_parameters
+        assert mixed_bound.seconds["compute"] == pytest.approx(expected, rel=rounding)
         assert mixed_bound.seconds["memory"] > dense_bound.seconds["memory"]
     for dense_step, mixed_step in zip(estimate_steps(dense, work), estimate_steps(mixed, work), strict=True):
         assert mixed_step.device["weights"] > 2 * dense_step.device["weights"]
