@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -28,11 +28,13 @@ class Attempt:
         run: the run's storage.
         hardware: `[hardware]` of the attempt.
         number: of the attempt among those at the run; 0 if it is unknown.
+        recorded: content of `attempt.json`, where it has been read already; else it is read when it is needed.
     """
 
     run: RunStore
     hardware: HardwareSettings
     number: int = 0
+    recorded: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def settings(self) -> Settings:
@@ -67,7 +69,7 @@ class Attempt:
 
     @cached_property
     def _record(self) -> dict[str, Any]:
-        record = self.run.read_json(layout.ATTEMPT)
+        record = self.recorded or self.run.read_json(layout.ATTEMPT)
         if self.number and record.get("number", self.number) != self.number:
             raise BusyError(
                 f"{self.run.uri_of(layout.ATTEMPT)} is of attempt {record['number']} at this run, expected "

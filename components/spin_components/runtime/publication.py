@@ -57,6 +57,7 @@ class Publication:
     previous: Manifest | None = None
     _key: str = ""
     _number: int = 0
+    _recorded: dict[str, Any] = field(default_factory=dict)
     _outputs: dict[str, FileDigest] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
@@ -182,7 +183,7 @@ class Publication:
     @cached_property
     def _attempt(self) -> Attempt:
         """What `prepare` recorded for this attempt."""
-        return Attempt(self.run, self.hardware, self._number)
+        return Attempt(self.run, self.hardware, self._number, self._recorded)
 
     @cached_property
     def _trackers(self) -> Trackers | None:

@@ -29,7 +29,6 @@ from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import HardwareSettings
 from spin_components.store import layout
-from spin_components.store.base import RunStore
 from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
 from spin_components.store.processes import this_host
@@ -39,12 +38,6 @@ logger = logging.getLogger(__name__)
 
 OPTIONAL = ("evaluate",)
 """Steps whose failure leaves the attempt running."""
-
-
-def _hardware_of(run: RunStore) -> HardwareSettings:
-    """`[hardware]` as `prepare` recorded it for the attempt; the default where nothing is recorded yet."""
-    attempt = run.read_json(layout.ATTEMPT) if run.exists(layout.ATTEMPT) else {}
-    return HardwareSettings.model_validate(attempt.get("hardware", {}))
 
 
 @dataclass
@@ -87,7 +80,9 @@ class Step(Publication):
         """
         with open_run(run_uri) as run:
             is_stopped = STOPPED in after
-            machine = HardwareSettings(**hardware or {}) if hardware is not None or is_stopped else _hardware_of(run)
+            is_recorded = hardware is None and not is_stopped and run.exists(layout.ATTEMPT)
+            record = run.read_json(layout.ATTEMPT) if is_recorded else {}
+            machine = HardwareSettings.model_validate(hardware or record.get("hardware", {}))
             if is_stopped:
                 yield cls(name, run, machine, EventLog(run, {"step": name}, enabled=False), is_stopped=True)
                 return
@@ -99,7 +94,7 @@ class Step(Publication):
                 lease = LeaseHolder(run, owner, take_over=is_first, label=label_of(name, labels))
             events = EventLog(run, {"step": name, **labels}, attempt=lease.number, offset_s=lease.offset_s)
             number = lease.number if attempt else 0  # a step on its own is an attempt, with an earlier one's record
-            step = cls(name, run, machine, events, lease, is_last=not attempt, _number=number)
+            step = cls(name, run, machine, events, lease, is_last=not attempt, _number=number, _recorded=record)
             run.guard = lease.check
             run.on_progress = TransferEvents(step.events)
             outcome: AttemptState = "failed"
