@@ -74,7 +74,7 @@ def question_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server that all tests share; each takes a prefix of its own. Not to be killed."""
+    """An S3 server that all tests share. Not to be killed."""
     server = S3Server(tmp_path_factory.mktemp("s3"))
     yield server
     server.kill()
@@ -82,7 +82,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
-    """The shared server, with this process's environment pointing to it and a cache of the test's own."""
+    """The shared server with an empty bucket, in this process's environment, and a cache of the test's own."""
+    s3_server.empty()
     for name, value in {**s3_server.variables, "SPIN_CACHE_DIR": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     return s3_server

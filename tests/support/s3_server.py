@@ -63,6 +63,12 @@ class S3Server:
             self._process.wait()
             self._process = None
 
+    def empty(self) -> None:
+        """Delete all objects, and every bucket but `BUCKET`."""
+        for bucket in self.folder.glob("[!.]*"):  # the server's own folder begins with a dot
+            shutil.rmtree(bucket)
+        (self.folder / BUCKET).mkdir()
+
     def path(self, key: str, bucket: str = BUCKET) -> Path:
         """The file of an object."""
         return self.folder / bucket / key
