@@ -13,7 +13,7 @@ from kfp import compiler
 
 from spin_components import __version__
 from spin_components.settings.attempt import JUDGE_KEY
-from spin_components.train_epoch.nodes.train_job import STEP_LABEL
+from spin_components.training.nodes.train_job import STEP_LABEL
 from spin_pipeline.cli import main
 from spin_pipeline.cluster.preflight.inputs import check_addresses
 from spin_pipeline.config import load_settings

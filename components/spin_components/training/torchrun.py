@@ -18,8 +18,8 @@ from spin_components.memory.shape import shape_of_folder
 from spin_components.memory.work import Workload, longest_allowed
 from spin_components.memory.zero_stage import resolve_zero_stage
 from spin_components.settings.settings import Settings
-from spin_components.train_epoch.extensions import remove_stale_locks
-from spin_components.train_epoch.job import EpochJob
+from spin_components.training.extensions import remove_stale_locks
+from spin_components.training.job import EpochJob
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
         path = Path(folder, "job.json")
         path.write_text(job.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(ranks)]
-        command += ["-m", "spin_components.train_epoch.rank", str(path)]
+        command += ["-m", "spin_components.training.rank", str(path)]
         code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False).returncode
         outcomes = [json.loads(outcome.read_text("utf-8")) for outcome in sorted(Path(folder).glob("outcome-*.json"))]
     for outcome in outcomes:
