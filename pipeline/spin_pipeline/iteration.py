@@ -151,7 +151,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
 
 
 def _display_name(step: str, iteration: int | str | None, epoch: int | None) -> str:
-    named = {None: "", "base": "base model: ", "warm-up": "warm-up: "}
+    named: dict[int | str | None, str] = {None: "", "base": "base model: ", "warm-up": "warm-up: "}
     where = named.get(iteration, f"iteration {iteration}: ".replace("iteration control-", "control of iteration "))
     if epoch is None:
         return f"{where}{step}"

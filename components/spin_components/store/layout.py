@@ -17,7 +17,9 @@ VALIDATION = "data/validation-00000.parquet"
 BASE = -1
 """Iteration number of the base model."""
 WARM_UP = -2
-"""Iteration number of the warm-up."""
+"""Iteration number of the warm-up; those of controls are further below, see `control`."""
+CONTROLS = "control"
+"""Folder of the controls."""
 _CONTROL = -100
 WARM_UP_MANIFEST = "warm_up/manifest.json"
 """Manifest of the whole warm-up; each of its epochs has one of its own."""
@@ -76,7 +78,7 @@ def iteration(t: int) -> str:
     """Folder of an iteration, of the warm-up (`WARM_UP`), or of a control."""
     if t == WARM_UP:
         return "warm_up"
-    return f"iterations/{t}" if (of := controlled(t)) is None else f"control/{of}"
+    return f"iterations/{t}" if (of := controlled(t)) is None else f"{CONTROLS}/{of}"
 
 
 def generations(t: int, shard: int) -> str:
