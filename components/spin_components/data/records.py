@@ -104,7 +104,7 @@ class RecordStream:
                 return count_rows(self._file)
             with _open(self._file) as stream:
                 return sum(1 for raw in _lines(stream) if not raw.isspace())
-        except (EOFError, zlib.error, *unreadable()):
+        except _unreadable():
             return 0
 
     def __iter__(self) -> Iterator[Record]:
@@ -126,6 +126,11 @@ class RecordStream:
             raise DataError(f"{self.source} holds no records, expected at least one with the keys of one of: {FORMS}")
         if self.num_bad and (self._fails or not self.num_good):
             raise DataError(_bad_records_message(self.source, self.unit, self.bad, self.num_bad, self.num_good))
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What is raised for files of any kind that cannot be read."""
+    return EOFError, zlib.error, *unreadable()
 
 
 def stream_source(source: Source, *, on_bad_record: str) -> list[RecordStream]:
