@@ -14,7 +14,7 @@ import numpy as np
 from spin_components import __version__
 from spin_components.data import builtin
 from spin_components.data.records import stream_source
-from spin_components.errors import DataError, ModelError
+from spin_components.errors import ModelError
 from spin_components.memory.work import longest_of
 from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.chat_template import UNSET, choose_template, keep_template, read_template, template_inputs
@@ -27,6 +27,7 @@ from spin_components.prepare.model_limits import check_limits
 from spin_components.prepare.moved_inputs import record_addresses
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
+from spin_components.prepare.sharding import divide, shard_inputs
 from spin_components.prepare.splitting import split_inputs, split_records
 from spin_components.prepare.text_checks import message_of_left_out
 from spin_components.runtime.step import Step
@@ -49,6 +50,9 @@ FREE_SETTINGS = (
 )
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
+
+_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "generation.shard_by")
+"""Beginnings of the names of settings that are no inputs as they are."""
 
 _PACKAGES = (
     "torch",
@@ -216,10 +220,10 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
     kept = {
         name: value
         for name, value in flat.items()
-        if not name.startswith((*FREE_SETTINGS, "data.split")) and not (name in UNSET and value == UNSET[name])
+        if not name.startswith(_NOT_INPUTS) and not (name in UNSET and value == UNSET[name])
     }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
-    kept |= split_inputs(settings.data)
+    kept |= split_inputs(settings.data) | shard_inputs(settings.generation)
     return {**kept, **settings.schedule_inputs(), **contents, "model.base (content)": digest_of(base)}
 
 
@@ -243,7 +247,7 @@ def _write_data(
     template_file: str | None,
 ) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
-    data, shards = settings.data, settings.generation.shards
+    data = settings.data
     streams = {name: stream_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
     progress = step.progress(sum(stream.count() for each in streams.values() for stream in each), "records")
     if template_file is not None:
@@ -263,15 +267,14 @@ def _write_data(
             step.warn(warning)
         _warn_of_cuts(step, rendered, settings)
         foreseen = foresee(step, settings, base, longest_of(settings, spool.lengths(numbers)))
-        if len(split.train) < shards:
-            raise DataError(f"{len(split.train)} training prompts cannot fill generation.shards = {shards}; lower it")
-        files = {layout.train_shard(shard): split.train[shard::shards] for shard in range(shards)}
+        parts = divide(split.train, spool.lengths(split.train), settings.generation)
+        files = {layout.train_shard(shard): part for shard, part in enumerate(parts)}
         write_files(step, spool, {**files, layout.VALIDATION: split.validation})
     step.publish(
         {
             "num_train": len(split.train),
             "num_validation": len(split.validation),
-            "num_shards": shards,
+            "num_shards": settings.generation.shards,
             **rendered.facts(),
             **split.facts(),
             **foreseen,
