@@ -210,6 +210,9 @@ _COLUMNS = {
     "score": pa.float32(),
 }
 
+PROMPT_SCHEMA = pa.schema([(field.name, _COLUMNS[field.name]) for field in fields(Prompt)])
+"""The columns of a file of prompts."""
+
 Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
 
 
