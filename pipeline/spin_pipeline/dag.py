@@ -34,7 +34,7 @@ from spin_pipeline.config import load_settings
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
-from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
@@ -119,7 +119,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         base = task_of(
             validate, "base", **at, iteration=BASE, epoch=0, policy_uri=prepared.outputs["policy_uri"], reference_uri=""
         )
-        placer.score(base, pod_fields)
+        placer.validate(base, pod_fields)
 
         def add_evaluation(t: int, after: Any) -> None:
             """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
@@ -129,7 +129,8 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
 
         def add_iteration(t: int, reference: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it."""
-            played = iterations[t](run_uri=address, reference_uri=reference, **pod_fields)
+            fields = {name: field for name, field in pod_fields.items() if name != EVALUATE_GPUS}
+            played = iterations[t](run_uri=address, reference_uri=reference, **fields)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if t + 1 < shape.max_iterations:
