@@ -6,7 +6,7 @@ import pytest
 
 from spin_components.prepare.step import _inputs
 from spin_components.settings.settings import Settings
-from spin_components.train_epoch.loop import schedule_span
+from spin_components.training.loop import schedule_span
 
 
 def settings(span: str, max_iterations: int, max_epochs: Any) -> Settings:

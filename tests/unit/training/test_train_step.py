@@ -19,8 +19,8 @@ from spin_components.model.scoring import both_answers
 from spin_components.record.pairs import ScoredPairs
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.training import TrainingSettings
-from spin_components.train_epoch.torch_backend import TorchBackend
-from spin_components.train_epoch.train_step import StepResult, train_single_step
+from spin_components.training.torch_backend import TorchBackend
+from spin_components.training.train_step import StepResult, train_single_step
 from support import bounds
 
 pytestmark = pytest.mark.usefixtures("in_float64")

@@ -5,7 +5,7 @@ from typing import Any
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from spin_components.settings.attempt import HardwareSettings
-from spin_components.train_epoch.nodes.train_job import DIGEST, Identity, JobTemplate, PodFragments, body_of, name_of
+from spin_components.training.nodes.train_job import DIGEST, Identity, JobTemplate, PodFragments, body_of, name_of
 
 IDENTITY = Identity("team", "pipeline-runner", "step-1", "1-2-3")
 TEMPLATE = JobTemplate(

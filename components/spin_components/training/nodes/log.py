@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from spin_components.errors import ClusterError
-from spin_components.train_epoch.nodes.cluster import Cluster
+from spin_components.training.nodes.cluster import Cluster
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spin_components.model.compute import Compute
 from spin_components.settings.training import TrainingSettings
-from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
-from spin_components.train_epoch.torch_backend import TorchBackend
+from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.torch_backend import TorchBackend
 from support.bounds import gamma
 
 CPU = Compute(torch.device("cpu"), "float32")

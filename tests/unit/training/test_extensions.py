@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from spin_components.train_epoch.extensions import remove_stale_locks
+from spin_components.training.extensions import remove_stale_locks
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_without_extensions_there_is_nothing_to_remove(tmp_path: Path, monkeypat
 def test_the_folder_is_the_one_that_torch_chooses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
-    from spin_components.train_epoch import extensions
+    from spin_components.training import extensions
 
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

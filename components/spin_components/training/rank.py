@@ -1,4 +1,4 @@
-"""One rank of an epoch; `python -m spin_components.train_epoch.rank JOB.json` under torchrun."""
+"""One rank of an epoch; `python -m spin_components.training.rank JOB.json` under torchrun."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from spin_components.record.pairs import load_scored_pairs
 from spin_components.runtime.ranks import begin_rank, take_part
 from spin_components.runtime.step import Step
 from spin_components.store import layout
-from spin_components.train_epoch.adapter import begin_adapter
-from spin_components.train_epoch.backend import Backend
-from spin_components.train_epoch.job import EpochJob
-from spin_components.train_epoch.loop import EpochLoop
-from spin_components.train_epoch.saves import Trained, load_trainer, save_epoch
+from spin_components.training.adapter import begin_adapter
+from spin_components.training.backend import Backend
+from spin_components.training.job import EpochJob
+from spin_components.training.loop import EpochLoop
+from spin_components.training.saves import Trained, load_trainer, save_epoch
 
 _SAVE_RATE = 50e6
 """Bytes a second that a slow storage takes."""
@@ -59,7 +59,7 @@ def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool
 
 def _load(job: EpochJob, compute: Compute, distributed: bool) -> Any:
     if distributed:
-        from spin_components.train_epoch.deepspeed_backend import load_for_ranks
+        from spin_components.training.deepspeed_backend import load_for_ranks
 
         return load_for_ranks(job.policy, job.settings, compute)
     return load_scored(job.policy, job.settings, compute)
@@ -67,10 +67,10 @@ def _load(job: EpochJob, compute: Compute, distributed: bool) -> Any:
 
 def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> Backend:
     if distributed:
-        from spin_components.train_epoch.deepspeed_backend import DeepSpeedBackend
+        from spin_components.training.deepspeed_backend import DeepSpeedBackend
 
         return DeepSpeedBackend(model, job.settings.training, compute)
-    from spin_components.train_epoch.torch_backend import TorchBackend
+    from spin_components.training.torch_backend import TorchBackend
 
     return TorchBackend(model, job.settings.training, compute)
 

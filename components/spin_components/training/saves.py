@@ -19,9 +19,9 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
 from spin_components.store.manifests import Manifest
-from spin_components.train_epoch.adapter import write_trained
-from spin_components.train_epoch.backend import Backend
-from spin_components.train_epoch.job import EpochJob
+from spin_components.training.adapter import write_trained
+from spin_components.training.backend import Backend
+from spin_components.training.job import EpochJob
 
 _STATE, _ROWS, _REWARDS, _RNG = "state.json", "metrics.json", "rewards.parquet", "rng.safetensors"
 

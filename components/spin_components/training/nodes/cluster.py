@@ -8,7 +8,7 @@ from typing import Any
 
 from spin_components.errors import ClusterError, ConfigError, EngineError
 from spin_components.runtime.kubernetes_api import CONFLICT, NOT_FOUND, Response, connect_kubernetes, path_of
-from spin_components.train_epoch.nodes.train_job import GROUP, PLURAL, VERSION, Identity, owner_of
+from spin_components.training.nodes.train_job import GROUP, PLURAL, VERSION, Identity, owner_of
 
 logger = logging.getLogger(__name__)
 

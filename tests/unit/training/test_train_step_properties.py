@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spin_components.algorithm.loss import Objective
-from spin_components.train_epoch.torch_backend import TorchBackend
-from spin_components.train_epoch.train_step import StepResult
+from spin_components.training.torch_backend import TorchBackend
+from spin_components.training.train_step import StepResult
 from support.bounds import float64
 from support.families import model_of
-from unit.train_epoch.test_train_step import backend_of, outcome_of, scored, split, step_bound
+from unit.training.test_train_step import backend_of, outcome_of, scored, split, step_bound
 
 OBJECTIVES = [Objective(0.5), Objective(2.0, "hinge"), Objective(0.3, length_normalized=True, sft_weight=0.5)]
 

@@ -30,7 +30,7 @@ from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError, StepZeroError
 from spin_components.model.scoring import both_answers
 from spin_components.record.pairs import ScoredPairs
-from spin_components.train_epoch.backend import Backend
+from spin_components.training.backend import Backend
 
 
 class StepResult(NamedTuple):

@@ -16,10 +16,10 @@ from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
-from spin_components.train_epoch.backend import Backend
-from spin_components.train_epoch.job import EpochJob
-from spin_components.train_epoch.saves import Trained, load_rewards, load_rows, save_partial
-from spin_components.train_epoch.train_step import StepResult, train_single_step
+from spin_components.training.backend import Backend
+from spin_components.training.job import EpochJob
+from spin_components.training.saves import Trained, load_rewards, load_rows, save_partial
+from spin_components.training.train_step import StepResult, train_single_step
 
 logger = logging.getLogger(__name__)
 

@@ -158,7 +158,7 @@ def body_of(
         "runtimeRef": {"name": template.runtime},
         "trainer": {
             "image": template.image,
-            "command": ["python3", "-m", "spin_components.train_epoch.nodes.pod"],
+            "command": ["python3", "-m", "spin_components.training.nodes.pod"],
             "args": [argument[start : start + _LONGEST] for start in range(0, len(argument), _LONGEST)],
             "numNodes": hardware.nodes,
             "numProcPerNode": hardware.ranks,

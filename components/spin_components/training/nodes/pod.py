@@ -1,4 +1,4 @@
-"""One pod of several that train an epoch; runs `python -m spin_components.train_epoch.nodes.pod JOB`.
+"""One pod of several that train an epoch; runs `python -m spin_components.training.nodes.pod JOB`.
 
 Kubeflow Trainer sets torchrun's `PET_` variables, the rendezvous among them. Each machine fetches its own inputs; only
 the first rank of all writes to storage.
@@ -20,10 +20,10 @@ from spin_components.runtime.signals import Interrupted, interruptible
 from spin_components.settings.attempt import HardwareSettings
 from spin_components.store.base import remove
 from spin_components.store.open import open_run
-from spin_components.train_epoch.inputs import check_numerics, numerics_here
-from spin_components.train_epoch.nodes.heartbeat import end_unwatched
-from spin_components.train_epoch.resume import begin_epoch
-from spin_components.train_epoch.torchrun import run_ranks
+from spin_components.training.inputs import check_numerics, numerics_here
+from spin_components.training.nodes.heartbeat import end_unwatched
+from spin_components.training.resume import begin_epoch
+from spin_components.training.torchrun import run_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class NodeJob(BaseModel):
     Attributes:
         inputs: the inputs that the epoch's manifest will record.
         hardware: the attempt's `[hardware]`.
+        step: name of the step that started the job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class NodeJob(BaseModel):
     policy_uri: str
     inputs: dict[str, Any]
     hardware: HardwareSettings
+    step: str = "train-epoch"
 
 
 def train_here(job: NodeJob) -> None:
@@ -60,6 +62,7 @@ def train_here(job: NodeJob) -> None:
             run,
             settings,
             attempt=job.attempt,
+            step=job.step,
             iteration=job.iteration,
             epoch=job.epoch,
             policy_uri=job.policy_uri,

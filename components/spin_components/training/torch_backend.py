@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spin_components.model.compute import Compute
 from spin_components.settings.training import TrainingSettings
-from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 
 class TorchBackend:

@@ -11,8 +11,8 @@ from spin_components.memory.work import Workload, longest_allowed
 from spin_components.memory.zero_stage import resolve_zero_stage
 from spin_components.runtime.ranks import ALLOCATOR, ALONE, launch
 from spin_components.settings.settings import Settings
-from spin_components.train_epoch.extensions import remove_stale_locks
-from spin_components.train_epoch.job import EpochJob
+from spin_components.training.extensions import remove_stale_locks
+from spin_components.training.job import EpochJob
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def run_ranks(job: EpochJob, meeting: Sequence[str] = ALONE) -> bool:
     """
     job = job.model_copy(update={"settings": _with_zero_stage(job)})
     remove_stale_locks()
-    module, ranks = "spin_components.train_epoch.rank", job.settings.hardware.ranks
+    module, ranks = "spin_components.training.rank", job.settings.hardware.ranks
     outcomes = launch(module, job, ranks, where=job.where, meeting=meeting, variables=ALLOCATOR)
     return bool(outcomes[0]["finished"])
 

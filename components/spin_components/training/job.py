@@ -32,7 +32,8 @@ class EpochJob(BaseModel):
     Attributes:
         run_uri: the run.
         attempt: owner of the run's lease.
-        iteration: t.
+        step: name of the step that trains it.
+        iteration: t; `layout.WARM_UP`, or that of a control, trains on human answers alone.
         epoch: within the iteration.
         policy: folder of the weights to begin with: of a save inside the epoch when resuming; with an adapter, of the
             model below it.
@@ -50,6 +51,7 @@ class EpochJob(BaseModel):
 
     run_uri: str
     attempt: str
+    step: str = "train-epoch"
     iteration: int
     epoch: int
     policy: Path

@@ -28,7 +28,7 @@ from spin_components.model.loading import load_model
 from spin_components.model.scoring import load_scored, resolve_packing
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import TrainingSettings
-from spin_components.train_epoch.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

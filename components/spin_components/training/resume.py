@@ -15,7 +15,7 @@ from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import finished, read_manifest
-from spin_components.train_epoch.job import AdapterJob, EpochJob
+from spin_components.training.job import AdapterJob, EpochJob
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def begin_epoch(
     settings: Settings,
     *,
     attempt: str,
+    step: str = "train-epoch",
     iteration: int,
     epoch: int,
     policy_uri: str,
@@ -36,6 +37,7 @@ def begin_epoch(
         run: the run.
         settings: of the run, with this attempt's hardware.
         attempt: owner of the run's lease.
+        step: name of the step that trains it.
         iteration: t.
         epoch: within the iteration.
         policy_uri: the weights the epoch begins with.
@@ -61,6 +63,7 @@ def begin_epoch(
     return EpochJob(
         run_uri=run.uri,
         attempt=attempt,
+        step=step,
         iteration=iteration,
         epoch=epoch,
         policy=policy,

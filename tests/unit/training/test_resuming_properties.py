@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches, order_batches
 from spin_components.algorithm.trainer_state import TrainerState
-from spin_components.train_epoch.torch_backend import TorchBackend
+from spin_components.training.torch_backend import TorchBackend
 from support.families import model_of
-from unit.train_epoch.test_train_step import PAIRS, backend_of, scored, stepped
+from unit.training.test_train_step import PAIRS, backend_of, scored, stepped
 
 Plan = Sequence[tuple[int, int]]
 """Pairs and epochs of each iteration."""

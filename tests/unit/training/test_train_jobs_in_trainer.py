@@ -9,10 +9,9 @@ import pytest
 
 from spin_components.errors import ConfigError, NonFiniteError
 from spin_components.settings.attempt import HardwareSettings
-from spin_components.train_epoch.nodes import step as nodes_step
-from spin_components.train_epoch.nodes import train_job
-from spin_components.train_epoch.nodes.cluster import Cluster
-from spin_components.train_epoch.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, own_identity
+from spin_components.training.nodes import following, train_job
+from spin_components.training.nodes.cluster import Cluster
+from spin_components.training.nodes.train_job import DIGEST, JobTemplate, PodFragments, body_of, own_identity
 from support.trainer_server import JOBS, TrainerServer
 
 TEMPLATE = JobTemplate(
@@ -51,7 +50,7 @@ def job(program: str, argument: str = "{}") -> dict[str, Any]:
 
 def failure_of(cluster: Cluster) -> Any:
     """The failure of the job's pods, once there is one."""
-    while not (failure := nodes_step._failure(cluster, "spin-x-0-0", cluster.pods("spin-x-0-0"))):
+    while not (failure := following._failure(cluster, "spin-x-0-0", cluster.pods("spin-x-0-0"))):
         pass
     return failure
 
@@ -76,8 +75,8 @@ def test_a_long_argument_is_taken(cluster: Cluster) -> None:
 
 
 def test_a_job_is_replaced_once_the_pods_of_the_one_before_have_ended(cluster: Cluster, trainer: TrainerServer) -> None:
-    nodes_step._start(cluster, job(SLOW_TO_END), 0.02)
-    nodes_step._start(cluster, job(SLEEP, '{"other": 1}'), 0.02)
+    following._start(cluster, job(SLOW_TO_END), 0.02)
+    following._start(cluster, job(SLEEP, '{"other": 1}'), 0.02)
     assert (len(trainer.created), len(trainer.deleted)) == (2, 1)
     assert trainer.most_at_once == 2, "the pods of two jobs never run side by side"
 
@@ -96,7 +95,7 @@ def test_an_equal_job_is_adopted_with_this_pod_as_its_owner(cluster: Cluster, tr
     body = job(SLEEP)
     body["metadata"]["ownerReferences"][0] |= {"name": "step-0", "uid": "0-0-0"}
     cluster.create(body)
-    nodes_step._start(cluster, job(SLEEP), 0.02)
+    following._start(cluster, job(SLEEP), 0.02)
     assert len(trainer.created) == 1
     (owner,) = trainer.jobs["spin-x-0-0"].body["metadata"]["ownerReferences"]
     assert (owner["name"], owner["uid"]) == ("step-1", "1-2-3")
@@ -117,4 +116,4 @@ def test_the_first_pod_that_failed_gives_the_reason_also_where_it_was_restarted(
 def test_pods_that_were_told_to_end_have_not_failed(cluster: Cluster, trainer: TrainerServer) -> None:
     cluster.create(job(SLEEP))
     cluster.delete("spin-x-0-0")
-    assert nodes_step._failure(cluster, "spin-x-0-0", cluster.pods("spin-x-0-0")) is None
+    assert following._failure(cluster, "spin-x-0-0", cluster.pods("spin-x-0-0")) is None

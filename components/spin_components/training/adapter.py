@@ -14,7 +14,7 @@ from spin_components.model.lora.layers import add_trained, file_name, load_weigh
 from spin_components.model.lora.merging import write_merged
 from spin_components.store import layout
 from spin_components.store.moving import relative
-from spin_components.train_epoch.job import AdapterJob, EpochJob
+from spin_components.training.job import AdapterJob, EpochJob
 
 
 def begin_adapter(model: Any, job: EpochJob, adapter: AdapterJob) -> None:

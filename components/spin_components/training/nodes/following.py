@@ -1,10 +1,11 @@
-"""Train an epoch in several pods: create a TrainJob, show its log, and wait for its end."""
+"""Trains an epoch in several pods: creates a TrainJob, shows its log, and waits for its end."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from spin_components import errors
@@ -12,12 +13,11 @@ from spin_components.errors import BusyError, EngineError, SpinError
 from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.store import layout
-from spin_components.train_epoch.inputs import epoch_inputs
-from spin_components.train_epoch.nodes.cluster import Cluster
-from spin_components.train_epoch.nodes.heartbeat import Watcher
-from spin_components.train_epoch.nodes.log import NodeLog
-from spin_components.train_epoch.nodes.pod import NodeJob
-from spin_components.train_epoch.nodes.train_job import (
+from spin_components.training.nodes.cluster import Cluster
+from spin_components.training.nodes.heartbeat import Watcher
+from spin_components.training.nodes.log import NodeLog
+from spin_components.training.nodes.pod import NodeJob
+from spin_components.training.nodes.train_job import (
     DIGEST,
     JobTemplate,
     PodFragments,
@@ -25,11 +25,9 @@ from spin_components.train_epoch.nodes.train_job import (
     name_of,
     own_identity,
 )
-from spin_components.train_epoch.saves import delete_saves
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 5.0
 _GONE_S = 300.0
 _LAST_LINES = 20
 
@@ -42,64 +40,55 @@ class _PodError(Exception):
         self.reason = reason
 
 
-def train_on_nodes(
-    run_uri: str,
-    iteration: int,
-    epoch: int,
-    policy_uri: str,
-    scores_uris: list[str],
-    hardware: dict[str, Any] | None = None,
-    *,
-    pod: dict[str, Any],
-    template: dict[str, Any],
-    poll_s: float = _POLL_S,
-) -> str:
-    """Train one epoch in `hardware.nodes` pods.
+@dataclass(frozen=True, slots=True)
+class Pods:
+    """How the pods of a training step are made.
 
-    Args:
-        run_uri, iteration, epoch, policy_uri, scores_uris, hardware: as for `step.train`.
-        pod: this task's placement, see `PodFragments`.
+    Attributes:
+        pod: the task's placement, see `PodFragments`.
         template: see `JobTemplate`.
         poll_s: seconds between requests for the job's state.
+    """
 
-    Returns: the trained policy's URI, or empty when the attempt's time is up.
+    pod: dict[str, Any]
+    template: dict[str, Any]
+    poll_s: float = 5.0
+
+
+def train_in_pods(step: Step, iteration: int, epoch: int, policy_uri: str, pods: Pods) -> None:
+    """Train an epoch that is due in `hardware.nodes` pods; the step is stopped where the time ran out first.
 
     Raises:
         ConfigError: the cluster has no TrainJobs, or does not allow this one.
         SpinError: what the failed pod raised; EngineError where it ended without an error.
     """
-    key, after = layout.epoch_manifest(iteration, epoch), [policy_uri, *scores_uris]
-    with Step.begin("train-epoch", run_uri, hardware, after=after, iteration=iteration, epoch=epoch) as step:
-        if step.is_due(key, lambda: epoch_inputs(step, iteration, epoch, policy_uri, numerics=None)):
-            identity = own_identity()
-            cluster = Cluster(identity)
-            job = NodeJob(
-                run_uri=run_uri,
-                attempt=step.attempt,
-                iteration=iteration,
-                epoch=epoch,
-                policy_uri=policy_uri,
-                inputs=step.inputs,
-                hardware=step.hardware,
-            )
-            name = name_of(run_uri, iteration, epoch)
-            body = body_of(
-                name,
-                identity,
-                job.model_dump_json(),
-                hardware=step.hardware,
-                template=JobTemplate.model_validate(template),
-                pod=PodFragments.model_validate(pod),
-            )
-            _start(cluster, body, poll_s)
-            _await_end(cluster, step, name, Watcher(step.run, iteration, epoch), poll_s)
-            if not step.run.exists(key):
-                if not step.out_of_time():
-                    raise EngineError(f"TrainJob {name} is complete, but the epoch's manifest is missing")
-                step.stop()
-        if not step.is_stopped:
-            delete_saves(step.run, iteration, epoch)
-        return step.returns(step.run.uri_of(f"{layout.epoch(iteration, epoch)}/policy"))
+    identity = own_identity()
+    cluster = Cluster(identity)
+    job = NodeJob(
+        run_uri=step.run.uri,
+        attempt=step.attempt,
+        iteration=iteration,
+        epoch=epoch,
+        policy_uri=policy_uri,
+        inputs=step.inputs,
+        hardware=step.hardware,
+        step=step.name,
+    )
+    name = name_of(step.run.uri, iteration, epoch)
+    body = body_of(
+        name,
+        identity,
+        job.model_dump_json(),
+        hardware=step.hardware,
+        template=JobTemplate.model_validate(pods.template),
+        pod=PodFragments.model_validate(pods.pod),
+    )
+    _start(cluster, body, pods.poll_s)
+    _await_end(cluster, step, name, Watcher(step.run, iteration, epoch), pods.poll_s)
+    if not step.run.exists(layout.epoch_manifest(iteration, epoch)):
+        if not step.out_of_time():
+            raise EngineError(f"TrainJob {name} is complete, but the epoch's manifest is missing")
+        step.stop()
 
 
 def _start(cluster: Cluster, body: dict[str, Any], poll_s: float) -> None:
