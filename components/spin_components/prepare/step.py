@@ -138,7 +138,9 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
-    sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking", "hardware"})
+    sections = settings.model_dump(
+        mode="json", include={"evaluation", "selection", "tracking", "hardware", "placement"}
+    )
     attempt = {
         "started_at": now(),
         "started": started,

@@ -14,7 +14,7 @@ from typing import Any
 from spin_components.machine import describe
 from spin_components.record.events import EventLog
 from spin_components.runtime.attempt import Attempt
-from spin_components.settings.attempt import EvaluationSettings, HardwareSettings
+from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, PlacementSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.store.base import RunStore
@@ -75,6 +75,11 @@ class Publication:
     def selection(self) -> SelectionSettings:
         """This attempt's `[selection]`."""
         return self._attempt.selection
+
+    @property
+    def placement(self) -> PlacementSettings:
+        """This attempt's `[placement]`."""
+        return self._attempt.placement
 
     @property
     def max_iterations(self) -> int:
