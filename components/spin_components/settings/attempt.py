@@ -114,9 +114,7 @@ class PlacementSettings(Section):
     def _check_devices(cls, values: dict[str, int]) -> dict[str, int]:
         for name, number in values.items():
             if not re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9._-]+", name) or number < 1:
-                raise ValueError(
-                    f"expected the name of a resource and a number of 1 or more; found {name!r} = {number}"
-                )
+                raise ValueError(f"expected a resource's name and a number of 1 or more; found {name!r} = {number}")
         return values
 
     @field_validator("tolerations")

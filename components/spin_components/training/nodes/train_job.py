@@ -170,10 +170,7 @@ def body_of(
             "env": pod.env or [],
         },
         "runtimePatches": [
-            {
-                "manager": MANAGER,
-                "trainingRuntimeSpec": _patch(_pod(template, pod, identity, is_locking=placement.ipc_lock)),
-            },
+            {"manager": MANAGER, "trainingRuntimeSpec": patch},
         ],
     }
     if template.timeout_s:
