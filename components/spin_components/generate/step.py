@@ -83,7 +83,7 @@ def _generate(
     num_gpus = num_visible_gpus(compute)
     num_tokens = len(prompts) * generation.max_new_tokens
     num_engines = num_processes(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus)
-    started = time.monotonic()
+    started, step.num_processes = time.monotonic(), num_engines
     if num_engines > 1:
         answers = answer_with_engines(
             name, folder, prompts, sampling, settings, num_engines, on_gpu=num_gpus > 0, report=progress.update

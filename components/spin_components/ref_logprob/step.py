@@ -163,6 +163,7 @@ def _scored_by(
         num_tokens=sum(pair.num_tokens for pair in pairs) if settings.hardware.ranks > 1 else 0,
         num_gpus=num_visible_gpus(compute),
     )
+    step.num_processes = ranks
     if ranks > 1:
         return score_in_ranks(folder, pairs, batches, settings, ranks, where=f"scoring with {what}", report=report)
     model = load_scored(folder, settings, compute).eval()

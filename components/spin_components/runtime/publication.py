@@ -45,6 +45,7 @@ class Publication:
         inputs: what the step's outputs depend on, flat, once `Step.is_due` has been called.
         published: the step's manifest, once it is written or found.
         previous: a manifest made from other inputs that this step replaces; see `Step.is_due`.
+        num_processes: that the step divides its work among, with a device or a group of devices each; not of training.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Publication:
     inputs: Inputs = field(default_factory=dict)
     published: Manifest | None = None
     previous: Manifest | None = None
+    num_processes: int = 1
     _key: str = ""
     _number: int = 0
     _recorded: dict[str, Any] = field(default_factory=dict)
@@ -212,8 +214,8 @@ class Publication:
         if self.name not in _MODEL_STEPS or self.hardware.device == "cpu":
             return 0
         if self.name == "generate":
-            return self.settings.generation.tensor_parallel
-        return self.hardware.world_size if self.name == "train-epoch" else 1
+            return self.num_processes * self.settings.generation.tensor_parallel
+        return self.hardware.world_size if self.name == "train-epoch" else self.num_processes
 
     def _close(self, outcome: AttemptState) -> None:
         """Close the trackers, telling them how the attempt stands, then have all events stored."""

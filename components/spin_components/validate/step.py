@@ -183,6 +183,7 @@ def _measured(
         + len(chosen) * len(decodings(sampling)) * settings.generation.max_new_tokens,
         num_gpus=num_visible_gpus(compute),
     )
+    step.num_processes = ranks
     if ranks > 1:
         where, report = f"validation by {ranks} processes", progress.update
         return measure_in_ranks(
