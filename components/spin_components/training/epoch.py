@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from spin_components.model.compute import resolve_compute, set_threads
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import remove
+from spin_components.store.manifests import read_manifest
 from spin_components.training.inputs import epoch_inputs, numerics_here
 from spin_components.training.job import EpochJob
 from spin_components.training.nodes.following import Pods, train_in_pods
@@ -38,6 +42,46 @@ def train_one_epoch(step: Step, iteration: int, epoch: int, policy_uri: str, pod
     if not step.is_stopped:
         delete_saves(step.run, iteration, epoch)
     return step.run.uri_of(f"{layout.epoch(iteration, epoch)}/policy")
+
+
+def train_part(step: Step, number: int, epoch: int, policy_uri: str, pods: Pods | None) -> dict[str, Any] | None:
+    """Train an epoch of several within one step.
+
+    Args:
+        step, epoch, policy_uri, pods: as for `train_one_epoch`.
+        number: `layout.WARM_UP`, or that of a control.
+
+    Returns: the facts of its manifest; None where the attempt's time is up.
+    """
+    with step.part(epoch=epoch):
+        train_one_epoch(step, number, epoch, policy_uri, pods)
+    if step.is_stopped:
+        return None
+    return read_manifest(step.run, layout.epoch_manifest(number, epoch)).facts
+
+
+def lowest_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch of the lowest val_loss, the earlier of equals."""
+    return min(range(len(epochs)), key=lambda epoch: (float(epochs[epoch]["val_loss"]), epoch))
+
+
+def delete_epochs(step: Step, number: int, epochs: int, *, keep: int | None = None, trainer: bool = False) -> None:
+    """Delete the weights and the optimizer state of epochs of the warm-up or of a control; repeating it does no harm.
+
+    Args:
+        step: the running step.
+        number: as for `train_part`.
+        epochs: how many there are.
+        keep: the epoch whose weights stay, and with `trainer` its optimizer state.
+        trainer: see above.
+    """
+    for epoch in range(epochs):
+        folder = layout.epoch(number, epoch)
+        if epoch != keep or not trainer:
+            step.run.delete(f"{folder}/trainer")
+        if epoch != keep:
+            step.run.delete(f"{folder}/policy")
+            step.run.delete(f"{folder}/{layout.ADAPTER}")
 
 
 def _train_here(step: Step, iteration: int, epoch: int, policy_uri: str) -> None:

@@ -11,7 +11,10 @@ from spin_components.model.stored import model_digest
 from spin_components.record.pairs import generation_digests, shard_manifests
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
+from spin_components.store import layout
 from spin_components.store.digests import digest_json, digest_of
+from spin_components.store.manifests import read_manifest
+from spin_components.training.course import Course
 
 _NOT_INPUTS = (
     *("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer"),
@@ -26,7 +29,7 @@ def epoch_inputs(
 
     Args:
         step: the running step.
-        iteration: t.
+        iteration: t, `layout.WARM_UP`, or that of a control.
         epoch: within the iteration.
         policy_uri: the weights the epoch begins with.
         numerics: of this machine, see `numerics_here`; None where other machines train.
@@ -35,17 +38,21 @@ def epoch_inputs(
         ConfigError: the epoch would be computed otherwise than the reference was scored.
         IntegrityError: a shard of the iteration is missing.
     """
-    settings, shards = step.settings, shard_manifests(step.run, iteration)
+    settings, course = step.settings, Course(step.settings, iteration)
+    if course.is_warm_up:
+        return _warm_up_inputs(step, epoch, policy_uri, numerics)
+    iteration = course.iteration
+    shards = shard_manifests(step.run, iteration)
     scored_in = {name: shards[0][1].inputs[name] for name in ("precision", "packing")}
     for _, scored in shards:
         check_numerics(numerics or scored_in, scored.inputs)
     pairs = [[digest_of(scored.outputs), *generation_digests(scored).values()] for _, scored in shards]
-    training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
+    objective = settings.objective.training_inputs() if course.is_self_play else {"objective.loss": "sft"}
     return {
-        **{name: value for name, value in training.items() if name not in _NOT_INPUTS},
-        "training.lr": settings.training.peak_lr(iteration),
+        **_training_inputs(settings),
+        "training.lr": course.peak_lr,
         **settings.schedule_inputs(),
-        **settings.objective.training_inputs(),
+        **objective,
         **settings.lora.training_inputs(),
         "spin.ref_policy_kl_penalty": settings.spin.beta(iteration),
         "spin.max_epochs": settings.spin.epochs(iteration),
@@ -55,6 +62,30 @@ def epoch_inputs(
         **scored_in,
         "pairs": digest_json(pairs),
         "policy": model_digest(step.run, policy_uri),
+        "epoch": epoch,
+    }
+
+
+def _training_inputs(settings: Settings) -> dict[str, Any]:
+    """Settings of `[training]` that an epoch depends on, by name."""
+    training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
+    return {name: value for name, value in training.items() if name not in _NOT_INPUTS}
+
+
+def _warm_up_inputs(step: Step, epoch: int, policy_uri: str, numerics: dict[str, Any] | None) -> dict[str, Any]:
+    """Inputs of an epoch of the warm-up; arguments as of `epoch_inputs`."""
+    settings, run = step.settings, step.run
+    data = read_manifest(run, layout.DATA_MANIFEST)
+    validated = read_manifest(run, layout.BASE_VALIDATION).inputs
+    return {
+        **_training_inputs(settings),
+        "training.lr": settings.warm_up.lr,
+        **settings.lora.training_inputs(),
+        "warm_up.max_epochs": settings.warm_up.max_epochs,
+        "run.seed": settings.run.seed,
+        **(numerics or {name: validated[name] for name in ("precision", "packing")}),
+        "data": digest_json(sorted(file.sha256 for key, file in data.outputs.items())),
+        "policy": model_digest(run, policy_uri),
         "epoch": epoch,
     }
 

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.model.lora.files import Base
+from spin_components.record.decisions import name_of
 from spin_components.settings.settings import Settings
+from spin_components.store import layout
 
 
 class AdapterJob(BaseModel):
@@ -67,4 +69,12 @@ class EpochJob(BaseModel):
     @property
     def where(self) -> str:
         """Iteration and epoch, for errors."""
-        return f"iteration {self.iteration}, epoch {self.epoch}"
+        return f"{name_of(self.iteration)}, epoch {self.epoch}"
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Fields of the epoch's events; the warm-up has no iteration."""
+        if self.iteration == layout.WARM_UP:
+            return {"epoch": self.epoch}
+        controlled = layout.controlled(self.iteration)
+        return {"iteration": self.iteration if controlled is None else controlled, "epoch": self.epoch}

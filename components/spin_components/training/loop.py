@@ -1,4 +1,4 @@
-"""The inner loop of SPIN: global batches in a seeded order, metrics, saves and validations between them."""
+"""The inner loop of training: global batches in a seeded order, metrics, saves and validations between them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import time
 from typing import Any
 
 from spin_components.algorithm.batching import derive_seed, micro_batches, order_batches
-from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
 from spin_components.record.pairs import ScoredPairs
 from spin_components.runtime.step import Step
-from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
 from spin_components.training.backend import Backend
+from spin_components.training.course import Course
 from spin_components.training.job import EpochJob
 from spin_components.training.saves import Trained, load_rewards, load_rows, save_partial
 from spin_components.training.train_step import StepResult, train_single_step
@@ -32,17 +31,16 @@ class EpochLoop:
     """
 
     def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, step: Step) -> None:
-        settings, spin = job.settings, job.settings.spin
-        num_epochs = spin.epochs(job.iteration)
+        settings, course = job.settings, Course(job.settings, job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
+        self._course = course
         self._batches = epoch_batches(job, data)
         self._lengths = [pair.num_tokens for pair in data.pairs]
-        self._span = schedule_span(job.settings, job.iteration, len(self._batches))
-        self._objective = Objective(spin.beta(job.iteration), **settings.objective.model_dump())
+        self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
         self._val_batches: list[list[Prompt]] = []
         self.trained = Trained(
-            state=job.state.begin_iteration(job.iteration, len(self._batches), num_epochs),
+            state=job.state.begin_iteration(course.iteration, len(self._batches), course.num_epochs),
             rows=load_rows(job),
             rewards=load_rewards(job),
         )
@@ -55,7 +53,7 @@ class EpochLoop:
         """
         for row in self.trained.rows:  # of an attempt that may have ended before its trackers had them
             self._track(row)
-        max_steps = self._job.settings.spin.max_steps
+        max_steps = self._course.max_steps
         for number in range(self._job.first_step, len(self._batches)):
             if 0 <= max_steps <= self.trained.state.step:
                 logger.info("max_steps = %d reached", max_steps)
@@ -93,7 +91,7 @@ class EpochLoop:
                 num_before + update,
                 num_steps=num_scheduled,
                 num_warmup=resolve_count(training.warmup, num_scheduled, at_least=0),
-                peak=training.peak_lr(job.iteration),
+                peak=self._course.peak_lr,
                 floor=training.min_lr,
             ),
             is_step_zero=update == 0,
@@ -105,14 +103,14 @@ class EpochLoop:
         """Add a step's metrics and rewards to those of the epoch, and report them."""
         batch, trained = self._batches[number], self.trained
         trained.state = trained.state.after_step(len(batch))
-        trained.rewards += [
-            PairReward(pair.index, trained.state.step, actual, generated, pair.origin)
-            for pair, (actual, generated) in zip((self._data.pairs[i] for i in batch), result.rewards, strict=True)
-        ]
+        if self._course.is_self_play:
+            trained.rewards += [
+                PairReward(pair.index, trained.state.step, actual, generated, pair.origin)
+                for pair, (actual, generated) in zip((self._data.pairs[i] for i in batch), result.rewards, strict=True)
+            ]
         row = {
             "step": trained.state.step,
-            "iteration": self._job.iteration,
-            "epoch": self._job.epoch,
+            **self._job.labels,
             **result.metrics,
             "consumed_samples": trained.state.consumed_samples,
             "step_time": round(step_time, 4),
@@ -122,17 +120,20 @@ class EpochLoop:
         self._track(row)
         self._progress.update(number + 1)
         logger.info(
-            "step %d of %d: loss %.4f, acc %.2f, grad norm %.3g, %.2f pairs/s",
+            "step %d of %d: loss %.4f%s, grad norm %.3g, %.2f %s/s",
             number + 1,
             len(self._batches),
             result.metrics["loss"],
-            result.metrics["acc"],
+            f", acc {result.metrics['acc']:.2f}" if "acc" in result.metrics else "",
             result.metrics["grad_norm"],
             len(batch) / step_time,
+            "pairs" if self._course.is_self_play else "answers",
         )
 
     def _track(self, row: dict[str, Any]) -> None:
-        """Send the metrics of one step to the trackers."""
+        """Send the metrics of one step of self-play to the trackers."""
+        if not self._course.is_self_play:  # its steps are counted apart
+            return
         self._step.track("train", row["step"], _values(row))
         if "val_loss" in row:
             self._step.track("validation", row["step"], {"val_loss": row["val_loss"]})
@@ -148,7 +149,17 @@ class EpochLoop:
             self._save(done)
 
     def _validate(self, done: int) -> None:
-        """Measure the policy's loss on the held-out answers."""
+        """Measure the policy's loss on the held-out answers, and report it with the step's metrics."""
+        val_loss = self.held_out_loss()
+        self.trained.rows[-1]["val_loss"] = val_loss
+        global_step = self.trained.state.step
+        self._step.events.write("validation", global_step=global_step, val_loss=val_loss)
+        if self._course.is_self_play:
+            self._step.track("validation", global_step, {"val_loss": val_loss})
+        logger.info("val_loss %.4f after step %d", val_loss, done)
+
+    def held_out_loss(self) -> float:
+        """Compute the policy's loss on the held-out answers; every rank calls it."""
         backend = self._backend
         if not self._val_batches:
             self._val_batches = validation_batches(self._read_prompts(), self._job.settings.validation)
@@ -162,11 +173,7 @@ class EpochLoop:
             reduce=backend.reduce_sum,
         )
         backend.model.train()
-        self.trained.rows[-1]["val_loss"] = val_loss
-        global_step = self.trained.state.step
-        self._step.events.write("validation", global_step=global_step, val_loss=val_loss)
-        self._step.track("validation", global_step, {"val_loss": val_loss})
-        logger.info("val_loss %.4f after step %d", val_loss, done)
+        return val_loss
 
     def _read_prompts(self) -> list[Prompt]:
         run = self._step.run
@@ -176,18 +183,6 @@ class EpochLoop:
 
     def _save(self, done: int) -> None:
         save_partial(self._step, self._job, self._backend, self.trained, done)
-
-
-def schedule_span(settings: Settings, iteration: int, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of the learning rate's schedule before an iteration, and in total.
-
-    Over the run, every epoch counts as many steps as one of this iteration, since the number of pairs of later
-    iterations is not known: with as many pairs in each iteration these are the run's optimizer steps, as in NeMo.
-    """
-    spin = settings.spin
-    if settings.training.lr_schedule_span == "iteration":
-        return 0, steps_per_epoch * spin.epochs(iteration)
-    return steps_per_epoch * spin.epochs_before(iteration), steps_per_epoch * spin.epochs_before(spin.max_iterations)
 
 
 def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:

@@ -14,12 +14,12 @@ from typing import Any
 from spin_components.data.pair_counts import PairCounts
 from spin_components.model.compute import Compute, resolve_compute, set_threads
 from spin_components.model.scoring import load_scored
-from spin_components.record.pairs import load_scored_pairs
 from spin_components.runtime.ranks import begin_rank, take_part
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.training.adapter import begin_adapter
 from spin_components.training.backend import Backend
+from spin_components.training.course import Course
 from spin_components.training.job import EpochJob
 from spin_components.training.loop import EpochLoop
 from spin_components.training.saves import Trained, load_trainer, save_epoch
@@ -39,7 +39,8 @@ def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool
 
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
-    data = load_scored_pairs(step.run, job.iteration)
+    course = Course(job.settings, job.iteration)
+    data = course.load(step.run)
     model = _load(job, compute, distributed)
     if job.adapter:
         begin_adapter(model, job, job.adapter)
@@ -53,6 +54,8 @@ def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool
     if not loop.run():
         return False
     facts = _facts(loop.trained, data.counts, time.monotonic() - started) | _backend_facts(job, distributed)
+    if not course.is_self_play:
+        facts["val_loss"] = loop.held_out_loss()
     save_epoch(step, job, backend, loop.trained, facts)
     return True
 
@@ -106,15 +109,14 @@ def main(job_path: Path) -> None:
     def work(report: Callable[[int], None]) -> dict[str, Any]:
         _meet(job, compute)
         with Step.join(
-            "train-epoch",
+            job.step,
             job.run_uri,
             hardware,
             attempt=job.attempt,
             rank=rank,
             key=layout.epoch_manifest(job.iteration, job.epoch),
             inputs=job.inputs,
-            iteration=job.iteration,
-            epoch=job.epoch,
+            **job.labels,
         ) as step:
             return {"finished": train_rank(job, step, compute, distributed=True)}
 

@@ -15,6 +15,7 @@ from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import finished, read_manifest
+from spin_components.training.course import Course
 from spin_components.training.job import AdapterJob, EpochJob
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def begin_epoch(
     else:
         state = _state_before(run, settings, iteration, epoch)
         carried = layout.epoch_of(run.key_of(policy_uri)) if epoch or not settings.spin.reset_optimizer else None
+        if carried and not epoch and carried[0] == layout.WARM_UP:
+            carried = None  # self-play, and a control, begin with a fresh optimizer
         trainer = _part_of(run, *carried, "trainer", what="the trainer's state") if carried else None
         num_updates = _state_after(run, *carried).num_updates if carried else 0
         state = state.model_copy(update={"num_updates": num_updates})
@@ -118,10 +121,13 @@ def _part_of(run: RunStore, iteration: int, epoch: int, part: str, *, what: str)
 
 def _state_before(run: RunStore, settings: Settings, iteration: int, epoch: int) -> TrainerState:
     """Counters at the start of an epoch: those at the end of the epoch before it."""
-    if (iteration, epoch) == (0, 0):
+    if epoch:
+        return _state_after(run, iteration, epoch - 1)
+    number = Course(settings, iteration).iteration  # a control's counters follow those of the control before it
+    if not number:
         return TrainerState()
-    before = (iteration, epoch - 1) if epoch else (iteration - 1, settings.spin.epochs(iteration - 1) - 1)
-    return _state_after(run, *before)
+    before = number - 1 if iteration >= 0 else layout.control(number - 1)
+    return _state_after(run, before, settings.spin.epochs(number - 1) - 1)
 
 
 def _state_after(run: RunStore, iteration: int, epoch: int) -> TrainerState:

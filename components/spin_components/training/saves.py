@@ -47,11 +47,12 @@ def save_partial(step: Step, job: EpochJob, backend: Backend, trained: Trained, 
     outputs = _write(step.run, job, backend, trained, key)
     if backend.rank == 0:
         facts = {"done": done, "state": trained.state.model_dump(mode="json"), "key": key}
-        manifest = Manifest(step="train-epoch (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
+        manifest = Manifest(step=f"{job.step} (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
         step.commit(layout.partial(job.iteration, job.epoch), manifest)
         step.events.write("save", done=done)
-        saves = step.run.sizes(f"{layout.epoch(job.iteration, job.epoch)}/partial")
-        for other in {"/".join(name.split("/")[:6]) for name in saves} - {key}:
+        folder = f"{layout.epoch(job.iteration, job.epoch)}/partial"
+        saves = {name.removeprefix(f"{folder}/").partition("/")[0] for name in step.run.sizes(folder)}
+        for other in {f"{folder}/{name}" for name in saves} - {key}:
             step.run.delete(other)
 
 
@@ -64,9 +65,10 @@ def save_epoch(step: Step, job: EpochJob, backend: Backend, trained: Trained, fa
             metrics = {"summary": facts["metrics"], "steps": trained.rows}
             staged.path.write_text(json.dumps(metrics, indent=2), "utf-8")
         outputs |= staged.outputs
-        with step.run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
-            write_rows(staged.path, PairReward, trained.rewards)
-        outputs |= staged.outputs
+        if job.iteration >= 0:
+            with step.run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
+                write_rows(staged.path, PairReward, trained.rewards)
+            outputs |= staged.outputs
         state = trained.state.model_dump(mode="json")
         step.publish({**facts, "state": state, "policy_uri": step.run.uri_of(f"{key}/policy")}, outputs=outputs)
 

@@ -1,4 +1,5 @@
-"""One optimizer step of SPIN (arXiv:2401.01335): forward and backward over micro-batches, checks, clip, update.
+"""One optimizer step, of SPIN (arXiv:2401.01335) or on the human answers alone: forward and backward over
+micro-batches, checks, clip, update.
 
 Shapes: N pairs in the global batch, B pairs in a micro-batch.
 """
@@ -20,12 +21,15 @@ from spin_components.algorithm.loss import (
     AnswerLengths,
     AnswerLogprobs,
     Objective,
+    PairTerms,
+    Rewards,
     log_ratios_from_rewards,
     metric_sums,
     metrics_from_sums,
     opponent_logprobs,
     pair_terms,
 )
+from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError, StepZeroError
 from spin_components.model.scoring import both_answers
@@ -37,7 +41,8 @@ class StepResult(NamedTuple):
     """The result of one optimizer step.
 
     Attributes:
-        metrics: those of `algorithm.loss.metrics_from_sums` and `log_ratios_from_rewards`, with `grad_norm` and `lr`.
+        metrics: those of `algorithm.loss.metrics_from_sums` and `log_ratios_from_rewards`, with `grad_norm` and `lr`;
+            without generated answers the loss alone of the former.
         rewards: of the human and the generated answer of each pair, in the order of the global batch.
     """
 
@@ -60,7 +65,7 @@ def train_single_step(
 
     Args:
         backend: this rank; its gradients are zero.
-        data: all pairs of the iteration.
+        data: all pairs of the iteration; without scores, the human answers alone.
         micro_batches: this rank's share of the batch.
         batch: indices of the pairs of the whole global batch.
         objective: of the iteration.
@@ -82,6 +87,12 @@ def train_single_step(
         if micro.is_filling and not backend.needs_filling:
             continue
         pairs = [data.pairs[i] for i in micro.pairs]  # B
+        if not data.scores:
+            terms = _human_terms(backend, pairs)
+            weights = torch.tensor(micro.weights, device=device)  # (B,)
+            backend.backward((terms.losses * weights).sum() / len(batch))
+            sums += metric_sums(terms, torch.zeros_like(weights), weights)
+            continue
         reference, opponent = _fixed_logprobs([data.scores[i] for i in micro.pairs], objective, device)  # each (B,)
         lengths = _answer_lengths(pairs, device)  # each (B,)
         weights = torch.tensor(micro.weights, device=device)  # (B,)
@@ -99,7 +110,7 @@ def train_single_step(
     total = backend.reduce_sum(torch.cat([sums, loss_at_reference, rewards.flatten()]))
     metrics = metrics_from_sums(total[: len(sums)], with_sft=bool(objective.sft_weight))
     _check_finite(metrics["loss"], where)
-    if is_step_zero:
+    if is_step_zero and data.scores:
         expected_loss = STEP_ZERO_LOSS if objective.begins_at_ln_2 else float(total[len(sums)])
         _check_step_zero(metrics["loss"], expected_loss, backend.compute.precision, where)
     if name := backend.check_gradients():
@@ -108,9 +119,21 @@ def train_single_step(
             "Lower training.lr, or set training.precision = 'float32'"
         )
     grad_norm = backend.clip_and_step(lr)  # and zero the gradients
+    if not data.scores:
+        return StepResult({"loss": metrics["loss"], "grad_norm": grad_norm, "lr": lr}, [])
     by_pair = [(actual, generated) for actual, generated in total[len(sums) + 1 :].view(-1, 2).tolist()]
     log_ratios = log_ratios_from_rewards(metrics, objective.beta)
     return StepResult({**metrics, **log_ratios, "grad_norm": grad_norm, "lr": lr}, by_pair)
+
+
+def _human_terms(backend: Backend, pairs: Sequence[Pair]) -> PairTerms:
+    """Negative log-likelihood a token of each human answer, as the only term; each (B,)."""
+    device = backend.compute.device
+    with backend.compute.autocast():
+        answered = [Prompted(pair.prompt_ids, (pair.actual_ids,)) for pair in pairs]
+        logprobs = answer_logprobs(backend.model, answered, device)  # (B,)
+    nll = -logprobs / torch.tensor([len(pair.actual_ids) for pair in pairs], device=device)
+    return PairTerms(nll, Rewards(torch.zeros_like(nll), torch.zeros_like(nll)), nll)
 
 
 def _fixed_logprobs(

@@ -45,7 +45,7 @@ POD_FIELDS: dict[str, type] = {
 _FIRST_RETRY_S, _LAST_RETRY_S = 15, 30 * 86400
 """Pauses before retries. KFP's longest is also Argo's limit on the time since the first attempt began."""
 
-_TASK = re.compile(r"(.+?)(-base)?(?:-(\d+))?(?:-(\d+))?")
+_TASK = re.compile(r"(.+?)(-base|-warm-up|-control)?(?:-(\d+))?(?:-(\d+))?")
 """A task's key: step, iteration, epoch."""
 
 

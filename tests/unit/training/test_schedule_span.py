@@ -6,7 +6,7 @@ import pytest
 
 from spin_components.prepare.step import _inputs
 from spin_components.settings.settings import Settings
-from spin_components.training.loop import schedule_span
+from spin_components.training.course import Course
 
 
 def settings(span: str, max_iterations: int, max_epochs: Any) -> Settings:
@@ -22,16 +22,16 @@ def settings(span: str, max_iterations: int, max_epochs: Any) -> Settings:
 
 def test_a_schedule_of_an_iteration_starts_anew() -> None:
     found = settings("iteration", 3, [2, 1, 1])
-    assert [schedule_span(found, t, 10) for t in range(3)] == [(0, 20), (0, 10), (0, 10)]
+    assert [Course(found, t).span(10) for t in range(3)] == [(0, 20), (0, 10), (0, 10)]
 
 
 def test_a_schedule_of_the_run_goes_on_through_the_iterations() -> None:
     # 2 + 1 + 1 epochs of 10 steps; with twice as many pairs an epoch counts as one all the same
     found = settings("run", 3, [2, 1, 1])
-    assert [schedule_span(found, t, 10) for t in range(3)] == [(0, 40), (20, 40), (30, 40)]
-    assert schedule_span(found, 2, 20) == (60, 80)
+    assert [Course(found, t).span(10) for t in range(3)] == [(0, 40), (20, 40), (30, 40)]
+    assert Course(found, 2).span(20) == (60, 80)
     # one iteration is the run
-    assert schedule_span(settings("run", 1, 2), 0, 10) == schedule_span(settings("iteration", 1, 2), 0, 10)
+    assert Course(settings("run", 1, 2), 0).span(10) == Course(settings("iteration", 1, 2), 0).span(10)
 
 
 @pytest.mark.parametrize("changed", [settings("run", 4, 1), settings("run", 3, [1, 1, 2])])
