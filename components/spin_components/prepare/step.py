@@ -144,7 +144,8 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
-    kept = {"evaluation", "selection", "tracking", "hardware"} | ({"control"} if settings.control.sft else set())
+    kept = {"evaluation", "selection", "tracking", "hardware", "placement"}
+    kept |= {"control"} if settings.control.sft else set()
     sections = settings.model_dump(mode="json", include=kept)
     attempt = {
         "started_at": now(),
