@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from spin_components.algorithm.batching import derive_seed, micro_batches, order_batches
+from spin_components.algorithm.batching import (
+    GlobalBatches,
+    MicroBatch,
+    derive_seed,
+    micro_batches,
+    order_batches,
+)
 from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
-from spin_components.record.pairs import ScoredPairs
+from spin_components.record.training_pairs import TrainingPairs
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -31,12 +38,12 @@ class EpochLoop:
         trained: counters, metrics and rewards of the steps done so far, over the whole epoch.
     """
 
-    def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, step: Step) -> None:
+    def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step) -> None:
         settings, spin = job.settings, job.settings.spin
         num_epochs = spin.epochs(job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
         self._batches = epoch_batches(job, data)
-        self._lengths = [pair.num_tokens for pair in data.pairs]
+        self._read = data.read(self._own_pairs())
         self._span = schedule_span(job.settings, job.iteration, len(self._batches))
         self._objective = Objective(spin.beta(job.iteration), **settings.objective.model_dump())
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
@@ -68,6 +75,24 @@ class EpochLoop:
             self._after_step(number + 1)
         return True
 
+    def _share(self, number: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the global batch of that number."""
+        backend, training = self._backend, self._job.settings.training
+        return micro_batches(
+            self._batches[number],
+            self._data.num_tokens,
+            micro_batch_size=training.micro_batch_size,
+            rank=backend.rank,
+            ranks=backend.ranks,
+            num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
+        )
+
+    def _own_pairs(self) -> Iterator[int]:
+        """Pairs that this rank will compute, from the first step that is not done."""
+        for number in range(self._job.first_step, len(self._batches)):
+            for micro in self._share(number):
+                yield from micro.pairs
+
     def _train(self, number: int) -> None:
         """Take one optimizer step, on the global batch of that number."""
         started = time.monotonic()
@@ -77,15 +102,8 @@ class EpochLoop:
         num_before, num_scheduled = self._span  # steps
         result = train_single_step(
             backend,
-            self._data,
-            micro_batches(
-                batch,
-                self._lengths,
-                micro_batch_size=training.micro_batch_size,
-                rank=backend.rank,
-                ranks=backend.ranks,
-                num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
-            ),
+            self._read,
+            self._share(number),
             batch=batch,
             objective=self._objective,
             lr=learning_rate(
@@ -105,10 +123,10 @@ class EpochLoop:
         """Add a step's metrics and rewards to those of the epoch, and report them."""
         batch, trained = self._batches[number], self.trained
         trained.state = trained.state.after_step(len(batch))
-        trained.rewards += [
-            PairReward(pair.index, trained.state.step, actual, generated, pair.origin)
-            for pair, (actual, generated) in zip((self._data.pairs[i] for i in batch), result.rewards, strict=True)
-        ]
+        trained.rewards.extend(
+            PairReward(score.index, trained.state.step, actual, generated, score.origin)
+            for score, (actual, generated) in zip((self._data.scores[i] for i in batch), result.rewards, strict=True)
+        )
         row = {
             "step": trained.state.step,
             "iteration": self._job.iteration,
@@ -190,11 +208,11 @@ def schedule_span(settings: Settings, iteration: int, steps_per_epoch: int) -> t
     return steps_per_epoch * spin.epochs_before(iteration), steps_per_epoch * spin.epochs_before(spin.max_iterations)
 
 
-def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:
+def epoch_batches(job: EpochJob, data: TrainingPairs) -> GlobalBatches:
     """The epoch's global batches in their order: the same for every rank, backend and attempt."""
     seed = derive_seed(job.settings.run.seed, "order", job.iteration, job.epoch)
     limit = resolve_count(job.settings.training.limit_train_batches, len(data.batches))
-    return [data.batches[number] for number in order_batches(len(data.batches), seed, limit)]
+    return data.batches.ordered(order_batches(len(data.batches), seed, limit))
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from spin_components.data.pair_counts import PairCounts
 from spin_components.errors import SpinError
 from spin_components.model.compute import Compute, resolve_compute, set_threads
 from spin_components.model.scoring import load_scored
-from spin_components.record.pairs import load_scored_pairs
+from spin_components.record.training_pairs import load_training_pairs
 from spin_components.runtime.process import configure_logging, die_with_parent
 from spin_components.runtime.step import Step
 from spin_components.store import layout
@@ -38,7 +38,7 @@ def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool
 
     Returns: False when the attempt's time ran out first; what was done is saved.
     """
-    data = load_scored_pairs(step.run, job.iteration)
+    data = load_training_pairs(step.run, job.iteration)
     model = _load(job, compute, distributed)
     if job.adapter:
         begin_adapter(model, job, job.adapter)
