@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ class RowColumns(Sequence[Row], Generic[Row]):
 
     def __init__(self, kind: type[Row], rows: Iterable[Row] = (), *, num_zeros: int = 0) -> None:
         self._kind: Any = kind
-        names = [field.name for field in fields(self._kind) if field.name in needed_columns(kind)]
+        names = [field.name for field in fields(cast(Any, kind)) if field.name in needed_columns(kind)]
         self._columns: dict[str, array[Any]] = {}
         for name in names:
             self._columns[name] = array(_CODES[COLUMNS[name]], bytes(8 * num_zeros))
