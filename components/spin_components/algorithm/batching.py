@@ -126,11 +126,70 @@ def micro_batches(
     ]
 
 
+def balanced_micro_batches(
+    batch: Sequence[int], lengths: Lengths, *, micro_batch_size: int, rank: int, ranks: int, num: int
+) -> list[MicroBatch]:
+    """One rank's micro-batches of a global batch, where all ranks, and their micro-batches, have as many tokens.
+
+    For layouts without padding, where a micro-batch costs what its pairs cost together. Arguments as in
+    `micro_batches`; which pairs meet depends on the number of ranks.
+
+    Returns: `num` micro-batches, those with the fewest tokens first; filled as in `micro_batches`.
+    """
+    pairs, weights = _filled(batch, lengths, num * ranks * micro_batch_size)
+    costs = np.array([int(lengths[pair]) for pair in pairs])
+    mine = deal(costs, ranks)[rank]
+    parts = [mine[part] for part in deal(costs[mine], num)]
+    return [
+        MicroBatch(tuple(pairs[i] for i in part), tuple(weights[i] for i in part))
+        for part in sorted(parts, key=lambda part: int(costs[part].sum()))
+    ]
+
+
 def _filled(batch: Sequence[int], lengths: Lengths, num: int) -> tuple[list[int], list[float]]:
     """A batch by length, filled up to `num` pairs with its shortest one; and the weight of each."""
     ordered = sorted(batch, key=lambda index: (lengths[index], index))
     filling = num - len(ordered)
     return [ordered[0]] * filling + ordered, [0.0] * filling + [1.0] * len(ordered)
+
+
+_BALANCE = 0.01
+"""Difference of the costs of two shares, relative to their mean, at which `deal` stops."""
+
+
+def deal(costs: NDArray[np.int64], num: int) -> list[NDArray[np.int64]]:
+    """Divide items into shares of as many items each and, where their costs permit, of the same cost.
+
+    The longest item goes to the cheapest share that has room, and so on; then the dearest and the cheapest share swap
+    the two items that bring them closest, until none do.
+
+    Args:
+        costs: of the items, (N,), where `num` divides N.
+        num: number of shares.
+
+    Returns: indices of the items of each share, ascending, (N / num,) each.
+    """
+    room = len(costs) // num
+    shares: list[list[int]] = [[] for _ in range(num)]
+    sums = np.zeros(num, dtype=np.int64)
+    for item in np.argsort(-costs, kind="stable").tolist():
+        share = min((i for i in range(num) if len(shares[i]) < room), key=lambda i: (int(sums[i]), i))
+        shares[share].append(item)
+        sums[share] += costs[item]
+    for _ in range(len(costs)):
+        dearest, cheapest = int(sums.argmax()), int(sums.argmin())
+        gap = int(sums[dearest] - sums[cheapest])
+        if gap <= _BALANCE * costs.sum() / num:
+            break
+        changes = np.subtract.outer(costs[shares[dearest]], costs[shares[cheapest]])  # (room, room)
+        remains = np.where((changes > 0) & (changes < gap), np.abs(gap - 2 * changes), gap)
+        i, j = divmod(int(remains.argmin()), room)
+        if remains[i, j] >= gap:
+            break
+        sums[dearest] -= changes[i, j]
+        sums[cheapest] += changes[i, j]
+        shares[dearest][i], shares[cheapest][j] = shares[cheapest][j], shares[dearest][i]
+    return [np.sort(np.array(share, dtype=np.int64)) for share in shares]
 
 
 LOGITS_BYTES = 256 * 2**20

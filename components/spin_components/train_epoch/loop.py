@@ -10,10 +10,12 @@ from typing import Any
 from spin_components.algorithm.batching import (
     GlobalBatches,
     MicroBatch,
+    balanced_micro_batches,
     derive_seed,
     micro_batches,
     order_batches,
 )
+from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.loss import Objective
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.data.shards import PairReward, Prompt, read_rows
@@ -43,6 +45,8 @@ class EpochLoop:
         num_epochs = spin.epochs(job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
         self._batches = epoch_batches(job, data)
+        self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
+        self._lengths = data.num_tokens - data.num_prompt if self._is_balanced else data.num_tokens  # (N,)
         self._read = data.read(self._own_pairs())
         self._span = schedule_span(job.settings, job.iteration, len(self._batches))
         self._objective = Objective(spin.beta(job.iteration), **settings.objective.model_dump())
@@ -76,11 +80,16 @@ class EpochLoop:
         return True
 
     def _share(self, number: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the global batch of that number."""
+        """This rank's micro-batches of the global batch of that number.
+
+        Packed, ranks get as many tokens each, a prompt counted once. Padded, a micro-batch costs what its longest pair
+        does, so pairs of one length stay together, in the micro-batches that the reference was scored in.
+        """
         backend, training = self._backend, self._job.settings.training
-        return micro_batches(
+        form = balanced_micro_batches if self._is_balanced else micro_batches
+        return form(
             self._batches[number],
-            self._data.num_tokens,
+            self._lengths,
             micro_batch_size=training.micro_batch_size,
             rank=backend.rank,
             ranks=backend.ranks,
