@@ -1,9 +1,9 @@
-"""Memory and time of what reads pairs: the pool, forming batches, one rank's reading, the report.
+"""Memory and time of what reads pairs: the pool, batches, one rank's reading, the report.
 
     python tests/benchmarks/reading.py [--pairs 10000 100000 1000000] [--tokens 100] [--ranks 8] [--parts pool rank]
 
 Pairs are synthetic, in the true formats: half are the iteration's own, half history, `--tokens` each in all. Each part
-runs in a process of its own, for a peak of its own; a model stands nowhere. `measure` is what `scale.py` calls.
+runs in a process of its own, for a peak of its own, without a model. `measure` is for other benchmarks to call.
 """
 
 from __future__ import annotations
@@ -134,7 +134,24 @@ def read_rank(run: LocalRun, ranks: int) -> None:
             _ = read.pairs[i], read.scores[i]
 
 
-PARTS: dict[str, Callable[[LocalRun, int], None]] = {"imports": read_nothing, "pool": read_pool, "rank": read_rank}
+def read_report(run: LocalRun, ranks: int) -> None:
+    """The report of a finished run of as many pairs, all of one iteration."""
+    from spin_components.report.page import build_page
+
+    size = len(build_page(LocalRun(run.root / "finished")).encode())
+    if size > MOST_BYTES:
+        raise ValueError(f"the report has {size} bytes, expected at most {MOST_BYTES}")
+
+
+MOST_BYTES = 5_000_000
+"""Of a report."""
+
+PARTS: dict[str, Callable[[LocalRun, int], None]] = {
+    "imports": read_nothing,
+    "pool": read_pool,
+    "rank": read_rank,
+    "report": read_report,
+}
 
 
 def measure(part: str, folder: Path, ranks: int = 8) -> dict[str, float]:
@@ -144,9 +161,18 @@ def measure(part: str, folder: Path, ranks: int = 8) -> dict[str, float]:
     return json.loads(output)  # type: ignore[no-any-return]
 
 
-def _measure_here(part: str, folder: Path, ranks: int) -> None:
-    import spin_components.ref_logprob.step  # noqa: F401  what a step of this kind imports, torch too
+def _make_finished(folder: Path, num_pairs: int, num_tokens: int) -> None:
+    import report
 
+    whole = sum(sum(lengths) / 2 for lengths in (report.PROMPT, report.ACTUAL, report.GENERATED))
+    report.LargeRun(folder, num_pairs, num_pairs // GLOBAL_BATCH, 1, share=num_tokens / whole).write()
+
+
+def _measure_here(part: str, folder: Path, ranks: int) -> None:
+    if part == "report":
+        import spin_components.report.page
+    else:
+        import spin_components.ref_logprob.step  # noqa: F401  what a step of this kind imports, torch too
     started = time.monotonic()
     PARTS[part](LocalRun(folder), ranks)
     took_s = time.monotonic() - started
@@ -171,6 +197,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_run(Path(folder) / "run", num_pairs, options.tokens)
             for part in options.parts:
+                if part == "report":
+                    _make_finished(Path(folder) / "run/finished", num_pairs, options.tokens)
                 found = measure(part, Path(folder) / "run", options.ranks)
                 sys.stdout.write(f"{num_pairs:>9,} pairs, {part:<8} {found['peak_mib']:>6,} MiB {found['s']:>8.2f} s\n")
                 sys.stdout.flush()

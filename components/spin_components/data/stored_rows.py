@@ -27,14 +27,14 @@ _BYTES_IN_MEMORY = 2**24
 
 
 def stream_batches(
-    paths: Iterable[Path], kind: type[Any], columns: Sequence[str] | None = None, *, num_rows: int = _ROWS_READ
+    paths: Iterable[Path], kind: type[Any] | None, columns: Sequence[str] | None = None, *, num_rows: int = _ROWS_READ
 ) -> Iterator[pa.RecordBatch]:
     """Read files that hold one kind of rows, without ever having more than a part of one in memory.
 
     Args:
         paths: the files, in order.
-        kind: of the rows.
-        columns: what to read; None for all.
+        kind: of the rows; None for any, as in files of older versions.
+        columns: what to read, as far as it is there; None for all.
         num_rows: the most rows of a batch.
 
     Raises:
@@ -46,8 +46,11 @@ def stream_batches(
         except (OSError, pa.ArrowInvalid) as error:
             raise unreadable(path, error) from error
         with file:
-            check_columns(path, file.schema_arrow.names, kind)
-            batches = file.iter_batches(num_rows, columns=columns, use_threads=False)
+            names = file.schema_arrow.names
+            if kind is not None:
+                check_columns(path, names, kind)
+            chosen = names if columns is None else [name for name in columns if name in names]
+            batches = file.iter_batches(num_rows, columns=chosen, use_threads=False)
             while (batch := _next(batches, path)) is not None:
                 yield batch
 
@@ -65,19 +68,20 @@ def unreadable(path: Path, error: Exception) -> IntegrityError:
 
 
 def read_numbers(
-    paths: Sequence[Path], kind: type[Any], columns: Sequence[str] | None = None
+    paths: Sequence[Path], kind: type[Any] | None, columns: Sequence[str] | None = None
 ) -> dict[str, NDArray[Any]]:
     """Read columns as arrays, (N,) each: numbers as they are, of lists of token ids the lengths, int32.
 
     Args:
         paths: the files, in order.
-        kind: of the rows.
-        columns: names; None for all.
+        kind: of the rows; None for any.
+        columns: names; None for all. One that no file has is left out.
 
     Raises:
         IntegrityError: see `stream_batches`.
     """
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in columns or needed_columns(kind)}
+    expected = needed_columns(kind) if kind else ()
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in expected if columns is None or name in columns}
     for batch in stream_batches(paths, kind, columns, num_rows=16 * _ROWS_READ):
         for name in batch.schema.names:
             column = batch.column(name)
