@@ -1,10 +1,11 @@
 """The self-play loop as a Kubeflow pipeline.
 
-    prepare -> validate the base -> self-play -> result
+    prepare -> validate the base -> [warm-up -> validate] -> self-play -> result
 
     self-play:
         iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
         evaluate, if configured: no other task depends on it
+        control 0 -> validate -> control 1 -> validate ..., if configured: no iteration depends on them
 
     iteration(t, reference):
         [generate -> ref-logprob] for each shard, in parallel
@@ -23,19 +24,22 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from spin_components.control.component import control, control_on_nodes
 from spin_components.evaluate.component import evaluate
 from spin_components.prepare.component import prepare
 from spin_components.result.component import result
 from spin_components.settings.form import form_defaults
 from spin_components.settings.settings import Settings
-from spin_components.store.layout import BASE
+from spin_components.store.layout import BASE, WARM_UP
+from spin_components.store.layout import control as number_of_control
 from spin_components.validate.component import validate
+from spin_components.warm_up.component import warm_up, warm_up_on_nodes
 from spin_pipeline.config import load_settings
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
 from spin_pipeline.deploy.placement import POD_FIELDS, Placement
-from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of
+from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of, trainer
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 """When KFP created the pipeline run; fills in `{time}` in `run_uri`."""
@@ -44,8 +48,8 @@ CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
     """The numbers of tasks of a configuration.
 
-    They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes` and whether
-    `[evaluation]` names tasks or a judge.
+    They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes`, whether
+    `[evaluation]` names tasks or a judge, and whether there are a warm-up and controls.
 
     Args:
         settings: the configuration.
@@ -58,6 +62,8 @@ def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
         parallelism,
         settings.hardware.nodes,
         settings.evaluation.is_on,
+        settings.warm_up.is_on,
+        settings.control.sft,
     )
 
 
@@ -93,6 +99,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         max_time: str = defaults["max_time"],
         run_uri: str = defaults["run_uri"],
         seed: int = defaults["seed"],
+        settings_control: str = "{}",
         settings_data: str = "{}",
         settings_evaluation: str = "{}",
         settings_generation: str = "{}",
@@ -107,6 +114,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         settings_tracking: str = "{}",
         settings_training: str = "{}",
         settings_validation: str = "{}",
+        settings_warm_up: str = "{}",
     ) -> None:
         form = locals()
         form = {name: form[name] for name in defaults}
@@ -127,18 +135,40 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                 evaluated = task_of(evaluate, "base" if t == BASE else t, **at, iteration=t, after=after)
                 placer.evaluate(evaluated, pod_fields)
 
-        def add_iteration(t: int, reference: Any) -> None:
-            """Add iteration t and, nested in a condition on its result, those after it."""
+        def add_warm_up() -> Any:
+            """Add the warm-up and its validation; returns the address of its policy."""
+            warmed = task_of(trainer(shape, placer, warm_up, warm_up_on_nodes), None, **at, base_uri=result_of(base))
+            placer.train(warmed, pod_fields)
+            return add_validation("warm-up", WARM_UP, result_of(warmed))
+
+        def add_validation(name: str, number: int, policy: Any) -> Any:
+            """Add the validation of a policy that is no iteration's; returns its address."""
+            validated = task_of(validate, name, **at, iteration=number, epoch=0, policy_uri=policy, reference_uri="")
+            placer.score(validated, pod_fields)
+            return result_of(validated)
+
+        def add_control(t: int, start: Any, after: Any) -> Any:
+            """Add the control of iteration t and its validation; returns the address of its policy."""
+            step = trainer(shape, placer, control, control_on_nodes)
+            trained = task_of(step, t, **at, iteration=t, start_uri=start, after=after)
+            placer.train(trained, pod_fields)
+            return add_validation(f"control-{t}", number_of_control(t), result_of(trained))
+
+        def add_iteration(t: int, reference: Any, start: Any) -> None:
+            """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""
             played = iterations[t](run_uri=address, reference_uri=reference, **pod_fields)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
+            if shape.controls:
+                start = add_control(t, start, played.output)
             if t + 1 < shape.max_iterations:
                 with dsl.If(played.output != "", name=f"iteration {t + 1} if {t} may go on"):
-                    add_iteration(t + 1, played.output)
+                    add_iteration(t + 1, played.output, start)
 
         with dsl.ExitHandler(shown, name="self-play"):
             add_evaluation(BASE, result_of(base))
-            add_iteration(0, result_of(base))
+            reference = add_warm_up() if shape.warms_up else result_of(base)
+            add_iteration(0, reference, reference)
 
     finish(spin.pipeline_spec, spin.platform_spec, has_images=cluster is not None)
     return spin

@@ -36,6 +36,8 @@ class Shape:
         parallelism: number of shards that run at the same time; 0 for all.
         nodes: number of pods of train-epoch.
         evaluates: whether published models are evaluated.
+        warms_up: whether the base model is fine-tuned before iteration 0.
+        controls: whether each iteration has a control.
     """
 
     max_iterations: int
@@ -44,12 +46,15 @@ class Shape:
     parallelism: int
     nodes: int
     evaluates: bool
+    warms_up: bool = False
+    controls: bool = False
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks of a run with all iterations."""
         evaluations = (1 + self.max_iterations) * self.evaluates
-        return 3 + evaluations + sum(2 * self.shards + 2 * epochs + 1 for epochs in self.epochs)
+        others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
+        return 3 + evaluations + others + sum(2 * self.shards + 2 * epochs + 1 for epochs in self.epochs)
 
     def as_compiled(self) -> dict[str, Any]:
         """What `prepare` compares a run's settings with."""
@@ -59,13 +64,14 @@ class Shape:
             "shards": self.shards,
             "nodes": self.nodes,
             "evaluates": self.evaluates,
+            **({"warms_up": True} if self.warms_up else {}),
+            **({"controls": True} if self.controls else {}),
         }
 
 
 def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponent:
     """Build the nested pipeline of iteration t; it returns the address of the next reference, or "" to stop."""
-    template = placer.job_template()
-    train = partial(train_epoch_on_nodes, template=template) if shape.nodes > 1 and template else train_epoch
+    train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
     @dsl.pipeline(name=f"iteration-{t}")
     def iteration(
@@ -115,6 +121,12 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     return iteration
 
 
+def trainer(shape: Shape, placer: Placement, here: Any, on_nodes: Any) -> Any:
+    """The component of a step that trains: the one of a single pod, or that of several with their template."""
+    template = placer.job_template()
+    return partial(on_nodes, template=template) if shape.nodes > 1 and template else here
+
+
 def task_of(component: Any, iteration: int | str | None, epoch: int | None = None, /, **arguments: Any) -> Any:
     """Call a component as a task with a key of its own, such as `train-epoch-1-0`, and a name for people.
 
@@ -123,7 +135,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
 
     Args:
         component: the component, or a `functools.partial` of one.
-        iteration: its number, or `base`; None for a step of the whole run.
+        iteration: its number, `base`, `warm-up`, or `control-` and a number; None for a step of the whole run.
         epoch: within the iteration; None for a step that has none.
         arguments: of the component.
     """
@@ -139,7 +151,8 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
 
 
 def _display_name(step: str, iteration: int | str | None, epoch: int | None) -> str:
-    where = "" if iteration is None else "base model: " if iteration == "base" else f"iteration {iteration}: "
+    named: dict[int | str | None, str] = {None: "", "base": "base model: ", "warm-up": "warm-up: "}
+    where = named.get(iteration, f"iteration {iteration}: ".replace("iteration control-", "control of iteration "))
     if epoch is None:
         return f"{where}{step}"
     return f"{where}{'train' if step == 'train-epoch' else step} epoch {epoch}"

@@ -40,8 +40,8 @@ def of_pairs(folder: Path, num: int) -> dict[str, Any]:
     from spin_components.model.scoring import load_scored
     from spin_components.record.pairs import ScoredPairs
     from spin_components.ref_logprob.step import score_pairs
-    from spin_components.train_epoch.torch_backend import TorchBackend
-    from spin_components.train_epoch.train_step import train_single_step
+    from spin_components.training.torch_backend import TorchBackend
+    from spin_components.training.train_step import train_single_step
 
     settings = settings_of(folder, lr=1e-5)
     training = settings.training

@@ -210,8 +210,8 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
     from spin_components.data.pair_counts import PairCounts
     from spin_components.model.lora.layers import add_trained
     from spin_components.record.pairs import ScoredPairs
-    from spin_components.train_epoch.torch_backend import TorchBackend
-    from spin_components.train_epoch.train_step import train_single_step
+    from spin_components.training.torch_backend import TorchBackend
+    from spin_components.training.train_step import train_single_step
 
     training = settings.training
     if settings.lora.is_on:

@@ -52,7 +52,7 @@ STEPS = {
     + "open_engine('transformers', Path(sys.argv[1]), settings.model, sampling, compute)",
     "ref-logprob": LOAD + "import spin_components.ref_logprob.step\n" + SCORED,
     "validate": LOAD + "import spin_components.validate.step\n" + SCORED,
-    "train-epoch": LOAD + "import spin_components.train_epoch.rank\n" + SCORED,
+    "train-epoch": LOAD + "import spin_components.training.rank\n" + SCORED,
 }
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,7 @@ def measure(part: str, folder: Path, ranks: int = 8) -> dict[str, float]:
 
 
 def _make_finished(folder: Path, num_pairs: int, num_tokens: int) -> None:
-    import report
-
+    report = import_module("report")  # beside this file
     whole = sum(sum(lengths) / 2 for lengths in (report.PROMPT, report.ACTUAL, report.GENERATED))
     report.LargeRun(folder, num_pairs, num_pairs // GLOBAL_BATCH, 1, share=num_tokens / whole).write()
 

@@ -38,8 +38,8 @@ PRELOADED = [
     "spin_components.ref_logprob.step",
     "spin_components.store.remote",
     "spin_components.train_epoch.step",
-    "spin_components.train_epoch.torch_backend",
-    "spin_components.train_epoch.rank",
+    "spin_components.training.torch_backend",
+    "spin_components.training.rank",
     "spin_components.validate.step",
 ]
 MOMENT = "FAULTS_MOMENT"

@@ -165,7 +165,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         from spin_components.record.pairs import ScoredPairs
-        from spin_components.train_epoch.torch_backend import TorchBackend
+        from spin_components.training.torch_backend import TorchBackend
 
         scores = self.score()
         self.batch = tuple(range(len(self.pairs)))
@@ -184,7 +184,7 @@ class Trainer:
 
     def step(self) -> float:
         """Make one update on all pairs; returns the loss before it."""
-        from spin_components.train_epoch.train_step import train_single_step
+        from spin_components.training.train_step import train_single_step
 
         training = self.settings.training
         micro = micro_batches(

@@ -24,8 +24,8 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.store.model_files import count_parameters, read_headers
-from spin_components.train_epoch.optimizer import read_state
 from spin_components.train_epoch.step import train
+from spin_components.training.optimizer import read_state
 from spin_components.validate.step import validate
 from support import bounds
 from support.playing import begin, hardware, losses, play, play_scores
@@ -127,7 +127,7 @@ os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0
 import torch, deepspeed
 from spin_components.model.compute import Compute
 from spin_components.settings.settings import Settings
-from spin_components.train_epoch.deepspeed_backend import load_for_ranks
+from spin_components.training.deepspeed_backend import load_for_ranks
 deepspeed.init_distributed(dist_backend="gloo")
 for packing in ("off", "on"):
     training = {"backend": "deepspeed", "zero_stage": 3, "packing": packing, "global_batch_size": 1}

@@ -19,8 +19,7 @@ from spin_components.errors import ConfigError, EngineError, IntegrityError
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
-from spin_components.train_epoch.nodes.step import train_on_nodes
-from spin_components.train_epoch.step import train
+from spin_components.train_epoch.step import train, train_on_nodes
 from support import bounds
 from support.playing import begin, hardware, losses, play_scores
 from support.small import small_settings
@@ -38,7 +37,7 @@ TEMPLATE = {
 STEP = """
 import json, sys
 from spin_components.runtime.process import step_of
-from spin_components.train_epoch.nodes.step import train_on_nodes
+from spin_components.train_epoch.step import train_on_nodes
 with step_of("attempt-1"):
     print(train_on_nodes(**json.loads(sys.argv[1])))
 """

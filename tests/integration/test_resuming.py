@@ -21,8 +21,8 @@ from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
-from spin_components.train_epoch.loop import EpochLoop
 from spin_components.train_epoch.step import train
+from spin_components.training.loop import EpochLoop
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]

@@ -25,7 +25,7 @@ from spin_components.generate import step as generate_step
 from spin_components.model.scoring import both_answers
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
-from spin_components.train_epoch import rank as worker
+from spin_components.training import rank as worker
 from unit.algorithm import test_logprobs, test_packing
 from unit.data import test_collate, test_rendering
 from unit.ref_logprob import test_pool

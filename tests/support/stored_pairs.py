@@ -19,9 +19,9 @@ def pair(index: int, origin: int) -> Pair:
     return Pair(index, [5] * (index + 1), [7, 8, 2], [index + 10, *[origin + 50] * (index % 3), 2], "stop", origin)
 
 
-def write_data(run: RunStore, *, num_shards: int) -> None:
+def write_data(run: RunStore, *, num_shards: int, outputs: Any = None) -> None:
     """The manifest of prepared data."""
-    _write_manifest(run, layout.DATA_MANIFEST, "prepare", {"num_shards": num_shards, "eos_ids": [2]})
+    _write_manifest(run, layout.DATA_MANIFEST, "prepare", {"num_shards": num_shards, "eos_ids": [2]}, outputs)
 
 
 def write_generations(run: RunStore, origin: int, shard: int, pairs: Sequence[Pair]) -> None:

@@ -32,10 +32,10 @@ PRELOADED = [
     "torch.distributed.run",
     "transformers.models.llama.modeling_llama",
     "spin_components.store.remote",
-    "spin_components.train_epoch.deepspeed_backend",
-    "spin_components.train_epoch.rank",
+    "spin_components.training.deepspeed_backend",
+    "spin_components.training.rank",
     "spin_components.train_epoch.step",
-    "spin_components.train_epoch.torch_backend",
+    "spin_components.training.torch_backend",
 ]
 _PR_SET_PDEATHSIG = 1
 _CLIENT = """\
@@ -185,7 +185,7 @@ def main() -> None:
     """Import, then serve."""
     for name in PRELOADED:
         importlib.import_module(name)
-    for name in ("torch.distributed.run", "spin_components.train_epoch.rank"):
+    for name in ("torch.distributed.run", "spin_components.training.rank"):
         del sys.modules[name]  # they are run as programs; what they import stays
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 STEP_ZERO_LOSS = math.log(2.0)
 STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 """Allowed deviation of an iteration's first loss from its expected value, by compute precision; relative where the
-expected value is above 1. See `train_epoch.train_step`."""
+expected value is above 1. See `training.train_step`."""
 
 Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"]
 

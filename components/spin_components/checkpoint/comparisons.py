@@ -17,15 +17,15 @@ from spin_components.store.manifests import read_manifest
 
 
 def measured(run: RunStore, epochs: Mapping[int, int], references: Mapping[int, int]) -> list[Measured]:
-    """Validation results of the base model, then of every iteration.
+    """Validation results of models, in the order given.
 
     Args:
         run: the run.
-        epochs: by iteration, the epoch whose policy it published.
+        epochs: by iteration, the epoch whose policy it published; also of the base model (0) and of the warm-up.
         references: by iteration, the one that it was trained from.
     """
     models = []
-    for iteration, epoch in {layout.BASE: 0, **epochs}.items():
+    for iteration, epoch in epochs.items():
         facts = read_manifest(run, layout.validation(iteration, epoch)).facts
         models.append(
             Measured(
@@ -48,13 +48,13 @@ def comparer(run: RunStore, epochs: Mapping[int, int], confidence: float) -> Com
 
     Args:
         run: the run.
-        epochs: by iteration, the epoch whose policy it published.
+        epochs: see `measured`.
         confidence: of the intervals.
     """
 
     @cache
     def losses(iteration: int) -> list[AnswerLoss]:
-        epoch = {layout.BASE: 0, **epochs}[iteration]
+        epoch = epochs[iteration]
         made_by, key = layout.validation(iteration, epoch), layout.validation_losses(iteration, epoch)
         files = {key: read_manifest(run, made_by).outputs[key]}
         return read_rows(run.fetch(files, what="the validation losses", made_by=made_by) / key, AnswerLoss)
@@ -74,7 +74,7 @@ def change_finder(run: RunStore, epochs: Mapping[int, int], confidence: float) -
 
     @cache
     def answers(iteration: int) -> list[AnswerMeasures]:
-        return read_measures(run, iteration, {layout.BASE: 0, **epochs}[iteration])
+        return read_measures(run, iteration, epochs[iteration])
 
     @cache
     def changes(measure: str, before: int, after: int) -> Difference | None:

@@ -61,7 +61,7 @@ def assess(
     """Judge every iteration in order.
 
     Args:
-        models: the base model, then each iteration up to the one that just ended.
+        models: the reference of iteration 0, then each iteration up to the one that just ended.
         compare: returns the paired change of val_loss from one model, by its iteration, to another.
         rules: the attempt's `[selection]`.
         max_iterations: of the attempt.

@@ -72,7 +72,7 @@ def publish(
             refresh(step.run, step.warn)
         if judgement.next is not None:
             return str(pointer_to(step.run, judgement.next)["uri"])
-        if not step.evaluation.is_on:  # an evaluation may be writing, and ends the attempt
+        if not (step.evaluation.is_on or step.control.sft):  # they may be writing, and end the attempt
             step.run.sweep()
             step.is_last = True
         return STOPPED
@@ -145,9 +145,11 @@ def _assess(
     uris = {t: read_manifest(run, layout.checkpoint(t)).facts["reference_uri"] for t in range(iteration)}
     uris[iteration] = facts["reference_uri"]
     references = {t: validated_epoch(run, uri)[0] for t, uri in uris.items()}
+    start = validated_epoch(run, uris[0])  # the base model or the warm-up, which an iteration has to surpass
+    epochs = {layout.BASE: 0, start[0]: start[1], **epochs}
     compare, changes = comparer(run, epochs, rules.confidence), change_finder(run, epochs, rules.confidence)
     judged = assess(
-        measured(run, epochs, references),
+        measured(run, {t: epoch for t, epoch in epochs.items() if t == start[0] or t >= 0}, references),
         compare,
         rules,
         max_iterations=max_iterations,

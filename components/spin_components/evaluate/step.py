@@ -12,8 +12,9 @@ from typing import Any
 from spin_components.errors import SpinError
 from spin_components.model.stored import model_digest, open_model
 from spin_components.record.chat_template import read_chat_template
-from spin_components.record.decisions import goes_on, name_of
+from spin_components.record.decisions import name_of
 from spin_components.record.evaluation import tracked
+from spin_components.record.pointers import is_over
 from spin_components.record.retention import prune_evaluated
 from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
@@ -88,10 +89,10 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = Non
             lambda: {name: part.inputs for name, part in parts.items()},
             replaces=True,
         ):
-            step.is_last |= _is_over(step.run)  # also where it fails
+            step.is_last |= is_over(step.run)  # also where it fails
             check_packages(step.evaluation)
             _evaluate(step, model, parts)
-        if not step.is_stopped and _is_over(step.run):
+        if not step.is_stopped and is_over(step.run):
             step.is_last = True
             prune_evaluated(step.run, step.settings)
         return step.returns(model.uri)
@@ -233,9 +234,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _is_over(run: RunStore) -> bool:
-    """Whether the last iteration is published; an evaluation that is still running then takes the lease again."""
-    last = max((int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json")), default=None)
-    return last is not None and not goes_on(str(read_manifest(run, layout.checkpoint(last)).facts["decision"]))

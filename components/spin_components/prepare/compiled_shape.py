@@ -33,6 +33,16 @@ def check_shape(settings: Settings, compiled: Mapping[str, Any]) -> None:
             "[evaluation] asks for tasks or a judge, but this pipeline was compiled without the step that evaluates; "
             "compile it again with them"
         )
+    for name, is_on, key, tasks in (
+        ("warm_up.max_epochs", settings.warm_up.is_on, "warms_up", "a warm-up"),
+        ("control.sft", settings.control.sft, "controls", "controls"),
+    ):
+        if is_on != compiled.get(key, False):
+            found = getattr(getattr(settings, name.partition(".")[0]), name.partition(".")[2])
+            raise ConfigError(
+                f"{name} = {found}, but this pipeline was compiled {'without' if is_on else 'with'} {tasks}; compile "
+                "it again"
+            )
     epochs = [settings.spin.epochs(t) for t in range(settings.spin.max_iterations)]
     compiled_epochs = [int(number) for number in compiled["max_epochs"]]
     if epochs != compiled_epochs[: len(epochs)]:

@@ -28,6 +28,7 @@ def prepare(
     max_time: str,
     run_uri: str,
     seed: int,
+    settings_control: str,
     settings_data: str,
     settings_evaluation: str,
     settings_generation: str,
@@ -42,6 +43,7 @@ def prepare(
     settings_tracking: str,
     settings_training: str,
     settings_validation: str,
+    settings_warm_up: str,
     dataset: dsl.Output[dsl.Dataset],
 ) -> NamedTuple(  # type: ignore[valid-type]  # KFP reads it where it stands
     "Prepared",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FREE_SETTINGS = (
-    *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
+    *("run.name", "run.uri", "run.max_time", "spin.max_iterations", "control.sft"),
     *("evaluation.", "selection.", "hardware.", "placement.", "tracking."),
 )
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
@@ -138,7 +138,8 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
-    sections = settings.model_dump(mode="json", include={"evaluation", "selection", "tracking", "hardware"})
+    kept = {"evaluation", "selection", "tracking", "hardware"} | ({"control"} if settings.control.sft else set())
+    sections = settings.model_dump(mode="json", include=kept)
     attempt = {
         "started_at": now(),
         "started": started,
@@ -155,6 +156,8 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
         max_epochs=settings.spin.max_epochs,
         shards=settings.generation.shards,
         deadline=deadline,
+        **({"warm_up": settings.warm_up.max_epochs} if settings.warm_up.is_on else {}),
+        **({"control": True} if settings.control.sft else {}),
     )
     step.run.sweep()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from spin_components.store.layout import BASE
+from spin_components.store.layout import BASE, WARM_UP, controlled
 
 Outcome = Literal["better", "unclear", "regressed", "drifted"]
 Decision = Literal["continue", "roll_back", "done", "saturated", "regressed", "drifted"]
@@ -24,7 +24,9 @@ def word_of(name: str) -> str:
 
 def name_of(iteration: int) -> str:
     """Name of a model in messages."""
-    return "the base model" if iteration == BASE else f"iteration {iteration}"
+    if (of := controlled(iteration)) is not None:
+        return f"the control of iteration {of}"
+    return {BASE: "the base model", WARM_UP: "the warm-up"}.get(iteration, f"iteration {iteration}")
 
 
 def goes_on(decision: str) -> bool:

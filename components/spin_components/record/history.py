@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from spin_components.data.pair_counts import PairCounts, add_up
@@ -48,6 +48,17 @@ class IterationHistory:
     evaluated: Manifest | None = None
 
     @property
+    def published_epoch(self) -> int | None:
+        """Number of the epoch whose policy was published; None if none is."""
+        return self.published.facts["epoch"] if self.published else None
+
+    @property
+    def check(self) -> Manifest | None:
+        """Manifest of the published policy's validation; None if it is not finished, or lost."""
+        epoch = self.published_epoch
+        return self.epochs[epoch].check if epoch is not None and epoch < len(self.epochs) else None
+
+    @property
     def num_pairs(self) -> int:
         """Number of pairs generated so far."""
         return sum(int(generated.facts["num_pairs"]) for generated, _ in self.shards)
@@ -89,6 +100,8 @@ class History:
         base: manifest of the base model's validation; None if not finished.
         iterations: iterations that have started.
         base_evaluated: manifest of the base model's evaluation, if any.
+        warm_up: the warm-up, without shards; None where there is none.
+        controls: by iteration, its control, without shards.
     """
 
     uri: str
@@ -97,6 +110,8 @@ class History:
     base: Manifest | None
     iterations: list[IterationHistory]
     base_evaluated: Manifest | None = None
+    warm_up: IterationHistory | None = None
+    controls: dict[int, IterationHistory] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -109,12 +124,26 @@ class History:
         return [iteration for iteration in self.iterations if iteration.published]
 
     @property
+    def start(self) -> int:
+        """The reference of iteration 0: `layout.WARM_UP`, or `layout.BASE` where that lowered no loss or is not
+        validated."""
+        return layout.WARM_UP if self.warm_up and self.warm_up.check else layout.BASE
+
+    @property
+    def start_check(self) -> Manifest | None:
+        """Manifest of the validation of the reference of iteration 0."""
+        return self.warm_up.check if self.warm_up and self.warm_up.check else self.base
+
+    @property
     def best(self) -> int | None:
-        """Iteration of the best model, `layout.BASE` for the base model; None if no iteration is finished."""
+        """Iteration of the best model, as `start` where no iteration is better; None if no iteration is finished."""
         published = {it.number: it.published.facts for it in self.iterations if it.published}
-        if not published or not self.base:
+        if not published or not self.start_check:
             return None
-        losses = {layout.BASE: self.base.facts["val_loss"], **{t: facts["val_loss"] for t, facts in published.items()}}
+        losses = {
+            self.start: self.start_check.facts["val_loss"],
+            **{t: facts["val_loss"] for t, facts in published.items()},
+        }
         judged = published[max(published)].get("best")  # with the rules of the newest attempt
         rejected = [t for t, facts in published.items() if facts.get("outcome") in REJECTED]
         return lowest(losses, rejected) if judged is None else int(judged)
@@ -123,7 +152,7 @@ class History:
         """Iterate over all manifests."""
         yield self.data
         yield from (manifest for manifest in (self.base, self.base_evaluated) if manifest)
-        for iteration in self.iterations:
+        for iteration in (*([self.warm_up] if self.warm_up else []), *self.iterations, *self.controls.values()):
             for generated, scored in iteration.shards:
                 yield from (generated, *([scored] if scored else []))
             for epoch in iteration.epochs:
@@ -158,6 +187,12 @@ def read_history(run: RunStore) -> History:
         data=data,
         base=read_manifest(run, base) if run.exists(base) else None,
         iterations=[_iteration(run, keys, t, num_shards) for t in range(num_iterations)],
+        warm_up=_epochs_alone(run, layout.WARM_UP, layout.WARM_UP_MANIFEST),
+        controls={
+            t: control
+            for t in range(num_iterations)
+            if (control := _epochs_alone(run, layout.control(t), layout.control_manifest(t)))
+        },
         base_evaluated=read_manifest(run, evaluated) if run.exists(evaluated) else None,
     )
 
@@ -171,7 +206,28 @@ def _iteration(run: RunStore, keys: Any, t: int, num_shards: int) -> IterationHi
         for shard in range(num_shards)
         if (generated := read(layout.manifest_of(layout.generations(t, shard))))
     ]
+    return IterationHistory(t, shards, _epochs(t, read), read(layout.checkpoint(t)), read(layout.evaluation(t)))
+
+
+def _epochs_alone(run: RunStore, number: int, manifest: str) -> IterationHistory | None:
+    """The warm-up or a control; None if no epoch of it is finished.
+
+    Args:
+        run: the run.
+        number: see `layout.iteration`.
+        manifest: key of the manifest of the whole.
+    """
+    keys = run.sizes(layout.iteration(number)).keys()
+
+    def read(key: str) -> Manifest | None:
+        return read_manifest(run, key) if key in keys else None
+
+    epochs = _epochs(number, read)
+    return IterationHistory(number, [], epochs, read(manifest)) if epochs else None
+
+
+def _epochs(number: int, read: Callable[[str], Manifest | None]) -> list[EpochHistory]:
     epochs: list[EpochHistory] = []
-    while trained := read(layout.epoch_manifest(t, len(epochs))):
-        epochs.append(EpochHistory(len(epochs), trained, read(layout.validation(t, len(epochs)))))
-    return IterationHistory(t, shards, epochs, read(layout.checkpoint(t)), read(layout.evaluation(t)))
+    while trained := read(layout.epoch_manifest(number, len(epochs))):
+        epochs.append(EpochHistory(len(epochs), trained, read(layout.validation(number, len(epochs)))))
+    return epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spin_components.record.decisions import goes_on
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
@@ -14,10 +15,20 @@ def pointer_to(run: RunStore, iteration: int) -> dict[str, Any]:
     if iteration == layout.BASE:
         facts = read_manifest(run, layout.validation(layout.BASE, 0)).facts
         uri = run.read_json(layout.RUN)["base_model"]["uri"]
+    elif iteration == layout.WARM_UP:
+        warmed = read_manifest(run, layout.WARM_UP_MANIFEST).facts
+        facts = read_manifest(run, layout.validation(iteration, int(warmed["epoch"]))).facts
+        uri = warmed["policy_uri"]
     else:
         facts = read_manifest(run, layout.checkpoint(iteration)).facts
         uri = facts["checkpoint_uri"]
     return {"iteration": iteration, "uri": uri, "val_loss": facts["val_loss"]}
+
+
+def is_over(run: RunStore) -> bool:
+    """Whether the last iteration is published; another step that is still running then takes the lease again."""
+    last = max((int(key.split("/")[1]) for key in run.list("iterations", "*/checkpoint.json")), default=None)
+    return last is not None and not goes_on(str(read_manifest(run, layout.checkpoint(last)).facts["decision"]))
 
 
 def read_pointer(run: RunStore, key: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from spin_components.data.pair_counts import PairCounts, in_words
+from spin_components.record.controls import MINUS, compare_controls, signed
 from spin_components.record.decisions import name_of, word_of
 from spin_components.record.evaluation import evaluation_rows, remarks
 from spin_components.record.events import read_repeats
@@ -31,7 +32,7 @@ from spin_components.report.series import (
     unlearnt_loss,
     validation_points,
 )
-from spin_components.report.verdict import MINUS, by_answers, compute_verdict, percent, perplexity, signed
+from spin_components.report.verdict import by_answers, compute_verdict, percent, perplexity
 from spin_components.report.warnings import find_warnings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -58,10 +59,13 @@ def build_page(run: RunStore) -> str:
     verdict = compute_verdict(history, published_differences(points))
     measure = history.settings.get("selection", {}).get("measure", "nll")
     if measure != "nll" and verdict.kind != "open":
-        verdict = by_answers(verdict, measure, answer_differences(run, history, measure))
+        verdict = by_answers(history, verdict, measure, answer_differences(run, history, measure))
     samples = sample_rows(run, history, answers)
     data = {
-        "base": verdict.base_loss if history.base is None else float(history.base.facts["val_loss"]),
+        "start": {
+            "name": _START[history.start],
+            "val_loss": float(history.start_check.facts["val_loss"]) if history.start_check else verdict.start_loss,
+        },
         "validation": [
             {**point, "difference": asdict(point["difference"]) if point["difference"] else None}
             for point in points
@@ -83,6 +87,8 @@ def build_page(run: RunStore) -> str:
         warnings=find_warnings(history, rows, read_repeats(run)),
         tiles=_tiles(history, verdict),
         iterations=[_iteration_row(history, number) for number in range(len(history.iterations))],
+        warm_up=_warm_up(history),
+        controls=compare_controls(run, history),
         held_out=_held_out(history),
         evaluation=_evaluation(history),
         origins=lineage.origins(history),
@@ -149,10 +155,11 @@ def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
     manifests = list(history.manifests())
     tiles = []
     if verdict.compared is not None:
+        start = _START[history.start]
         where = "" if verdict.compared == verdict.iteration else f"iteration {verdict.compared}, "
         tiles += [
-            ("val_loss", _nats(verdict.compared_loss), f"{where}base {_nats(verdict.base_loss)}"),
-            ("perplexity", perplexity(verdict.compared_loss), f"{where}base {perplexity(verdict.base_loss)}"),
+            ("val_loss", _nats(verdict.compared_loss), f"{where}{start} {_nats(verdict.start_loss)}"),
+            ("perplexity", perplexity(verdict.compared_loss), f"{where}{start} {perplexity(verdict.start_loss)}"),
         ]
         if difference := verdict.difference:
             share = percent(difference.num_better / difference.num_answers)
@@ -164,6 +171,22 @@ def _tiles(history: History, verdict: Any) -> list[tuple[str, str, str]]:
     num = len(history.published)
     detail = f"{num} of {history.settings['spin']['max_iterations']} iterations"
     return [*tiles, ("compute time", lineage.duration(lineage.total_s(manifests)), detail)]
+
+
+_START = {layout.BASE: "base", layout.WARM_UP: "warm-up"}
+"""Short names of the models that self-play may begin from."""
+
+
+def _warm_up(history: History) -> dict[str, Any] | None:
+    """Row of the warm-up in the table of iterations; None where there is none, or it is not finished."""
+    warmed = history.warm_up
+    if warmed is None or warmed.published is None:
+        return None
+    manifests = [each.trained for each in warmed.epochs]
+    manifests += [check for each in warmed.epochs if (check := each.check)]
+    facts = warmed.published.facts
+    kept = "the base model" if facts["epoch"] is None else f"epoch {facts['epoch'] + 1}"
+    return {"facts": facts, "kept": f"{kept} of {len(facts['epochs'])} kept", "work_s": lineage.total_s(manifests)}
 
 
 def _iteration_row(history: History, number: int) -> dict[str, Any]:
@@ -208,11 +231,9 @@ def _decision(facts: dict[str, Any]) -> str:
 
 def _held_out(history: History) -> list[tuple[str, dict[str, Any]]]:
     """Models with sampled answers to held-out prompts, by name, with the facts of their validations."""
-    checks = [("base", history.base)] + [
-        (f"iteration {it.number}", it.epochs[it.published.facts["epoch"]].check)
-        for it in history.published
-        if it.published and it.published.facts["epoch"] < len(it.epochs)  # a lost manifest loses its own figures alone
-    ]
+    checks = [("base", history.base), *([("warm-up", history.warm_up.check)] if history.warm_up else [])]
+    checks += [(f"iteration {it.number}", it.check) for it in history.published]
+    checks += [(name_of(it.number).removeprefix("the "), it.check) for it in history.controls.values()]
     return [(name, check.facts) for name, check in checks if check and check.facts.get("num_samples")]
 
 

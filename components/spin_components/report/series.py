@@ -101,8 +101,8 @@ def read_losses(run: RunStore, check: Manifest) -> list[AnswerLoss]:
 
 
 def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
-    """Return for each validated epoch its loss, None if not finite, and its `Difference` from the base model."""
-    base = read_losses(run, history.base) if history.base else []
+    """Return for each validated epoch its loss, None if not finite, and its `Difference` from the first reference."""
+    start = read_losses(run, history.start_check) if history.start_check else []
     points = []
     for iteration in history.iterations:
         chosen = iteration.published.facts["epoch"] if iteration.published else None
@@ -114,7 +114,7 @@ def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
                         "iteration": iteration.number,
                         "epoch": epoch.number,
                         "val_loss": epoch.check.facts["val_loss"],
-                        "difference": paired_difference(base, losses) if base and losses else None,
+                        "difference": paired_difference(start, losses) if start and losses else None,
                         "published": epoch.number == chosen,
                     }
                 )
@@ -122,17 +122,18 @@ def validation_points(run: RunStore, history: History) -> list[dict[str, Any]]:
 
 
 def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]:
-    """Return the differences of the published epochs from the base model, by iteration."""
+    """Return the differences of the published epochs from the first reference, by iteration."""
     return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
 
 
 def answer_differences(run: RunStore, history: History, measure: str) -> dict[int, Difference]:
-    """Return the changes of a measure of answers from the base model to the published epochs, by iteration."""
-    base = values_of(read_measures(run, layout.BASE, 0), measure) if history.base else {}
+    """Return the changes of a measure of answers from the first reference to the published epochs, by iteration."""
+    epoch = (history.warm_up.published_epoch if history.warm_up else None) or 0
+    start = values_of(read_measures(run, history.start, epoch), measure) if history.start_check else {}
     changes = {}
     for iteration in history.published:
         if iteration.published:
             answers = read_measures(run, iteration.number, int(iteration.published.facts["epoch"]))
-            if change := paired_change(base, values_of(answers, measure)):
+            if change := paired_change(start, values_of(answers, measure)):
                 changes[iteration.number] = change
     return changes

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spin_components.data.pair_counts import in_words
+from spin_components.record.decisions import name_of
 from spin_components.record.history import History, IterationHistory
 from spin_components.report.verdict import percent
 
@@ -122,9 +123,9 @@ def _of_the_training(iteration: int, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _of_the_losses(history: History) -> list[str]:
-    if not history.base:
+    if not history.start_check:
         return []
-    before, warnings = float(history.base.facts["val_loss"]), []
+    before, warnings = float(history.start_check.facts["val_loss"]), []
     for iteration in history.published:
         facts = iteration.published.facts if iteration.published else {}
         loss, name = facts["val_loss"], f"iteration {iteration.number}"
@@ -141,7 +142,7 @@ def _of_the_losses(history: History) -> list[str]:
 
 def _of_the_samples(history: History) -> list[str]:
     """Warnings about repetition in sampled answers to held-out prompts."""
-    before = history.base.facts.get("repetition_rate") if history.base else None
+    before = history.start_check.facts.get("repetition_rate") if history.start_check else None
     warnings = []
     for iteration in history.published:
         facts = iteration.published.facts if iteration.published else {}
@@ -149,8 +150,8 @@ def _of_the_samples(history: History) -> list[str]:
         if rate is not None and before is not None and rate > max(_MAX_REPETITION, 2 * before):
             warnings.append(
                 f"The policy of iteration {iteration.number} repeats itself: {percent(rate)} of the 4-grams in its "
-                f"answers to held-out prompts are repetitions, of the base model {percent(before)}. Lower training.lr "
-                "or the number of epochs; selection.max_repetition rejects such a policy."
+                f"answers to held-out prompts are repetitions, of {name_of(history.start)} {percent(before)}. Lower "
+                "training.lr or the number of epochs; selection.max_repetition rejects such a policy."
             )
     return warnings
 

@@ -10,6 +10,7 @@ from spin_components.errors import BusyError
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
+from spin_components.settings.training import ControlSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 
@@ -45,6 +46,11 @@ class Attempt:
     def evaluation(self) -> EvaluationSettings:
         """This attempt's `[evaluation]`."""
         return EvaluationSettings.model_validate(self._record.get("evaluation", {}))
+
+    @cached_property
+    def control(self) -> ControlSettings:
+        """This attempt's `[control]`."""
+        return ControlSettings.model_validate(self._record.get("control", {}))
 
     @cached_property
     def tracking(self) -> TrackingSettings:

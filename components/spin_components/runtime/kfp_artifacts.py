@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.errors import SpinError
-from spin_components.model.stored import model_files
+from spin_components.model.stored import model_files, validated_epoch
 from spin_components.record.evaluation import tracked
 from spin_components.record.pointers import read_pointer
 from spin_components.runtime.process import STOPPED
@@ -66,11 +66,33 @@ def show_training(metrics: Any, run_uri: str, iteration: int, epoch: int, return
     fill_from(run_uri, returned, fill)
 
 
+def show_warm_up(metrics: Any, run_uri: str, returned: str) -> None:
+    """Log the losses on the held-out split before and after the warm-up, and its counts."""
+
+    def fill(run: RunStore) -> None:
+        facts = read_manifest(run, layout.WARM_UP_MANIFEST).facts
+        values = {name: facts[name] for name in ("base_val_loss", "num_steps")}
+        log(metrics, {"1_val_loss": facts["val_loss"], **values, "num_epochs": len(facts["epochs"])})
+
+    fill_from(run_uri, returned, fill)
+
+
+def show_control(metrics: Any, run_uri: str, iteration: int, returned: str) -> None:
+    """Log the loss of an iteration's control on the held-out split, and its counts."""
+
+    def fill(run: RunStore) -> None:
+        facts = read_manifest(run, layout.control_manifest(iteration)).facts
+        log(metrics, {"1_val_loss": facts["val_loss"], "num_steps": facts["num_steps"], **_where(iteration)})
+
+    fill_from(run_uri, returned, fill)
+
+
 def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, returned: str) -> None:
     """Log the loss on the held-out split, and statistics of the answers that the policy sampled there."""
 
     def fill(run: RunStore) -> None:
-        facts = read_manifest(run, layout.validation(iteration, epoch)).facts
+        where = validated_epoch(run, returned) if iteration < layout.BASE else (iteration, epoch)
+        facts = read_manifest(run, layout.validation(*where)).facts
         names = ("num_answers", "spin_margin", "spin_acc", "length_ratio", "repetition_rate")
         values = {name: facts.get(name) for name in names}
         log(metrics, {"1_val_loss": facts["val_loss"], **values, **_where(iteration, epoch)})
@@ -185,8 +207,8 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _where(iteration: int, epoch: int | None = None) -> dict[str, int]:
-    """The labels among the metrics; the base model has none."""
-    if iteration == layout.BASE:
+    """The labels among the metrics; the base model, the warm-up and controls have none."""
+    if iteration <= layout.BASE:
         return {}
     return {"iteration": iteration} | ({} if epoch is None else {"epoch": epoch})
 

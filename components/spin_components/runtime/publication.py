@@ -17,6 +17,7 @@ from spin_components.runtime.attempt import Attempt
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
+from spin_components.settings.training import ControlSettings
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
 from spin_components.store.lease_holder import LeaseHolder
@@ -26,7 +27,10 @@ from spin_components.tracking.trackers import Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 
-_MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate", "evaluate")
+TRAINING_STEPS = ("train-epoch", "warm-up", "control")
+"""Steps that train, with all ranks."""
+
+_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING_STEPS, "validate", "evaluate")
 """Steps that compute with a model."""
 
 Inputs = dict[str, Any]
@@ -75,6 +79,11 @@ class Publication:
     def selection(self) -> SelectionSettings:
         """This attempt's `[selection]`."""
         return self._attempt.selection
+
+    @property
+    def control(self) -> ControlSettings:
+        """This attempt's `[control]`."""
+        return self._attempt.control
 
     @property
     def max_iterations(self) -> int:
@@ -126,7 +135,7 @@ class Publication:
             machine=describe(
                 self._num_gpus(),
                 computes=self.name in _MODEL_STEPS,
-                ranks=self.hardware.world_size if self.name == "train-epoch" else 0,
+                ranks=self.hardware.world_size if self.name in TRAINING_STEPS else 0,
             ),
         )
         if trackers := self.__dict__.get("_trackers"):
@@ -208,7 +217,7 @@ class Publication:
             return 0
         if self.name == "generate":
             return self.settings.generation.tensor_parallel
-        return self.hardware.world_size if self.name == "train-epoch" else 1
+        return self.hardware.world_size if self.name in TRAINING_STEPS else 1
 
     def _close(self, outcome: AttemptState) -> None:
         """Close the trackers, telling them how the attempt stands, then have all events stored."""

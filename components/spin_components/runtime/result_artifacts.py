@@ -56,7 +56,7 @@ def show_result(model: Any, metrics: Any, report: Any, run_uri: str, attempt: st
             log(metrics, {"1_val_loss": base, "base_val_loss": base, "num_iterations": 0})
             return
         best = read_pointer(run, layout.BEST)
-        if best["iteration"] != layout.BASE:
+        if best["iteration"] > layout.BASE:
             facts = checkpoints[best["iteration"]]
             describe_model(model, run, facts, ended=outcome[0])
         names = ("acc", "spin_margin", "consumed_samples")

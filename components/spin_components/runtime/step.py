@@ -36,7 +36,7 @@ from spin_components.tracking.tracker import AttemptState
 
 logger = logging.getLogger(__name__)
 
-OPTIONAL = ("evaluate",)
+OPTIONAL = ("evaluate", "control")
 """Steps whose failure leaves the attempt running."""
 
 
@@ -187,6 +187,20 @@ class Step(Publication):
             self.stop()
             return False
         return True
+
+    @contextmanager
+    def part(self, **labels: int) -> Iterator[None]:
+        """Have the events of a block, and the duration in its manifest, be those of a part of the step.
+
+        Args:
+            labels: fields of the block's events, beside the step's.
+        """
+        before, self.events.labels = self.events.labels, {**self.events.labels, **labels}
+        self._started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.events.labels, self._started = before, time.monotonic()
 
     def returns(self, address: str) -> str:
         """What the step function returns: an address, or `STOPPED` where the step did not come to its end."""

@@ -17,8 +17,11 @@ from spin_components.runtime.process import configure_logging, ending, explain_e
 MODULES = {
     **{name: f"spin_components.{name}.component" for name in ("prepare", "generate", "ref_logprob", "validate")},
     **{name: f"spin_components.{name}.component" for name in ("checkpoint", "evaluate", "result")},
-    "train_epoch": "spin_components.train_epoch.component",
-    "train_epoch_on_nodes": "spin_components.train_epoch.component",
+    **{
+        f"{name}{where}": f"spin_components.{name}.component"
+        for name in ("train_epoch", "warm_up", "control")
+        for where in ("", "_on_nodes")
+    },
 }
 """Module of each component, by the name of its function."""
 

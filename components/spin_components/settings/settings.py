@@ -27,7 +27,13 @@ from spin_components.settings.section import (
     check_per_iteration,
 )
 from spin_components.settings.selection import MIN_MEASURED, SelectionSettings
-from spin_components.settings.training import LoraSettings, ObjectiveSettings, TrainingSettings
+from spin_components.settings.training import (
+    ControlSettings,
+    LoraSettings,
+    ObjectiveSettings,
+    TrainingSettings,
+    WarmUpSettings,
+)
 
 
 class Settings(Section):
@@ -36,12 +42,14 @@ class Settings(Section):
     run: RunSettings = RunSettings()
     model: ModelSettings
     data: DataSettings
+    warm_up: WarmUpSettings = WarmUpSettings()
     spin: SpinSettings = SpinSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     generation: GenerationSettings = GenerationSettings()
     training: TrainingSettings = TrainingSettings()
     lora: LoraSettings = LoraSettings()
     validation: ValidationSettings = ValidationSettings()
+    control: ControlSettings = ControlSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     selection: SelectionSettings = SelectionSettings()
     hardware: HardwareSettings = HardwareSettings()
@@ -66,6 +74,16 @@ class Settings(Section):
             )
         if self.training.offload_optimizer:
             self._check_offload(ranks)
+        if self.warm_up.is_on and self.training.min_lr > self.warm_up.lr:
+            raise ValueError(
+                f"training.min_lr ({self.training.min_lr}) exceeds warm_up.lr ({self.warm_up.lr}); the schedule falls "
+                "from warm_up.lr to training.min_lr"
+            )
+        if self.control.sft and self.control.lr and self.training.min_lr > self.control.lr:
+            raise ValueError(
+                f"training.min_lr ({self.training.min_lr}) exceeds control.lr ({self.control.lr}); the schedule falls "
+                "from control.lr to training.min_lr"
+            )
         if self.lora.is_on:
             self._check_lora(ranks)
         if self.evaluation.judge_url:

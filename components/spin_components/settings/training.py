@@ -83,6 +83,48 @@ class LoraSettings(Section):
         return {"lora.quantize": self.quantize} if self.is_quantized else {}
 
 
+class WarmUpSettings(Section):
+    """Supervised fine-tuning on the human answers before iteration 0, whose reference it makes; batches and optimizer
+    are those of `[training]`."""
+
+    max_epochs: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Largest number of epochs; 0 for no warm-up. The epoch of lowest val_loss is kept, and the base "
+        "model where none is lower than its. Whether there is a warm-up is fixed when the pipeline is compiled.",
+    )
+    patience: int = Field(
+        1,
+        ge=0,
+        description="Number of consecutive epochs without a lower val_loss after which the warm-up ends; 0 for all "
+        "epochs.",
+    )
+    lr: PositiveFloat = Field(
+        2e-5,
+        description="Peak learning rate; `training.lr_schedule` and `training.warmup` extend over all `max_epochs`.",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a warm-up."""
+        return self.max_epochs > 0
+
+
+class ControlSettings(Section):
+    """The control: supervised fine-tuning from where self-play began, with as many updates, to compare with it."""
+
+    sft: bool = Field(
+        False,
+        description="Whether each iteration has a control, which trains on the human answers alone: the same prompts "
+        "in the same batches, the same number of updates and schedule. No iteration waits for it. Fixed when the "
+        "pipeline is compiled.",
+    )
+    lr: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Peak learning rate of the control; 0 for that of the iteration."
+    )
+
+
 class ObjectiveSettings(Section):
     """Loss of a pair and terms added to it; formulas and papers are in `algorithm.loss`."""
 

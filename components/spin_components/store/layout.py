@@ -16,6 +16,13 @@ DATA_MANIFEST = "data/manifest.json"
 VALIDATION = "data/validation-00000.parquet"
 BASE = -1
 """Iteration number of the base model."""
+WARM_UP = -2
+"""Iteration number of the warm-up; those of controls are further below, see `control`."""
+CONTROLS = "control"
+"""Folder of the controls."""
+_CONTROL = -100
+WARM_UP_MANIFEST = "warm_up/manifest.json"
+"""Manifest of the whole warm-up; each of its epochs has one of its own."""
 BASE_VALIDATION = "base/validation.json"
 BASE_EVALUATION = "base/evaluation.json"
 BUILTIN_MODEL = "inputs/model"
@@ -57,9 +64,21 @@ def train_shard(shard: int) -> str:
     return f"{DATA}/train-{shard:05d}.parquet"
 
 
+def control(t: int) -> int:
+    """Iteration number of the control of iteration t, which trains as often as that on the human answers alone."""
+    return _CONTROL - t
+
+
+def controlled(number: int) -> int | None:
+    """The iteration whose control has this number; None where it is no control's."""
+    return _CONTROL - number if number <= _CONTROL else None
+
+
 def iteration(t: int) -> str:
-    """Folder of an iteration."""
-    return f"iterations/{t}"
+    """Folder of an iteration, of the warm-up (`WARM_UP`), or of a control."""
+    if t == WARM_UP:
+        return "warm_up"
+    return f"iterations/{t}" if (of := controlled(t)) is None else f"{CONTROLS}/{of}"
 
 
 def generations(t: int, shard: int) -> str:
@@ -87,6 +106,10 @@ def epoch_of(policy: str | None) -> tuple[int, int] | None:
     match (policy or "").split("/"):
         case ["iterations", t, "epochs", e, "policy"] if is_number(t) and is_number(e):
             return int(t), int(e)
+        case ["control", t, "epochs", e, "policy"] if is_number(t) and is_number(e):
+            return control(int(t)), int(e)
+        case ["warm_up", "epochs", e, "policy"] if is_number(e):
+            return WARM_UP, int(e)
     return None
 
 
@@ -148,3 +171,8 @@ def judge_scores(t: int) -> str:
 def checkpoint(t: int) -> str:
     """Manifest of an iteration's checkpoint step, which ends the iteration."""
     return f"{iteration(t)}/checkpoint.json"
+
+
+def control_manifest(t: int) -> str:
+    """Manifest of the whole control of iteration t."""
+    return f"{iteration(control(t))}/manifest.json"

@@ -22,7 +22,8 @@ _OWN = re.compile(
     | base/(validation|evaluation){_TABLE}
     | inputs/([a-z_]+\.(json|jsonl|jinja) | (model|tasks)(/.+)?)
     | iterations/\d+/(checkpoint\.json | evaluation{_TABLE} | (generations|ref_logprobs)/\d{{5}}\.(parquet|json))
-    | iterations/\d+/epochs/\d+/(
+    | warm_up/manifest\.json | control/\d+/manifest\.json
+    | (iterations/\d+|control/\d+|warm_up)/epochs/\d+/(
         (manifest|partial|watched|metrics)\.json | rewards\.parquet | validation{_TABLE}
         | (policy|trainer|adapter|partial)(/.+)?
       )
@@ -33,7 +34,7 @@ _OWN = re.compile(
     re.VERBOSE,
 )
 _STAGED = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
-_SCRATCH = re.compile(r"\.(made-|epoch-\d+-\d+-|probe\.|\.clock\.)[0-9a-f]{8}\.part")
+_SCRATCH = re.compile(r"\.(made-|epoch--?\d+-\d+-|probe\.|\.clock\.)[0-9a-f]{8}\.part")
 
 
 def is_own(key: str) -> bool:

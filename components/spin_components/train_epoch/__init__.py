@@ -1,1 +1,1 @@
-"""One epoch of training: DeepSpeed on any number of ranks, or plain torch on one device."""
+"""Train the policy for one epoch of an iteration."""

@@ -56,7 +56,7 @@ def train_epoch_on_nodes(
     pod: dsl.TaskConfig,
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.nodes.step`."""
+    """Train the policy for one epoch in a TrainJob; return the trained policy's URI. See `train_epoch.step`."""
     from dataclasses import asdict
 
     from spin_components.runtime.kfp_artifacts import show_training
@@ -64,7 +64,7 @@ def train_epoch_on_nodes(
 
     uri = run_step(
         attempt,
-        "spin_components.train_epoch.nodes.step:train_on_nodes",
+        "spin_components.train_epoch.step:train_on_nodes",
         run_uri=run_uri,
         iteration=iteration,
         epoch=epoch,

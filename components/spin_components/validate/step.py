@@ -30,7 +30,8 @@ from spin_components.model.scoring import (
     sampled_logprobs,
     validation_batches,
 )
-from spin_components.model.stored import model_digest, open_model, open_scored
+from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
+from spin_components.record.pointers import is_over
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -63,8 +64,8 @@ def validate(
 
     Args:
         run_uri: the run.
-        iteration: t, or `layout.BASE`.
-        epoch: within the iteration.
+        iteration: t, `layout.BASE`, `layout.WARM_UP`, or that of a control.
+        epoch: within the iteration; of the warm-up and of a control it follows from the policy.
         policy_uri: what to validate; empty when the attempt has stopped.
         hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
         reference_uri: the reference of the iteration, for the SPIN margin; empty for the base model, which has none.
@@ -74,8 +75,11 @@ def validate(
     Raises:
         NonFiniteError: the base model's loss is not finite. A policy's may be; it is then never chosen.
     """
-    key = layout.validation(iteration, epoch)
     with Step.begin("validate", run_uri, hardware, after=[policy_uri], iteration=iteration, epoch=epoch) as step:
+        if iteration < layout.BASE and not step.is_stopped:
+            iteration, epoch = validated_epoch(step.run, policy_uri)  # the base model where the warm-up lowered no loss
+            step.is_last |= layout.controlled(iteration) is not None and is_over(step.run)
+        key = layout.validation(iteration, epoch)
         if step.is_due(key, lambda: _inputs(step, iteration, policy_uri, reference_uri)):
             settings = step.settings
             set_threads(settings.hardware)
@@ -103,7 +107,8 @@ def validate(
             if iteration == layout.BASE and (warning := length_warning(facts, settings.selection)):
                 step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
-            step.track("validation", _global_step(step.run, iteration, epoch), numbers)
+            if iteration >= layout.BASE:  # the steps of others are counted apart
+                step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
         return step.returns(policy_uri)

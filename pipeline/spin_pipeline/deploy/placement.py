@@ -11,7 +11,7 @@ from kfp import kubernetes
 
 from spin_components.runtime.supervisor import RETRIES
 from spin_components.settings.attempt import JUDGE_KEY
-from spin_components.train_epoch.nodes.train_job import STEP_LABEL
+from spin_components.training.nodes.train_job import STEP_LABEL
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 
 CACHE = "/var/cache/spin"
@@ -40,7 +40,7 @@ POD_FIELDS: dict[str, type] = {
 _FIRST_RETRY_S, _LAST_RETRY_S = 15, 30 * 86400
 """Pauses before retries. KFP's longest is also Argo's limit on the time since the first attempt began."""
 
-_TASK = re.compile(r"(.+?)(-base)?(?:-(\d+))?(?:-(\d+))?")
+_TASK = re.compile(r"(.+?)(-base|-warm-up|-control)?(?:-(\d+))?(?:-(\d+))?")
 """A task's key: step, iteration, epoch."""
 
 
@@ -88,7 +88,7 @@ class Placement:
         return self._with_model(task, pod_fields, "train", image="train")
 
     def job_template(self) -> dict[str, Any] | None:
-        """The cluster's part of a TrainJob; see `spin_components.train_epoch.nodes.train_job.JobTemplate`."""
+        """The cluster's part of a TrainJob; see `spin_components.training.nodes.train_job.JobTemplate`."""
         if not self.cluster:
             return None
         return {

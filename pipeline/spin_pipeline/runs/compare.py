@@ -15,12 +15,11 @@ from spin_components.data.shards import AnswerMeasures
 from spin_components.errors import ConfigError
 from spin_components.record.answer_measures import COLUMNS, read_measures, values_of
 from spin_components.record.bootstrap import Difference, paired_change, paired_difference
-from spin_components.record.decisions import word_of
+from spin_components.record.controls import compare_controls, interval, verdicts
 from spin_components.record.history import History, read_history
 from spin_components.report.lineage import duration, total_s
 from spin_components.report.page import render
 from spin_components.report.series import read_losses
-from spin_components.report.verdict import signed
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.open import open_run
@@ -48,6 +47,8 @@ class ComparedRun:
         from_base: paired change of val_loss from the base model to the best iteration; None if the base model is best.
         from_first: the same from the first run's best model; None if the runs have other validation answers.
         answers_from_first: paired changes of the measures of `record.answer_measures` from the first run's best model.
+        warm_up_loss: val_loss of the warm-up; None without one.
+        controls: the comparison of the last iteration with its control, in a sentence; empty without one.
         work_s: sum of the steps' durations in seconds.
         digests: SHA-256 of the `base model`, and of the rendered `training` and `validation` records.
     """
@@ -65,18 +66,25 @@ class ComparedRun:
     work_s: float
     digests: dict[str, str]
     answers_from_first: dict[str, Difference | None] = field(default_factory=dict)
+    warm_up_loss: float | None = None
+    controls: tuple[str, ...] = ()
 
     @property
     def best_loss(self) -> float | None:
         """val_loss of the best model."""
         if self.best is None:
             return None
-        return self.base_loss if self.best == layout.BASE else self.losses[self.best]
+        starts = {layout.BASE: self.base_loss, layout.WARM_UP: self.warm_up_loss}
+        return starts[self.best] if self.best in starts else self.losses[self.best]
 
     @property
     def best_name(self) -> str:
         """The best iteration and the number of iterations, e.g. `1 of 3`."""
-        best = "base" if self.best == layout.BASE else self.best
+        best = (
+            {layout.BASE: "base", layout.WARM_UP: "warm-up"}.get(self.best, self.best)
+            if self.best is not None
+            else None
+        )
         return "–" if best is None else f"{best} of {self.num_iterations}"
 
 
@@ -96,9 +104,16 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """For every run after the first, by which measures its best model is better or worse than the first's."""
+        """For every run after the first, by which measures its best model is better or worse than the first's; then
+        for every run with controls, whether self-play did better than they."""
         first = self.runs[0].label
-        return [f"{run.label} against {first}: {'; '.join(_verdicts(run))}." for run in self.runs[1:] if run.from_first]
+        against = [
+            f"{run.label} against {first}: "
+            f"{'; '.join(verdicts({'val_loss': run.from_first, **run.answers_from_first}))}."
+            for run in self.runs[1:]
+            if run.from_first
+        ]
+        return [*against, *(f"{run.label}: {sentence}" for run in self.runs for sentence in run.controls)]
 
 
 def compare_runs(uris: Sequence[str]) -> Comparison:
@@ -111,12 +126,13 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
     """
     if len(uris) < 2 or len({uri.rstrip("/") for uri in uris}) < len(uris):
         raise ConfigError(f"compare: expected two or more different runs, found {', '.join(uris) or 'none'}")
-    histories, losses, answers = [], [], []
+    histories, losses, answers, controls = [], [], [], []
     for uri in uris:
         with open_run(uri) as run:
             histories.append(read_history(run))
             losses.append(_losses(run, histories[-1]))
             answers.append(_answers(run, histories[-1]))
+            controls.append(tuple(each.sentence for each in compare_controls(run, histories[-1])[-1:]))
     labels = _labels(histories)
     runs: list[ComparedRun] = []
     for label, history, (base, best), measures in zip(labels, histories, losses, answers, strict=True):
@@ -124,6 +140,7 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
         first = losses[0][1] if comparable and runs else []
         compared = _compared(label, history, base, best, first)
         changes = {name: paired_change(values_of(answers[0], name), values_of(measures, name)) for name in COLUMNS}
+        compared = replace(compared, controls=controls[len(runs)])
         runs.append(replace(compared, answers_from_first=changes) if first else compared)
     return Comparison(runs, _differing(histories), _warnings(runs))
 
@@ -131,8 +148,10 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
 def _losses(run: RunStore, history: History) -> tuple[list[Any], list[Any]]:
     """val_loss of each held-out answer, of the base model and of the best model."""
     best, check = history.best, history.base
-    if best is not None and best != layout.BASE and (published := history.iterations[best].published):
-        check = history.iterations[best].epochs[published.facts["epoch"]].check
+    if best is not None and best >= 0:
+        check = history.iterations[best].check
+    elif best == layout.WARM_UP:
+        check = history.start_check
     return (read_losses(run, history.base) if history.base else []), (
         read_losses(run, check) if check and best is not None else []
     )
@@ -143,13 +162,13 @@ def _answers(run: RunStore, history: History) -> list[AnswerMeasures]:
     best = history.best
     if best is None:
         return []
-    published = None if best == layout.BASE else history.iterations[best].published
-    return read_measures(run, best, published.facts["epoch"] if published else 0)
+    source = history.iterations[best] if best >= 0 else history.warm_up if best == layout.WARM_UP else None
+    return read_measures(run, best, source.published_epoch or 0 if source else 0)
 
 
 def _compared(label: str, history: History, base: list[Any], best: list[Any], first: list[Any]) -> ComparedRun:
     number, facts = history.best, dict[str, Any]()
-    is_iteration = number is not None and number != layout.BASE
+    is_iteration = number is not None and number >= 0
     if number is not None and is_iteration and (published := history.iterations[number].published):
         facts = published.facts
     rewards = (facts.get("rewards_actual_mean"), facts.get("rewards_generated_mean"))
@@ -166,10 +185,13 @@ def _compared(label: str, history: History, base: list[Any], best: list[Any], fi
         best=number,
         acc=facts.get("acc"),
         margin=None if None in rewards else float(rewards[0]) - float(rewards[1]),  # type: ignore[arg-type]
-        from_base=paired_difference(base, best) if base and best and is_iteration else None,
+        from_base=paired_difference(base, best) if base and best and number != layout.BASE else None,
         from_first=paired_difference(first, best) if first and best else None,
         work_s=total_s(history.manifests()),
         digests=_digests(history),
+        warm_up_loss=history.start_check.facts["val_loss"]
+        if history.start_check and history.start == layout.WARM_UP
+        else None,
     )
 
 
@@ -181,26 +203,6 @@ def _digests(history: History) -> dict[str, str]:
         "training": "".join(training[key] for key in sorted(training)),
         "validation": outputs[layout.VALIDATION].sha256,
     }
-
-
-_NAMES = {
-    "chrf": "chrF of greedy answers",
-    "match": "match of greedy answers",
-    "ended": "answers that end by themselves",
-    "repetition": "repeated 4-grams",
-}
-_LOWER_IS_BETTER = ("val_loss", "repetition")
-
-
-def _verdicts(run: ComparedRun) -> list[str]:
-    """The verdict of each measure, with its change and interval."""
-    texts = []
-    for name, change in {"val_loss": run.from_first, **run.answers_from_first}.items():
-        if change:
-            rose = (change.mean > 0) == (name not in _LOWER_IS_BETTER)
-            word = ("better" if rose else "worse") if change.is_clear else word_of("unclear")
-            texts.append(f"{_NAMES.get(name, name)} {_change(change)}, {word}")
-    return texts
 
 
 def _labels(histories: list[History]) -> list[str]:
@@ -255,7 +257,7 @@ def comparison_page(comparison: Comparison) -> str:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the results of each run, the settings that differ, and the warnings."""
     table = _table("", *(run.label for run in comparison.runs))
-    for name, cell in _measures(comparison.runs[0].label).items():
+    for name, cell in _measures(comparison.runs).items():
         table.add_row(name, *(Text(cell(run)) for run in comparison.runs))
     console.print()
     console.print(table)
@@ -287,13 +289,18 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _measures(first: str) -> dict[str, Callable[[ComparedRun], str]]:
+def _measures(runs: Sequence[ComparedRun]) -> dict[str, Callable[[ComparedRun], str]]:
     return {
         "base val_loss": lambda run: _number(run.base_loss, 4),
+        **(
+            {"warm-up val_loss": lambda run: _number(run.warm_up_loss, 4)}
+            if any(run.warm_up_loss is not None for run in runs)
+            else {}
+        ),
         "best val_loss": lambda run: _number(run.best_loss, 4),
         "best iteration": lambda run: run.best_name,
         "change from base": lambda run: _change(run.from_base),
-        f"change from {first}": lambda run: _change(run.from_first),
+        f"change from {runs[0].label}": lambda run: _change(run.from_first),
         "acc": lambda run: _number(run.acc, 2),
         "margin": lambda run: _number(run.margin, 3),
         "time in steps": lambda run: duration(run.work_s),
@@ -305,4 +312,4 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _change(change: Difference | None) -> str:
-    return f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})" if change else "-"
+    return interval(change) if change else "-"

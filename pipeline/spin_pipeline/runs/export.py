@@ -126,6 +126,8 @@ def model_card(run: RunStore, published: Published, *, as_adapter: bool = False)
     losses: list[tuple[str, float | None, dict[str, Any] | None]] = [
         ("base", read_manifest(run, layout.validation(layout.BASE, 0)).facts["val_loss"], None)
     ]
+    if run.exists(layout.WARM_UP_MANIFEST):
+        losses.append(("warm-up", read_manifest(run, layout.WARM_UP_MANIFEST).facts["val_loss"], None))
     for t in published_iterations(run):
         if is_base or t <= published.iteration:
             facts = read_manifest(run, layout.checkpoint(t)).facts

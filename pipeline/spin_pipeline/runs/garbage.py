@@ -17,7 +17,7 @@ from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
 from spin_components.store.ownership import folders_of_other_runs, is_own
 
-_OWNED = ("data/", "base/", "inputs/", "iterations/")
+_OWNED = ("data/", "base/", "inputs/", "iterations/", "warm_up/", "control/")
 """Folders whose files manifests list."""
 _MANIFESTS = (
     ("inputs", "*.json"),
@@ -29,6 +29,12 @@ _MANIFESTS = (
     ("iterations", "*/epochs/*/validation.json"),
     ("iterations", "*/checkpoint.json"),
     ("iterations", "*/evaluation.json"),
+    ("warm_up", "manifest.json"),
+    ("warm_up", "epochs/*/manifest.json"),
+    ("warm_up", "epochs/*/validation.json"),
+    ("control", "*/manifest.json"),
+    ("control", "*/epochs/*/manifest.json"),
+    ("control", "*/epochs/*/validation.json"),
 )
 
 
@@ -52,7 +58,7 @@ class Garbage:
 def collect_garbage(run_uri: str, *, dry_run: bool) -> Garbage:
     """Find the files that no manifest of a run references, and delete them unless `dry_run`.
 
-    Of the folders that steps write to (data, base, inputs, iterations), files are deleted whose names are those that
+    Of the folders that steps write to, files are deleted whose names are those that
     steps give; other files may be a user's, and what is inside another run is that run's.
 
     Raises:
@@ -84,7 +90,8 @@ def _unreferenced(run: RunStore) -> dict[str, int]:
     for prefix, pattern in _MANIFESTS:
         for key in filter(is_own, run.list(prefix, pattern)):
             referenced |= {key, *read_manifest(run, key).outputs}
-    for key in run.list("iterations", "*/epochs/*/partial.json"):
+    partial = (("iterations", "*/epochs"), ("warm_up", "epochs"), ("control", "*/epochs"))
+    for key in (key for prefix, epochs in partial for key in run.list(prefix, f"{epochs}/*/partial.json")):
         if key.replace("partial.json", "manifest.json") not in referenced:  # the epoch is unfinished
             referenced |= {key, *read_manifest(run, key).outputs}
     sizes = run.sizes("")

@@ -20,12 +20,12 @@ from spin_components.store.manifests import read_manifest
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published model: the policy of an iteration with a checkpoint manifest, or the base model.
+    """A published model: the policy of an iteration with a checkpoint manifest, of the warm-up, or the base model.
 
     Attributes:
-        iteration: its number; `layout.BASE` for the base model.
+        iteration: its number; `layout.BASE` for the base model, `layout.WARM_UP` for the warm-up.
         uri: address of the policy.
-        facts: the facts of the checkpoint manifest; empty for the base model.
+        facts: the facts of the checkpoint manifest; empty for the other models.
         files: digests of the policy's files, by name.
     """
 
@@ -56,7 +56,7 @@ def find_published(run: RunStore, which: str) -> Published:
 
     Args:
         run: the run.
-        which: number of the iteration, or `best`, which may be the base model.
+        which: number of the iteration, `warm-up`, or `best`, which may be the base model.
 
     Raises:
         ConfigError: there is no run, or no such iteration.
@@ -65,6 +65,8 @@ def find_published(run: RunStore, which: str) -> Published:
     if not run.exists(layout.RUN):
         raise ConfigError(f"no run at {run.uri}: it has no {layout.RUN}")
     finished = published_iterations(run)
+    if which == _WARM_UP or (finished and which == "best" and _best(run) == layout.WARM_UP):
+        return _warm_up(run)
     if not finished:
         raise ConfigError(f"no iteration of {run.uri} is finished yet; see `spin-pipeline status {run.uri}`")
     iteration = _best(run) if which == "best" else _number(which)
@@ -90,6 +92,20 @@ def find_published(run: RunStore, which: str) -> Published:
     return Published(iteration, uri, facts, model_files(run, uri))
 
 
+_WARM_UP = "warm-up"
+
+
+def _warm_up(run: RunStore) -> Published:
+    """The policy of the warm-up."""
+    if not run.exists(layout.WARM_UP_MANIFEST):
+        raise ConfigError(f"{run.uri} has no finished warm-up; name an iteration, or best")
+    facts = read_manifest(run, layout.WARM_UP_MANIFEST).facts
+    if facts["epoch"] is None:
+        raise ConfigError(f"the warm-up of {run.uri} lowered no loss, and has no model; the base model is as it was")
+    uri = run.resolve(str(facts["policy_uri"]))
+    return Published(layout.WARM_UP, uri, {}, model_files(run, uri))
+
+
 def _best(run: RunStore) -> int:
     best = read_pointer(run, layout.BEST).get("iteration")
     if type(best) is int:
@@ -102,7 +118,7 @@ def _best(run: RunStore) -> int:
 
 def _number(which: str) -> int:
     if not layout.is_number(which):
-        raise ConfigError(f"--iteration {which}: expected a number, or best")
+        raise ConfigError(f"--iteration {which}: expected a number, best, or warm-up")
     return int(which)
 
 

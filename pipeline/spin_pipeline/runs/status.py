@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.record.attempts import last_failures, newest_attempt_of
 from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
+from spin_components.record.history import read_history
 from spin_components.record.pointers import read_pointer
 from spin_components.runtime.step import OPTIONAL
 from spin_components.settings.attempt import EvaluationSettings
@@ -19,35 +20,21 @@ from spin_components.store.lease import read_lease
 from spin_components.store.lock import is_locked
 from spin_components.store.manifests import read_manifest
 from spin_components.store.open import open_run
+from spin_pipeline.runs.fine_tuning import (
+    Answers,
+    ControlStatus,
+    Record,
+    WarmUpStatus,
+    control_status,
+    is_control_missing,
+    warm_up_status,
+)
 from spin_pipeline.runs.published import published_iterations
 
 State = Literal["running", "done", "failed", "stopped", "interrupted"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _Answers(_Record):
-    """Measures of a model's answers to held-out prompts, by the names of `validate`; None where it gave none."""
-
-    length_ratio: float | None = None
-    repetition_rate: float | None = None
-    distinct_1: float | None = None
-    distinct_2: float | None = None
-    ended_share: float | None = None
-    chrf: float | None = None
-    match: float | None = None
-    greedy_length_ratio: float | None = None
-    greedy_repetition_rate: float | None = None
-    greedy_distinct_1: float | None = None
-    greedy_distinct_2: float | None = None
-    greedy_ended_share: float | None = None
-    greedy_chrf: float | None = None
-    greedy_match: float | None = None
-
-
-class IterationStatus(_Answers):
+class IterationStatus(Answers):
     """A published iteration; `data.pair_counts` explains the counts of pairs.
 
     Attributes:
@@ -90,7 +77,7 @@ class IterationStatus(_Answers):
     evaluation: dict[str, Any] | None = None
 
 
-class BestStatus(_Record):
+class BestStatus(Record):
     """The best model among those that neither regressed nor drifted; iteration -1 is the base model."""
 
     iteration: int
@@ -98,19 +85,21 @@ class BestStatus(_Record):
     val_loss: float
 
 
-class BaseStatus(_Answers):
+class BaseStatus(Answers):
     """The base model, which iteration 0 starts from; `evaluation` as in `IterationStatus`."""
 
     val_loss: float | None = None
     evaluation: dict[str, Any] | None = None
 
 
-class RunStatus(_Record):
+class RunStatus(Record):
     """Status of a run, as printed by `status --json`.
 
     Attributes:
         iteration: of the newest training step, as are epoch, step and consumed_samples; None before the first step.
         best: None before an iteration is published.
+        warm_up: None without one.
+        control: one an iteration whose control is trained.
         failure: the event that ended the last attempt; None unless it failed.
         warnings: those of `prepare` about the template and the data.
     """
@@ -124,8 +113,10 @@ class RunStatus(_Record):
     best: BestStatus | None
     iterations: list[IterationStatus]
     base: BaseStatus
+    warm_up: WarmUpStatus | None = None
+    control: list[ControlStatus] = Field(default_factory=list)
     failure: dict[str, Any] | None = None
-    warnings: list[str] = []
+    warnings: list[str] = Field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -156,6 +147,8 @@ def read_status(run_uri: str) -> RunStatus:
     base_key = layout.validation(layout.BASE, 0)
     val_loss = read_manifest(run, base_key).facts["val_loss"] if run.exists(base_key) else None
     base = BaseStatus(val_loss=val_loss, evaluation=_evaluation(run, layout.BASE))
+    has_more = run.sizes(layout.iteration(layout.WARM_UP)) or run.sizes(layout.CONTROLS)
+    history = read_history(run) if has_more else None
     events = read_events(run)
     state, failure = _state(run, newest_attempt_of(run, events), iterations)
     trained: dict[str, Any] = next((event for event in reversed(events) if _is_training_step(event)), {})
@@ -171,6 +164,8 @@ def read_status(run_uri: str) -> RunStatus:
         else None,
         iterations=iterations,
         base=_with_answers(run, base),
+        warm_up=warm_up_status(history) if history else None,
+        control=control_status(run, history) if history else [],
         failure=failure,
         warnings=read_manifest(run, layout.DATA_MANIFEST).facts.get("warnings", [])
         if run.exists(layout.DATA_MANIFEST)
@@ -178,7 +173,7 @@ def read_status(run_uri: str) -> RunStatus:
     )
 
 
-_Read = TypeVar("_Read", bound=_Record)
+_Read = TypeVar("_Read", bound=Record)
 
 
 def _record(kind: type[_Read], values: dict[str, Any], address: str) -> _Read:
@@ -202,6 +197,8 @@ def _record(kind: type[_Read], values: dict[str, Any], address: str) -> _Read:
 def _is_training_step(event: dict[str, Any]) -> bool:
     """Whether an event is a training step's, with the numbers that a status shows."""
     numbers = (event.get(name, 0) for name in ("global_step", "consumed_samples"))
+    if event.get("step", "train-epoch") != "train-epoch":  # the steps of a warm-up and of controls are counted apart
+        return False
     return event["kind"] == "metrics" and all(type(number) is int for number in numbers)
 
 
@@ -225,7 +222,10 @@ def _state(
         return "interrupted", None
     if failures:
         return "failed", _failure(failures[-1])
-    return "interrupted" if _is_evaluation_missing(run, iterations) else "done", None
+    is_missing = _is_evaluation_missing(run, iterations) or is_control_missing(
+        run, [row.iteration for row in iterations]
+    )
+    return "interrupted" if is_missing else "done", None
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from spin_components.record.evaluation import summary
+from spin_components.store.layout import BASE, WARM_UP
+from spin_components.store.layout import controlled as of_control
+from spin_pipeline.watch.steps import summary_of_fine_tuning
 from spin_pipeline.watch.text import duration, harmless
 
 _PLAIN_INTERVAL_S = 10.0
@@ -17,8 +20,12 @@ _PLAIN_INTERVAL_S = 10.0
 def step_label(event: dict[str, Any]) -> str:
     """Label of an event's step, e.g. `iteration 0  train-epoch 1`."""
     name = str(event["step"])
-    if event.get("iteration", -1) < 0:
-        return f"{name} base" if name in ("validate", "evaluate") else name
+    if name == "warm-up":
+        return name if event.get("epoch") is None else f"{name} epoch {event['epoch']}"
+    if (iteration := event.get("iteration", BASE)) < 0:
+        controlled = of_control(iteration)
+        model = {BASE: "base", WARM_UP: "warm-up"}.get(iteration, f"control {controlled}")
+        return f"{name} {model}" if name in ("validate", "evaluate") else name
     number = event.get("epoch", event.get("shard"))
     return f"iteration {event['iteration']}  {name}" + ("" if number is None else f" {number}")
 
@@ -84,7 +91,8 @@ class LinePrinter:
         self._line(event, f"{what}{event['done']}/{event['total']} {event['unit']}{left}{self._training}")
 
     def _on_metrics(self, event: dict[str, Any]) -> None:
-        self._training = f"  loss {event['loss']:.4f}  acc {event['acc']:.2f}  {event['step_time']:.1f} s a step"
+        acc = f"  acc {event['acc']:.2f}" if "acc" in event else ""
+        self._training = f"  loss {event['loss']:.4f}{acc}  {event['step_time']:.1f} s a step"
 
     def _on_done(self, event: dict[str, Any]) -> None:
         self._line(event, f"{event['duration_s']:6.1f} s  {_summary(str(event['step']), event['facts'])}")
@@ -112,6 +120,8 @@ def _summary(step: str, facts: dict[str, Any]) -> str:
         if not metrics:
             return "no step left to do"
         return f"{facts['num_steps']} steps, loss {metrics['loss']:.4f}, acc {metrics['acc']:.2f}"
+    if step in ("warm-up", "control"):
+        return summary_of_fine_tuning(facts)
     if step == "validate":
         margin = "" if facts.get("spin_margin") is None else f", margin {facts['spin_margin']:.3f} on held-out pairs"
         return f"val_loss {_loss(facts)}{margin}"

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from spin_components.record.decisions import goes_on
+from spin_components.runtime.publication import TRAINING_STEPS
 from spin_components.runtime.step import OPTIONAL
+from spin_components.store.layout import BASE, WARM_UP, controlled
 
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
 Event = dict[str, Any]
 
-BASE = -1
 SHARDED = ("generate", "ref-logprob")
+_APART = tuple(name for name in TRAINING_STEPS if name != "train-epoch")
+"""Steps that train all their epochs, which are no iteration's."""
 SERIES = (
     "loss",
     "acc",
@@ -39,8 +42,9 @@ class StepKey:
     @property
     def label(self) -> str:
         """Label, e.g. `iteration 0 train-epoch 1`."""
-        if self.iteration == BASE:
-            return f"{self.name} base"
+        if self.iteration is not None and self.iteration < 0:
+            of = controlled(self.iteration)
+            return f"{self.name} {({BASE: 'base', WARM_UP: 'warm-up'}).get(self.iteration, f'control {of}')}"
         prefix = "" if self.iteration is None else f"iteration {self.iteration} "
         return f"{prefix}{self.name}" + ("" if self.part is None else f" {self.part}")
 
@@ -85,13 +89,16 @@ class StepStatus:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Planned iterations, epochs and shards of an attempt; `deadline` in seconds since 1970."""
+    """Planned iterations, epochs and shards of an attempt; `deadline` in seconds since 1970; `warm_up` is its largest
+    number of epochs, `control` whether there are controls."""
 
     name: str
     max_iterations: int
     max_epochs: int | tuple[int, ...]
     shards: int
     deadline: float | None = None
+    warm_up: int = 0
+    control: bool = False
 
     def epochs(self, iteration: int) -> int:
         """Number of epochs of an iteration; 1 for an iteration beyond the plan."""
@@ -123,7 +130,7 @@ class RunModel:
         validated: val_loss by iteration and epoch.
         decisions: decisions of the published iterations.
         outcomes: better, unclear, regressed or drifted, of the published iterations.
-        references: the iteration that each iteration's reference comes from; -1 for the base model.
+        references: the iteration that each iteration's reference comes from; -1 for the base model, -2 for the warm-up.
         best: iteration of the best model; -1 for the base model.
         samples: the newest sampled answers; their iteration is `samples_iteration`.
         failure: the event that failed the attempt; None after its step was started again. `stop_reason` likewise.
@@ -214,6 +221,8 @@ class RunModel:
             tuple(int(number) for number in epochs) if isinstance(epochs, list) else int(epochs),
             int(event["shards"]),
             event.get("deadline"),
+            int(event.get("warm_up", 0)),
+            bool(event.get("control", False)),
         )
 
     def _on_progress(self, event: Event, step: StepStatus, time: float) -> None:
@@ -226,10 +235,14 @@ class RunModel:
     _on_transfer = _on_progress
 
     def _on_metrics(self, event: Event, step: StepStatus, time: float) -> None:
+        if step.key.name in _APART:  # its steps are counted apart
+            return
         values = {name: float(event[name]) for name in SERIES if event.get(name) is not None}
         self.metrics[int(event["global_step"])] = values
 
     def _on_validation(self, event: Event, step: StepStatus, time: float) -> None:
+        if step.key.name in _APART:
+            return
         self.val_losses[int(event["global_step"])] = float(event["val_loss"])
 
     def _on_samples(self, event: Event, step: StepStatus, time: float) -> None:
@@ -244,15 +257,21 @@ class RunModel:
         self.warnings.append(RunWarning(time, step.key, message, known.count + 1 if known else 1))
 
     def _on_reuse(self, event: Event, step: StepStatus, time: float) -> None:
+        if _is_part(event):
+            return
         step.state, step.ended = "reused", time
 
     def _on_done(self, event: Event, step: StepStatus, time: float) -> None:
+        if _is_part(event):
+            return
         step.state, step.ended, step.facts = "done", time, dict(event["facts"])
         if step.work:
             step.work = replace(step.work, done=step.work.total)
+        if step.key.name == "warm-up" and step.facts["epoch"] is not None:
+            self.references[0] = WARM_UP
         if step.key.name == "validate" and step.key.iteration == BASE:
             self.base_val_loss = float(step.facts["val_loss"])
-        elif step.key.name == "validate" and step.key.iteration is not None:
+        elif step.key.name == "validate" and step.key.iteration is not None and step.key.iteration >= 0:
             if step.facts["val_loss"] is not None:
                 self.validated[step.key.iteration, step.key.part or 0] = float(step.facts["val_loss"])
         elif step.key.name == "checkpoint" and step.key.iteration is not None:
@@ -275,7 +294,12 @@ class RunModel:
             self.failure = event
 
 
+def _is_part(event: Event) -> bool:
+    """Whether an event is of one epoch of a step that trains several."""
+    return event["step"] in _APART and "epoch" in event
+
+
 def _key(event: Event) -> StepKey:
     name, iteration = str(event["step"]), event.get("iteration")
-    part = event.get("shard" if name in SHARDED else "epoch")
+    part = None if name in _APART else event.get("shard" if name in SHARDED else "epoch")
     return StepKey(name, None if iteration is None else int(iteration), None if part is None else int(part))

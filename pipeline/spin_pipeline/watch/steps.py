@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from spin_components.record.evaluation import summary
-from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepKey, StepState, StepStatus
+from spin_components.store.layout import BASE, WARM_UP
+from spin_components.store.layout import control as number_of_control
+from spin_pipeline.watch.model import ProgressStatus, RunModel, StepKey, StepState, StepStatus
 from spin_pipeline.watch.text import number
 
 _WORDS = {
@@ -45,11 +47,15 @@ def rows(model: RunModel, limit: int) -> list[DagRow]:
     """The DAG in at most `limit` rows (2 or more); only running iterations and the newest show their steps."""
     iterations = _iterations(model)
     shown = [_row(model.step("prepare"), "prepare"), _row(model.step("validate", BASE, 0), "validate base")]
+    if (model.plan and model.plan.warm_up) or StepKey("warm-up") in model.steps:
+        shown.append(_row(model.step("warm-up"), "warm-up"))
+        shown.append(_row(model.step("validate", WARM_UP, 0), "validate warm-up"))
     if (key := StepKey("evaluate", BASE)) in model.steps:
         shown.append(_row(model.steps[key], "evaluate base"))
     started = [t for t in iterations if _iteration_state(model, t) != "waiting"]
     expanded = {t for t in started if t == started[-1] or _iteration_state(model, t) not in _ENDED}
-    expanded |= {t for t in started if model.step("evaluate", t).state in ("running", "failed")}
+    for name in ("evaluate", "control"):
+        expanded |= {t for t in started if model.step(name, t).state in ("running", "failed")}
     for t in iterations:
         inner = _steps_of(model, t)
         shown.append(_iteration_row(model, t, inner))
@@ -80,6 +86,9 @@ def _steps_of(model: RunModel, t: int) -> list[DagRow]:
     steps.append(_row(model.step("checkpoint", t), "checkpoint"))
     if (key := StepKey("evaluate", t)) in model.steps:
         steps.append(_row(model.steps[key], "evaluate"))
+    if (model.plan and model.plan.control) or StepKey("control", t) in model.steps:
+        steps.append(_row(model.step("control", t), "control"))
+        steps.append(_row(model.step("validate", number_of_control(t), 0), "validate control"))
     return steps
 
 
@@ -137,7 +146,7 @@ def _iteration_state(model: RunModel, t: int) -> StepState:
     published = model.step("checkpoint", t)
     if published.state in _ENDED:
         return published.state
-    states = [step.state for key, step in model.steps.items() if key.iteration == t]
+    states = [step.state for key, step in model.steps.items() if key.iteration == t and key.name != "control"]
     return _combined(states, is_complete=False)
 
 
@@ -162,6 +171,15 @@ def loss(facts: dict[str, Any]) -> str:
     return "not finite" if facts["val_loss"] is None else number(float(facts["val_loss"]))
 
 
+def summary_of_fine_tuning(facts: dict[str, Any]) -> str:
+    """Summary of a finished warm-up or control, or of an epoch of it."""
+    loss_now = f"val_loss {number(float(facts['val_loss']))}"
+    if "epochs" not in facts:
+        return f"{facts['num_steps']} steps, {loss_now}"
+    kept = "base model kept" if facts["epoch"] is None else f"epoch {facts['epoch']} kept"
+    return f"{facts['num_steps']} steps in {len(facts['epochs'])} epochs, {loss_now}, {kept}"
+
+
 def note(step: StepStatus) -> str:
     """Summary of a finished step in a few words; the state of one that did not finish."""
     facts, name = step.facts, step.key.name
@@ -181,6 +199,8 @@ def note(step: StepStatus) -> str:
             return f"{facts['num_steps']} steps, loss {number(metrics['loss'])}" if metrics else "no step left to do"
         if name == "evaluate":
             return summary(facts)
+        if name in ("warm-up", "control"):
+            return summary_of_fine_tuning(facts)
         return f"val_loss {loss(facts)}"
     except (KeyError, TypeError, ValueError):
         return ""

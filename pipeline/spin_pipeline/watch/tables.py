@@ -9,7 +9,7 @@ from spin_components.data.pair_counts import in_words
 from spin_components.record.decisions import REJECTED, name_of, word_of
 from spin_components.record.evaluation import evaluation_rows
 from spin_components.runtime.step import OPTIONAL
-from spin_components.store.layout import BASE
+from spin_components.store.layout import BASE, WARM_UP
 from spin_pipeline.runs.garbage import Garbage
 from spin_pipeline.runs.status import IterationStatus, RunStatus
 from spin_pipeline.watch.text import harmless
@@ -40,9 +40,17 @@ def print_status(status: RunStatus, console: Console) -> None:
         base_is_best = status.best is not None and status.best.iteration == BASE
         cells = ["base", f"{status.base.val_loss:.4f}", *[""] * (len(_COLUMNS) - 3), "best" if base_is_best else ""]
         table.add_row(*cells, style="green" if base_is_best else "")
+    if status.warm_up and status.warm_up.val_loss is not None:
+        is_best = status.best is not None and status.best.iteration == WARM_UP
+        cells = ["warm-up", f"{status.warm_up.val_loss:.4f}", *[""] * (len(_COLUMNS) - 3), "best" if is_best else ""]
+        table.add_row(*cells, style="green" if is_best else "")
     for row in status.iterations:
         is_best = status.best is not None and status.best.iteration == row.iteration
         table.add_row(*_cells(row, is_best), style="green" if is_best else "")
+    for control in status.control:
+        if control.val_loss is not None:
+            cells = [f"control {control.iteration}", f"{control.val_loss:.4f}", *[""] * (len(_COLUMNS) - 2)]
+            table.add_row(*cells, style="dim")
     if table.row_count:
         console.print()
         console.print(table)
@@ -55,6 +63,9 @@ def print_status(status: RunStatus, console: Console) -> None:
     for row in status.iterations:
         if row.reason:
             console.print(_verdict(row), style="dim", highlight=False, markup=False, soft_wrap=True)
+    for control in status.control[-1:]:
+        if control.sentence:
+            console.print(control.sentence, highlight=False, markup=False, soft_wrap=True)
     if status.best:
         console.print(f"best: {name_of(status.best.iteration)}, {status.best.uri}", highlight=False, soft_wrap=True)
     _print_state(status, console)
@@ -113,10 +124,11 @@ def _print_state(status: RunStatus, console: Console) -> None:
         failure = status.failure
         if failure["step"] in OPTIONAL:
             console.print(
-                "training is complete; the same command runs the evaluations that are missing", highlight=False
+                "training is complete; the same command runs the evaluations and controls that are missing",
+                highlight=False,
             )
         numbers = (
-            f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if failure.get(name, BASE) != BASE
+            f"{name} {failure[name]}" for name in ("iteration", "epoch", "shard") if failure.get(name, BASE) > BASE
         )
         console.print(
             f"failed in {' '.join((failure['step'], *numbers))}: {failure['error']}", style="red", highlight=False

@@ -9,7 +9,8 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from spin_components.record.decisions import name_of
-from spin_pipeline.watch.model import BASE, ProgressStatus, RunModel, StepState
+from spin_components.store.layout import BASE, WARM_UP
+from spin_pipeline.watch.model import ProgressStatus, RunModel, StepState
 from spin_pipeline.watch.steps import DagRow, rows
 from spin_pipeline.watch.text import clean, duration, fit, number, sparkline, wrapped
 
@@ -202,7 +203,7 @@ def _sample(model: RunModel, frame: Frame, width: int) -> list[Text]:
     sample = model.samples[index]
     iteration = model.samples_iteration or 0
     reference = model.references.get(iteration, iteration - 1)
-    by = "base" if reference == BASE else f"iteration {reference}"
+    by = {BASE: "base", WARM_UP: "warm-up"}.get(reference, f"iteration {reference}")
     title = f"sample {index + 1} of {len(model.samples)}, generated in iteration {model.samples_iteration}"
     lines = [Text(title, style="dim")]
     columns = (("prompt", "prompt", "dim"), ("human", "actual", "green"), (by, "generated", "cyan"))

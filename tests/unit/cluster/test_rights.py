@@ -9,8 +9,8 @@ import pytest
 
 from spin_components.errors import ConfigError
 from spin_components.runtime.kubernetes_api import connect_kubernetes
-from spin_components.train_epoch.nodes.cluster import Cluster as TrainJobs
-from spin_components.train_epoch.nodes.train_job import Identity
+from spin_components.training.nodes.cluster import Cluster as TrainJobs
+from spin_components.training.nodes.train_job import Identity
 from spin_pipeline.cluster.client import Api
 from spin_pipeline.cluster.preflight.accounts import STEP_RIGHTS, TRAIN_JOB_RIGHTS, check_step_rights
 from spin_pipeline.cluster.preflight.checks import Cluster, check_all

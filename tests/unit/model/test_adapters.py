@@ -22,7 +22,7 @@ from spin_components.model.lora.layers import adapter_parameters, add_trained, l
 from spin_components.model.lora.merging import joined
 from spin_components.model.scoring import enable_packed_attention
 from spin_components.settings.training import LoraSettings, TrainingSettings
-from spin_components.train_epoch.torch_backend import TorchBackend
+from spin_components.training.torch_backend import TorchBackend
 from support import bounds
 
 LORA = LoraSettings(r=3, alpha=6.0)

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from spin_components.algorithm.batching import form_batches
 from spin_components.data.pair_counts import PairCounts
+from spin_components.data.shards import Prompt, write_rows
 from spin_components.errors import DataError, IntegrityError
-from spin_components.record.training_pairs import load_training_pairs
+from spin_components.record.training_pairs import load_human_answers, load_training_pairs
 from spin_components.store import layout
+from spin_components.store.digests import FileDigest
 from spin_components.store.local import LocalRun
 from support.stored_pairs import pair, write_data, write_generations, write_scores
 
@@ -65,3 +68,30 @@ def test_a_changed_file_is_refused(run: LocalRun) -> None:
     run.path(layout.generations(0, 1)).write_bytes(b"something else")
     with pytest.raises(IntegrityError):
         load_training_pairs(run, 1)
+
+
+def test_a_control_trains_on_the_human_answers_of_the_same_batches(run: LocalRun) -> None:
+    pairs, control = load_training_pairs(run, 1), load_training_pairs(run, 1, with_generated=False)
+    assert list(control.batches) == list(pairs.batches)
+    assert (control.counts, len(control.scores)) == (pairs.counts, 0)
+    read = list(control.read(range(7)).pairs)
+    assert [each.index for each in read] == [score.index for score in pairs.scores]
+    assert {(tuple(each.actual_ids), tuple(each.generated_ids)) for each in read} == {((7, 8, 2), ())}
+    assert control.num_tokens.tolist() == [each.num_tokens for each in read]
+
+
+def test_human_answers_of_all_shards_are_batched(tmp_path: Path) -> None:
+    run = LocalRun(tmp_path)
+    prompts = [Prompt(index, [5] * (index + 1), [7, 2], True) for index in range(5)]
+    outputs: dict[str, FileDigest] = {}
+    for shard, rows in enumerate((prompts[:3], prompts[3:])):
+        with run.staged(layout.train_shard(shard)) as staged:
+            write_rows(staged.path, Prompt, rows)
+        outputs |= staged.outputs
+    write_data(run, num_shards=2, outputs=outputs)
+    data = load_human_answers(run, 2, seed=0)
+    assert data.batches == form_batches(5, 2, seed=0)
+    read = list(data.read(range(5)).pairs)
+    assert [(each.index, each.prompt_ids, each.generated_ids) for each in read][3] == (3, [5] * 4, [])
+    assert data.num_tokens.tolist() == [each.num_tokens for each in read]
+    assert (data.counts.num_pairs, len(data.scores)) == (5, 0)

@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spin_pipeline.watch.model import BASE, RunModel
+from spin_components.store.layout import BASE
+from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.view import Frame, draw
 from support.made_events import event, generated, metrics, prepared, published, trained, validated
 

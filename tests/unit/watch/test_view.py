@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from spin_pipeline.watch.model import BASE, RunModel
+from spin_components.store.layout import BASE
+from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.steps import rows
 from spin_pipeline.watch.view import Frame, draw
 from support.made_events import event, generated, prepared, published, trained, validated

@@ -5,27 +5,28 @@
   const published = data.validation.filter((point) => point.published);
 
   forestPlot(at("forest"), {
-    title: "Change of val_loss from the base, nats per token",
+    origin: data.start.name,
+    title: `Change of val_loss from the ${data.start.name}, nats per token`,
     note: "Dots are changes, bars their 95 % confidence intervals; negative changes are better.",
     rows: published.filter((point) => point.difference).map((point) => ({ name: `iteration ${point.iteration}`, ...point.difference })),
   });
 
-  // x is 0 for the base, t + 1 for the end of iteration t, and in between for the epochs within it
+  // x is 0 for the first reference, t + 1 for the end of iteration t, and in between for the epochs within it
   const epochs = {};
   for (const point of data.validation) epochs[point.iteration] = Math.max(epochs[point.iteration] || 0, point.epoch + 1);
   const position = (point) => point.iteration + (point.epoch + 1) / epochs[point.iteration];
-  const names = new Map([[0, "base"], ...Object.keys(epochs).map((t) => [Number(t) + 1, `iteration ${t}`])]);
-  if (data.base !== null && data.validation.length) {
-    const bound = (point, end) => (point.difference ? data.base + point.difference[end] : null);
+  const names = new Map([[0, data.start.name], ...Object.keys(epochs).map((t) => [Number(t) + 1, `iteration ${t}`])]);
+  if (data.start.val_loss !== null && data.validation.length) {
+    const bound = (point, end) => (point.difference ? data.start.val_loss + point.difference[end] : null);
     linePlot(at("validation"), {
       title: "Validation loss, nats per token",
-      note: "Whiskers: confidence interval of the change from the base. Hollow: epochs that were not published.",
+      note: `Whiskers: confidence interval of the change from the ${data.start.name}. Hollow: epochs that were not published.`,
       xName: (x) => names.get(x) || `epoch within iteration ${Math.floor(x)}`,
       xLabels: names,
       height: 240,
       series: [{
         name: "val_loss", tone: "ink", dots: true,
-        x: [0, ...data.validation.map(position)], y: [data.base, ...data.validation.map((point) => point.val_loss)],
+        x: [0, ...data.validation.map(position)], y: [data.start.val_loss, ...data.validation.map((point) => point.val_loss)],
         low: [null, ...data.validation.map((point) => bound(point, "low"))],
         high: [null, ...data.validation.map((point) => bound(point, "high"))],
         hollow: [false, ...data.validation.map((point) => !point.published)],

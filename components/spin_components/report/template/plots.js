@@ -98,8 +98,8 @@ function drawLine(node, line, X, Y, starts) {
   }
 }
 
-/** Forest plot: differences from the base with their intervals, one row each, around a line at 0. */
-function forestPlot(host, { title, note, rows }) {
+/** Forest plot: differences from one model, the origin, with their intervals, one row each, around a line at 0. */
+function forestPlot(host, { title, note, rows, origin = "base" }) {
   if (!rows.length) return;
   const describe = (row) => `${row.name}: ${figure(row.mean)}, from ${figure(row.low)} to ${figure(row.high)}`;
   chartFigure(host, { title, note, summary: rows.map(describe).join("; ") }, (width) => {
@@ -114,7 +114,7 @@ function forestPlot(host, { title, note, rows }) {
     const values = ticks(from, to, (box.right - box.left) / 80);
     tickLabels(values).forEach((label, i) => {
       node.append(svg("line", { class: values[i] === 0 ? "axis" : "grid", x1: X(values[i]), x2: X(values[i]), y1: 4, y2: box.bottom }),
-        svg("text", { x: X(values[i]), y: box.bottom + 17, "text-anchor": "middle" }, values[i] === 0 ? "base" : label));
+        svg("text", { x: X(values[i]), y: box.bottom + 17, "text-anchor": "middle" }, values[i] === 0 ? origin : label));
     });
     rows.forEach((row, i) => {
       const y = 22 + i * 30;

@@ -37,7 +37,7 @@ TRAIN_JOB_RIGHTS = (
     Right("", "pods", ("list",)),
     Right("", "pods/log", ("get",)),
 )
-"""Rights that `train-epoch` needs in addition on several nodes; see `spin_components.train_epoch.nodes.cluster`."""
+"""Rights that `train-epoch` needs in addition on several nodes; see `spin_components.training.nodes.cluster`."""
 
 OUR_RIGHTS = (
     Right("pipelines.kubeflow.org", "pipelines", ("create", "get", "list")),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spin_components.runtime.kubernetes_api import KubernetesApi, path_of
-from spin_components.train_epoch.nodes.train_job import GROUP, VERSION
+from spin_components.training.nodes.train_job import GROUP, VERSION
 from spin_pipeline.cluster.preflight.accounts import unseen
 from spin_pipeline.cluster.preflight.findings import Finding, failed, passed, warned
 
