@@ -32,6 +32,7 @@ from spin_components.model.scoring import (
 )
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
 from spin_components.record.pointers import is_over
+from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -111,6 +112,8 @@ def validate(
                 step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
+            if layout.controlled(iteration) is not None:
+                refresh(step.run, step.warn)  # an iteration's checkpoint does that
         return step.returns(policy_uri)
 
 
