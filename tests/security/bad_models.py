@@ -16,7 +16,7 @@ from spin_components.errors import DataError
 from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.settings.run import ModelSettings
 from support.chat_tokenizers import CHATML, byte_level
-from support.safetensors_files import write_header
+from support.safetensors_files import write_zeros
 
 CONFIG = {"model_type": "llama", "eos_token_id": 2}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -25,7 +25,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 def _model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text("{}")
-    write_header(folder / "model.safetensors", {"a.weight": [2, 2]}, num_bytes=16)
+    write_zeros(folder / "model.safetensors", {"a.weight": [2, 2]})
 
 
 def _with(name: str, content: bytes | None) -> Callable[[Path], None]:
@@ -123,6 +123,11 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "offsets of text": (_tensor(data_offsets=["0", "4"]), r"is not a safetensors file"),
     "one offset": (_tensor(data_offsets=[0]), r"is not a safetensors file"),
     "beyond the end": (_tensor(data_offsets=[0, 400]), r"bytes, its header says \d+; download it again"),
+    "fewer bytes than its shape": (_tensor(shape=[2]), r"contradicts itself: .*; download it again"),
+    "an end before its begin": (_tensor(data_offsets=[4, 0]), r"contradicts itself: .*; download it again"),
+    "a gap": (_tensor(data_offsets=[2, 6]), r"(contradicts itself|its header says)"),
+    "an unknown type": (_tensor(dtype="F33"), r"contradicts itself: .*F33.*; download it again"),
+    "bytes that belong to nothing": (_tensor() + b"1234", r"contradicts itself: .*; download it again"),
 }
 """Content of a weights file, with the message."""
 

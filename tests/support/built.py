@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
-FOLDERS = ("base", "overlays/dev", "overlays/gpu", "schedule")
+FOLDERS = ("base", "overlays/dev", "overlays/gpu", "schedule", "model-cache")
 
 Objects = dict[str, list[dict[str, Any]]]
 """The objects of each kustomization."""

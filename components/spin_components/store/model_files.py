@@ -10,6 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from spin_components.errors import ModelError
 from spin_components.store.keys import flaw_of, shown
 
@@ -98,7 +100,8 @@ def read_header(path: Path) -> dict[str, StoredWeight]:
     """Read the header of a safetensors file, which is 8 bytes of length and JSON of that length.
 
     Raises:
-        ModelError: the file is a Git LFS pointer, has no valid header, or is shorter than its header says.
+        ModelError: the file is a Git LFS pointer, has no valid header, is shorter than its header says, or has offsets
+            that contradict its shapes.
     """
     check_no_pointer(path)
     try:
@@ -118,7 +121,11 @@ def read_header(path: Path) -> dict[str, StoredWeight]:
         raise ModelError(f"{path} is not a safetensors file: its header cannot be read ({error})") from error
     if size < end:
         raise ModelError(f"{path} has {size} bytes, its header says {end}; download it again")
-    return weights
+    try:
+        with safe_open(path, framework="np"):
+            return weights
+    except SafetensorError as error:
+        raise ModelError(f"{path} contradicts itself: {error}; download it again") from error
 
 
 def _stored_weight(name: str, entry: Mapping[str, Any]) -> StoredWeight:

@@ -18,7 +18,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
@@ -56,6 +56,21 @@ def _offload(settings: TrainingSettings, compute: Compute) -> dict[str, Any]:
     return {"offload_optimizer": {"device": "cpu", "pin_memory": compute.device.type == "cuda"}}
 
 
+class _TiedHead(nn.Linear):
+    """An output layer whose weight is the embedding's too."""
+
+
+def _keep_tied_float32(model: Any) -> None:
+    """Have ZeRO-3 gather a weight that output layer and embedding share in float32, as the embedding reads it.
+
+    Under autocast DeepSpeed gathers the weights of every `nn.Linear` in bf16, and looks for that very class. Embeddings
+    rounded to bf16 would begin the residual stream of the policy, but not of its reference.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head) is nn.Linear and head.weight is embeddings.weight:
+        head.__class__ = _TiedHead
+
+
 class DeepSpeedBackend:
     """One rank of a DeepSpeed engine. See `Backend` for the methods."""
 
@@ -74,6 +89,7 @@ class DeepSpeedBackend:
         self._finite = {name: torch.ones((), dtype=torch.bool, device=compute.device) for name, _ in named}
         for name, parameter in named:
             parameter.register_hook(self._finite_hook(name))
+        _keep_tied_float32(model)
         self.model, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
@@ -112,7 +128,7 @@ class DeepSpeedBackend:
         norm = None
         if self._stage == 0:  # DeepSpeed has reduced the gradients, and gives their norm only under ZeRO
             gradients = [parameter.grad for parameter in self._named.values() if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = nn.utils.get_total_norm(gradients)
         self.model.step()
         self._pending = False
         return float(self.model.get_global_grad_norm() if norm is None else norm)
@@ -135,11 +151,13 @@ class DeepSpeedBackend:
             with deepspeed.zero.GatheredParameters(parameter):
                 if self.rank == 0:
                     state[name] = parameter.detach().cpu().clone()
+        if self.rank:
+            return None
         tied = getattr(self._module, "all_tied_weights_keys", None) or {}
         for copy, source in dict(tied).items():
             if copy in state and source in self._named:
                 state[copy] = state[source]
-        return state if self.rank == 0 else None
+        return state
 
     def trained_state(self) -> Mapping[str, Tensor] | None:
         state = {}
@@ -185,7 +203,7 @@ class DeepSpeedBackend:
             return list(optimizer.fp32_partitioned_groups_flat)
         return list(optimizer.single_partition_of_fp32_groups)
 
-    def _get_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
+    def _get_state(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         if self._stage:
             state: Tensor | None = safe_get_full_optimizer_state(parameter, key)
         else:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from spin_components.data.pair_counts import PairCounts
-from spin_components.errors import SpinError
 from spin_components.model.compute import Compute, resolve_compute, set_threads
 from spin_components.model.scoring import load_scored
-from spin_components.runtime.process import configure_logging, die_with_parent
+from spin_components.runtime.ranks import begin_rank, take_part
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.training.adapter import begin_adapter
@@ -24,7 +24,8 @@ from spin_components.training.job import EpochJob
 from spin_components.training.loop import EpochLoop
 from spin_components.training.saves import Trained, load_trainer, save_epoch
 
-logger = logging.getLogger(__name__)
+_SAVE_RATE = 50e6
+"""Bytes a second that a slow storage takes."""
 
 
 def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool) -> bool:
@@ -96,20 +97,17 @@ def _backend_facts(job: EpochJob, distributed: bool) -> dict[str, Any]:
 
 def main(job_path: Path) -> None:
     """Entry point of a rank that torchrun started; its outcome is written beside the job."""
-    configure_logging()
-    die_with_parent()
+    begin_rank()
     job = EpochJob.model_validate(json.loads(job_path.read_text("utf-8")))
     hardware = job.settings.hardware
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if rank:
-        logging.getLogger().setLevel(logging.WARNING)
     set_threads(hardware, processes=hardware.ranks)
     compute = resolve_compute(hardware, job.settings.training.precision, local_rank=local_rank)
     if compute.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    outcome: dict[str, Any]
-    try:
-        _meet(compute)
+
+    def work(report: Callable[[int], None]) -> dict[str, Any]:
+        _meet(job, compute)
         with Step.join(
             job.step,
             job.run_uri,
@@ -120,28 +118,38 @@ def main(job_path: Path) -> None:
             inputs=job.inputs,
             **job.labels,
         ) as step:
-            outcome = {"finished": train_rank(job, step, compute, distributed=True)}
-    except Exception as error:
-        logger.exception("rank %d failed", rank)
-        known = isinstance(error, SpinError)
-        outcome = {
-            "error": type(error).__name__ if known else "EngineError",
-            "message": str(error) if known else f"{job.where}, rank {rank}: {type(error).__name__}: {error}",
-        }
-    job_path.with_name(f"outcome-{rank}.json").write_text(json.dumps(outcome), encoding="utf-8")
-    if "error" in outcome:
-        os._exit(1)  # other ranks may wait within a collective: torchrun ends them
+            return {"finished": train_rank(job, step, compute, distributed=True)}
+
+    take_part(job_path, job.where, work)
     from torch import distributed as dist
 
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _meet(compute: Compute) -> None:
-    """Wait for the other ranks; on CPUs DeepSpeed compiles an operation where it is not there."""
+def _meet(job: EpochJob, compute: Compute) -> None:
+    """Wait for the other ranks; on CPUs DeepSpeed compiles an operation where it is not there.
+
+    Between two collectives of a save the first rank writes and uploads weights and state while the others wait, so that
+    the limit on a collective follows from their size.
+    """
     import deepspeed
 
-    deepspeed.init_distributed(dist_backend="gloo" if compute.device.type == "cpu" else "nccl")
+    limit: dict[str, Any] = {}
+    if "DEEPSPEED_TIMEOUT" not in os.environ:  # minutes, which DeepSpeed reads
+        weights = sum(path.stat().st_size for path in job.policy.rglob("*.safetensors"))
+        limit["timeout"] = timedelta(seconds=save_limit_s(weights))
+    backend = "gloo" if compute.device.type == "cpu" else "nccl"
+    deepspeed.init_distributed(dist_backend=backend, **limit)
+
+
+def save_limit_s(weight_bytes: int) -> float:
+    """Seconds that ranks wait for one of them: half an hour, and the time to store a save at `_SAVE_RATE`.
+
+    Args:
+        weight_bytes: of the policy as it is stored, of 2 bytes a parameter or more. A save has up to 12 a parameter.
+    """
+    return 1800 + 6 * weight_bytes / _SAVE_RATE
 
 
 if __name__ == "__main__":

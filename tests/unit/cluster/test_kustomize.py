@@ -32,7 +32,7 @@ def examples() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_every_object_validates_strictly_against_its_schema(built: Objects, version: str) -> None:
     different = {json.dumps(item, sort_keys=True): item for items in built.values() for item in items}
-    assert len(different) == 14 + 2 + 2 + 2  # each overlay patches two objects of the base
+    assert len(different) == 14 + 2 + 2 + 2 + 1  # each overlay patches two objects of the base
     for item in different.values():
         assert kubernetes_validate.validate(item, version, strict=True) == version
 
@@ -127,8 +127,9 @@ def _peer(rule: dict[str, Any]) -> str:
     return f"{namespace}: {' and '.join(labels)}"
 
 
-def test_the_schedules_job_is_restricted_and_uses_this_version(built: Objects) -> None:
-    pod = only(built["schedule"], "Job")["spec"]["template"]["spec"]
+@pytest.mark.parametrize("folder", ["schedule", "model-cache"])
+def test_jobs_are_restricted_and_use_this_version(built: Objects, folder: str) -> None:
+    pod = only(built[folder], "Job")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["image"] == f"spin-pipelines/cpu:{__version__}"
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -137,6 +138,13 @@ def test_the_schedules_job_is_restricted_and_uses_this_version(built: Objects) -
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert pod["automountServiceAccountToken"] is False
+
+
+def test_the_model_cache_is_handed_to_the_group_that_steps_run_as(built: Objects) -> None:
+    pod = only(built["model-cache"], "Job")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["fsGroup"] == load_settings("tiny").cluster.run_as_user
+    claim = only(built["base"], "PersistentVolumeClaim")["metadata"]["name"]
+    assert pod["volumes"] == [{"name": "cache", "persistentVolumeClaim": {"claimName": claim}}]
 
 
 def test_repeating_the_schedules_job_leaves_one_schedule(

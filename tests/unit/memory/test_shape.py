@@ -8,7 +8,7 @@ import pytest
 from spin_components.errors import ConfigError, ModelError
 from spin_components.memory.model_config import find_shape
 from spin_components.memory.shape import KNOWN, shape_of_config, shape_of_folder
-from support.safetensors_files import write_header
+from support.safetensors_files import write_zeros
 
 NEOX = {
     "model_type": "gpt_neox",
@@ -63,8 +63,8 @@ def test_a_missing_width_is_named(lacking: str) -> None:
 
 def test_parameters_are_counted_in_all_headers(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
-    write_header(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 8], "b": [8]})
-    write_header(tmp_path / "model-00002-of-00002.safetensors", {"c": []})
+    write_zeros(tmp_path / "model-00001-of-00002.safetensors", {"a": [10, 8], "b": [8]})
+    write_zeros(tmp_path / "model-00002-of-00002.safetensors", {"c": []})
     shape = shape_of_folder(tmp_path, what="x")
     assert (shape.num_parameters, shape.is_counted) == (80 + 8 + 1, True)
 
@@ -116,9 +116,9 @@ def test_what_a_text_config_leaves_out_is_the_default_of_its_architecture() -> N
 
 def test_weights_that_lie_beside_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NEOX))
-    write_header(tmp_path / "model.safetensors", {"a": [10, 8]})
-    write_header(tmp_path / "consolidated.safetensors", {"a": [10, 8]})
-    write_header(tmp_path / "adapter_model.safetensors", {"b": [10, 8]})
+    write_zeros(tmp_path / "model.safetensors", {"a": [10, 8]})
+    write_zeros(tmp_path / "consolidated.safetensors", {"a": [10, 8]})
+    write_zeros(tmp_path / "adapter_model.safetensors", {"b": [10, 8]})
     assert shape_of_folder(tmp_path, what="x").num_parameters == 80
 
 

@@ -12,7 +12,7 @@ import pytest
 from spin_components.errors import ModelError
 from spin_components.model.folder import check_model_folder, copy_companions, generation_eos, load_tokenizer
 from spin_components.settings.run import ModelSettings
-from support.safetensors_files import write_header
+from support.safetensors_files import write_zeros
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -53,7 +53,7 @@ def test_a_quantized_model_is_refused_by_its_configuration(changes: dict[str, An
     [("model.q_proj.weight", "F8_E4M3"), ("model.q_proj.weight", "U8"), ("model.q_proj.qweight", "I32")],
 )
 def test_a_quantized_model_is_refused_by_the_types_of_its_weights(name: str, dtype: str, folder: Path) -> None:
-    write_header(folder / "model.safetensors", {name: [2, 2]}, dtype=dtype)
+    write_zeros(folder / "model.safetensors", {name: [2, 2]}, dtype=dtype)
     with pytest.raises(ModelError, match=rf"is quantized \({name} is stored as {dtype}\)"):
         check_model_folder(folder, what="model.base")
 
@@ -62,7 +62,7 @@ NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_typ
 
 
 def test_a_model_stored_in_4_bits_is_the_base_of_an_adapter_alone(folder: Path) -> None:
-    write_header(folder / "model.safetensors", {"model.q_proj.weight": [8, 1]}, dtype="U8")
+    write_zeros(folder / "model.safetensors", {"model.q_proj.weight": [8, 1]}, dtype="U8")
     configure(folder, quantization_config=NF4)
     with pytest.raises(
         ModelError, match=r"stored in 4 bits by bitsandbytes \(nf4\).*set lora\.r, lora\.quantize = 'nf4'"
@@ -86,7 +86,7 @@ def test_other_numbers_of_bitsandbytes_are_refused_with_an_adapter_too(
 
 
 def test_a_mask_of_bytes_is_no_quantized_weight(folder: Path) -> None:
-    write_header(folder / "model.safetensors", {"h.0.attn.bias": [1, 1, 4, 4]}, dtype="U8")
+    write_zeros(folder / "model.safetensors", {"h.0.attn.bias": [1, 1, 4, 4]}, dtype="U8")
     check_model_folder(folder, what="model.base")
 
 
@@ -101,7 +101,7 @@ def test_a_pointer_in_place_of_a_file_is_refused(name: str, folder: Path) -> Non
 def test_a_folder_with_an_adapter_alone_says_so(lost: str, folder: Path) -> None:
     (folder / lost).unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    write_header(folder / "adapter_model.safetensors", {"a": [1]})
+    write_zeros(folder / "adapter_model.safetensors", {"a": [1]})
     (folder / "model.safetensors").unlink(missing_ok=True)
     with pytest.raises(ModelError, match=r"holds an adapter made on 'org/base' and no model; merge it"):
         check_model_folder(folder, what="model.base")

@@ -6,13 +6,13 @@ from pathlib import Path
 from spin_components.model.stored import fetch_model
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
-from support.safetensors_files import write_header
+from support.safetensors_files import write_zeros
 
 
 def test_a_base_model_is_fetched_without_what_lies_beside_it(tiny_llama: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     (folder / "adapter_config.json").write_text("{}")
-    write_header(folder / "adapter_model.safetensors", {"a": [1]})
+    write_zeros(folder / "adapter_model.safetensors", {"a": [1]})
     run = LocalRun(tmp_path / "run")
     with run:
         source = run.sources.open_model(str(folder), what="model.base")

@@ -16,25 +16,25 @@ from spin_components.store.model_files import (
     read_headers,
     weight_files,
 )
-from support.safetensors_files import write_header
+from support.safetensors_files import write_zeros
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
 def write_sharded(folder: Path) -> None:
-    write_header(folder / SHARDS[0], {"a": [2, 3]})
-    write_header(folder / SHARDS[1], {"b": [4]})
+    write_zeros(folder / SHARDS[0], {"a": [2, 3]})
+    write_zeros(folder / SHARDS[1], {"b": [4]})
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}))
 
 
 def test_the_files_of_the_index_are_loaded_unless_there_is_one_file(tmp_path: Path) -> None:
     assert weight_files(tmp_path, {}) == []
     write_sharded(tmp_path)
-    write_header(tmp_path / "consolidated.safetensors", {"x": [9]})
+    write_zeros(tmp_path / "consolidated.safetensors", {"x": [9]})
     assert [path.name for path in weight_files(tmp_path, {})] == [*SHARDS]
     named = weight_files(tmp_path, {"transformers_weights": "consolidated.safetensors"})
     assert [path.name for path in named] == ["consolidated.safetensors"]
-    write_header(tmp_path / "model.safetensors", {"a": [2, 3]})
+    write_zeros(tmp_path / "model.safetensors", {"a": [2, 3]})
     assert [path.name for path in weight_files(tmp_path, {})] == ["model.safetensors"]
 
 
@@ -57,7 +57,7 @@ def test_a_pointer_and_a_file_that_was_cut_off_are_told_apart(tmp_path: Path) ->
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ModelError, match=r"is a Git LFS pointer.*git lfs pull"):
         read_header(path)
-    write_header(path, {"a": [2, 3]}, num_bytes=24)
+    write_zeros(path, {"a": [2, 3]})
     size = path.stat().st_size
     assert read_header(path)["a"].shape == (2, 3)
     path.write_bytes(path.read_bytes()[:-1])
@@ -67,7 +67,7 @@ def test_a_pointer_and_a_file_that_was_cut_off_are_told_apart(tmp_path: Path) ->
 
 def test_a_tied_output_layer_is_counted_once(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    write_header(path, {"model.embed_tokens.weight": [10, 4], "norm": [4], "lm_head.weight": [10, 4]})
+    write_zeros(path, {"model.embed_tokens.weight": [10, 4], "norm": [4], "lm_head.weight": [10, 4]})
     weights = read_headers([path])
     assert count_parameters(weights, is_tied=True) == 44  # 10 x 4 + 4
     assert count_parameters(weights, is_tied=False) == 84
@@ -102,7 +102,7 @@ def test_what_lies_beside_a_model_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_nothing_beside_is_used_as_it_is(tmp_path: Path) -> None:
-    write_header(tmp_path / "model.safetensors", {"a": [1]})
+    write_zeros(tmp_path / "model.safetensors", {"a": [1]})
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/pytorch_model.bin").write_text("hidden files are nobody's")
     config: dict[str, Any] = {}
