@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import in_gib, refuse, shortages
-from spin_components.memory.inference import estimate_generation, estimate_scoring
+from spin_components.memory.processes import idle_gpus, in_copies
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import estimate_training
 from spin_components.memory.work import Workload
@@ -21,10 +21,10 @@ def estimate_steps(shape: ModelShape, work: Workload) -> list[Estimate]:
         training = work.settings.training.model_copy(update={"packing": "off"})
         work = replace(work, settings=work.settings.model_copy(update={"training": training}))
     return [
-        estimate_generation(shape, work),
-        estimate_scoring(shape, work, "ref-logprob"),
+        in_copies(shape, work, "generate"),
+        in_copies(shape, work, "ref-logprob"),
         estimate_training(shape, work),
-        estimate_scoring(shape, work, "validate"),
+        in_copies(shape, work, "validate"),
     ]
 
 
@@ -47,6 +47,8 @@ def check_memory(shape: ModelShape, work: Workload, warn: Callable[[str], None])
     estimates = estimate_steps(shape, work)
     if check == "off":
         return estimates
+    if idle := idle_gpus(estimates, work):
+        warn(idle)
     short = shortages(estimates, work)
     if check == "refuse":
         refuse(short)

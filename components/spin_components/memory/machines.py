@@ -42,9 +42,9 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
         "validate": score,
     }
     if settings.hardware.device == "cpu" or not placement.accelerator:
-        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host)
+        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host, is_pod=True)
     device_bytes = int(settings.hardware.gpu_memory_gib * 2**30) or gpu_bytes
-    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host)
+    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host, is_pod=True)
 
 
 def gpu_sizes() -> list[int]:

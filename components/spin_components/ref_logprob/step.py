@@ -16,11 +16,13 @@ from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError
-from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.memory.processes import num_processes
+from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.scoring import both_answers, load_scored, resolve_packing
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs
 from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs
+from spin_components.ref_logprob.ranks import score_in_ranks
 from spin_components.ref_logprob.sampler_check import check_sampler, coarser
 from spin_components.runtime.step import Step
 from spin_components.settings.training import TrainingSettings
@@ -147,12 +149,23 @@ def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: i
 
 
 def _scored_by(
-    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Iterable[Iterable[int]], step: Step
+    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], step: Step
 ) -> RowColumns[Score]:
-    """Load a model, score the pairs with it, and free it."""
-    model = load_scored(open_scored(step.run, uri, what=what), step.settings, compute).eval()
+    """Score the pairs with a model: here, or in several processes that share them; it is freed at the end."""
+    settings, folder = step.settings, open_scored(step.run, uri, what=what)
     report = step.progress(len(pairs), "pairs", verb="scored").update
-    return score_pairs(model, pairs, compute, batches, step.settings.training, report)
+    ranks = num_processes(
+        settings,
+        folder,
+        "ref-logprob",
+        num_tokens=sum(pair.num_tokens for pair in pairs) if settings.hardware.ranks > 1 else 0,
+        num_gpus=num_visible_gpus(compute),
+    )
+    step.num_processes = ranks
+    if ranks > 1:
+        return score_in_ranks(folder, pairs, batches, settings, ranks, where=f"scoring with {what}", report=report)
+    model = load_scored(folder, settings, compute).eval()
+    return score_pairs(model, pairs, compute, batches, settings.training, report)
 
 
 def score_pairs(
