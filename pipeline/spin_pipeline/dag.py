@@ -45,14 +45,15 @@ CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 """When KFP created the pipeline run; fills in `{time}` in `run_uri`."""
 
 
-def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
+def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> Shape:
     """The numbers of tasks of a configuration.
 
     They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes`, whether
-    `[evaluation]` names tasks or a judge, and whether there are a warm-up and controls.
+    `[evaluation]` names tasks or a judge, whether there are a warm-up and controls, and `cluster.fuse`.
 
     Args:
         settings: the configuration.
+        cluster: the cluster that it will run on; None for this machine.
         parallelism: number of shards that run at the same time; 0 for all.
     """
     return Shape(
@@ -64,6 +65,7 @@ def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
         settings.evaluation.is_on,
         settings.warm_up.is_on,
         settings.control.sft,
+        frozenset(cluster.fuse if cluster else ()),
     )
 
 
@@ -75,7 +77,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         cluster: the cluster that it will run on; None for this machine.
         parallelism: number of shards that run at the same time; 0 for all.
     """
-    shape = shape_of(settings, parallelism=parallelism)
+    shape = shape_of(settings, cluster, parallelism=parallelism)
     placer = Placement(cluster, settings.run.name)
     iterations = [iteration_pipeline(shape, t, placer) for t in range(shape.max_iterations)]
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))

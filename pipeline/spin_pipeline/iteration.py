@@ -15,6 +15,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.checkpoint.component import checkpoint
+from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
@@ -38,6 +39,7 @@ class Shape:
         evaluates: whether published models are evaluated.
         warms_up: whether the base model is fine-tuned before iteration 0.
         controls: whether each iteration has a control.
+        fused: steps of an iteration that are part of the task before them: `ref-logprob`, `validate`.
     """
 
     max_iterations: int
@@ -48,13 +50,15 @@ class Shape:
     evaluates: bool
     warms_up: bool = False
     controls: bool = False
+    fused: frozenset[str] = frozenset()
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks of a run with all iterations."""
         evaluations = (1 + self.max_iterations) * self.evaluates
         others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
-        return 3 + evaluations + others + sum(2 * self.shards + 2 * epochs + 1 for epochs in self.epochs)
+        a_shard, an_epoch = (2 - (step in self.fused) for step in ("ref-logprob", "validate"))
+        return 3 + evaluations + others + sum(a_shard * self.shards + an_epoch * epochs + 1 for epochs in self.epochs)
 
     def as_compiled(self) -> dict[str, Any]:
         """What `prepare` compares a run's settings with."""
@@ -99,21 +103,29 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
         ) as shard:
-            generated = task_of(generate, t, **at, shard=shard, reference_uri=reference_uri)
-            placer.generate(generated, pod_fields)
-            scored = task_of(
-                ref_logprob, t, **at, shard=shard, reference_uri=reference_uri, generations_uri=result_of(generated)
-            )
-            placer.score(scored, pod_fields)
+            of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
+            if "ref-logprob" in shape.fused:
+                scored = task_of(generate_and_score, t, **of_shard)
+                placer.generate(scored, pod_fields)
+            else:
+                generated = task_of(generate, t, **of_shard)
+                placer.generate(generated, pod_fields)
+                scored = task_of(ref_logprob, t, **of_shard, generations_uri=result_of(generated))
+                placer.score(scored, pod_fields)
         policy_uri: Any = reference_uri
         for epoch in range(shape.epochs[t]):
             scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
-            trained = task_of(train, t, epoch, **at, epoch=epoch, policy_uri=policy_uri, scores_uris=scores)
-            placer.train(trained, pod_fields)
-            validated = task_of(
-                validate, t, epoch, **at, epoch=epoch, policy_uri=result_of(trained), reference_uri=reference_uri
-            )
-            placer.validate(validated, pod_fields)
+            of_epoch = {**at, "epoch": epoch}
+            if "validate" in shape.fused:
+                of_epoch |= {"policy_uri": policy_uri, "scores_uris": scores, "reference_uri": reference_uri}
+                validated = task_of(train_and_validate, t, epoch, **of_epoch)
+                placer.train(validated, pod_fields)
+            else:
+                trained = task_of(train, t, epoch, **of_epoch, policy_uri=policy_uri, scores_uris=scores)
+                placer.train(trained, pod_fields)
+                of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
+                validated = task_of(validate, t, epoch, **of_epoch)
+                placer.validate(validated, pod_fields)
             policy_uri = result_of(validated)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)

@@ -115,7 +115,7 @@ MUTATIONS = [
     Mutation(
         "template",
         "the prompt is rendered without the header of the answer",
-        Renderer.render,
+        Renderer.write,
         "self._apply(prompt, add_generation_prompt=True)",
         "self._apply(prompt, add_generation_prompt=False)",
         test_rendering.test_prompt_ids_are_those_of_the_chat_template,
@@ -124,8 +124,8 @@ MUTATIONS = [
         "template",
         "an answer is encoded without its prompt",
         Renderer._encode_after,
-        "self._encode(prompt_text + text)",
-        "self._encode(prompt_text) + self._encode(text)",
+        "self._encode([prompt + answer for prompt, answer in texts])",
+        "[ids + self._encode([answer])[0] for ids, (_, answer) in zip(prompts, texts)]",
         test_rendering.test_llama2_has_one_bos_and_its_answer_no_doubled_space,
     ),
     Mutation(
@@ -207,17 +207,17 @@ MUTATIONS = [
     Mutation(
         "EOS",
         "human answers have no EOS",
-        Renderer.render,
-        "actual_ids = [*answer_ids, eos_id]",
+        Renderer._finish,
+        "actual_ids = [*answer_ids, text.eos_id]",
         "actual_ids = [*answer_ids]",
         test_rendering.test_prompt_ids_are_those_of_the_chat_template,
     ),
     Mutation(
         "EOS",
         "a truncated human answer has an EOS",
-        Renderer.render,
-        "actual_ids[:limit], len(",
-        "[*actual_ids[: limit - 1], eos_id], len(",
+        Renderer._finish,
+        "actual_ids[:limit], ended",
+        "[*actual_ids[: limit - 1], text.eos_id], ended",
         test_rendering.test_a_cut_answer_has_no_eos,
     ),
     Mutation(
@@ -286,8 +286,8 @@ MUTATIONS = [
         "history scoring",
         "history pairs with an unchanged answer are counted twice",
         pool.pool_pairs,
-        "elif _answer(pair) in seen:",
-        "elif False:",
+        "chosen = np.sort(first[first >= 0])",
+        "chosen = np.arange(len(history.rows))",
         test_pool.test_an_answer_that_came_again_is_kept_where_it_is_newest,
     ),
 ]

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spin_components.algorithm.batching import micro_batches
 from spin_components.algorithm.shares import shares
+from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score, write_rows
 from spin_components.ref_logprob.job import ScoringJob, Share
 from spin_components.runtime.ranks import ALLOCATOR, launch
 from spin_components.settings.settings import Settings
+from spin_components.settings.training import TrainingSettings
 
 
 def score_in_ranks(
     folder: Path,
     pairs: Sequence[Pair],
-    batches: Iterable[Sequence[int]],
+    batches: Sequence[Sequence[int]],
     settings: Settings,
     ranks: int,
     *,
     where: str,
     report: Callable[[int], None],
-) -> list[Score]:
+) -> RowColumns[Score]:
     """Score as `step.score_pairs`; a pair is computed in the same micro-batch as there.
 
     Args:
@@ -41,9 +43,9 @@ def score_in_ranks(
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
         EngineError: a process failed.
     """
-    batches = list(batches)
-    micros = _micro_batches(pairs, batches, settings)  # of indices
-    costs = [sum(pairs[i].num_tokens for i in micro) for micro in micros]
+    lengths = [pair.num_tokens for pair in pairs]
+    micros = _micro_batches(lengths, batches, settings.training)  # of indices
+    costs = [sum(lengths[i] for i in micro) for micro in micros]
     scored = [[micros[number] for number in share] for share in shares(costs, ranks)]
     rows = [sorted(i for micro in share for i in micro) for share in scored]  # of each rank, its pairs' indices
     with tempfile.TemporaryDirectory(prefix="spin-scoring-") as temporary:
@@ -58,24 +60,23 @@ def score_in_ranks(
         module = "spin_components.ref_logprob.rank"
         outcomes = launch(module, job, ranks, where=where, variables=ALLOCATOR, report=report)
     number_of = {i: number for number, batch in enumerate(batches) for i in batch}
-    scores = {
-        i: Score(pairs[i].index, actual, generated, number_of[i], pairs[i].origin)
-        for indices, outcome in zip(rows, outcomes, strict=True)
-        for i, (actual, generated) in zip(indices, outcome["scores"], strict=True)
-    }
+    scores = RowColumns(Score, num_zeros=len(pairs))
+    for indices, outcome in zip(rows, outcomes, strict=True):
+        for i, (actual, generated) in zip(indices, outcome["scores"], strict=True):
+            pair = pairs[i]
+            scores[i] = Score(pair.index, actual, generated, number_of[i], pair.origin)
     report(len(scores))
-    return [scores[i] for i in range(len(pairs))]
+    return scores
 
 
 def _micro_batches(
-    pairs: Sequence[Pair], batches: Sequence[Sequence[int]], settings: Settings
+    lengths: Sequence[int], batches: Sequence[Sequence[int]], training: TrainingSettings
 ) -> list[tuple[int, ...]]:
     """Indices of the pairs of every micro-batch of training, without those that fill a batch.
 
     A short batch is filled with its shortest pair, which is also the first of the pairs that it fills up: formed from
     its own pairs alone, a micro-batch is filled with the same.
     """
-    training, lengths = settings.training, [pair.num_tokens for pair in pairs]
     size = training.micro_batch_size
     formed = (
         micro_batches(batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size)

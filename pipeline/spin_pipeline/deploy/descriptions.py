@@ -12,6 +12,7 @@ generate samples an answer to each prompt from the reference, a shard a task; re
 train epoch trains the policy on the pairs; with several nodes it starts a TrainJob.
 checkpoint publishes the iteration's model, compares it with the best so far and decides whether the run goes on; its
 artifacts are the model's address, metrics, sampled answers and the report.
+generate-and-score and train-and-validate are two of these steps in one pod, where cluster.fuse asked for it.
 evaluate runs benchmark tasks or a judge, where configured.
 result shows the final metrics, the best model and the final report, also of a run that stopped early or failed."""
 

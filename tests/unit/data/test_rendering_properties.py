@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.rendering import Rendered, Renderer, find_eos_ids
+from spin_components.data.rendered import Rendered
+from spin_components.data.rendering import Renderer
+from spin_components.data.turn_ends import find_eos_ids
 from support.chat_tokenizers import CHATML, CHATML_NO_PROMPT, LLAMA2, byte_level
 
 BOS = 3  # <s> of `byte_level`

@@ -195,6 +195,20 @@ def test_pods_have_labels_with_iteration_and_epoch_where_asked_for() -> None:
     assert not {name for name in pods["exec-prepare"]["podMetadata"]["labels"] if name.startswith("spin-pipelines.io")}
 
 
+def test_fused_steps_have_the_image_and_the_pod_of_the_first() -> None:
+    fused, alone = (compiled(*GPU, f"cluster.fuse={steps}")[0] for steps in (["ref-logprob", "validate"], []))
+    for both, first in (("generate-and-score", "generate"), ("train-and-validate", "train-epoch")):
+        ours, theirs = fused[f"exec-{both}"], alone[f"exec-{first}"]
+        assert (ours["image"], ours["resources"]) == (theirs["image"], theirs["resources"])
+    assert not {name for name in fused if "ref-logprob" in name or "train-epoch" in name}
+    assert sum(name.startswith("exec-validate") for name in fused) == 1  # the base model's has no step before it
+
+
+def test_a_step_that_starts_other_pods_is_fused_with_none() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.fuse has validate, and hardware\.nodes = 2.*leave validate out"):
+        load_settings("tiny", ["cluster.fuse=['validate']", "hardware.nodes=2", "hardware.ranks=1"])
+
+
 def test_a_mistake_in_the_cluster_section_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.storage_secrt: unknown key; did you mean 'storage_secret'\?"):
         load_settings("tiny", ["cluster.storage_secrt=x"])

@@ -61,6 +61,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (DataSettings, "max_train_records", [-1]),
     (DataSettings, "max_validation_records", [-1]),
     (DataSettings, "on_bad_record", ["ignore"]),
+    (GenerationSettings, "shard_by", ["", "bytes", True]),
+    (DataSettings, "split", ["", "random", True]),
     (DataSettings, "long_prompts", ["cut", ""]),
     (SpinSettings, "history", [-1, 33, 0.5, None]),
     (SpinSettings, "history_ratio", [0, -0.5, "some", "", True, None, math.inf, math.nan]),
