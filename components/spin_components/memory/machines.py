@@ -36,7 +36,7 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     """
     placement = settings.placement
     score = placement.score.memory_bytes
-    host = {
+    host: dict[str, int] = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
         **dict.fromkeys(TRAINING, placement.train.memory_bytes),
