@@ -13,7 +13,7 @@ from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
+_MODEL_STEPS: tuple[str, ...] = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
