@@ -38,21 +38,22 @@ from spin_pipeline.config import load_settings
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
-from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of, trainer
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
 """When KFP created the pipeline run; fills in `{time}` in `run_uri`."""
 
 
-def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
+def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> Shape:
     """The numbers of tasks of a configuration.
 
     They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes`, whether
-    `[evaluation]` names tasks or a judge, and whether there are a warm-up and controls.
+    `[evaluation]` names tasks or a judge, whether there are a warm-up and controls, and `cluster.fuse`.
 
     Args:
         settings: the configuration.
+        cluster: the cluster that it will run on; None for this machine.
         parallelism: number of shards that run at the same time; 0 for all.
     """
     return Shape(
@@ -64,6 +65,7 @@ def shape_of(settings: Settings, *, parallelism: int = 0) -> Shape:
         settings.evaluation.is_on,
         settings.warm_up.is_on,
         settings.control.sft,
+        frozenset(cluster.fuse if cluster else ()),
     )
 
 
@@ -75,7 +77,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         cluster: the cluster that it will run on; None for this machine.
         parallelism: number of shards that run at the same time; 0 for all.
     """
-    shape = shape_of(settings, parallelism=parallelism)
+    shape = shape_of(settings, cluster, parallelism=parallelism)
     placer = Placement(cluster, settings.run.name)
     iterations = [iteration_pipeline(shape, t, placer) for t in range(shape.max_iterations)]
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
@@ -127,7 +129,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         base = task_of(
             validate, "base", **at, iteration=BASE, epoch=0, policy_uri=prepared.outputs["policy_uri"], reference_uri=""
         )
-        placer.score(base, pod_fields)
+        placer.validate(base, pod_fields)
 
         def add_evaluation(t: int, after: Any) -> None:
             """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
@@ -144,7 +146,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         def add_validation(name: str, number: int, policy: Any) -> Any:
             """Add the validation of a policy that is no iteration's; returns its address."""
             validated = task_of(validate, name, **at, iteration=number, epoch=0, policy_uri=policy, reference_uri="")
-            placer.score(validated, pod_fields)
+            placer.validate(validated, pod_fields)
             return result_of(validated)
 
         def add_control(t: int, start: Any, after: Any) -> Any:
@@ -156,7 +158,8 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""
-            played = iterations[t](run_uri=address, reference_uri=reference, **pod_fields)
+            fields = {name: field for name, field in pod_fields.items() if name != EVALUATE_GPUS}
+            played = iterations[t](run_uri=address, reference_uri=reference, **fields)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if shape.controls:

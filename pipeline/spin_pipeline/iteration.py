@@ -15,11 +15,12 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.checkpoint.component import checkpoint
+from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
@@ -38,6 +39,7 @@ class Shape:
         evaluates: whether published models are evaluated.
         warms_up: whether the base model is fine-tuned before iteration 0.
         controls: whether each iteration has a control.
+        fused: steps of an iteration that are part of the task before them: `ref-logprob`, `validate`.
     """
 
     max_iterations: int
@@ -48,13 +50,15 @@ class Shape:
     evaluates: bool
     warms_up: bool = False
     controls: bool = False
+    fused: frozenset[str] = frozenset()
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks of a run with all iterations."""
         evaluations = (1 + self.max_iterations) * self.evaluates
         others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
-        return 3 + evaluations + others + sum(2 * self.shards + 2 * epochs + 1 for epochs in self.epochs)
+        a_shard, an_epoch = (2 - (step in self.fused) for step in ("ref-logprob", "validate"))
+        return 3 + evaluations + others + sum(a_shard * self.shards + an_epoch * epochs + 1 for epochs in self.epochs)
 
     def as_compiled(self) -> dict[str, Any]:
         """What `prepare` compares a run's settings with."""
@@ -81,6 +85,7 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
         generate_accelerators: str,
         train_accelerators: str,
         score_accelerators: str,
+        validate_accelerators: str,
         generate_cpu: str,
         generate_memory: str,
         train_cpu: str,
@@ -93,26 +98,34 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     ) -> str:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
         arguments = locals()
-        pod_fields = {name: arguments[name] for name in POD_FIELDS}
+        pod_fields = {name: arguments[name] for name in POD_FIELDS if name != EVALUATE_GPUS}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
         ) as shard:
-            generated = task_of(generate, t, **at, shard=shard, reference_uri=reference_uri)
-            placer.generate(generated, pod_fields)
-            scored = task_of(
-                ref_logprob, t, **at, shard=shard, reference_uri=reference_uri, generations_uri=result_of(generated)
-            )
-            placer.score(scored, pod_fields)
+            of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
+            if "ref-logprob" in shape.fused:
+                scored = task_of(generate_and_score, t, **of_shard)
+                placer.generate(scored, pod_fields)
+            else:
+                generated = task_of(generate, t, **of_shard)
+                placer.generate(generated, pod_fields)
+                scored = task_of(ref_logprob, t, **of_shard, generations_uri=result_of(generated))
+                placer.score(scored, pod_fields)
         policy_uri: Any = reference_uri
         for epoch in range(shape.epochs[t]):
             scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
-            trained = task_of(train, t, epoch, **at, epoch=epoch, policy_uri=policy_uri, scores_uris=scores)
-            placer.train(trained, pod_fields)
-            validated = task_of(
-                validate, t, epoch, **at, epoch=epoch, policy_uri=result_of(trained), reference_uri=reference_uri
-            )
-            placer.score(validated, pod_fields)
+            of_epoch = {**at, "epoch": epoch}
+            if "validate" in shape.fused:
+                of_epoch |= {"policy_uri": policy_uri, "scores_uris": scores, "reference_uri": reference_uri}
+                validated = task_of(train_and_validate, t, epoch, **of_epoch)
+                placer.train(validated, pod_fields)
+            else:
+                trained = task_of(train, t, epoch, **of_epoch, policy_uri=policy_uri, scores_uris=scores)
+                placer.train(trained, pod_fields)
+                of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
+                validated = task_of(validate, t, epoch, **of_epoch)
+                placer.validate(validated, pod_fields)
             policy_uri = result_of(validated)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)

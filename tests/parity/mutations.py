@@ -287,8 +287,8 @@ MUTATIONS = [
         "history scoring",
         "history pairs with an unchanged answer are counted twice",
         pool.pool_pairs,
-        "elif _answer(pair) in seen:",
-        "elif False:",
+        "chosen = np.sort(first[first >= 0])",
+        "chosen = np.arange(len(history.rows))",
         test_pool.test_an_answer_that_came_again_is_kept_where_it_is_newest,
     ),
 ]

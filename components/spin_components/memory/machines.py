@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from spin_components.machine import memory_bytes
+from spin_components.memory.estimate import TRAINING
 from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate")
+_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
@@ -38,13 +39,13 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     host = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
-        "train-epoch": placement.train.memory_bytes,
+        **dict.fromkeys(TRAINING, placement.train.memory_bytes),
         "validate": score,
     }
     if settings.hardware.device == "cpu" or not placement.accelerator:
-        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host)
+        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host, is_pod=True)
     device_bytes = int(settings.hardware.gpu_memory_gib * 2**30) or gpu_bytes
-    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host)
+    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host, is_pod=True)
 
 
 def gpu_sizes() -> list[int]:

@@ -29,7 +29,7 @@ def compile_(options: argparse.Namespace) -> int:
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = build(settings, settings.cluster)
-    num_tasks = shape_of(settings).num_tasks
+    num_tasks = shape_of(settings, settings.cluster).num_tasks
     compiler.Compiler().compile(pipeline, str(output))
     console = plain_console()
     console.print(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB, {num_tasks} tasks)", highlight=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
 
 from spin_components import __version__
 from spin_components.settings.attempt import StepResources
@@ -49,6 +51,11 @@ class ClusterSettings(Section):
         description="how often a step is begun again that was killed or whose failure may pass, also on one machine; "
         "each time it goes on where it stopped",
     )
+    fuse: list[Literal["ref-logprob", "validate"]] = Field(
+        default_factory=list,
+        description="steps of an iteration that are done in the pod of the step before them, with its image and "
+        "resources: ref-logprob after generate, validate after train-epoch with one node; fewer pods have to start",
+    )
     timeout_s: int = Field(0, ge=0, description="time limit of each step in seconds; 0: none")
     run_as_user: int = Field(1000, ge=0, description="user and group of the pods; 0: the image's own, for KFP 2.15")
     queue: str = Field("", pattern=_NAME, description="Kueue LocalQueue that admits the pods; empty: none")
@@ -72,3 +79,12 @@ class Configuration(Settings):
     """A whole configuration file: the run's settings, and `[cluster]`, which is not recorded in the run."""
 
     cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _check_fused(self) -> Configuration:
+        if "validate" in self.cluster.fuse and self.hardware.nodes > 1:
+            raise ValueError(
+                f"cluster.fuse has validate, and hardware.nodes = {self.hardware.nodes}: the pod of train-epoch then "
+                "starts others and has no GPU; leave validate out, or train on one node"
+            )
+        return self

@@ -21,6 +21,7 @@ SHAPES = [
     ["spin.max_epochs=[2, 1]", "generation.shards=3"],
     ["spin.max_iterations=3", "spin.max_epochs=1", "generation.shards=2", "evaluation.tasks=['arc_easy']"],
     ["spin.max_iterations=1", "hardware.nodes=2", "hardware.ranks=1"],
+    ["generation.shards=2", "cluster.fuse=['ref-logprob', 'validate']"],
 ]
 
 
@@ -40,7 +41,7 @@ def shown(ir: dict[str, Any], graph: dict[str, Any], layers: tuple[str, ...] = (
             yield from shown(ir, component, (*layers, key))
 
 
-@pytest.mark.parametrize("overrides", SHAPES, ids=["plain", "epochs", "shards", "evaluate", "nodes"])
+@pytest.mark.parametrize("overrides", SHAPES, ids=["plain", "epochs", "shards", "evaluate", "nodes", "fused"])
 def test_every_task_has_a_key_of_its_own_and_a_loop_is_used_once(overrides: list[str]) -> None:
     ir = compiled(*overrides)
     tasks = list(shown(ir, ir["root"]))
@@ -124,14 +125,14 @@ def test_tasks_after_prepare_carry_no_settings() -> None:
 
 def test_the_number_of_tasks_follows_from_the_shape() -> None:
     for overrides in SHAPES:
-        ir = compiled(*overrides)
-        shards = load_settings("tiny", overrides).generation.shards
+        ir, settings = compiled(*overrides), load_settings("tiny", overrides)
+        shards = settings.generation.shards
         containers = [
             shards if "shards" in layers[-1] else 1
             for layers, key, _, _ in shown(ir, ir["root"])
             if "executorLabel" in ir["components"][component_of(ir, layers, key)]
         ]
-        assert shape_of(load_settings("tiny", overrides)).num_tasks == sum(containers)
+        assert shape_of(settings, settings.cluster).num_tasks == sum(containers)
 
 
 def component_of(ir: dict[str, Any], layers: tuple[str, ...], key: str) -> str:

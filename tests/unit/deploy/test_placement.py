@@ -40,8 +40,16 @@ def values(*overrides: str) -> dict[str, Any]:
 def test_gpus_follow_from_the_work_of_a_step() -> None:
     pod_fields = values(*GPU)
     assert pod_fields["accelerator"] == "nvidia.com/gpu"
-    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")]
-    assert counts == ["2", "4", "1"]
+    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score", "validate", "evaluate")]
+    assert counts == ["4", "4", "4", "4", "1"]
+
+
+@pytest.mark.parametrize(("shards", "expected"), [(1, ("8", "8")), (2, ("4", "4")), (3, ("2", "2")), (16, ("2", "1"))])
+def test_pods_of_shards_divide_the_gpus_of_a_training_pod(shards: int, expected: tuple[str, str]) -> None:
+    generation = ["generation.tensor_parallel=2", f"generation.shards={shards}"]
+    pod_fields = values(*GPU[:1], "hardware.ranks=8", "training.micro_batch_size=1", *generation)
+    assert (pod_fields["generate_accelerators"], pod_fields["score_accelerators"]) == expected
+    assert pod_fields["validate_accelerators"] == "8"
 
 
 def test_without_an_accelerator_no_gpu_is_requested() -> None:
@@ -185,6 +193,20 @@ def test_pods_have_labels_with_iteration_and_epoch_where_asked_for() -> None:
     labels = pods["exec-train-epoch-1-0"]["podMetadata"]["labels"]
     assert (labels["spin-pipelines.io/iteration"], labels["spin-pipelines.io/epoch"]) == ("1", "0")
     assert not {name for name in pods["exec-prepare"]["podMetadata"]["labels"] if name.startswith("spin-pipelines.io")}
+
+
+def test_fused_steps_have_the_image_and_the_pod_of_the_first() -> None:
+    fused, alone = (compiled(*GPU, f"cluster.fuse={steps}")[0] for steps in (["ref-logprob", "validate"], []))
+    for both, first in (("generate-and-score", "generate"), ("train-and-validate", "train-epoch")):
+        ours, theirs = fused[f"exec-{both}"], alone[f"exec-{first}"]
+        assert (ours["image"], ours["resources"]) == (theirs["image"], theirs["resources"])
+    assert not {name for name in fused if "ref-logprob" in name or "train-epoch" in name}
+    assert sum(name.startswith("exec-validate") for name in fused) == 1  # the base model's has no step before it
+
+
+def test_a_step_that_starts_other_pods_is_fused_with_none() -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.fuse has validate, and hardware\.nodes = 2.*leave validate out"):
+        load_settings("tiny", ["cluster.fuse=['validate']", "hardware.nodes=2", "hardware.ranks=1"])
 
 
 def test_a_mistake_in_the_cluster_section_is_named() -> None:

@@ -14,7 +14,7 @@ from spin_pipeline.deploy.workflow_size import size_warning, workflow_kib
 
 def test_eight_shards_by_six_iterations_by_two_epochs_fit() -> None:
     settings = load_settings("tiny", ["generation.shards=8", "spin.max_iterations=6", "spin.max_epochs=2"])
-    pipeline, num_tasks = build(settings, settings.cluster), shape_of(settings).num_tasks
+    pipeline, num_tasks = build(settings, settings.cluster), shape_of(settings, settings.cluster).num_tasks
     assert num_tasks == 3 + 6 * (2 * 8 + 2 * 2 + 1)
     assert workflow_kib(num_tasks, pipeline) < 900
     assert size_warning(num_tasks, pipeline) == ""

@@ -13,7 +13,7 @@ def check_size(configuration: Configuration) -> Iterator[Finding]:
     """Warn of a pipeline whose run may become too large for Argo."""
     from spin_pipeline.dag import build, shape_of
 
-    num_tasks = shape_of(configuration).num_tasks
+    num_tasks = shape_of(configuration, configuration.cluster).num_tasks
     if warning := size_warning(num_tasks, build(configuration, configuration.cluster)):
         message, _, remedy = warning.partition(": ")
         yield warned("size", message, remedy)
