@@ -13,7 +13,7 @@ from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
+_MODEL_STEPS: tuple[str, ...] = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
@@ -36,7 +36,7 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     """
     placement = settings.placement
     score = placement.score.memory_bytes
-    host = {
+    host: dict[str, int] = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
         **dict.fromkeys(TRAINING, placement.train.memory_bytes),
