@@ -145,13 +145,12 @@ def _in_a_process(model: Path, records: int, tokens: int) -> dict[str, float]:
 
 
 def _print(rows: list[dict[str, float]]) -> None:
-    lines = [
-        "| records | tokens | seconds | CPU, s | peak, GiB | records/s | encode_batch alone | share | of CPU time |"
-    ]
-    lines += ["| - " * 9 + "|"]
+    columns = ("records", "tokens", "seconds", "CPU, s", "peak, GiB", "records/s", "encode_batch alone", "share")
+    lines = [f"| {' | '.join((*columns, 'of CPU time'))} |", "| - " * 9 + "|"]
     lines += [
         f"| {row['records']:,} | {row['tokens']} | {row['seconds']:.1f} | {row['cpu_s']:.1f} "
-        f"| {row['peak_bytes'] / 2**30:.2f} | {row['rate']:.0f} | {row['alone']:.0f} | {row['share']:.0%} | {row['cpu_share']:.0%} |"
+        f"| {row['peak_bytes'] / 2**30:.2f} | {row['rate']:.0f} | {row['alone']:.0f} "
+        f"| {row['share']:.0%} | {row['cpu_share']:.0%} |"
         for row in rows
     ]
     for less, more in pairwise(rows):

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_components.errors import DataError
-from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.settings import Settings
 
 
-def shard_inputs(generation: GenerationSettings) -> dict[str, str]:
+def shard_inputs(settings: Settings) -> dict[str, str]:
     """How records are divided, as an input of the run where earlier releases would divide them otherwise."""
-    is_new = generation.shards > 1 and generation.shard_by == "tokens"
-    return {"generation.shard_by": "tokens"} if is_new else {}
+    is_new = settings.generation.shards > 1 and settings.data.shard_by == "tokens"
+    return {"data.shard_by": "tokens"} if is_new else {}
 
 
 def divide(
-    numbers: NDArray[np.int64], lengths: Iterable[tuple[int, int]], generation: GenerationSettings
+    numbers: NDArray[np.int64], lengths: Iterable[tuple[int, int]], settings: Settings
 ) -> list[NDArray[np.int64]]:
     """Divide records into shards, each in their order.
 
@@ -28,15 +28,15 @@ def divide(
     Args:
         numbers: of the records, ascending.
         lengths: tokens of prompt and human answer of each.
-        generation: the number of shards, and what they have equal parts of.
+        settings: of the run: the number of shards, and what they have equal parts of.
 
     Raises:
         DataError: there are fewer records than shards.
     """
-    shards = generation.shards
+    shards = settings.generation.shards
     if len(numbers) < shards:
         raise DataError(f"{len(numbers)} training prompts cannot fill generation.shards = {shards}; lower it")
-    if shards == 1 or generation.shard_by == "records":
+    if shards == 1 or settings.data.shard_by == "records":
         return [numbers[shard::shards] for shard in range(shards)]
     shard_of = np.empty(len(numbers), dtype=np.int16)
     by_tokens = [(0, shard) for shard in range(shards)]  # a heap

@@ -51,7 +51,7 @@ FREE_SETTINGS = (
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
 
-_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "generation.shard_by")
+_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "data.shard_by")
 """Beginnings of the names of settings that are no inputs as they are."""
 
 _PACKAGES = (
@@ -229,7 +229,7 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
         and (settings.warm_up.is_on or not name.startswith("warm_up."))
     }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
-    kept |= split_inputs(settings.data) | shard_inputs(settings.generation)
+    kept |= split_inputs(settings.data) | shard_inputs(settings)
     return {**kept, **settings.schedule_inputs(), **contents, "model.base (content)": digest_of(base)}
 
 
@@ -273,7 +273,7 @@ def _write_data(
             step.warn(warning)
         _warn_of_cuts(step, rendered, settings)
         foreseen = foresee(step, settings, base, longest_of(settings, spool.lengths(numbers)))
-        parts = divide(split.train, spool.lengths(split.train), settings.generation)
+        parts = divide(split.train, spool.lengths(split.train), settings)
         files = {layout.train_shard(shard): part for shard, part in enumerate(parts)}
         write_files(step, spool, {**files, layout.VALIDATION: split.validation})
     step.publish(

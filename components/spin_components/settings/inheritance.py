@@ -22,7 +22,7 @@ OWN = (
 )
 """Settings of those sections that are not taken over."""
 
-FIRST = {"data": {"split": "shuffle"}, "generation": {"shard_by": "records"}}
+FIRST = {"data": {"split": "shuffle", "shard_by": "records"}}
 """What runs did that were recorded before these settings existed."""
 
 

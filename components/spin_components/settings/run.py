@@ -169,6 +169,11 @@ class DataSettings(Section):
         "where they are; shuffle: an exact number, by a seeded permutation of all records. auto: hash where "
         "`validation_size` is a fraction, shuffle where it is a number. A run keeps the split that it began with.",
     )
+    shard_by: Literal["tokens", "records"] = Field(
+        "tokens",
+        description="What the shards (`generation.shards`) have about equal parts of: tokens of prompts and human "
+        "answers, or records. A run keeps the shards that it began with.",
+    )
     chat_template: str = Field(
         "",
         description="Chat template: the path of a Jinja file (with a / or the suffix .jinja; also s3://…, hf://…), or "

@@ -108,8 +108,8 @@ def test_another_split_is_another_run(make_settings: MakeSettings, tmp_path: Pat
 
 
 def test_shards_of_an_earlier_release_stay(make_settings: MakeSettings) -> None:
-    run, manifest = begin(make_settings(generation={"shards": 2, "shard_by": "records"}))
-    assert "generation.shard_by" not in manifest.inputs, "as in a run of an earlier release"
+    run, manifest = begin(make_settings(data={"shard_by": "records"}, generation={"shards": 2}))
+    assert "data.shard_by" not in manifest.inputs, "as in a run of an earlier release"
     assert begin(make_settings(generation={"shards": 2}))[1] == manifest
     # 20 of the 32 records that are not held out: each second one
     first, second = ([row.index for row in part] for part in rows(run, 2)[:2])

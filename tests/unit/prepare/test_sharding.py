@@ -5,13 +5,18 @@ import pytest
 
 from spin_components.errors import DataError
 from spin_components.prepare.sharding import divide, shard_inputs
-from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.settings import Settings
+
+
+def settings(shards: int, shard_by: str = "tokens") -> Settings:
+    data = {"train": "d", "shard_by": shard_by}
+    return Settings.model_validate({"model": {"base": "m"}, "data": data, "generation": {"shards": shards}})
 
 
 def divided(lengths: list[int], shards: int, shard_by: str = "tokens") -> list[list[int]]:
-    generation = GenerationSettings.model_validate({"shards": shards, "shard_by": shard_by})
     numbers = np.arange(10, 10 + len(lengths))
-    return [part.tolist() for part in divide(numbers, ((length - 1, 1) for length in lengths), generation)]
+    parts = divide(numbers, ((length - 1, 1) for length in lengths), settings(shards, shard_by))
+    return [part.tolist() for part in parts]
 
 
 def test_a_record_goes_to_the_shard_with_the_fewest_tokens() -> None:
@@ -38,5 +43,5 @@ def test_more_shards_than_records_are_refused() -> None:
 
 
 def test_only_what_earlier_releases_did_otherwise_is_an_input() -> None:
-    assert shard_inputs(GenerationSettings(shards=2)) == {"generation.shard_by": "tokens"}
-    assert shard_inputs(GenerationSettings(shards=1)) == shard_inputs(GenerationSettings(shards=2, shard_by="records"))
+    assert shard_inputs(settings(2)) == {"data.shard_by": "tokens"}
+    assert shard_inputs(settings(1)) == shard_inputs(settings(2, "records")) == {}

@@ -61,7 +61,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (DataSettings, "max_train_records", [-1]),
     (DataSettings, "max_validation_records", [-1]),
     (DataSettings, "on_bad_record", ["ignore"]),
-    (GenerationSettings, "shard_by", ["", "bytes", True]),
+    (DataSettings, "shard_by", ["", "bytes", True]),
     (DataSettings, "split", ["", "random", True]),
     (DataSettings, "long_prompts", ["cut", ""]),
     (SpinSettings, "history", [-1, 33, 0.5, None]),
@@ -407,3 +407,12 @@ def test_an_offload_without_deepspeed_or_zero_is_refused(
 @pytest.mark.parametrize("stage", [0, 1, 2, 3, "auto"])
 def test_zero_stages_are_integers_or_auto(stage: int | str) -> None:
     assert through_protobuf(settings(training={"zero_stage": stage})).training.zero_stage == stage
+
+
+def test_every_generation_setting_is_one_that_finished_steps_have_recorded() -> None:
+    # all of them are inputs of generate and validate: with one more, no run that has generated could be resumed
+    recorded = {
+        *("engine", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "min_new_tokens", "stop"),
+        *("shards", "on_truncated", "batch_size", "tensor_parallel", "gpu_memory_utilization", "kv_cache_gib"),
+    }
+    assert GenerationSettings.model_fields.keys() == recorded
