@@ -40,9 +40,9 @@ def test_rows_that_one_run_lacks_differ(tmp_path: Path) -> None:
     new = columns(tmp_path / "b", scores[:2], numbers=("ref_actual", "batch"))
     assert differing(old, new, "ref_actual").tolist() == [key_of(5, 1)]
     assert differing(old, read_columns(None, Score, numbers=("ref_actual",)), "ref_actual").tolist() == [
-        key_of(0, 0),
         key_of(0, 1),
         key_of(5, 1),
+        key_of(0, 0),
     ]
 
 

@@ -48,14 +48,17 @@ def differing(old: Columns, new: Columns, name: str) -> Array:
     return np.union1d(np.setxor1d(old.keys, new.keys), keys[values != new_values])
 
 
+_INDEX_BITS, _NEWEST = 44, 2**16
+
+
 def key_of(index: Any, origin: Any) -> Any:
-    """A number for a pair's `Pair.key`, or numbers for arrays of them; origins are below 2**16."""
-    return (index << 16) + origin
+    """A number for a pair's `Pair.key`, or numbers for arrays of them, which ascend in the order that files have."""
+    return ((_NEWEST - np.int64(origin)) << _INDEX_BITS) + index
 
 
 def index_of(key: int) -> int:
     """The index of a pair's key."""
-    return key >> 16
+    return key & (2**_INDEX_BITS - 1)
 
 
 def read_columns(
