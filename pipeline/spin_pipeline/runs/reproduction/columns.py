@@ -58,7 +58,7 @@ def key_of(index: Any, origin: Any) -> Any:
 
 def index_of(key: int) -> int:
     """The index of a pair's key."""
-    return key & (2**_INDEX_BITS - 1)
+    return key & ((1 << _INDEX_BITS) - 1)
 
 
 def read_columns(
