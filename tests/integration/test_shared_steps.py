@@ -52,7 +52,7 @@ def last_progress(run: LocalRun, step: str) -> int:
     """Number of units in the last progress event of a step."""
     lines = [line for path in sorted(run.root.glob("events/*.jsonl")) for line in path.read_text("utf-8").splitlines()]
     events = [json.loads(line) for line in lines]
-    return [event["done"] for event in events if (event["kind"], event.get("step")) == ("progress", step)][-1]
+    return int([event["done"] for event in events if (event["kind"], event.get("step")) == ("progress", step)][-1])
 
 
 def test_two_processes_give_the_answers_scores_and_losses_of_one(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.checkpoint.step import publish
+from spin_components.control.step import control
 from spin_components.generate.step import generate_shard
 from spin_components.prepare.step import prepare
 from spin_components.ref_logprob.step import score_shard
@@ -16,6 +17,7 @@ from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
 from spin_components.train_epoch.step import train
 from spin_components.validate.step import validate
+from spin_components.warm_up.step import warm_up
 
 
 def begin(settings: Settings) -> str:
@@ -27,6 +29,8 @@ def begin(settings: Settings) -> str:
         "shards": generation.shards,
         "nodes": settings.hardware.nodes,
         "evaluates": settings.evaluation.is_on,
+        "warms_up": settings.warm_up.is_on,
+        "controls": settings.control.sft,
     }
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     base = prepare(settings.run.uri, sections, compiled)
@@ -55,6 +59,18 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
     return publish(uri, iteration, reference, policy, settings.spin.max_iterations, selection)
 
 
+def play_warm_up(settings: Settings, base: str) -> str:
+    """Fine-tune the base model and validate the result; returns the first reference."""
+    uri, machine = settings.run.uri, hardware(settings)
+    return validate(uri, layout.WARM_UP, 0, warm_up(uri, base, machine), machine, "")
+
+
+def play_control(settings: Settings, iteration: int, start: str) -> str:
+    """Train the control of an iteration and validate it; returns where the next one starts."""
+    uri, machine = settings.run.uri, hardware(settings)
+    return validate(uri, layout.control(iteration), 0, control(uri, iteration, start, machine), machine, "")
+
+
 def play(settings: Settings) -> LocalRun:
     """Run or resume a whole run in a local folder."""
     play_anywhere(settings)
@@ -64,8 +80,13 @@ def play(settings: Settings) -> LocalRun:
 def play_anywhere(settings: Settings) -> None:
     """Run or resume a whole run."""
     reference = begin(settings)
+    if settings.warm_up.is_on:
+        reference = play_warm_up(settings, reference)
+    start = reference
     for iteration in range(settings.spin.max_iterations):
         reference = play_iteration(settings, iteration, reference)
+        if settings.control.sft:
+            start = play_control(settings, iteration, start)
         if not reference:
             break
 

@@ -20,11 +20,15 @@ def estimate_steps(shape: ModelShape, work: Workload) -> list[Estimate]:
     if work.is_packed and not shape.packs:
         training = work.settings.training.model_copy(update={"packing": "off"})
         work = replace(work, settings=work.settings.model_copy(update={"training": training}))
+    # one answer a prompt: the human's
+    human = replace(work, lengths=replace(work.lengths, generated=0))
     return [
+        *([replace(estimate_training(shape, human), step="warm-up")] if work.settings.warm_up.is_on else []),
         in_copies(shape, work, "generate"),
         in_copies(shape, work, "ref-logprob"),
         estimate_training(shape, work),
         in_copies(shape, work, "validate"),
+        *([replace(estimate_training(shape, human), step="control")] if work.settings.control.sft else []),
     ]
 
 

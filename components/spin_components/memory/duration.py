@@ -241,14 +241,17 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     lengths = (2 * prompts + actual + generated).tolist()
     shapes = list(zip(prompts.tolist(), actual.tolist(), generated.tolist(), strict=True))
     num = max(training.global_batch_size // (training.micro_batch_size * ranks), 1)
+    batches = form_batches(num_pairs, training.global_batch_size, 0)
+    if work.is_packed:  # ranks get as many tokens each, see `balanced_micro_batches`
+        sums = [_num_computed([shapes[i] for i in batch], is_packed=True) for batch in batches]
+        return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
     def computed(batch: Sequence[int], rank: int) -> int:
         micros = micro_batches(
             batch, lengths, micro_batch_size=training.micro_batch_size, rank=rank, ranks=ranks, num=num
         )
-        return sum(_num_computed([shapes[i] for i in micro.pairs], is_packed=work.is_packed) for micro in micros)
+        return sum(_num_computed([shapes[i] for i in micro.pairs], is_packed=False) for micro in micros)
 
-    batches = form_batches(num_pairs, training.global_batch_size, 0)
     return [[computed(batch, rank) for rank in range(ranks)] for batch in batches]
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-StepName = Literal["generate", "ref-logprob", "train-epoch", "validate"]
+StepName = Literal["warm-up", "generate", "ref-logprob", "train-epoch", "validate", "control"]
+TRAINING: tuple[StepName, ...] = ("train-epoch", "warm-up", "control")
+"""Steps that train."""
 Parts = dict[str, int]
 
 GIB = 2**30

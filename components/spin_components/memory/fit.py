@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spin_components.errors import ConfigError
-from spin_components.memory.estimate import GIB, Estimate
+from spin_components.memory.estimate import GIB, TRAINING, Estimate
 from spin_components.memory.training import zero_stage
 from spin_components.memory.work import Workload
 
@@ -86,7 +86,7 @@ def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
     training, step = work.settings.training, estimate.step
     stage = zero_stage(work)
     match part:
-        case "activations" | "logits" if step == "train-epoch":
+        case "activations" | "logits" if step in TRAINING:
             changes = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
             if training.micro_batch_size > 1:
                 changes.append(f"training.micro_batch_size below {training.micro_batch_size}")
@@ -103,7 +103,7 @@ def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
             return ["lora.export = 'adapter'"]
         case "optimizer state" | "gradients" | "master weights" | "update":
             return _sharding_changes(work, stage)
-        case "weights" if step == "train-epoch" and stage != 3:
+        case "weights" if step in TRAINING and stage != 3:
             return _sharding_changes(work, stage)
         case "weights" if work.on_gpu and step in ("ref-logprob", "validate"):
             return ["a smaller model: these steps hold all of it on one GPU"]

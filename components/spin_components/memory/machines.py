@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from spin_components.machine import memory_bytes
+from spin_components.memory.estimate import TRAINING
 from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", "train-epoch", "validate")
+_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
@@ -38,7 +39,7 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     host = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
-        "train-epoch": placement.train.memory_bytes,
+        **dict.fromkeys(TRAINING, placement.train.memory_bytes),
         "validate": score,
     }
     if settings.hardware.device == "cpu" or not placement.accelerator:

@@ -11,6 +11,7 @@ from spin_components.prepare.moved_inputs import kept_addresses
 from spin_components.settings.run import SCHEDULES
 from spin_components.settings.section import per_iteration
 from spin_components.settings.settings import Settings
+from spin_components.settings.training import ControlSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
@@ -71,7 +72,7 @@ def _covers(value: Any, iteration: int) -> bool:
 
 
 def record_schedules(run: RunStore, settings: Settings) -> None:
-    """Write the schedules, the number of iterations and `[selection]` of this attempt to `run.json`.
+    """Write the schedules, the number of iterations, `[selection]` and `[control]` of this attempt to `run.json`.
 
     Raises:
         IntegrityError: `run.json` trusts the code of the model's folder, and this attempt does not.
@@ -90,6 +91,9 @@ def record_schedules(run: RunStore, settings: Settings) -> None:
             changed = True
     if record["settings"].get("selection") != now["selection"]:  # every iteration is judged anew by these rules
         record["settings"]["selection"] = now["selection"]
+        changed = True
+    if record["settings"].get("control", ControlSettings().model_dump(mode="json")) != now["control"]:
+        record["settings"]["control"] = now["control"]
         changed = True
     if changed:
         run.write_json(layout.RUN, record)

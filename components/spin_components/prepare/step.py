@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FREE_SETTINGS = (
-    *("run.name", "run.uri", "run.max_time", "spin.max_iterations", "control.sft"),
-    *("evaluation.", "selection.", "hardware.", "placement.", "tracking."),
+    *("run.name", "run.uri", "run.max_time", "spin.max_iterations"),
+    *("control.", "evaluation.", "selection.", "hardware.", "placement.", "tracking."),
 )
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
@@ -224,7 +224,9 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
     kept = {
         name: value
         for name, value in flat.items()
-        if not name.startswith(_NOT_INPUTS) and not (name in UNSET and value == UNSET[name])
+        if not name.startswith(_NOT_INPUTS)
+        and not (name in UNSET and value == UNSET[name])
+        and (settings.warm_up.is_on or not name.startswith("warm_up."))
     }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
     kept |= split_inputs(settings.data) | shard_inputs(settings.generation)

@@ -49,12 +49,11 @@ class Controlled:
         if not words:
             return f"Too few answers are known to compare iteration {self.iteration} with its control."
         as_many = f"as many ({self.num_steps})" if self.num_steps == self.spin_steps else str(self.num_steps)
-        if "better" in words:
-            verdict = f"did better by {', '.join(words['better'])}"
-            verdict += f", but worse by {', '.join(words['worse'])}" if "worse" in words else ""
+        better, worse = (", ".join(words.get(word, [])) for word in ("better", "worse"))
+        if better:
+            verdict = f"did better by {better}, {f'but worse by {worse}' if worse else 'and worse by no measure'}"
         else:
-            verdict = "did not do better by any measure"
-            verdict += f", and worse by {', '.join(words['worse'])}" if "worse" in words else ""
+            verdict = f"did worse by {worse}, and better by no measure" if worse else "did neither better nor worse"
         unclear = words.get(word_of("unclear"), [])
         rest = f"; {word_of('unclear')}: {', '.join(unclear)}" if unclear else ""
         steps = "" if self.num_steps == self.spin_steps else f"({self.spin_steps} updates) "

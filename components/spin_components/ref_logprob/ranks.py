@@ -56,15 +56,11 @@ def score_in_ranks(
         paths = [Path(temporary, f"pairs-{rank:05d}.parquet") for rank in range(ranks)]
         for path, indices in zip(paths, rows, strict=True):
             _write_pairs(path, pairs, indices)
-        job = ScoringJob(
-            where=where,
-            folder=folder,
-            shares=[
-                Share(pairs=path, batches=_renumbered(share, indices))
-                for path, share, indices in zip(paths, scored, rows, strict=True)
-            ],
-            settings=settings,
-        )
+        parts = [
+            Share(pairs=path, batches=_renumbered(micros_of_rank, indices))
+            for path, micros_of_rank, indices in zip(paths, scored, rows, strict=True)
+        ]
+        job = ScoringJob(where=where, folder=folder, shares=parts, settings=settings)
         module = "spin_components.ref_logprob.rank"
         outcomes = launch(module, job, ranks, where=where, variables=ALLOCATOR, report=report)
     number_of = {i: number for number, batch in enumerate(batches) for i in batch}

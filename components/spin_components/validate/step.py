@@ -24,6 +24,7 @@ from spin_components.model.folder import load_tokenizer
 from spin_components.model.scoring import mean_nll, resolve_packing, validation_batches
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
 from spin_components.record.pointers import is_over
+from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -107,6 +108,8 @@ def validate(
                 step.track("validation", _global_step(step.run, iteration, epoch), numbers)
             step.publish({**facts, "policy_uri": policy_uri})
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
+            if layout.controlled(iteration) is not None:
+                refresh(step.run, step.warn)  # an iteration's checkpoint does that
         return step.returns(policy_uri)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from spin_components.memory.fit import Shortage
     from spin_components.memory.roofline import Bound
     from spin_components.memory.shape import ModelShape
-    from spin_pipeline.config import Configuration
+    from spin_pipeline.deploy.cluster_settings import Configuration
 
 GPU_NAMES = ("a100-80g", "h100-80g", "h200")
 

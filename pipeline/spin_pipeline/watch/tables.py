@@ -35,7 +35,8 @@ def print_status(status: RunStatus, console: Console) -> None:
     """Print the base model and every iteration as a table, then the address of the best model and the run's state."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column, name in enumerate(_COLUMNS):
-        table.add_column(name, justify="left" if column in (0, len(_COLUMNS) - 1) else "right")
+        is_text = column in (0, len(_COLUMNS) - 1)
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not column)
     if status.base.val_loss is not None:
         base_is_best = status.best is not None and status.best.iteration == BASE
         cells = ["base", f"{status.base.val_loss:.4f}", *[""] * (len(_COLUMNS) - 3), "best" if base_is_best else ""]

@@ -40,7 +40,7 @@ def test_each_kind_of_pod_requests_the_resources_of_its_step() -> None:
     assert light.resources == {"cpu": Decimal(2), "memory": Decimal(8 * 2**30)}
     assert generate.resources == {"cpu": Decimal(4), "memory": Decimal(16 * 2**30), GPU: Decimal(2)}
     assert (generate.at_once, score.at_once, train.at_once) == (3, 3, 2)
-    assert (score.resources[GPU], validate.resources[GPU], validate.at_once) == (2, 8, 1)  # 8 GPUs by 3 shards
+    assert (score.resources[GPU], validate.resources[GPU]) == (Decimal(2), Decimal(8))  # 8 GPUs by 3 shards
     assert train.resources == {"cpu": Decimal("0.5"), "memory": Decimal(100 * 10**9), GPU: Decimal(8)}
     assert train.is_joint and not generate.is_joint
 

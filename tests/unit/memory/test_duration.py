@@ -73,12 +73,13 @@ def test_history_doubles_the_pairs_of_later_iterations() -> None:
     assert (alone["train-epoch"].times, alone["validate"].times, alone["generate"].times) == (4, 5, 2)
 
 
-def test_the_slowest_rank_counts_and_padding_does() -> None:
+def test_padding_and_the_slowest_rank_count() -> None:
     data = DataSize(64_000, 100, 200, 200)
     padded, packed = (by_step(workload(training={"packing": on}), data)["train-epoch"] for on in ("off", "on"))
-    # packed, a pair has 500 tokens on average, padded 600 and padding; ranks of the longest pairs are the slowest
+    # packed, a pair has 500 tokens on average and ranks get as many; padded 600 and padding, the last rank the longest
     needed = 1000 * 64 / 8 * 500 * 8 * zephyr().num_active / (0.30 * A100.flops)
-    assert needed < packed.seconds["compute"] < padded.seconds["compute"]
+    assert packed.seconds["compute"] == pytest.approx(needed, rel=0.05)
+    assert padded.seconds["compute"] > 1.5 * needed
 
 
 def test_pods_that_the_gpus_cannot_hold_at_once_come_in_waves() -> None:

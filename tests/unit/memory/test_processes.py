@@ -74,8 +74,7 @@ def test_processes_on_a_cpu_hold_a_model_each(monkeypatch: pytest.MonkeyPatch, f
     settings = settings_of(training={"precision": "float32"})
     on_machine(monkeypatch, "cpu", 500)
     shape = shape_of_config(SHAPE, what="the test")
-    machine = processes.this_machine(settings)
-    work = Workload(settings, machine, longest_allowed(settings))
+    work = Workload(settings, Machine("cpu", True), longest_allowed(settings))
     one = in_copies(shape, replace(work, settings=settings_of(hardware={"ranks": 1})), "ref-logprob").host_bytes
     on_machine(monkeypatch, "cpu", 3.5 * one / 0.9 / GIB)
     assert num_processes(settings, folder, "ref-logprob", num_tokens=10**9, num_gpus=0) == 3
