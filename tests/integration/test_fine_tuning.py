@@ -108,10 +108,10 @@ def test_a_control_makes_the_updates_of_its_iteration(warmed: LocalRun) -> None:
     settings = settings_of(warmed, warmed.root)
     own, its = (Course(settings, number).load(warmed) for number in (layout.control(0), 0))
     assert own.batches == its.batches
-    human, played = (data.read(range(len(data.rows))).pairs for data in (own, its))
-    assert [pair.actual_ids for pair in human] == [pair.actual_ids for pair in played]
+    pairs, its_pairs = (list(each.read(range(len(each.rows))).pairs) for each in (own, its))
+    assert [pair.actual_ids for pair in pairs] == [pair.actual_ids for pair in its_pairs]
     assert not own.scores
-    assert not any(pair.generated_ids for pair in human)
+    assert not any(pair.generated_ids for pair in pairs)
     rates = [
         [row["lr"] for row in json.loads(warmed.read(f"{layout.epoch(t, 0)}/metrics.json") or b"")["steps"]]
         for t in (0, layout.control(0))
