@@ -38,7 +38,7 @@ from spin_pipeline.config import load_settings
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
-from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of, trainer
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
@@ -129,7 +129,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         base = task_of(
             validate, "base", **at, iteration=BASE, epoch=0, policy_uri=prepared.outputs["policy_uri"], reference_uri=""
         )
-        placer.score(base, pod_fields)
+        placer.validate(base, pod_fields)
 
         def add_evaluation(t: int, after: Any) -> None:
             """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
@@ -146,7 +146,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         def add_validation(name: str, number: int, policy: Any) -> Any:
             """Add the validation of a policy that is no iteration's; returns its address."""
             validated = task_of(validate, name, **at, iteration=number, epoch=0, policy_uri=policy, reference_uri="")
-            placer.score(validated, pod_fields)
+            placer.validate(validated, pod_fields)
             return result_of(validated)
 
         def add_control(t: int, start: Any, after: Any) -> Any:
@@ -158,7 +158,8 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""
-            played = iterations[t](run_uri=address, reference_uri=reference, **pod_fields)
+            fields = {name: field for name, field in pod_fields.items() if name != EVALUATE_GPUS}
+            played = iterations[t](run_uri=address, reference_uri=reference, **fields)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if shape.controls:

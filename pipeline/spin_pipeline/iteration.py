@@ -20,7 +20,7 @@ from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.deploy.placement import POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
@@ -85,6 +85,7 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
         generate_accelerators: str,
         train_accelerators: str,
         score_accelerators: str,
+        validate_accelerators: str,
         generate_cpu: str,
         generate_memory: str,
         train_cpu: str,
@@ -97,7 +98,7 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     ) -> str:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
         arguments = locals()
-        pod_fields = {name: arguments[name] for name in POD_FIELDS}
+        pod_fields = {name: arguments[name] for name in POD_FIELDS if name != EVALUATE_GPUS}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
@@ -124,7 +125,7 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
                 placer.train(trained, pod_fields)
                 of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
                 validated = task_of(validate, t, epoch, **of_epoch)
-                placer.score(validated, pod_fields)
+                placer.validate(validated, pod_fields)
             policy_uri = result_of(validated)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)

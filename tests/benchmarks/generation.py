@@ -65,7 +65,8 @@ def make_prompts(folder: Path, num: int) -> None:
     """The demo model, and questions as token ids."""
     from spin_components.data.builtin import docstrings, make_smollm2
     from spin_components.data.formats import Conversation, Message
-    from spin_components.data.rendering import Renderer, find_eos_ids
+    from spin_components.data.rendering import Renderer
+    from spin_components.data.turn_ends import find_eos_ids
     from spin_components.model.folder import load_tokenizer
 
     make_smollm2(folder / "model")

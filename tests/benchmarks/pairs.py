@@ -46,7 +46,8 @@ def make_pairs(folder: Path, num: int, *, ask: str = "names") -> None:
     """
     from spin_components.data.builtin import docstrings, make_smollm2
     from spin_components.data.formats import Conversation, Message
-    from spin_components.data.rendering import Renderer, find_eos_ids
+    from spin_components.data.rendering import Renderer
+    from spin_components.data.turn_ends import find_eos_ids
     from spin_components.engine.engine import Sampling
     from spin_components.engine.transformers_engine import TransformersEngine
     from spin_components.model.folder import load_tokenizer

@@ -41,14 +41,15 @@ TOKENIZER = "tokenizer.json"
 
 
 class LargeRun:
-    """Writes a finished run of a given size."""
+    """Writes a finished run of a given size; `share` shortens all texts."""
 
-    def __init__(self, folder: Path, pairs: int, steps: int, iterations: int) -> None:
+    def __init__(self, folder: Path, pairs: int, steps: int, iterations: int, *, share: float = 1.0) -> None:
         self.run = LocalRun(folder)
         self.random = np.random.default_rng(0)
         self.index = pa.array(np.arange(pairs))
         self.num_pairs, self.num_iterations = pairs, iterations
         self.steps_each = steps // iterations
+        self.share = share
         make_tiny_llama(folder / layout.BUILTIN_MODEL)
 
     def write(self) -> None:
@@ -86,7 +87,7 @@ class LargeRun:
         key, answers = layout.generations(t, 0), self._ids(GENERATED)
         ends = self.random.choice(["stop", "length"], self.num_pairs)
         columns = {"index": self.index, **prompts, "generated_ids": answers, "finish_reason": pa.array(ends)}
-        columns["origin"] = self._origin(t)
+        columns |= {"origin": self._origin(t), "sampled_logprob": self._numbers(-450, 50)}
         facts = {
             "num_pairs": self.num_pairs,
             "num_empty": 0,
@@ -159,7 +160,8 @@ class LargeRun:
         return mean
 
     def _ids(self, lengths: tuple[int, int]) -> Any:
-        ends = np.concatenate([[0], self.random.integers(*lengths, self.num_pairs).cumsum()])
+        numbers = (self.random.integers(*lengths, self.num_pairs) * self.share).astype(np.int64)
+        ends = np.concatenate([[0], numbers.cumsum()])
         values = self.random.integers(*VOCABULARY, ends[-1], dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
 

@@ -21,8 +21,9 @@ from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import AnswerLogprobs, spin_loss
 from spin_components.data.builtin import docstrings, make_smollm2
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Pair
+from spin_components.data.turn_ends import find_eos_ids
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
 from spin_components.model.scoring import both_answers

@@ -46,7 +46,7 @@ from pairs import COMPUTE, GLOBAL_BATCH, MICRO_BATCH, batches_of, in_a_process, 
 from spin_components.algorithm.batching import MicroBatch, micro_batches
 from spin_components.algorithm.loss import Objective
 from spin_components.data.pair_counts import PairCounts
-from spin_components.data.shards import Pair, Score, read_rows
+from spin_components.data.shards import Pair, read_rows
 from spin_components.machine import num_cores
 from spin_components.model.compute import set_threads
 from spin_components.settings.attempt import HardwareSettings
@@ -69,7 +69,7 @@ def ours(folder: Path, pairs: list[Pair], packing: str) -> dict[str, Any]:
     model = load_scored(folder / "model", settings, COMPUTE)
     batches = batches_of(len(pairs))
     started = time.monotonic()
-    scores: list[Score] = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
+    scores = score_pairs(model.eval(), pairs, COMPUTE, batches, training)
     score_s = time.monotonic() - started
     data = ScoredPairs(pairs, scores, batches, PairCounts())
     backend = TorchBackend(model.train(), training, COMPUTE)

@@ -37,7 +37,7 @@ def test_data_that_changes_after_it_was_hashed_is_noticed(
 ) -> None:
     data = shutil.copyfile(question_file, tmp_path / "data.jsonl")
     settings = make_settings(data={"train": str(data), "max_train_records": 8, "validation_size": 4})
-    read = records.read_source
+    read = records.stream_source
 
     def changed_first(*arguments: Any, **named: Any) -> Any:
         content = data.read_bytes()
@@ -45,7 +45,7 @@ def test_data_that_changes_after_it_was_hashed_is_noticed(
         return read(*arguments, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_step, "read_source", changed_first)
+        patched.setattr(prepare_step, "stream_source", changed_first)
         with pytest.raises(IntegrityError, match=r"data\.jsonl changed while it was used"):
             begin(settings)
     run = LocalRun(Path(settings.run.uri))

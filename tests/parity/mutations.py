@@ -19,6 +19,7 @@ from parity.second_iteration import SecondIteration
 from spin_components.algorithm import logprobs, packing
 from spin_components.data import collate
 from spin_components.data.rendering import Renderer
+from spin_components.data.text_encoder import TextEncoder
 from spin_components.engine import engine
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
 from spin_components.generate import step as generate_step
@@ -115,7 +116,7 @@ MUTATIONS = [
     Mutation(
         "template",
         "the prompt is rendered without the header of the answer",
-        Renderer.render,
+        Renderer.write,
         "self._apply(prompt, add_generation_prompt=True)",
         "self._apply(prompt, add_generation_prompt=False)",
         test_rendering.test_prompt_ids_are_those_of_the_chat_template,
@@ -123,15 +124,15 @@ MUTATIONS = [
     Mutation(
         "template",
         "an answer is encoded without its prompt",
-        Renderer._encode_after,
-        "self._encode(prompt_text + text)",
-        "self._encode(prompt_text) + self._encode(text)",
+        TextEncoder.encode_pairs,
+        "is_apart = [each.ids[: len(prompt)] != prompt for",
+        "is_apart = [True for",
         test_rendering.test_llama2_has_one_bos_and_its_answer_no_doubled_space,
     ),
     Mutation(
         "template",
         "special tokens in a message are not escaped",
-        Renderer._escape,
+        TextEncoder.escape,
         "return self._special.sub(",
         "return content or self._special.sub(",
         test_rendering.test_special_tokens_in_messages_are_plain_text,
@@ -207,17 +208,17 @@ MUTATIONS = [
     Mutation(
         "EOS",
         "human answers have no EOS",
-        Renderer.render,
-        "actual_ids = [*answer_ids, eos_id]",
+        Renderer._finish,
+        "actual_ids = [*answer_ids, text.eos_id]",
         "actual_ids = [*answer_ids]",
         test_rendering.test_prompt_ids_are_those_of_the_chat_template,
     ),
     Mutation(
         "EOS",
         "a truncated human answer has an EOS",
-        Renderer.render,
-        "actual_ids[:limit], len(",
-        "[*actual_ids[: limit - 1], eos_id], len(",
+        Renderer._finish,
+        "actual_ids[:limit], ended",
+        "[*actual_ids[: limit - 1], text.eos_id], ended",
         test_rendering.test_a_cut_answer_has_no_eos,
     ),
     Mutation(
@@ -286,8 +287,8 @@ MUTATIONS = [
         "history scoring",
         "history pairs with an unchanged answer are counted twice",
         pool.pool_pairs,
-        "elif _answer(pair) in seen:",
-        "elif False:",
+        "chosen = np.sort(first[first >= 0])",
+        "chosen = np.arange(len(history.rows))",
         test_pool.test_an_answer_that_came_again_is_kept_where_it_is_newest,
     ),
 ]

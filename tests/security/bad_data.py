@@ -105,7 +105,7 @@ def _read(name: str, content: bytes) -> Callable[[Path], None]:
 
 def _open(path: Path) -> None:
     with Sources() as sources:
-        records.read_source(sources.open_data(str(path), what="data.train"), on_bad_record="fail")
+        records.check_source(sources.open_data(str(path), what="data.train"), on_bad_record="fail")
 
 
 def _pipe(folder: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -38,7 +40,44 @@ class MicroBatch:
         return not any(self.weights)
 
 
-def form_batches(num_pairs: int, global_batch_size: int, seed: int) -> list[tuple[int, ...]]:
+class GlobalBatches(Sequence[tuple[int, ...]]):
+    """Indices of the pairs of each global batch.
+
+    Args:
+        order: the indices of all pairs, batch after batch, (N,).
+        ends: where each batch ends in `order`, (number of batches,).
+    """
+
+    def __init__(self, order: NDArray[np.integer[Any]], ends: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        self._order, self._ends = order.astype(np.int32), np.asarray(ends, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, ...]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[int, ...]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, ...] | list[tuple[int, ...]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = int(self._ends[index - 1]) if index else 0
+        return tuple(self._order[start : int(self._ends[index])].tolist())
+
+    def ordered(self, numbers: Sequence[int]) -> GlobalBatches:
+        """Some of the batches, by their numbers, in that order."""
+        parts = [self._order[self._ends[n - 1] if n else 0 : self._ends[n]] for n in numbers]
+        ends = np.cumsum([len(part) for part in parts])
+        return GlobalBatches(np.concatenate(parts) if parts else self._order[:0], ends)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def form_batches(num_pairs: int, global_batch_size: int, seed: int) -> GlobalBatches:
     """Shuffle pairs and split them into global batches; the last may be smaller, no pair is left out.
 
     Done once an iteration, when the reference is scored: reference and policy then compute a pair in the same batch,
@@ -49,11 +88,9 @@ def form_batches(num_pairs: int, global_batch_size: int, seed: int) -> list[tupl
         num_pairs: number of pairs.
         global_batch_size: pairs in an optimizer step.
         seed: see `derive_seed`.
-
-    Returns: indices of the pairs of each batch.
     """
-    order = permutation(num_pairs, seed)
-    return [tuple(order[start : start + global_batch_size]) for start in range(0, num_pairs, global_batch_size)]
+    order = np.random.default_rng(seed).permutation(num_pairs)  # that of `permutation`
+    return GlobalBatches(order, [*range(global_batch_size, num_pairs, global_batch_size), *[num_pairs][:num_pairs]])
 
 
 def order_batches(num_batches: int, seed: int, limit: int | None = None) -> list[int]:
@@ -61,8 +98,12 @@ def order_batches(num_batches: int, seed: int, limit: int | None = None) -> list
     return permutation(num_batches, seed)[:limit]
 
 
+Lengths = Sequence[int] | Mapping[int, int] | NDArray[np.integer[Any]]
+"""Tokens of pairs, by index."""
+
+
 def micro_batches(
-    batch: Sequence[int], lengths: Sequence[int], *, micro_batch_size: int, rank: int, ranks: int, num: int
+    batch: Sequence[int], lengths: Lengths, *, micro_batch_size: int, rank: int, ranks: int, num: int
 ) -> list[MicroBatch]:
     """One rank's micro-batches of a global batch, each of pairs of similar length.
 
@@ -77,15 +118,78 @@ def micro_batches(
     Returns: `num` micro-batches; a short batch is filled with its shortest pair at weight 0. The micro-batches of all
         ranks together do not depend on the number of ranks.
     """
-    ordered = sorted(batch, key=lambda index: (lengths[index], index))
-    filling = num * ranks * micro_batch_size - len(ordered)
-    pairs = [ordered[0]] * filling + ordered
-    weights = [0.0] * filling + [1.0] * len(ordered)
+    pairs, weights = _filled(batch, lengths, num * ranks * micro_batch_size)
     starts = range(rank * micro_batch_size, len(pairs), ranks * micro_batch_size)
     return [
         MicroBatch(tuple(pairs[start : start + micro_batch_size]), tuple(weights[start : start + micro_batch_size]))
         for start in starts
     ]
+
+
+def balanced_micro_batches(
+    batch: Sequence[int], lengths: Lengths, *, micro_batch_size: int, rank: int, ranks: int, num: int
+) -> list[MicroBatch]:
+    """One rank's micro-batches of a global batch, where all ranks, and their micro-batches, have as many tokens.
+
+    For layouts without padding, where a micro-batch costs what its pairs cost together. Arguments as in
+    `micro_batches`; which pairs meet depends on the number of ranks.
+
+    Returns: `num` micro-batches, those with the fewest tokens first; filled as in `micro_batches`.
+    """
+    pairs, weights = _filled(batch, lengths, num * ranks * micro_batch_size)
+    costs = np.array([int(lengths[pair]) for pair in pairs])
+    mine = deal(costs, ranks)[rank]
+    parts = [mine[part] for part in deal(costs[mine], num)]
+    return [
+        MicroBatch(tuple(pairs[i] for i in part), tuple(weights[i] for i in part))
+        for part in sorted(parts, key=lambda part: int(costs[part].sum()))
+    ]
+
+
+def _filled(batch: Sequence[int], lengths: Lengths, num: int) -> tuple[list[int], list[float]]:
+    """A batch by length, filled up to `num` pairs with its shortest one; and the weight of each."""
+    ordered = sorted(batch, key=lambda index: (lengths[index], index))
+    filling = num - len(ordered)
+    return [ordered[0]] * filling + ordered, [0.0] * filling + [1.0] * len(ordered)
+
+
+_BALANCE = 0.01
+"""Difference of the costs of two shares, relative to their mean, at which `deal` stops."""
+
+
+def deal(costs: NDArray[np.int64], num: int) -> list[NDArray[np.int64]]:
+    """Divide items into shares of as many items each and, where their costs permit, of the same cost.
+
+    The longest item goes to the cheapest share that has room, and so on; then the dearest and the cheapest share swap
+    the two items that bring them closest, until none do.
+
+    Args:
+        costs: of the items, (N,), where `num` divides N.
+        num: number of shares.
+
+    Returns: indices of the items of each share, ascending, (N / num,) each.
+    """
+    room = len(costs) // num
+    shares: list[list[int]] = [[] for _ in range(num)]
+    sums = np.zeros(num, dtype=np.int64)
+    for item in np.argsort(-costs, kind="stable").tolist():
+        share = min((i for i in range(num) if len(shares[i]) < room), key=lambda i: (int(sums[i]), i))
+        shares[share].append(item)
+        sums[share] += costs[item]
+    for _ in range(len(costs)):
+        dearest, cheapest = int(sums.argmax()), int(sums.argmin())
+        gap = int(sums[dearest] - sums[cheapest])
+        if gap <= _BALANCE * costs.sum() / num:
+            break
+        changes = np.subtract.outer(costs[shares[dearest]], costs[shares[cheapest]])  # (room, room)
+        remains = np.where((changes > 0) & (changes < gap), np.abs(gap - 2 * changes), gap)
+        i, j = divmod(int(remains.argmin()), room)
+        if remains[i, j] >= gap:
+            break
+        sums[dearest] -= changes[i, j]
+        sums[cheapest] += changes[i, j]
+        shares[dearest][i], shares[cheapest][j] = shares[cheapest][j], shares[dearest][i]
+    return [np.sort(np.array(share, dtype=np.int64)) for share in shares]
 
 
 LOGITS_BYTES = 256 * 2**20

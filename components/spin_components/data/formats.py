@@ -217,7 +217,7 @@ def _system(fields: Fields, turns: Sequence[Turn]) -> list[Turn]:
 def _refuse(keys: Sequence[str], fields: Fields, turns: Sequence[Turn]) -> None:
     """Refuse keys with content that no turn contains."""
     for key in keys:
-        if not is_empty(fields.get(key)) and not _is_said(fields[key], turns):
+        if key in fields and not is_empty(fields[key]) and not _is_said(fields[key], turns):
             raise ValueError(f"{key} = {json.dumps(fields[key], default=str)[:60]} holds {REFUSED[key]}")
 
 

@@ -11,14 +11,15 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import IO, TypeAlias, cast
 
 from spin_components.data.formats import FORMS, READ, Conversation, parse_record
+from spin_components.data.tables import count_rows, read_table, unreadable
 from spin_components.errors import ConfigError, DataError, clean
 from spin_components.store.sources import DATA_SUFFIXES, Source
 
@@ -27,7 +28,6 @@ NUM_LISTED = 10
 
 MAX_LINE_BYTES = 64 << 20  # of a line that is read
 
-_ROWS_A_BATCH = 1024
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -54,70 +54,95 @@ class BadRecord:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RecordSet:
-    """Content of a data file.
-
-    Attributes:
-        source: address of the file, for messages.
-        records: usable records, in the file's order.
-        num_bad: number of bad records.
-        bad: the first `NUM_LISTED` of them.
-    """
-
-    source: str
-    records: tuple[Record, ...]
-    num_bad: int
-    bad: tuple[BadRecord, ...]
-
-
 _Parsed: TypeAlias = Conversation | str  # a conversation, or the reason why there is none
 _ParsedLines: TypeAlias = Generator[tuple[int, _Parsed], None, None]  # with line numbers, from 1
 
 
-def read_source(source: Source, *, on_bad_record: str) -> list[RecordSet]:
-    """Read and validate every file of a source; see `read_records`."""
-    return [read_records(path, address=uri, on_bad_record=on_bad_record) for uri, path in source.files.items()]
+class RecordStream:
+    """The usable records of a data file, one after another: iterating reads the file.
 
-
-def read_records(path: Path, *, on_bad_record: str, max_records: int = 0, address: str = "") -> RecordSet:
-    """Read and validate a data file.
+    Nothing is yielded after the first bad record where that is an error, but the rest is read and counted.
 
     Args:
         path: local path of the file.
         address: name of the file in error messages; its path by default.
-        on_bad_record: "fail" raises if any record is bad, "skip" drops and counts bad records.
+        on_bad_record: "fail" raises at the end if any record is bad, "skip" drops and counts bad records.
         max_records: stop after this many usable records; 0 reads all.
+
+    Attributes, of what has been read:
+        source: the address.
+        num_good: number of usable records.
+        num_bad: number of bad records.
+        bad: the first `NUM_LISTED` of them.
 
     Raises:
         ConfigError: `on_bad_record` or `max_records` has another value.
-        DataError: the file cannot be read, has no usable record, or, with "fail", has a bad one.
+        DataError: the file has no known suffix; when iterated: it cannot be read, has no usable record, or, with
+            "fail", has a bad one.
     """
-    if on_bad_record not in ("fail", "skip") or max_records < 0:
-        raise ConfigError(
-            f"reading {path}: on_bad_record is {on_bad_record!r} and max_records {max_records}, "
-            "expected 'fail' or 'skip', and a number of records or 0 for all"
-        )
-    source, file = address or str(path), _check_suffix(path)
-    records: list[Record] = []
-    bad: list[BadRecord] = []
-    num_bad = 0
-    unit = "row" if file.name.endswith(_TABLES) else "line"
-    with closing(_parsed(source, file)) as parsed_lines:
-        for line, parsed in parsed_lines:
-            if isinstance(parsed, Conversation):
-                records.append(Record(parsed, line))
-                if len(records) == max_records:
-                    break
-            else:
-                num_bad += 1
-                if num_bad <= NUM_LISTED:
-                    bad.append(BadRecord(line, clean(parsed)))
-    if not records and not num_bad:
-        raise DataError(f"{source} holds no records, expected at least one with the keys of one of: {FORMS}")
-    if num_bad and (on_bad_record == "fail" or not records):
-        raise DataError(_bad_records_message(source, unit, bad, num_bad, len(records)))
-    return RecordSet(source, tuple(records), num_bad, tuple(bad))
+
+    def __init__(self, path: Path, *, on_bad_record: str, max_records: int = 0, address: str = "") -> None:
+        if on_bad_record not in ("fail", "skip") or max_records < 0:
+            raise ConfigError(
+                f"reading {path}: on_bad_record is {on_bad_record!r} and max_records {max_records}, "
+                "expected 'fail' or 'skip', and a number of records or 0 for all"
+            )
+        self.source, self._file = address or str(path), _check_suffix(path)
+        self._fails, self._max_records = on_bad_record == "fail", max_records
+        self.num_good = self.num_bad = 0
+        self.bad: list[BadRecord] = []
+
+    @property
+    def unit(self) -> str:
+        """What the number of a record counts: lines, or rows of a table."""
+        return "row" if self._file.name.endswith(_TABLES) else "line"
+
+    def count(self) -> int:
+        """Number of records, good or bad, without parsing any; 0 where the file cannot be read."""
+        try:
+            if self.unit == "row":
+                return count_rows(self._file)
+            with _open(self._file) as stream:
+                return sum(1 for raw in _lines(stream) if not raw.isspace())
+        except _unreadable():
+            return 0
+
+    def __iter__(self) -> Iterator[Record]:
+        self.num_good = self.num_bad = 0
+        self.bad = []
+        with closing(_parsed(self.source, self._file)) as parsed_lines:
+            for line, parsed in parsed_lines:
+                if isinstance(parsed, Conversation):
+                    self.num_good += 1
+                    if not (self._fails and self.num_bad):
+                        yield Record(parsed, line)
+                    if self.num_good == self._max_records:
+                        break
+                else:
+                    self.num_bad += 1
+                    if self.num_bad <= NUM_LISTED:
+                        self.bad.append(BadRecord(line, clean(parsed)))
+        if not self.num_good and not self.num_bad:
+            raise DataError(f"{self.source} holds no records, expected at least one with the keys of one of: {FORMS}")
+        if self.num_bad and (self._fails or not self.num_good):
+            raise DataError(_bad_records_message(self.source, self.unit, self.bad, self.num_bad, self.num_good))
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What is raised for files of any kind that cannot be read."""
+    return EOFError, zlib.error, *unreadable()
+
+
+def stream_source(source: Source, *, on_bad_record: str) -> list[RecordStream]:
+    """The records of every file of a source, in order; see `RecordStream`."""
+    return [RecordStream(path, address=uri, on_bad_record=on_bad_record) for uri, path in source.files.items()]
+
+
+def check_source(source: Source, *, on_bad_record: str) -> None:
+    """Read every record of a source and raise what `RecordStream` raises."""
+    for stream in stream_source(source, on_bad_record=on_bad_record):
+        for _ in stream:
+            pass
 
 
 def _bad_records_message(source: str, unit: str, bad: list[BadRecord], num_bad: int, num_good: int) -> str:
@@ -247,51 +272,20 @@ def _parsed_rows(source: str, file: Path) -> _ParsedLines:
     row = 0
     try:
         try:
-            for record in _records(file, None):
+            for record in read_table(file, None):
                 row += 1
                 yield row, _parse_row(record)
-        except _unreadable():
+        except unreadable():
             num_read = row  # a column cannot be read: go on without those that no format reads
-            for record in islice(_records(file, READ), num_read, None):
+            for record in islice(read_table(file, READ), num_read, None):
                 row += 1
                 yield row, _parse_row(record)
-    except _unreadable() as error:
+    except unreadable() as error:
         with file.open("rb") as stream:
             _refuse_pointer(source, stream.read(64))
         reason = " ".join(str(error).split())
         expected = "a Parquet file" if file.suffix == ".parquet" else "an Arrow stream, as `save_to_disk` writes it"
         raise DataError(f"{source}, after row {row}: cannot be read ({reason}), expected {expected}") from error
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for files, columns and values that it cannot read."""
-    import pyarrow
-
-    return OSError, ValueError, OverflowError, NotImplementedError, pyarrow.ArrowException
-
-
-def _records(file: Path, columns: Collection[str] | None) -> Iterator[object]:
-    """The records of a table, with all its columns or those of certain names."""
-    batches = _arrow_batches(file, columns) if file.suffix == ".arrow" else _parquet_batches(file, columns)
-    return chain.from_iterable(batches)
-
-
-def _parquet_batches(file: Path, columns: Collection[str] | None) -> Iterator[list[object]]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(file) as table:
-        names = [name for name in table.schema_arrow.names if columns is None or name in columns]
-        yield from (batch.to_pylist() for batch in table.iter_batches(batch_size=_ROWS_A_BATCH, columns=names))
-
-
-def _arrow_batches(file: Path, columns: Collection[str] | None) -> Iterator[list[object]]:
-    import pyarrow.ipc
-
-    with pyarrow.memory_map(str(file)) as mapped, pyarrow.ipc.open_stream(mapped) as reader:
-        for batch in reader:
-            names = [name for name in batch.schema.names if columns is None or name in columns]
-            for start in range(0, batch.num_rows, _ROWS_A_BATCH):
-                yield batch.select(names).slice(start, _ROWS_A_BATCH).to_pylist()
 
 
 def _parse_row(record: object) -> _Parsed:

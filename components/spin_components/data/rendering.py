@@ -16,44 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from spin_components.data.fidelity import Difference, Fidelity, check_question_is_written
+from spin_components.data.fidelity import Fidelity, check_question_is_written
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.templates import ANSWER, QUESTION, ChatTemplate, model_template, unusable
-from spin_components.data.thinking import Case, Thinking, find_thinking
+from spin_components.data.rendered import Rendered, Text
+from spin_components.data.templates import ANSWER, QUESTION, ChatTemplate, unusable
+from spin_components.data.text_encoder import ESCAPE, TextEncoder
+from spin_components.data.thinking import Thinking, find_thinking
 from spin_components.data.tokens import added_bos, added_tokens, encode, eos_tokens_of, special_tokens
-from spin_components.errors import ConfigError, ModelError
+from spin_components.data.turn_ends import own_template
+from spin_components.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ESCAPE = "\ufdd0"  # a Unicode noncharacter; escaped as well where a message contains it
 _BRACKET = re.compile(r"[<>\[\]{}|｜]")
-_ESCAPED = re.compile(f"{_ESCAPE}([0-9]+);")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """Token ids of a prompt and of the human answer to it.
-
-    Attributes:
-        prompt_ids: up to where the answer begins.
-        actual_ids: the answer, with the end-of-sequence token as its last id and nowhere else, unless it was cut.
-        actual_ended: whether the last id is the end-of-sequence token; False where the answer was cut.
-        prompt_cut: number of ids dropped from the prompt.
-        difference: how the prompt's text differs from the record's turns; see `Fidelity`.
-        reasoning: how the answer relates to the template's think block; see `Thinking`.
-    """
-
-    prompt_ids: list[int]
-    actual_ids: list[int]
-    actual_ended: bool
-    prompt_cut: int
-    difference: Difference | None = None
-    reasoning: Case | None = None
 
 
 class Renderer:
@@ -105,9 +84,7 @@ class Renderer:
         self.thinking: Thinking | None = find_thinking(self._template.source, generation_prompt, self._lead)
         self._fidelity = Fidelity(self._template)
         specials = [*eos_tokens, *special_tokens(tokenizer).values(), *self._markers().values()]
-        self._specials = list(dict.fromkeys([*specials, _ESCAPE]))
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in longest_first))
+        self._encoder = TextEncoder(tokenizer, list(dict.fromkeys([*specials, ESCAPE])))
         self._eos = re.compile("|".join(re.escape(token) for token in sorted(eos_tokens, key=len, reverse=True)))
 
     def render(self, conversation: Conversation) -> Rendered:
@@ -117,39 +94,61 @@ class Renderer:
             ValueError: the template rejects the conversation or leaves out a turn, prompt or answer have no tokens, the
                 prompt is too long and to be refused, or the answer's text is encoded as an end-of-sequence token.
         """
-        prompt = [Message(message.role, self._escape(message.content)) for message in conversation.prompt]
-        answer = self._escape(conversation.answer)
+        (rendered,) = self.encode([self.write(conversation)])
+        if isinstance(rendered, ValueError):
+            raise rendered
+        return rendered
+
+    def write(self, conversation: Conversation) -> Text:
+        """Render a conversation to text, the first half of `render`.
+
+        Raises:
+            ValueError: the template rejects the conversation or leaves out a turn.
+        """
+        prompt = [Message(message.role, self._encoder.escape(message.content)) for message in conversation.prompt]
+        answer = self._encoder.escape(conversation.answer)
         prompt_text = self._apply(prompt, add_generation_prompt=True) + self._header
         difference = self._fidelity.check(prompt, prompt_text)
-        prompt_ids = self._encode(prompt_text)
         full_text = self._apply([*prompt, Message("assistant", answer)], add_generation_prompt=False)
         answer_text, eos_id = self._answer_text(prompt_text, full_text, answer)
-        answer_ids = self._encode_after(prompt_text, prompt_ids, answer_text)
+        reasoning = self.thinking.case(conversation.answer) if self.thinking else None
+        eos = self._eos.search(conversation.answer)
+        return Text(prompt_text, answer_text, eos_id, eos.group() if eos else "", difference, reasoning)
+
+    def encode(self, texts: Sequence[Text]) -> list[Rendered | ValueError]:
+        """Encode the texts of conversations, the second half of `render`; the tokenizer encodes them on all cores.
+
+        Returns: for each text its ids, or the error of `render`.
+        """
+        encoded = self._encoder.encode_pairs([(text.prompt, text.answer) for text in texts])
+        return [self._finish(text, *ids) for text, ids in zip(texts, encoded, strict=True)]
+
+    def _finish(self, text: Text, prompt_ids: list[int], answer_ids: list[int]) -> Rendered | ValueError:
+        """Ids within the limits, with the end-of-sequence token, or why there are none."""
         if not prompt_ids or not answer_ids:
             empty = "answer" if prompt_ids else "prompt"
-            raise ValueError(f"the {empty} has no tokens, expected at least one; drop the record")
+            return ValueError(f"the {empty} has no tokens, expected at least one; drop the record")
         if not set(self._eos_ids).isdisjoint(answer_ids):
-            eos = self._eos.search(conversation.answer)
-            raise ValueError(
-                f"the answer contains the end-of-sequence token {eos.group() if eos else ''!r}, which this tokenizer "
+            return ValueError(
+                f"the answer contains the end-of-sequence token {text.eos_in_answer!r}, which this tokenizer "
                 "cannot encode as plain text; expected it at the end only: remove it from the answer"
             )
         prompt_cut = max(0, len(prompt_ids) - self._max_prompt_length)
         if prompt_cut:
+            if self._long_prompts == "refuse":
+                return ValueError(
+                    f"the prompt has {len(prompt_ids)} tokens, expected at most data.max_prompt_length = "
+                    f"{self._max_prompt_length}; shorten it, raise the limit, or set data.long_prompts to 'cut_middle'"
+                )
             prompt_ids = self._shortened(prompt_ids)
         limit = self._max_length - len(prompt_ids)
-        actual_ids = [*answer_ids, eos_id]
-        reasoning = self.thinking.case(conversation.answer) if self.thinking else None
-        return Rendered(prompt_ids, actual_ids[:limit], len(actual_ids) <= limit, prompt_cut, difference, reasoning)
+        actual_ids = [*answer_ids, text.eos_id]
+        ended = len(actual_ids) <= limit
+        return Rendered(prompt_ids, actual_ids[:limit], ended, prompt_cut, text.difference, text.reasoning)
 
     def _shortened(self, prompt_ids: list[int]) -> list[int]:
         """A prompt that is too long, cut to the limit."""
         limit = self._max_prompt_length
-        if self._long_prompts == "refuse":
-            raise ValueError(
-                f"the prompt has {len(prompt_ids)} tokens, expected at most data.max_prompt_length = {limit}; shorten "
-                "it, raise the limit, or set data.long_prompts to 'cut_middle'"
-            )
         head = (limit + 1) // 2 if self._long_prompts == "cut_middle" else 0
         return prompt_ids[:head] + prompt_ids[len(prompt_ids) - (limit - head) :]
 
@@ -224,81 +223,3 @@ class Renderer:
                         return rest[:end], self._eos_ids[0]
                     return rest[: eos.start()], cast(int, self._tokenizer.convert_tokens_to_ids(eos.group()))
         return answer, self._eos_ids[0]
-
-    def _encode_after(self, prompt_text: str, prompt_ids: Sequence[int], text: str) -> list[int]:
-        """Ids of text that follows a prompt: encoded together with the prompt, unless that changes the prompt's ids."""
-        ids = self._encode(prompt_text + text)
-        if ids[: len(prompt_ids)] == prompt_ids:
-            return ids[len(prompt_ids) :]
-        return self._encode(text)
-
-    def _escape(self, content: str) -> str:
-        return self._special.sub(lambda match: f"{_ESCAPE}{self._specials.index(match.group())};", content)
-
-    def _encode(self, text: str) -> list[int]:
-        """Ids of rendered text; escaped special tokens become ordinary tokens."""
-        ids: list[int] = []
-        for piece, plain in _pieces(text, lambda index: self._specials[index]):
-            ids += encode(self._tokenizer, piece, plain=plain)
-        return ids
-
-
-def own_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """The tokenizer's chat template, the default one of several."""
-    return ChatTemplate(tokenizer, model_template(tokenizer, None)[0])
-
-
-def find_eos_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    generation_eos: int | Sequence[int] | None,
-    template: ChatTemplate | None = None,
-) -> list[int]:
-    """Ids of the tokens that end an answer, without duplicates: the template's end of turn, then the model's ids.
-
-    The end of turn is the first special token after an answer or, where there is none, the first added one.
-
-    Args:
-        tokenizer: with or without a chat template.
-        generation_eos: `eos_token_id` of the model's generation config or config; the tokenizer's where it is None or
-            empty.
-        template: the tokenizer's own by default.
-
-    Raises:
-        ModelError: the template fails on one question and its answer, or there is no such id.
-    """
-    configured = [generation_eos] if isinstance(generation_eos, int) else list(generation_eos or ())
-    if not configured and tokenizer.eos_token_id is not None:
-        configured = [cast(int, tokenizer.eos_token_id)]
-    special = {*special_tokens(tokenizer), *configured}
-    suffix = _probe_suffix(tokenizer, template or own_template(tokenizer))
-    end_of_turn = [token_id for token_id in suffix if token_id in special][:1]
-    if not end_of_turn:
-        end_of_turn = [token_id for token_id in suffix if token_id in added_tokens(tokenizer)][:1]
-    eos_ids = list(dict.fromkeys([*end_of_turn, *configured]))
-    if not eos_ids:
-        raise ModelError(
-            "no end-of-sequence token found: the chat template ends the assistant's turn with no special token, and "
-            "neither the model's configuration nor the tokenizer names one; set eos_token_id in generation_config.json"
-        )
-    return eos_ids
-
-
-def _probe_suffix(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> list[int]:
-    """Ids of the text that the chat template writes after an answer."""
-    if template.text is None:
-        return []
-    try:
-        text = template.apply([QUESTION, ANSWER], add_generation_prompt=False)
-    except ValueError as error:
-        raise unusable(error) from error
-    return encode(tokenizer, text.rpartition(ANSWER.content)[2], plain=False) if ANSWER.content in text else []
-
-
-def _pieces(text: str, unescaped: Callable[[int], str]) -> Iterator[tuple[str, bool]]:
-    """Split rendered text into (text, False) for the template's own and (text, True) for what was escaped."""
-    start = 0
-    for match in _ESCAPED.finditer(text):
-        yield text[start : match.start()], False
-        yield unescaped(int(match.group(1))), True
-        start = match.end()
-    yield text[start:], False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -179,7 +179,7 @@ class Judgment:
 
 
 _IDS = pa.list_(pa.int32())
-_COLUMNS = {
+COLUMNS = {
     "index": pa.int64(),
     "origin": pa.int32(),
     "prompt_ids": _IDS,
@@ -210,20 +210,27 @@ _COLUMNS = {
     "score": pa.float32(),
 }
 
+PROMPT_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Prompt)])
+"""The columns of a file of prompts."""
+
+PAIR_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Pair)])
+"""The columns of a file of pairs."""
+
 Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:
     """Write rows of one kind; equal rows give equal bytes. An optional column whose values are all None is left out."""
     table = [asdict(row) for row in rows]
-    needed = _needed_columns(kind)
+    needed = needed_columns(kind)
     names = [field.name for field in fields(kind)]
     names = [name for name in names if name in needed or any(row[name] is not None for row in table)]
-    schema = pa.schema([(name, _COLUMNS[name]) for name in names])
+    schema = pa.schema([(name, COLUMNS[name]) for name in names])
     parquet.write_table(pa.Table.from_pylist(table, schema=schema), path)
 
 
-def _needed_columns(kind: type[Row]) -> set[str]:
+def needed_columns(kind: type[Any]) -> set[str]:
+    """Names of the columns that every file of a kind of rows has."""
     return {field.name for field in fields(kind) if field.default is not None}
 
 
@@ -237,8 +244,17 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
         table = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise IntegrityError(f"{path} cannot be read as Parquet: {error}") from error
-    needed, present = _needed_columns(kind), set(table.column_names)
-    expected = [field.name for field in fields(kind) if field.name in needed | present]
-    if table.column_names != expected:
-        raise IntegrityError(f"{path} has the columns {table.column_names}, expected {expected}")
+    check_columns(path, table.column_names, kind)
     return [kind(**row) for row in table.to_pylist()]
+
+
+def check_columns(path: Path, names: list[str], kind: type[Any]) -> None:
+    """Refuse a file that holds another kind of rows.
+
+    Raises:
+        IntegrityError: its columns are not those of the kind.
+    """
+    needed = needed_columns(kind)
+    expected = [field.name for field in fields(kind) if field.name in needed.union(names)]
+    if names != expected:
+        raise IntegrityError(f"{path} has the columns {names}, expected {expected}")

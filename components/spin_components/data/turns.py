@@ -199,7 +199,7 @@ def _masked_roles(names: Sequence[str], mask: object) -> list[str]:
 
 def _refuse_keys(place: str, item: Fields) -> None:
     for key, reason in REFUSED_IN_TURN.items():
-        if not is_empty(item.get(key)):
+        if key in item and not is_empty(item[key]):
             raise ValueError(f"{place}.{key} is {json.dumps(item[key], default=str)[:60]}: {reason}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from spin_components.algorithm.batching import derive_seed
 from spin_components.data.shards import Prompt
 from spin_components.errors import EngineError
 from spin_components.settings.generation import GenerationSettings
@@ -39,12 +40,25 @@ class Sampling:
         eos_ids: ids that end an answer.
         seed: of the random numbers.
         iteration: selects values that are set for each iteration.
+        engine: number of the engine, where several divide the prompts.
+        numbers: of the prompts that this engine gets, among those of all engines; None for 0, 1, …
     """
 
     settings: GenerationSettings
     eos_ids: list[int]
     seed: int
     iteration: int = 0
+    engine: int = 0
+    numbers: Sequence[int] | None = None
+
+    @property
+    def engine_seed(self) -> int:
+        """Seed of the engine, where one generator serves all of its prompts."""
+        return derive_seed(self.seed, "engine", self.engine) if self.engine else self.seed
+
+    def number_of(self, index: int) -> int:
+        """Number among the prompts of all engines of the prompt that this engine got as its `index`-th."""
+        return index if self.numbers is None else self.numbers[index]
 
     @property
     def temperature(self) -> float:

@@ -25,7 +25,7 @@ class FallbackGenerator:
         self._model, self._tokenizer, self._sampling, self._compute = model, tokenizer, sampling, compute
         # generate() takes missing values from the model's own configuration, so that is replaced as well
         model.generation_config = GenerationConfig(**self._config())
-        torch.manual_seed(sampling.seed)
+        torch.manual_seed(sampling.engine_seed)
 
     def _config(self) -> dict[str, Any]:
         settings, temperature = self._sampling.settings, self._sampling.temperature

@@ -57,7 +57,7 @@ class TransformersEngine:
     """Engine on `transformers`, for any device that torch supports.
 
     The same seed gives the same answers for any batch size, up to rounding: each prompt has its own random numbers,
-    seeded by its number among all prompts that the engine has received.
+    seeded by its number among all prompts that the engine, or the engines that divide them, have received.
     """
 
     name = "transformers"
@@ -104,8 +104,8 @@ class TransformersEngine:
                     finished += self._remove_finished(rows, slots)
             yield from finished
 
-    def _random(self, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self._sampling.seed, number]))
+    def _random(self, index: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self._sampling.seed, self._sampling.number_of(index)]))
 
     def _extend(self, rows: list[_Row], logits: torch.Tensor, sampler: TokenSampler) -> None:
         """Sample the next token of every row."""

@@ -45,6 +45,8 @@ class VllmEngine:
         if on_cpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
             os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
+        else:  # torch may have begun to use the GPU in this process, which a fork cannot go on with
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             from vllm import LLM
 
@@ -52,7 +54,7 @@ class VllmEngine:
                 model=str(self._folder),
                 trust_remote_code=self._model.trust_remote_code,
                 dtype="bfloat16" if self._compute.precision == "bf16" else "float32",
-                seed=self._sampling.seed,
+                seed=self._sampling.engine_seed,
                 max_model_len=longest,
                 max_num_seqs=num_seqs if num_seqs < _DEFAULT_NUM_SEQS else None,
                 tensor_parallel_size=settings.tensor_parallel,

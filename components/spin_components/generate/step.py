@@ -11,8 +11,10 @@ from spin_components.algorithm.batching import derive_seed
 from spin_components.data.shards import Pair, Prompt, read_rows, write_rows
 from spin_components.engine.engine import Sampling, collect_answers
 from spin_components.engine.open import choose_engine, open_engine
+from spin_components.generate.engines import answer_with_engines
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
-from spin_components.model.compute import resolve_compute, set_threads
+from spin_components.memory.processes import num_processes
+from spin_components.model.compute import num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.stored import model_digest, open_model
 from spin_components.runtime.step import Step
 from spin_components.store import layout
@@ -77,15 +79,25 @@ def _generate(
     seed = derive_seed(settings.run.seed, "generate", iteration, shard)
     name = choose_engine(generation, compute, len(prompts))
     sampling = Sampling(generation, eos_ids, seed, iteration)
-    with closing(open_engine(name, folder, settings.model, sampling, compute)) as engine:
-        started = time.monotonic()
-        answers = collect_answers(
-            engine,
-            prompts,
-            max_new_tokens=generation.max_new_tokens,
-            max_length=settings.data.max_length,
-            report=step.progress(len(prompts), "answers", verb="generated").update,
+    progress = step.progress(len(prompts), "answers", verb="generated")
+    num_gpus = num_visible_gpus(compute)
+    num_tokens = len(prompts) * generation.max_new_tokens
+    num_engines = num_processes(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus)
+    started, step.num_processes = time.monotonic(), num_engines
+    if num_engines > 1:
+        answers = answer_with_engines(
+            name, folder, prompts, sampling, settings, num_engines, on_gpu=num_gpus > 0, report=progress.update
         )
+    else:
+        with closing(open_engine(name, folder, settings.model, sampling, compute)) as engine:
+            started = time.monotonic()
+            answers = collect_answers(
+                engine,
+                prompts,
+                max_new_tokens=generation.max_new_tokens,
+                max_length=settings.data.max_length,
+                report=progress.update,
+            )
     duration_s = time.monotonic() - started
     pairs = [
         Pair(
@@ -101,6 +113,7 @@ def _generate(
     ]
     facts = _count(pairs, eos_ids) | {
         "engine": name,
+        **({"num_engines": num_engines} if num_engines > 1 else {}),
         "precision": compute.precision,
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),
         "samples": decode_samples(pairs[:SAMPLES_A_SHARD], folder, settings.model),

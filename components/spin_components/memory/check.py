@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import in_gib, refuse, shortages
-from spin_components.memory.inference import estimate_generation, estimate_scoring
+from spin_components.memory.processes import idle_gpus, in_copies
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import estimate_training
 from spin_components.memory.work import Workload
@@ -24,10 +24,10 @@ def estimate_steps(shape: ModelShape, work: Workload) -> list[Estimate]:
     human = replace(work, lengths=replace(work.lengths, generated=0))
     return [
         *([replace(estimate_training(shape, human), step="warm-up")] if work.settings.warm_up.is_on else []),
-        estimate_generation(shape, work),
-        estimate_scoring(shape, work, "ref-logprob"),
+        in_copies(shape, work, "generate"),
+        in_copies(shape, work, "ref-logprob"),
         estimate_training(shape, work),
-        estimate_scoring(shape, work, "validate"),
+        in_copies(shape, work, "validate"),
         *([replace(estimate_training(shape, human), step="control")] if work.settings.control.sft else []),
     ]
 
@@ -51,6 +51,8 @@ def check_memory(shape: ModelShape, work: Workload, warn: Callable[[str], None])
     estimates = estimate_steps(shape, work)
     if check == "off":
         return estimates
+    if idle := idle_gpus(estimates, work):
+        warn(idle)
     short = shortages(estimates, work)
     if check == "refuse":
         refuse(short)

@@ -13,7 +13,7 @@ from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
+_MODEL_STEPS: tuple[str, ...] = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
@@ -36,16 +36,16 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     """
     placement = settings.placement
     score = placement.score.memory_bytes
-    host = {
+    host: dict[str, int] = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
         **dict.fromkeys(TRAINING, placement.train.memory_bytes),
         "validate": score,
     }
     if settings.hardware.device == "cpu" or not placement.accelerator:
-        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host)
+        return Machine("cpu", settings.training.precision == "bf16", host_bytes=host, is_pod=True)
     device_bytes = int(settings.hardware.gpu_memory_gib * 2**30) or gpu_bytes
-    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host)
+    return Machine("cuda", _is_bf16(settings, "cuda"), device_bytes, host, is_pod=True)
 
 
 def gpu_sizes() -> list[int]:

@@ -126,12 +126,12 @@ def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
         {
             "compute": (8 if again else 6) * shape.num_active * tokens / hardware.flops,
             "memory": traffic / hardware.memory_rate,
-            "network": _exchanged(shape, work, num_micro) * (ranks - 1) / ranks / rate,
+            "network": exchanged_bytes(shape, work, num_micro) * (ranks - 1) / ranks / rate,
         },
     )
 
 
-def _exchanged(shape: ModelShape, work: Workload, num_micro: int) -> float:
+def exchanged_bytes(shape: ModelShape, work: Workload, num_micro: int) -> float:
     """Bytes that a rank receives for a micro-batch."""
     stage, again = zero_stage(work), work.settings.training.gradient_checkpointing
     if stage is None or work.settings.hardware.world_size == 1:

@@ -63,6 +63,7 @@ class Machine:
         device_bytes: memory of one GPU; 0 if not known.
         host_bytes: by step, memory that its processes share, of the machine or the pod; empty if not known.
         free_bytes: memory of this machine that is free now; 0 if not known.
+        is_pod: whether each step has a pod of its own, with the GPUs that it requests.
     """
 
     device: Literal["cuda", "cpu"]
@@ -70,6 +71,7 @@ class Machine:
     device_bytes: int = 0
     host_bytes: Mapping[str, int] = field(default_factory=dict)
     free_bytes: int = 0
+    is_pod: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,11 @@ def _cpu_has_bf16_products() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def num_visible_gpus(compute: Compute) -> int:
+    """GPUs that this process may use; 0 where it computes on the CPU."""
+    return torch.cuda.device_count() if compute.device.type == "cuda" else 0
+
+
 def set_threads(hardware: HardwareSettings, *, processes: int = 1) -> int:
     """Set torch's threads to `hardware.threads`, or to this process's share of the cores; returns their number."""
     threads = hardware.threads or max(1, num_cores() // processes)

@@ -53,6 +53,8 @@ def prepare(
     generate_accelerators=str,
     train_accelerators=str,
     score_accelerators=str,
+    validate_accelerators=str,
+    evaluate_accelerators=str,
     generate_cpu=str,
     generate_memory=str,
     train_cpu=str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spin_components.data import builtin
-from spin_components.data.records import read_source
+from spin_components.data.records import check_source
 from spin_components.errors import ModelError
 from spin_components.harness.task_files import open_task_files
 from spin_components.model.folder import check_model_folder
@@ -38,7 +38,7 @@ def check_inputs(settings: Settings) -> None:
             if builtin.is_builtin(uri):
                 builtin.check_builtin(uri, what=f"data.{name}", kinds=builtin.DATA_SETS)
             else:
-                read_source(sources.open_data(uri, what=f"data.{name}"), on_bad_record=settings.data.on_bad_record)
+                check_source(sources.open_data(uri, what=f"data.{name}"), on_bad_record=settings.data.on_bad_record)
 
 
 def check_parent(model: ModelSettings, *, is_there: bool) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from spin_components.data.shards import Prompt
+import numpy as np
+from numpy.typing import NDArray
+
 from spin_components.errors import ModelError
 from spin_components.memory.work import longest_of
+from spin_components.prepare.spool import RecordSpool
 from spin_components.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,12 +18,18 @@ if TYPE_CHECKING:
 
 
 def check_limits(
-    prompts: Sequence[Prompt], tokenizer: Any, model: Architecture, settings: Settings, warn: Callable[[str], None]
+    spool: RecordSpool,
+    numbers: NDArray[np.int64],
+    tokenizer: Any,
+    model: Architecture,
+    settings: Settings,
+    warn: Callable[[str], None],
 ) -> None:
     """Check token ids against the embedding, and lengths against a table of learned positions.
 
     Args:
-        prompts: all of the run; not empty.
+        spool: the rendered records.
+        numbers: of those that the run uses; not empty.
         tokenizer: of the base model.
         model: its limits.
         settings: of the run.
@@ -30,12 +39,13 @@ def check_limits(
         ModelError: a prompt or an answer has an id or a position that the model does not have.
     """
     rows = model.num_embeddings
-    too_high = [prompt for prompt in prompts if max(*prompt.prompt_ids, *prompt.actual_ids) >= rows]
-    if too_high:
-        token_id = next(each for each in (*too_high[0].prompt_ids, *too_high[0].actual_ids) if each >= rows)
+    too_high = numbers[spool.highest(numbers) >= rows]
+    if len(too_high):
+        record = spool.record(int(too_high[0]))
+        token_id = next(each for each in (*record.prompt_ids, *record.actual_ids) if each >= rows)
         raise ModelError(
             f"model.base: the token {tokenizer.convert_ids_to_tokens(token_id)!r} has the id {token_id}, but the "
-            f"embedding has {rows} rows, for ids up to {rows - 1}; it stands in {len(too_high)} of {len(prompts)} "
+            f"embedding has {rows} rows, for ids up to {rows - 1}; it stands in {len(too_high)} of {len(numbers)} "
             "records as rendered. Enlarge the embedding (resize_token_embeddings, then train) or name the tokenizer "
             "that the model was trained with"
         )
@@ -43,9 +53,7 @@ def check_limits(
         warn(f"the tokenizer has ids up to {highest}, the embedding {rows} rows; no record uses an id without a row")
     if model.num_positions is None:
         return
-    longest = max(
-        longest_of(settings, [(len(prompt.prompt_ids), len(prompt.actual_ids))]).longest for prompt in prompts
-    )
+    longest = max(longest_of(settings, [lengths]).longest for lengths in spool.lengths(numbers))
     if longest > model.num_positions:
         raise ModelError(
             f"model.base has {model.num_positions} learned positions, but a prompt with its answer can have {longest} "

@@ -1,51 +1,72 @@
-"""Renders records to token ids."""
+"""Renders records to token ids, in batches that the tokenizer encodes while the next ones are written as text."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from spin_components.data.fidelity import DIFFERENCES
-from spin_components.data.records import RecordSet
-from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.records import RecordStream
+from spin_components.data.rendered import Rendered, Text
+from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Prompt
 from spin_components.data.templates import ChatTemplate
 from spin_components.data.thinking import Case, Thinking
+from spin_components.data.turn_ends import find_eos_ids
 from spin_components.errors import DataError
 from spin_components.model.folder import check_model_folder, generation_eos
+from spin_components.prepare.spool import RecordSpool
+from spin_components.prepare.text_checks import TextChecks
 from spin_components.settings.settings import Settings
 
+_BATCH_RECORDS = 512
+_BATCH_CHARACTERS = 2**19
+"""A batch ends at one of these: some 20 MB while it is encoded."""
+_BATCHES_AHEAD = 2
+_NUM_LISTED = 10
 
-@dataclass(frozen=True, slots=True)
+_Written: TypeAlias = tuple[
+    str, str, Text | ValueError
+]  # the setting that names the data, the record's place, its text
+_Encoded: TypeAlias = tuple[str, str, Rendered | ValueError]
+
+
+@dataclass
 class RenderedSet:
-    """Every record as token ids.
+    """What rendering made of the records, besides their rows.
 
     Attributes:
-        prompts: by the setting they came from (`train`, `validation`).
         eos_ids: token ids that end an answer.
+        numbers: rendered records by the setting that names their data (`train`, `validation`).
         renderer: fingerprint of template and tokenizer.
         num_prompts_cut: prompts that lost their middle or beginning.
         num_answers_cut: human answers that lost their end.
         num_refused: records that the template refused.
+        num_bad: records that could not be parsed.
         date: date and time that the template rendered; empty where it reads no clock.
         warnings: what the template makes of the records beyond rendering them.
+        text_warnings: oddities in the records' text.
     """
 
-    prompts: dict[str, list[Prompt]]
     eos_ids: list[int]
-    renderer: str
-    num_prompts_cut: int
-    num_answers_cut: int
-    num_refused: int
-    date: str
-    warnings: list[str]
+    numbers: Counter[str] = field(default_factory=Counter)
+    renderer: str = ""
+    num_prompts_cut: int = 0
+    num_answers_cut: int = 0
+    num_refused: int = 0
+    num_bad: int = 0
+    date: str = ""
+    warnings: list[str] = field(default_factory=list)
+    text_warnings: list[str] = field(default_factory=list)
 
     @property
     def num_records(self) -> int:
-        return sum(len(prompts) for prompts in self.prompts.values())
+        """Number of rendered records."""
+        return self.numbers.total()
 
     def facts(self) -> dict[str, Any]:
         """Facts of the data manifest."""
@@ -60,25 +81,28 @@ class RenderedSet:
 
 
 def render_records(
-    records: dict[str, list[RecordSet]],
+    streams: Mapping[str, Sequence[RecordStream]],
     tokenizer: Any,
     template: ChatTemplate,
     base: Path,
     settings: Settings,
+    spool: RecordSpool,
     report: Callable[[int], None] = lambda done: None,
 ) -> RenderedSet:
-    """Render every record with the model's chat template.
+    """Read every record and render it with the model's chat template.
 
     Args:
-        records: by the setting they came from.
+        streams: the records, by the setting that names their data.
         tokenizer: of the base model.
         template: to render with.
         base: its folder.
         settings: of the run.
-        report: called with the number of records done.
+        spool: takes the rows.
+        report: called with the number of records done, good and bad.
 
     Raises:
-        DataError: records the template or tokenizer refuses, unless `data.on_bad_record` is `skip`.
+        DataError: records that cannot be read, or that the template or tokenizer refuses, unless `data.on_bad_record`
+            is `skip`.
         ModelError: the template ends turns with no token that could be found.
     """
     data = settings.data
@@ -92,46 +116,111 @@ def render_records(
         long_prompts=data.long_prompts,
         template=template,
     )
-    prompts: dict[str, list[Prompt]] = {}
-    refused: list[str] = []
-    notes: dict[str, list[str]] = defaultdict(list)
-    cut_prompts = cut_answers = index = 0
-    for name, sets in records.items():
-        prompts[name] = []
-        for source, record in [(each.source, record) for each in sets for record in each.records]:
-            try:
-                rendered = renderer.render(record.conversation)
-            except ValueError as error:
-                refused.append(f"{source}, line {record.line}: {error}")
-                continue
-            prompts[name].append(Prompt(index, rendered.prompt_ids, rendered.actual_ids, rendered.actual_ended))
-            for note in (rendered.difference, rendered.reasoning):
-                if note:
-                    notes[note].append(f"{source}, line {record.line}")
-            cut_prompts += bool(rendered.prompt_cut)
-            cut_answers += not rendered.actual_ended
-            index += 1
-            report(index + len(refused))
-    if refused and data.on_bad_record == "fail":
-        shown = "\n".join(f"  {line}" for line in refused[:10])
+    checks = TextChecks(tokenizer.convert_ids_to_tokens(eos_ids), tokenizer.all_special_tokens)
+    rendered, notes = RenderedSet(eos_ids), _Notes()
+    for batch in _encoded(renderer, _batches(_written(streams, renderer, checks))):
+        spool.add(_rows(batch, rendered, notes))
+        rendered.num_bad = sum(stream.num_bad for each in streams.values() for stream in each)
+        report(rendered.num_records + rendered.num_refused + rendered.num_bad)
+    if rendered.num_refused and data.on_bad_record == "fail":
+        shown = "\n".join(f"  {line}" for line in notes.refused)
         raise DataError(
-            f"{len(refused)} records cannot be rendered; the first of them:\n{shown}\n"
+            f"{rendered.num_refused} records cannot be rendered; the first of them:\n{shown}\n"
             "Repair them, or set data.on_bad_record = 'skip' to leave them out."
         )
-    date = template.clock.isoformat() if template.tells_time else ""
-    warnings = _warnings(notes, index, renderer.thinking)
-    fingerprint = renderer.fingerprint()
-    return RenderedSet(prompts, eos_ids, fingerprint, cut_prompts, cut_answers, len(refused), date, warnings)
+    rendered.date = template.clock.isoformat() if template.tells_time else ""
+    rendered.warnings = notes.warnings(rendered.num_records, renderer.thinking)
+    rendered.text_warnings = checks.warnings()
+    rendered.renderer = renderer.fingerprint()
+    return rendered
 
 
-def _warnings(notes: Mapping[str, list[str]], num_records: int, thinking: Thinking | None) -> list[str]:
-    """One sentence for each kind of note, with the number of records and the place of the first."""
-    lines = []
-    for note, places in notes.items():
-        count = f"{len(places)} of {num_records}"
-        if note in DIFFERENCES:
-            lines.append(f"{count} prompts (the first: {places[0]}): {DIFFERENCES[note]}")
-        elif thinking:
-            lesson = thinking.lesson(cast(Case, note))
-            lines.append(f"{count} human answers (the first: {places[0]}) {lesson}")
-    return lines
+def _written(
+    streams: Mapping[str, Sequence[RecordStream]], renderer: Renderer, checks: TextChecks
+) -> Iterator[_Written]:
+    """Every record as text, or why it has none."""
+    for name, each in streams.items():
+        for stream in each:
+            for record in stream:
+                checks.add(record.conversation, f"{stream.source}, {stream.unit} {record.line}")
+                place = f"{stream.source}, line {record.line}"
+                try:
+                    yield name, place, renderer.write(record.conversation)
+                except ValueError as error:
+                    yield name, place, error
+
+
+def _batches(written: Iterator[_Written]) -> Iterator[list[_Written]]:
+    batch: list[_Written] = []
+    num_characters = 0
+    for each in written:
+        batch.append(each)
+        num_characters += len(each[2].prompt) + len(each[2].answer) if isinstance(each[2], Text) else 0
+        if len(batch) == _BATCH_RECORDS or num_characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(renderer: Renderer, batches: Iterator[list[_Written]]) -> Iterator[list[_Encoded]]:
+    """Batches as token ids, in order; a thread encodes, while templates are rendered in this one.
+
+    A template's time is limited by a signal, which only the main thread receives.
+    """
+
+    def encode(batch: list[_Written]) -> list[_Encoded]:
+        ids = iter(renderer.encode([text for _, _, text in batch if isinstance(text, Text)]))
+        return [(name, place, next(ids) if isinstance(text, Text) else text) for name, place, text in batch]
+
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
+        ahead: deque[Future[list[_Encoded]]] = deque()
+        for batch in batches:
+            ahead.append(pool.submit(encode, batch))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _rows(batch: Sequence[_Encoded], rendered: RenderedSet, notes: _Notes) -> list[Prompt]:
+    """The rows of a batch; the others, and what there is to say of all, are counted."""
+    rows = []
+    for name, place, each in batch:
+        if isinstance(each, ValueError):
+            rendered.num_refused += 1
+            if rendered.num_refused <= _NUM_LISTED:
+                notes.refused.append(f"{place}: {each}")
+            continue
+        rows.append(Prompt(rendered.num_records, each.prompt_ids, each.actual_ids, each.actual_ended))
+        for note in (each.difference, each.reasoning):
+            if note:
+                notes.add(note, place)
+        rendered.num_prompts_cut += bool(each.prompt_cut)
+        rendered.num_answers_cut += not each.actual_ended
+        rendered.numbers[name] += 1
+    return rows
+
+
+@dataclass
+class _Notes:
+    """What was said of records: the first that were refused, and of each kind of note the number and the first."""
+
+    refused: list[str] = field(default_factory=list)
+    numbers: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, note: str, place: str) -> None:
+        self.numbers[note] += 1
+        self.first.setdefault(note, place)
+
+    def warnings(self, num_records: int, thinking: Thinking | None) -> list[str]:
+        """One sentence for each kind of note, with the number of records and the place of the first."""
+        lines = []
+        for note, number in self.numbers.items():
+            count, first = f"{number} of {num_records}", self.first[note]
+            if note in DIFFERENCES:
+                lines.append(f"{count} prompts (the first: {first}): {DIFFERENCES[note]}")
+            elif thinking:
+                lines.append(f"{count} human answers (the first: {first}) {thinking.lesson(cast(Case, note))}")
+        return lines

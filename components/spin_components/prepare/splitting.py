@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spin_components.algorithm.batching import derive_seed, permutation
 from spin_components.algorithm.schedules import resolve_count
-from spin_components.data.shards import Prompt
 from spin_components.errors import DataError
-from spin_components.prepare.rendering import RenderedSet
+from spin_components.prepare.spool import RecordKeys
 from spin_components.settings.run import DataSettings
 from spin_components.settings.settings import Settings
 
@@ -20,11 +20,11 @@ REMOVED_REPEATS = "num_removed_repeats"
 
 @dataclass(frozen=True, slots=True)
 class SplitSet:
-    """Training and validation prompts.
+    """Numbers of the training and validation records.
 
     Attributes:
-        train: to train on.
-        validation: held out.
+        train: to train on, ascending.
+        validation: held out, ascending.
         num_train_duplicates: training records that repeat an earlier one, prompt and answer.
         num_validation_duplicates: the same among validation records.
         num_shared: training records whose prompt is a validation prompt too.
@@ -32,8 +32,8 @@ class SplitSet:
         num_repeats: training records left out because they repeat an earlier one.
     """
 
-    train: list[Prompt]
-    validation: list[Prompt]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
     num_train_duplicates: int
     num_validation_duplicates: int
     num_shared: int
@@ -53,13 +53,13 @@ class SplitSet:
     def warnings(self) -> list[str]:
         """One sentence for each kind of duplicates."""
         found = []
-        for name, number, prompts in (
+        for name, number, records in (
             ("training", self.num_train_duplicates, self.train),
             ("validation", self.num_validation_duplicates, self.validation),
         ):
             if number:
                 found.append(
-                    f"{number} of {len(prompts)} {name} records are duplicates: the same prompt and answer as an "
+                    f"{number} of {len(records)} {name} records are duplicates: the same prompt and answer as an "
                     "earlier record; they count as often as they are there"
                 )
         if self.num_repeats:
@@ -80,7 +80,7 @@ class SplitSet:
         return found
 
 
-def split_records(rendered: RenderedSet, settings: Settings) -> SplitSet:
+def split_records(keys: RecordKeys, settings: Settings) -> SplitSet:
     """Split by the files given or by the seed, then cut to `max_*_records`.
 
     With `data.deduplicate`, the records of one prompt stay on one side of a seeded split, and those of a validation
@@ -89,104 +89,118 @@ def split_records(rendered: RenderedSet, settings: Settings) -> SplitSet:
     Raises:
         DataError: one of the two would be empty.
     """
-    data = settings.data
-    train, validation = rendered.prompts["train"], rendered.prompts.get("validation")
-    is_given = validation is not None
-    if validation is None:
-        held_out = _held_out(train, settings)
-        validation = [prompt for i, prompt in enumerate(train) if i in held_out]
-        train = [prompt for i, prompt in enumerate(train) if i not in held_out]
+    data, num_records = settings.data, len(keys.prompts)
+    train = np.arange(keys.num_train)
+    if keys.is_given:
+        validation = np.arange(keys.num_train, num_records)
+    else:
+        is_held_out = _held_out(keys, settings)
+        train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     validation = validation[: data.max_validation_records or None]
-    kept = _without_shared(train, validation) if data.deduplicate and is_given else train
-    if train and not kept:
+    kept = _without_shared(keys, train, validation) if data.deduplicate and keys.is_given else train
+    if len(train) and not len(kept):
         raise DataError(
             f"every one of {len(train)} training records is identical to a validation record: data.train = "
             f"{data.train!r} holds nothing that data.validation = {data.validation!r} does not; leave data.validation "
             f"empty, so that data.validation_size = {data.validation_size} holds records out of data.train, or give "
             "other validation data; data.deduplicate = false trains on them nevertheless"
         )
-    distinct = _distinct(kept) if data.deduplicate is True else kept
+    distinct = _distinct(keys, kept) if data.deduplicate is True else kept
     used = distinct[: data.max_train_records or None]
-    _check_some(used, validation, rendered.num_records, data)
-    prompts = {_prompt(each) for each in validation}
+    _check_some(used, validation, num_records, data)
     num_removed = len(train) - len(kept)
-    num_shared = sum(_prompt(each) in prompts for each in used)
+    num_shared = int(np.isin(keys.prompts[used], keys.prompts[validation]).sum())
     return SplitSet(
         train=used,
         validation=validation,
-        num_train_duplicates=_repeated(used),
-        num_validation_duplicates=_repeated(validation),
+        num_train_duplicates=len(used) - len(_distinct(keys, used)),
+        num_validation_duplicates=len(validation) - len(_distinct(keys, validation)),
         num_shared=num_shared + num_removed,
         num_removed=num_removed,
         num_repeats=len(kept) - len(distinct),
     )
 
 
-def _held_out(records: Sequence[Prompt], settings: Settings) -> set[int]:
-    """Places of the records that a seeded permutation puts first, all records of a prompt together.
+def split_inputs(data: DataSettings) -> dict[str, str]:
+    """How records are chosen for validation, as an input of the run where earlier releases would choose others.
+
+    A fraction is the default's case of a hash. So a run that an earlier release began goes on with its split.
+    """
+    if data.validation or not data.splits_by_hash:
+        return {}
+    return {"data.split": "auto" if isinstance(data.validation_size, float) else "hash"}
+
+
+def _held_out(keys: RecordKeys, settings: Settings) -> NDArray[np.bool_]:
+    """Which of the training data's records are held out, (N,)."""
+    data = settings.data
+    if data.splits_by_hash and data.validation_size > 0 and len(np.unique(keys.prompts)) > 1:
+        return _held_out_by_hash(keys, data.validation_size)
+    return _held_out_by_order(keys, settings)
+
+
+def _held_out_by_hash(keys: RecordKeys, size: int | float) -> NDArray[np.bool_]:
+    """The records whose prompt has a hash below a limit; of at least two prompts, neither none nor all.
+
+    A fraction is the limit itself, whatever the other records are. For a number, prompts are taken whole from the
+    lowest hash on.
+    """
+    if isinstance(size, int):
+        return _whole_groups(keys.prompts, np.argsort(keys.points, kind="stable"), size)
+    limit = min(int(size * 2**64), 2**64 - 1)
+    lowest, highest = int(keys.points.min()), int(keys.points.max())
+    return keys.points < np.uint64(min(max(limit, lowest + 1), highest))
+
+
+def _held_out_by_order(keys: RecordKeys, settings: Settings) -> NDArray[np.bool_]:
+    """The records that a seeded permutation puts first, all records of a prompt together.
 
     Where that would hold none out, only equal records stay together, and last none.
     """
-    data = settings.data
-    num = resolve_count(data.validation_size, len(records))
-    order = [int(i) for i in permutation(len(records), derive_seed(settings.run.seed, "split"))]
-    for key in (_prompt, _record) if data.deduplicate else ():
-        held_out = _whole_groups(records, order, num, key)
-        if held_out:
-            return held_out
-    return set(order[:num])
+    data, num_records = settings.data, keys.num_train
+    num = resolve_count(data.validation_size, num_records)
+    order = np.asarray(permutation(num_records, derive_seed(settings.run.seed, "split")), dtype=np.int64)
+    for groups in (keys.prompts, keys.records) if data.deduplicate else ():
+        is_held_out = _whole_groups(groups, order, num)
+        if is_held_out.any():
+            return is_held_out
+    is_held_out = np.zeros(num_records, dtype=bool)
+    is_held_out[order[:num]] = True
+    return is_held_out
 
 
-def _whole_groups(
-    records: Sequence[Prompt], order: Sequence[int], num: int, key: Callable[[Prompt], Hashable]
-) -> set[int]:
-    """Up to `num` places in that order, groups of one key whole: one that does not fit any more is passed over."""
-    keys = [key(record) for record in records]
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, each in enumerate(keys):
-        groups[each].append(i)
-    held_out: set[int] = set()
-    for i in order:
-        if len(held_out) == num:
+def _whole_groups(groups: NDArray[np.int64], order: NDArray[np.int64], num: int) -> NDArray[np.bool_]:
+    """Up to `num` records in that order, groups whole: one that does not fit any more is passed over."""
+    by_group = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups, minlength=len(groups))  # by a group's first record
+    starts = np.cumsum(sizes) - sizes
+    chosen = np.zeros(len(groups), dtype=bool)
+    is_seen = np.zeros(len(groups), dtype=bool)
+    num_chosen = 0
+    for group in groups[order]:
+        if num_chosen == num:
             break
-        group = groups.pop(keys[i], [])
-        if len(held_out) + len(group) <= num:
-            held_out.update(group)
-    return held_out
+        if not is_seen[group] and num_chosen + sizes[group] <= num:
+            chosen[by_group[starts[group] : starts[group] + sizes[group]]] = True
+            num_chosen += int(sizes[group])
+        is_seen[group] = True
+    return chosen
 
 
-def _without_shared(train: list[Prompt], validation: Sequence[Prompt]) -> list[Prompt]:
+def _without_shared(keys: RecordKeys, train: NDArray[np.int64], validation: NDArray[np.int64]) -> NDArray[np.int64]:
     """Training records whose prompt is no validation prompt; where there are none, those that are not there whole."""
-    kept: list[Prompt] = []
-    for key in (_prompt, _record):
-        seen = {key(each) for each in validation}
-        kept = kept or [each for each in train if key(each) not in seen]
-    return kept
+    kept = train[~np.isin(keys.prompts[train], keys.prompts[validation])]
+    return kept if len(kept) else train[~np.isin(keys.records[train], keys.records[validation])]
 
 
-def _prompt(record: Prompt) -> Hashable:
-    return tuple(record.prompt_ids)
-
-
-def _record(record: Prompt) -> Hashable:
-    return tuple(record.prompt_ids), tuple(record.actual_ids)
-
-
-def _distinct(records: Sequence[Prompt]) -> list[Prompt]:
+def _distinct(keys: RecordKeys, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """The first of each record, in order."""
-    first: dict[Hashable, Prompt] = {}
-    for each in records:
-        first.setdefault(_record(each), each)
-    return list(first.values())
+    return numbers[np.sort(np.unique(keys.records[numbers], return_index=True)[1])]
 
 
-def _repeated(records: Sequence[Prompt]) -> int:
-    return len(records) - len({_record(each) for each in records})
-
-
-def _check_some(train: Sequence[Prompt], validation: Sequence[Prompt], num_records: int, data: DataSettings) -> None:
-    for name, prompts in (("training", train), ("validation", validation)):
-        if not prompts:
+def _check_some(train: NDArray[np.int64], validation: NDArray[np.int64], num_records: int, data: DataSettings) -> None:
+    for name, numbers in (("training", train), ("validation", validation)):
+        if not len(numbers):
             raise DataError(
                 f"no {name} records are left of {num_records}; give more data, or change "
                 f"data.validation_size = {data.validation_size!r}"

@@ -9,15 +9,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spin_components import __version__
 from spin_components.data import builtin
-from spin_components.data.records import read_source
-from spin_components.data.shards import Prompt, write_rows
-from spin_components.errors import DataError, ModelError
+from spin_components.data.records import stream_source
+from spin_components.errors import ModelError
 from spin_components.memory.work import longest_of
 from spin_components.model.folder import check_model_folder, load_tokenizer
 from spin_components.prepare.chat_template import UNSET, choose_template, keep_template, read_template, template_inputs
 from spin_components.prepare.compiled_shape import check_iterations, check_shape
+from spin_components.prepare.data_files import open_spool, write_files
 from spin_components.prepare.evaluation_tasks import keep_tasks
 from spin_components.prepare.input_checks import check_parent, named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
@@ -25,8 +27,9 @@ from spin_components.prepare.model_limits import check_limits
 from spin_components.prepare.moved_inputs import record_addresses
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
-from spin_components.prepare.splitting import split_records
-from spin_components.prepare.text_checks import message_of_left_out, text_warnings
+from spin_components.prepare.sharding import divide, shard_inputs
+from spin_components.prepare.splitting import split_inputs, split_records
+from spin_components.prepare.text_checks import message_of_left_out
 from spin_components.runtime.step import Step
 from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.packages import check_packages
@@ -47,6 +50,9 @@ FREE_SETTINGS = (
 )
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
+
+_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "generation.shard_by")
+"""Beginnings of the names of settings that are no inputs as they are."""
 
 _PACKAGES = (
     "torch",
@@ -138,7 +144,8 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
     limit_s = settings.run.max_time_s
     started = step.now()
     deadline = started + limit_s if limit_s < float("inf") else None
-    kept = {"evaluation", "selection", "tracking", "hardware"} | ({"control"} if settings.control.sft else set())
+    kept = {"evaluation", "selection", "tracking", "hardware", "placement"}
+    kept |= {"control"} if settings.control.sft else set()
     sections = settings.model_dump(mode="json", include=kept)
     attempt = {
         "started_at": now(),
@@ -217,11 +224,12 @@ def _inputs(settings: Settings, base: FileDigests, data: dict[str, dict[str, Fil
     kept = {
         name: value
         for name, value in flat.items()
-        if not name.startswith(FREE_SETTINGS)
+        if not name.startswith(_NOT_INPUTS)
         and not (name in UNSET and value == UNSET[name])
         and (settings.warm_up.is_on or not name.startswith("warm_up."))
     }
     contents = {f"data.{name} (content)": content_of(files) for name, files in data.items()}
+    kept |= split_inputs(settings.data) | shard_inputs(settings.generation)
     return {**kept, **settings.schedule_inputs(), **contents, "model.base (content)": digest_of(base)}
 
 
@@ -245,46 +253,42 @@ def _write_data(
     template_file: str | None,
 ) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
-    data, shards = settings.data, settings.generation.shards
-    records = {name: read_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
-    record_sets = [each for sets in records.values() for each in sets]
-    progress = step.progress(sum(len(each.records) for each in record_sets), "records")
+    data = settings.data
+    streams = {name: stream_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
+    progress = step.progress(sum(stream.count() for each in streams.values() for stream in each), "records")
     if template_file is not None:
         keep_template(step, template_file)
     tokenizer = load_tokenizer(base, settings.model)
     template, warnings = choose_template(tokenizer, base, data, template_file)
-    rendered = render_records(records, tokenizer, template, base, settings, progress.update)
-    split = split_records(rendered, settings)
-    train, validation = split.train, split.validation
-    if model:
-        check_limits([*train, *validation], tokenizer, model, settings, step.warn)
-    eos_tokens = tokenizer.convert_ids_to_tokens(rendered.eos_ids)
-    warnings += rendered.warnings
-    warnings += [*split.warnings(), *text_warnings(record_sets, eos_tokens, tokenizer.all_special_tokens)]
-    for warning in warnings:
-        step.warn(warning)
-    _warn_of_cuts(step, rendered, settings)
-    prompts = ((len(prompt.prompt_ids), len(prompt.actual_ids)) for prompt in (*train, *validation))
-    foreseen = foresee(step, settings, base, longest_of(settings, prompts))
-    if len(train) < shards:
-        raise DataError(f"{len(train)} training prompts cannot fill generation.shards = {shards}; lower it")
-    files = {layout.train_shard(shard): train[shard::shards] for shard in range(shards)}
-    for key, rows in {**files, layout.VALIDATION: validation}.items():
-        with step.write(key) as path:
-            write_rows(path, Prompt, rows)
+    with open_spool(step.run, settings.run.seed) as spool:
+        rendered = render_records(streams, tokenizer, template, base, settings, spool, progress.update)
+        spool.close()
+        keys = spool.keys(rendered.numbers["train"], is_given="validation" in streams)
+        split = split_records(keys, settings)
+        numbers = np.concatenate([split.train, split.validation])
+        if model:
+            check_limits(spool, numbers, tokenizer, model, settings, step.warn)
+        warnings += [*rendered.warnings, *split.warnings(), *rendered.text_warnings]
+        for warning in warnings:
+            step.warn(warning)
+        _warn_of_cuts(step, rendered, settings)
+        foreseen = foresee(step, settings, base, longest_of(settings, spool.lengths(numbers)))
+        parts = divide(split.train, spool.lengths(split.train), settings.generation)
+        files = {layout.train_shard(shard): part for shard, part in enumerate(parts)}
+        write_files(step, spool, {**files, layout.VALIDATION: split.validation})
     step.publish(
         {
-            "num_train": len(train),
-            "num_validation": len(validation),
-            "num_shards": shards,
+            "num_train": len(split.train),
+            "num_validation": len(split.validation),
+            "num_shards": settings.generation.shards,
             **rendered.facts(),
             **split.facts(),
             **foreseen,
-            "num_bad_records": sum(each.num_bad for each in record_sets),
+            "num_bad_records": rendered.num_bad,
             **({"warnings": warnings} if warnings else {}),
         }
     )
-    logger.info("%d training prompts, %d for validation", len(train), len(validation))
+    logger.info("%d training prompts, %d for validation", len(split.train), len(split.validation))
 
 
 def _warn_of_cuts(step: Step, rendered: RenderedSet, settings: Settings) -> None:

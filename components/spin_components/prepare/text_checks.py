@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from spin_components.data.formats import Conversation
-from spin_components.data.records import RecordSet
 from spin_components.store.sources import Source
 
 _THINK = re.compile(r"</?think>")
@@ -23,25 +22,34 @@ def message_of_left_out(source: Source, what: str) -> str:
     )
 
 
-def text_warnings(record_sets: Sequence[RecordSet], eos_tokens: Sequence[str], specials: Sequence[str]) -> list[str]:
-    """One sentence for each kind of oddity, with the number of records and the place of the first.
+class TextChecks:
+    """Counts oddities in the text of records, by kind.
 
     Args:
-        record_sets: the records of all files.
         eos_tokens: text of the tokens that end an answer.
         specials: text of all special tokens.
     """
-    numbers: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    tokens = sorted({*eos_tokens, *specials}, key=len, reverse=True)
-    marks = re.compile("|".join(re.escape(token) for token in tokens))
-    for record_set in record_sets:
-        unit = "row" if record_set.source.endswith((".parquet", ".arrow")) else "line"
-        for record in record_set.records:
-            for kind in _oddities(record.conversation, eos_tokens, marks):
-                numbers[kind] += 1
-                first.setdefault(kind, f"{record_set.source}, {unit} {record.line}")
-    return [f"{number} records {kind}; the first is {first[kind]}" for kind, number in numbers.items()]
+
+    def __init__(self, eos_tokens: Sequence[str], specials: Sequence[str]) -> None:
+        tokens = sorted({*eos_tokens, *specials}, key=len, reverse=True)
+        self._eos_tokens, self._marks = eos_tokens, re.compile("|".join(re.escape(token) for token in tokens))
+        self._numbers: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, conversation: Conversation, place: str) -> None:
+        """Check a record.
+
+        Args:
+            conversation: its turns.
+            place: of the record, for messages.
+        """
+        for kind in _oddities(conversation, self._eos_tokens, self._marks):
+            self._numbers[kind] += 1
+            self._first.setdefault(kind, place)
+
+    def warnings(self) -> list[str]:
+        """One sentence for each kind of oddity, with the number of records and the place of the first."""
+        return [f"{number} records {kind}; the first is {self._first[kind]}" for kind, number in self._numbers.items()]
 
 
 def _oddities(conversation: Conversation, eos_tokens: Sequence[str], marks: re.Pattern[str]) -> Iterator[str]:

@@ -1,13 +1,15 @@
-"""Reads the pairs that an iteration trains on, with their scores under the reference."""
+"""Finds and reads the pairs that an iteration generated, and those of the iterations before it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from spin_components.data.pair_counts import PairCounts, add_up, in_words
-from spin_components.data.shards import Pair, Score, read_rows
-from spin_components.errors import DataError, IntegrityError
+from spin_components.data.pair_counts import PairCounts
+from spin_components.data.shards import Pair, Score
+from spin_components.data.stored_rows import StoredRows
+from spin_components.errors import IntegrityError
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
@@ -53,15 +55,25 @@ def scored_generations(run: RunStore, scored: Manifest, shard: int) -> Iterator[
         yield manifest
 
 
-def read_pairs(run: RunStore, manifest: Manifest) -> list[Pair]:
-    """Fetch and verify the pairs of a shard.
+def fetch_rows(run: RunStore, manifest: Manifest, what: str) -> list[Path]:
+    """Fetch and verify the files that a step wrote; returns their paths on this machine.
 
     Raises:
-        IntegrityError: it is missing or altered.
+        IntegrityError: one is missing or altered.
     """
     made_by = layout.manifest_of(next(iter(manifest.outputs)))
-    folder = run.fetch(manifest.outputs, what="the generations", made_by=made_by)
-    return [pair for key in manifest.outputs for pair in read_rows(folder / key, Pair)]
+    folder = run.fetch(manifest.outputs, what=what, made_by=made_by)
+    return [folder / key for key in manifest.outputs]
+
+
+def read_pairs(run: RunStore, manifests: Iterable[Manifest]) -> StoredRows[Pair]:
+    """Fetch and verify the pairs of a shard, and hold them in a local file.
+
+    Raises:
+        IntegrityError: a file is missing or altered.
+    """
+    paths = [path for manifest in manifests for path in fetch_rows(run, manifest, "the generations")]
+    return StoredRows(paths, Pair, run.scratch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +87,9 @@ class ScoredPairs:
         counts: of the pairs by origin, and of those dropped.
     """
 
-    pairs: list[Pair]
-    scores: list[Score]
-    batches: list[tuple[int, ...]]
+    pairs: Sequence[Pair]
+    scores: Sequence[Score]
+    batches: Sequence[Iterable[int]]
     counts: PairCounts
 
 
@@ -95,39 +107,3 @@ def shard_manifests(run: RunStore, iteration: int) -> list[tuple[Manifest, Manif
         )
         for shard in range(num_shards)
     ]
-
-
-def load_scored_pairs(run: RunStore, iteration: int) -> ScoredPairs:
-    """Read, verify and join all shards of an iteration.
-
-    Raises:
-        DataError: no pair is left to train on.
-        IntegrityError: a shard is missing or altered, or its files do not belong together.
-    """
-    pairs: list[Pair] = []
-    scores: list[Score] = []
-    batches: list[tuple[int, ...]] = []
-    counts: list[PairCounts] = []
-    for shard, (_, scored) in enumerate(shard_manifests(run, iteration)):
-        generations = list(scored_generations(run, scored, shard))
-        by_key = {pair.key: pair for manifest in generations for pair in read_pairs(run, manifest)}
-        made_by = layout.manifest_of(next(iter(scored.outputs)))
-        folder = run.fetch(scored.outputs, what=f"{scored.step} of iteration {iteration}", made_by=made_by)
-        shard_scores = [score for key in scored.outputs for score in read_rows(folder / key, Score)]
-        if not {score.key for score in shard_scores} <= by_key.keys():
-            sources = [key for manifest in generations for key in manifest.outputs]
-            raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {sources}")
-        members: dict[int, list[int]] = {}
-        for i, score in enumerate(shard_scores, start=len(scores)):
-            members.setdefault(score.batch, []).append(i)
-        batches += [tuple(members[number]) for number in sorted(members)]
-        pairs += [by_key[score.key] for score in shard_scores]
-        scores += shard_scores
-        counts.append(PairCounts.model_validate(scored.facts))
-    total = add_up(counts)
-    if not pairs:
-        raise DataError(
-            f"all {total.num_dropped} pairs of iteration {iteration} were dropped: {in_words(total.dropped)}. Raise "
-            "generation.temperature or generation.max_new_tokens, ease the settings named here, or stop here"
-        )
-    return ScoredPairs(pairs, scores, batches, total)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
 from spin_components.algorithm.batching import permutation
 from spin_components.data.pair_counts import CAUSES, HISTORY_CAUSES, Cause, PairCounts
 from spin_components.data.shards import Pair
+from spin_components.data.stored_rows import PickedRows
 from spin_components.settings.settings import Settings
 
 
@@ -75,7 +80,7 @@ class Pool:
         counts: of these pairs, and of those that were dropped.
     """
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     counts: PairCounts
 
 
@@ -102,33 +107,21 @@ def pool_pairs(
         seed: for drawing them.
     """
     dropped, left_out = Counter[str](), Counter[str]()
-    kept: list[Pair] = []
-    for pair in own:
-        if cause := hygiene.cause(pair):
-            dropped[cause] += 1
-        else:
-            kept.append(pair)
-    seen = {_answer(pair) for pair in kept}
-    history: list[Pair] = []
-    for pair in earlier:
-        if cause := hygiene.cause(pair):
-            left_out[cause] += 1
-        elif _answer(pair) in seen:
-            left_out["duplicate"] += 1
-        else:
-            seen.add(_answer(pair))
-            history.append(pair)
+    kept, history = _clean(own, hygiene, dropped), _clean(earlier, hygiene, left_out)
+    seen = np.concatenate([kept.answers, history.answers])
+    first = np.unique(seen, return_index=True)[1] - len(kept.rows)
+    chosen = np.sort(first[first >= 0])  # of equal answers the first
+    left_out["duplicate"] = len(history.rows) - len(chosen)
     if history_ratio != "all":
-        limit = round(history_ratio * len(kept))
-        left_out["not_drawn"] = max(0, len(history) - limit)
-        history = [history[i] for i in sorted(permutation(len(history), seed)[:limit])]
-    pairs = kept + history
+        limit = round(history_ratio * len(kept.rows))
+        left_out["not_drawn"] = max(0, len(chosen) - limit)
+        chosen = chosen[sorted(permutation(len(chosen), seed)[:limit])]
     return Pool(
-        pairs,
+        PickedRows([own, earlier], np.concatenate([kept.rows, len(own) + history.rows[chosen]])),
         PairCounts(
-            num_pairs=len(pairs),
-            num_history=len(history),
-            num_by_origin=dict(Counter(pair.origin for pair in pairs)),
+            num_pairs=len(kept.rows) + len(chosen),
+            num_history=len(chosen),
+            num_by_origin=dict(Counter([*kept.origins.tolist(), *history.origins[chosen].tolist()])),
             num_dropped=sum(dropped.values()),
             dropped={name: dropped[name] for name in CAUSES},
             history_dropped={name: left_out[name] for name in HISTORY_CAUSES},
@@ -136,5 +129,37 @@ def pool_pairs(
     )
 
 
-def _answer(pair: Pair) -> tuple[int, tuple[int, ...]]:
-    return pair.index, tuple(pair.generated_ids)
+class _Clean(NamedTuple):
+    """The pairs of a sequence that are not dropped.
+
+    Attributes:
+        rows: their indices in the sequence, (N,).
+        origins: see `Pair`, (N,).
+        answers: digests of prompt and answer, (N,) bytes.
+    """
+
+    rows: NDArray[np.int32]
+    origins: NDArray[np.int32]
+    answers: NDArray[np.bytes_]
+
+
+def _clean(pairs: Sequence[Pair], hygiene: Hygiene, dropped: Counter[str]) -> _Clean:
+    """Look for what is to be dropped, and count it by cause."""
+    rows, origins, answers = array("i"), array("i"), bytearray()
+    for row, pair in enumerate(pairs):
+        if cause := hygiene.cause(pair):
+            dropped[cause] += 1
+        else:
+            rows.append(row)
+            origins.append(pair.origin)
+            answers += _answer(pair)
+    return _Clean(np.array(rows), np.array(origins), np.frombuffer(bytes(answers), dtype=f"S{_DIGEST_BYTES}"))
+
+
+_DIGEST_BYTES = 16
+
+
+def _answer(pair: Pair) -> bytes:
+    """Digest of the prompt's index and the generated answer."""
+    ids = np.array([pair.index, *pair.generated_ids], dtype=np.int64)
+    return hashlib.blake2b(ids.tobytes(), digest_size=_DIGEST_BYTES).digest()

@@ -6,6 +6,7 @@ reference.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 from spin_components.data.shards import Pair, Score
@@ -50,19 +51,21 @@ def check_sampler(
     Raises:
         IntegrityError: the difference exceeds the tolerance.
     """
-    own = [(pair, score) for pair, score in zip(pairs, scores, strict=True) if pair.origin == iteration]
-    num_tokens = sum(len(pair.generated_ids) for pair, _ in own)
+    num_tokens, sampled, scored = 0, array("d"), array("d")
+    for pair, score in zip(pairs, scores, strict=True):
+        if pair.origin == iteration:
+            num_tokens += len(pair.generated_ids)
+            sampled.append(pair.sampled_logprob)
+            scored.append(score.ref_generated)
     if not num_tokens:
         return {}
     tolerance = tolerance or SAMPLER_TOLERANCE[engine, precision]
-    sampled = [pair.sampled_logprob for pair, _ in own]
-    scored = [score.ref_generated for _, score in own]
     difference = sum(abs(one - other) for one, other in zip(sampled, scored, strict=True)) / num_tokens
     if not difference <= tolerance:  # also where it is NaN
         raise IntegrityError(
             f"{where}: the generated answers were not sampled from the reference as it scores them. Their tokens had "
             f"{sum(sampled) / num_tokens:.4f} nats each when they were sampled and have {sum(scored) / num_tokens:.4f} "
-            f"now; answer by answer that is {difference:.3g} nats a token apart over {len(own)} answers of "
+            f"now; answer by answer that is {difference:.3g} nats a token apart over {len(sampled)} answers of "
             f"{num_tokens} tokens, expected at most {tolerance:g} ({engine}, {precision}). One of these differs "
             "between generate and ref-logprob: the weights, the prompt's token ids (template, BOS), the answer's "
             "(EOS), or the code of the model. Delete the manifest beside the file to have the answers sampled again; "

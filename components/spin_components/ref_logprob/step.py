@@ -6,21 +6,23 @@ from the policy that this iteration starts from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches
 from spin_components.algorithm.logprobs import answer_logprobs
-from spin_components.data.shards import Pair, Score, write_rows
+from spin_components.data.row_columns import RowColumns
+from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError
-from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.memory.processes import num_processes
+from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.scoring import both_answers, load_scored, resolve_packing
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs
 from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs
+from spin_components.ref_logprob.ranks import score_in_ranks
 from spin_components.ref_logprob.sampler_check import check_sampler, coarser
 from spin_components.runtime.step import Step
 from spin_components.settings.training import TrainingSettings
@@ -58,7 +60,7 @@ def score_shard(
         if step.is_due(layout.manifest_of(key), lambda: _inputs(step, iteration, shard, reference_uri)):
             scores, facts = _score(step, iteration, shard, reference_uri)
             with step.write(key) as path:
-                write_rows(path, Score, scores)
+                scores.write(path)
             step.publish(facts)
         return step.returns(step.run.uri_of(key))
 
@@ -104,7 +106,7 @@ def _base_uri(step: Step) -> str:
     return str(step.run.read_json(layout.RUN)["base_model"]["uri"])
 
 
-def _score(step: Step, iteration: int, shard: int, reference_uri: str) -> tuple[list[Score], dict[str, Any]]:
+def _score(step: Step, iteration: int, shard: int, reference_uri: str) -> tuple[RowColumns[Score], dict[str, Any]]:
     """Choose the pairs to train on and score them; returns the scores and the facts of the manifest."""
     settings = step.settings
     generations = _generations(step, iteration, shard)
@@ -128,20 +130,18 @@ def _score(step: Step, iteration: int, shard: int, reference_uri: str) -> tuple[
         base_uri, base_scores = _base_uri(step), scores
         if model_digest(step.run, base_uri) != model_digest(step.run, reference_uri):
             base_scores = _scored_by(base_uri, "the base model", pool.pairs, compute, batches, step)
-        scores = [
-            replace(score, base_actual=base.ref_actual, base_generated=base.ref_generated)
-            for score, base in zip(scores, base_scores, strict=True)
-        ]
+        for kind in ("actual", "generated"):
+            scores.set_column(f"base_{kind}", base_scores.column(f"ref_{kind}"))
     return scores, pool.counts.model_dump(mode="json") | agreement
 
 
 def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: int) -> Pool:
     """Read the pairs of this iteration and of those before it, and choose among them."""
     settings = step.settings
-    pairs = {origin: read_pairs(step.run, manifest) for origin, manifest in generations.items()}
+    earlier = [manifest for origin, manifest in generations.items() if origin < iteration]
     return pool_pairs(
-        pairs[iteration],
-        [pair for origin, earlier in pairs.items() if origin < iteration for pair in earlier],
+        read_pairs(step.run, [generations[iteration]]),
+        read_pairs(step.run, earlier),
         Hygiene.of(settings, _eos_ids(step)),
         history_ratio=settings.spin.history_ratio,
         seed=derive_seed(settings.run.seed, "history", iteration, shard),
@@ -150,21 +150,32 @@ def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: i
 
 def _scored_by(
     uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], step: Step
-) -> list[Score]:
-    """Load a model, score the pairs with it, and free it."""
-    model = load_scored(open_scored(step.run, uri, what=what), step.settings, compute).eval()
+) -> RowColumns[Score]:
+    """Score the pairs with a model: here, or in several processes that share them; it is freed at the end."""
+    settings, folder = step.settings, open_scored(step.run, uri, what=what)
     report = step.progress(len(pairs), "pairs", verb="scored").update
-    return score_pairs(model, pairs, compute, batches, step.settings.training, report)
+    ranks = num_processes(
+        settings,
+        folder,
+        "ref-logprob",
+        num_tokens=sum(pair.num_tokens for pair in pairs) if settings.hardware.ranks > 1 else 0,
+        num_gpus=num_visible_gpus(compute),
+    )
+    step.num_processes = ranks
+    if ranks > 1:
+        return score_in_ranks(folder, pairs, batches, settings, ranks, where=f"scoring with {what}", report=report)
+    model = load_scored(folder, settings, compute).eval()
+    return score_pairs(model, pairs, compute, batches, settings.training, report)
 
 
 def score_pairs(
     model: Any,
     pairs: Sequence[Pair],
     compute: Compute,
-    batches: Sequence[Sequence[int]],
+    batches: Iterable[Iterable[int]],
     training: TrainingSettings,
     report: Callable[[int], None] = lambda done: None,
-) -> list[Score]:
+) -> RowColumns[Score]:
     """Log-probabilities of both answers of every pair, computed in the micro-batches that training will compute.
 
     Args:
@@ -181,15 +192,16 @@ def score_pairs(
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
     """
     size = training.micro_batch_size
-    lengths = [pair.num_tokens for pair in pairs]
-    scores: dict[int, Score] = {}
+    scores, num_done = RowColumns(Score, num_zeros=len(pairs)), 0
     for number, batch in enumerate(batches):
+        by_index = {int(i): pairs[i] for i in batch}
+        lengths = {i: pair.num_tokens for i, pair in by_index.items()}
         for micro in micro_batches(
-            batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
+            list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
         ):
             if micro.is_filling:
                 continue
-            chosen = [pairs[i] for i in micro.pairs]  # B
+            chosen = [by_index[i] for i in micro.pairs]  # B
             with torch.inference_mode(), compute.autocast():
                 logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(-1, 2).cpu()  # (B, 2)
             if not torch.isfinite(logprobs).all():
@@ -199,5 +211,6 @@ def score_pairs(
                 )
             for i, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
                 scores[i] = Score(pair.index, actual, generated, number, pair.origin)
-            report(len(scores))
-    return [scores[i] for i in range(len(pairs))]
+            num_done += int(sum(micro.weights))
+            report(num_done)
+    return scores

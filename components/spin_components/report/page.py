@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -23,12 +22,10 @@ from spin_components.record.evaluation import evaluation_rows, remarks
 from spin_components.record.events import read_repeats
 from spin_components.record.history import History, read_history
 from spin_components.report import lineage
-from spin_components.report.answers import Answers, read_answers
+from spin_components.report.answers import drift, lengths, read_answers
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
     answer_differences,
-    drift,
-    lengths,
     published_differences,
     read_steps,
     step_series,
@@ -57,7 +54,7 @@ def build_page(run: RunStore) -> str:
         IntegrityError: a stored file is damaged.
     """
     history = read_history(run)
-    answers = [read_answers(run, iteration) for iteration in history.iterations if iteration.num_pairs]
+    answers = [read_answers(run, it, history.iterations) for it in history.iterations if it.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
     verdict = compute_verdict(history, published_differences(points))
     measure = history.settings.get("selection", {}).get("measure", "nll")
@@ -95,7 +92,7 @@ def build_page(run: RunStore) -> str:
         held_out=_held_out(history),
         evaluation=_evaluation(history),
         origins=lineage.origins(history),
-        costs=lineage.costs(history, _answer_tokens(history, answers)),
+        costs=lineage.costs(history, sum(each.num_trained_tokens for each in answers)),
         settings=lineage.settings_tables(history),
     )
 
@@ -255,19 +252,6 @@ def _evaluation(history: History) -> dict[str, Any] | None:
         "rows": list(zip(names, cells, strict=True)),
         "remarks": [f"{name}, {remark}" for name, facts in models for remark in remarks(facts)],
     }
-
-
-def _answer_tokens(history: History, answers: list[Answers]) -> int:
-    """Number of tokens of both answers of the trained pairs, summed over epochs."""
-    by_origin = {each.iteration: each for each in answers}
-    total = 0
-    for trained in answers:
-        for origin, index in trained.trained.items():
-            generated = by_origin[origin]
-            positions = np.searchsorted(generated.index, index)
-            tokens = int(generated.num_actual[positions].sum() + generated.num_generated[positions].sum())
-            total += tokens * len(history.iterations[trained.iteration].epochs)
-    return total
 
 
 logger = logging.getLogger(__name__)

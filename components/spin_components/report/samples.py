@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
-
-import numpy as np
 
 from spin_components.errors import SpinError
 from spin_components.record.history import History
@@ -19,14 +18,10 @@ from spin_components.store.base import RunStore
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 500
-"""Maximum number of pairs on the page, not counting the extremes."""
-EXTREMES = 20
-"""Number of pairs with the smallest and with the largest margin of each iteration that are shown in addition."""
 MOST_CHARACTERS = 4000
 """Maximum number of characters of one text."""
-TEXT_BUDGET = 6_000_000
-"""Maximum number of characters of all texts; above it fewer pairs are shown."""
+SIZE_BUDGET = 4_000_000
+"""Maximum size of all rows on the page, bytes; above it fewer pairs are shown."""
 
 _TOKENIZER_FILE = "tokenizer.json"
 Decode = Callable[[Sequence[int]], str]
@@ -43,7 +38,7 @@ def sample_rows(run: RunStore, history: History, answers: list[Answers]) -> dict
     decode = _decoder(run, history)
     rows = _decoded(answers, decode) if decode else _from_manifests(history)
     prefix, suffix = _shared_ends([row["prompt"] for row in rows])
-    return {"rows": rows, "total": len(answers[-1].index), "prefix": prefix, "suffix": suffix}
+    return {"rows": rows, "total": answers[-1].num_pairs, "prefix": prefix, "suffix": suffix}
 
 
 def _decoder(run: RunStore, history: History) -> Decode | None:
@@ -72,55 +67,37 @@ def _tokenizer_keys(history: History) -> list[str | None]:
 
 
 def _decoded(answers: list[Answers], decode: Decode) -> list[dict[str, Any]]:
-    selected, num_iterations = _select(answers), answers[-1].iteration + 1
+    selected = sorted({*answers[-1].spread, *(index for each in answers for index in each.extremes)})
+    num_iterations = answers[-1].iteration + 1
     rows: dict[int, dict[str, Any]] = {}
-    for columns in reversed(answers):  # the newest iteration has all current prompts; an older one may have more
-        positions = np.flatnonzero(np.isin(columns.index, selected))
-        for position, ids in zip(positions.tolist(), columns.token_ids(positions), strict=True):
-            row = rows.get(int(columns.index[position])) or _row(columns, position, ids, decode, num_iterations)
-            row["answers"][columns.iteration] = _answer(columns, position, ids, decode)
+    for each in reversed(answers):  # the newest iteration has all current prompts; an older one may have more
+        for pair in each.sampled(selected):
+            row = rows.setdefault(pair["index"], {}) or _row(pair, decode, num_iterations)
+            row["answers"][each.iteration] = _answer(pair, decode)
             rows[row["index"]] = row
     ordered = [rows[index] for index in sorted(rows)]
-    size = sum(_num_characters(row) for row in ordered)
-    if size <= TEXT_BUDGET:
+    size = sum(len(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in ordered)
+    if size <= SIZE_BUDGET:
         return ordered
-    return [ordered[index] for index in evenly(len(ordered), max(1, int(len(ordered) * TEXT_BUDGET / size)))]
+    return [ordered[index] for index in evenly(len(ordered), max(1, int(len(ordered) * SIZE_BUDGET / size)))]
 
 
-def _num_characters(row: dict[str, Any]) -> int:
-    answers = (answer["text"] for answer in row["answers"] if answer)
-    return sum(len(text) for text in (row["prompt"], row["actual"], *answers))
-
-
-def _select(answers: list[Answers]) -> list[int]:
-    """Indices of the pairs to show: evenly spaced ones, and those with extreme margins."""
-    newest = answers[-1]
-    selected = set(newest.index[evenly(len(newest.index), MOST_ROWS)].tolist())
-    for columns in answers:
-        known = np.flatnonzero(np.isfinite(columns.margin))
-        ranked = known[np.argsort(columns.margin[known], kind="stable")]
-        selected |= set(columns.index[ranked[:EXTREMES]].tolist()) | set(columns.index[ranked[-EXTREMES:]].tolist())
-    return sorted(selected)
-
-
-def _row(
-    columns: Answers, position: int, ids: dict[str, list[int]], decode: Decode, num_iterations: int
-) -> dict[str, Any]:
+def _row(pair: dict[str, Any], decode: Decode, num_iterations: int) -> dict[str, Any]:
     return {
-        "index": int(columns.index[position]),
-        "prompt": _cut(decode(ids["prompt_ids"])),
-        "actual": _cut(decode(ids["actual_ids"])),
-        "tokens": int(columns.num_actual[position]),
+        "index": pair["index"],
+        "prompt": _cut(decode(pair["prompt_ids"])),
+        "actual": _cut(decode(pair["actual_ids"])),
+        "tokens": len(pair["actual_ids"]),
         "answers": [None] * num_iterations,
     }
 
 
-def _answer(columns: Answers, position: int, ids: dict[str, list[int]], decode: Decode) -> dict[str, Any]:
-    margin = float(columns.margin[position])
+def _answer(pair: dict[str, Any], decode: Decode) -> dict[str, Any]:
+    margin = float(pair["margin"])
     return {
-        "text": _cut(decode(ids["generated_ids"])),
-        "tokens": int(columns.num_generated[position]),
-        "end": str(columns.finish_reason[position]),
+        "text": _cut(decode(pair["generated_ids"])),
+        "tokens": len(pair["generated_ids"]),
+        "end": pair["finish_reason"],
         "margin": round(margin, 4) if math.isfinite(margin) else None,
     }
 

@@ -14,7 +14,6 @@ from spin_components.data.shards import AnswerLoss, read_rows
 from spin_components.record.answer_measures import read_measures, values_of
 from spin_components.record.bootstrap import Difference, paired_change, paired_difference
 from spin_components.record.history import History
-from spin_components.report.answers import Answers
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest
@@ -47,7 +46,6 @@ def evenly(num: int, most: int) -> NDArray[np.int64]:
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
 MOST_POINTS = 800
 """Maximum number of points of one line; see `min_max`."""
-_BINS = 24
 
 
 def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
@@ -139,36 +137,3 @@ def answer_differences(run: RunStore, history: History, measure: str) -> dict[in
             if change := paired_change(start, values_of(answers, measure)):
                 changes[iteration.number] = change
     return changes
-
-
-def lengths(answers: list[Answers]) -> dict[str, Any]:
-    """Return histograms of the number of tokens of human answers and of each iteration's generated answers."""
-    if not answers:
-        return {}
-    most = max(int(max(columns.num_actual.max(), columns.num_generated.max())) for columns in answers)
-    width = max(1, -(-(most + 1) // _BINS))
-    edges = np.arange(0, most + width + 1, width)
-
-    def shares(numbers: Any) -> list[float]:
-        counts, _ = np.histogram(numbers, edges)
-        return [round(float(count) / len(numbers), 5) for count in counts]
-
-    return {
-        "edges": edges.tolist(),
-        "human": shares(answers[-1].num_actual),
-        "human_mean": float(answers[-1].num_actual.mean()),
-        "generated": [
-            {
-                "iteration": columns.iteration,
-                "shares": shares(columns.num_generated),
-                "mean": columns.num_generated.mean(),
-            }
-            for columns in answers
-        ],
-    }
-
-
-def drift(answers: list[Answers]) -> list[dict[str, Any]]:
-    """Return the mean log-probability per answer token under each iteration's reference, nats."""
-    means = [(each.iteration, each.mean_logprob("actual"), each.mean_logprob("generated")) for each in answers]
-    return [{"iteration": t, "actual": actual, "generated": generated} for t, actual, generated in means]

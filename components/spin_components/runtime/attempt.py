@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from spin_components.errors import BusyError
-from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, TrackingSettings
+from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, PlacementSettings, TrackingSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import ControlSettings
@@ -61,6 +61,11 @@ class Attempt:
     def selection(self) -> SelectionSettings:
         """This attempt's `[selection]`."""
         return SelectionSettings.model_validate(self._record.get("selection", {}))
+
+    @cached_property
+    def placement(self) -> PlacementSettings:
+        """This attempt's `[placement]`."""
+        return PlacementSettings.model_validate(self._record.get("placement", {}))
 
     @property
     def max_iterations(self) -> int:

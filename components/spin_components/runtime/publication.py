@@ -14,7 +14,7 @@ from typing import Any
 from spin_components.machine import describe
 from spin_components.record.events import EventLog
 from spin_components.runtime.attempt import Attempt
-from spin_components.settings.attempt import EvaluationSettings, HardwareSettings
+from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, PlacementSettings
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import ControlSettings
@@ -49,6 +49,7 @@ class Publication:
         inputs: what the step's outputs depend on, flat, once `Step.is_due` has been called.
         published: the step's manifest, once it is written or found.
         previous: a manifest made from other inputs that this step replaces; see `Step.is_due`.
+        num_processes: that the step divides its work among, with a device or a group of devices each; not of training.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Publication:
     inputs: Inputs = field(default_factory=dict)
     published: Manifest | None = None
     previous: Manifest | None = None
+    num_processes: int = 1
     _key: str = ""
     _number: int = 0
     _recorded: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +81,11 @@ class Publication:
     def selection(self) -> SelectionSettings:
         """This attempt's `[selection]`."""
         return self._attempt.selection
+
+    @property
+    def placement(self) -> PlacementSettings:
+        """This attempt's `[placement]`."""
+        return self._attempt.placement
 
     @property
     def control(self) -> ControlSettings:
@@ -216,8 +223,8 @@ class Publication:
         if self.name not in _MODEL_STEPS or self.hardware.device == "cpu":
             return 0
         if self.name == "generate":
-            return self.settings.generation.tensor_parallel
-        return self.hardware.world_size if self.name in TRAINING_STEPS else 1
+            return self.num_processes * self.settings.generation.tensor_parallel
+        return self.hardware.world_size if self.name in TRAINING_STEPS else self.num_processes
 
     def _close(self, outcome: AttemptState) -> None:
         """Close the trackers, telling them how the attempt stands, then have all events stored."""

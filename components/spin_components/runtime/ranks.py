@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,39 @@ def take_part(job_path: Path, where: str, work: Callable[[Callable[[int], None]]
     job_path.with_name(f"outcome-{rank:05d}.json").write_text(json.dumps(outcome), encoding="utf-8")
     if "error" in outcome:
         os._exit(1)  # other ranks may wait within a collective: torchrun ends them
+
+
+def take_cores(rank: int, ranks: int) -> None:
+    """Restrict this process to its share of the cores, so that processes on a CPU do not wait for each other's."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        size = len(cores) // ranks
+        if size:
+            os.sched_setaffinity(0, cores[rank * size : (rank + 1) * size])
+
+
+def take_gpus(rank: int, size: int) -> None:
+    """Leave this process its own group of `size` GPUs; before torch looks for GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range((rank + 1) * size)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[rank * size : (rank + 1) * size])
+
+
+def leave_torchrun() -> None:
+    """Remove torchrun's variables, by which an engine in this process would join the other ranks."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK")
+    for name in (*names, "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]
+
+
+@contextmanager
+def one_at_a_time(job_path: Path) -> Iterator[None]:
+    """Let one rank at a time into the block: each loads a whole model through the machine's memory."""
+    with job_path.with_name("turn").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+        yield
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -69,8 +70,8 @@ class StepResources(Section):
 class PlacementSettings(Section):
     """Resources and scheduling of the pods that load a model; used on a cluster only, may change between attempts.
 
-    The number of GPUs follows from the step: `generation.tensor_parallel` for generate, `hardware.ranks` for training,
-    one for scoring and one for validation.
+    The number of GPUs follows from the step: `hardware.ranks` for training and validation; the pods of the shards
+    divide as many among them to generate, at least `generation.tensor_parallel` each, and to score, at least one.
     """
 
     accelerator: str = Field(
@@ -92,6 +93,29 @@ class PlacementSettings(Section):
     affinity: dict[str, Any] = Field(
         default_factory=dict, description="Node affinity, as in a pod's affinity.nodeAffinity."
     )
+    ephemeral_storage: str = Field(
+        "",
+        pattern=r"^([1-9]\d*([KMGTP]i?)?)?$",
+        description="Local disk that each pod of a TrainJob requests, as in 500Gi; empty for none. KFP has no such "
+        "request for the pods of other steps.",
+    )
+    devices: dict[str, int] = Field(
+        default_factory=dict,
+        description='Further devices that each pod of a TrainJob requests, as in {"rdma/hca" = 1} for RDMA.',
+    )
+    ipc_lock: bool = Field(
+        False,
+        description="Whether the pods of a TrainJob get the capability IPC_LOCK, with which RDMA pins memory; "
+        "namespaces with the Pod Security Standard baseline or restricted refuse it.",
+    )
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, values: dict[str, int]) -> dict[str, int]:
+        for name, number in values.items():
+            if not re.fullmatch(r"[a-z0-9.-]+/[A-Za-z0-9._-]+", name) or number < 1:
+                raise ValueError(f"expected a resource's name and a number of 1 or more; found {name!r} = {number}")
+        return values
 
     @field_validator("tolerations")
     @classmethod

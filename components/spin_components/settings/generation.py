@@ -42,6 +42,11 @@ class GenerationSettings(Section):
         le=256,
         description="Number of parts of the prompts, generated in parallel; fixed when the pipeline is compiled.",
     )
+    shard_by: Literal["tokens", "records"] = Field(
+        "tokens",
+        description="What the shards have about equal parts of: tokens of prompts and human answers, or records. A run "
+        "keeps the shards that it began with.",
+    )
     on_truncated: Literal["keep", "drop"] = Field(
         "keep",
         description="Whether pairs whose answer was cut at max_new_tokens, without EOS, are trained on or dropped.",

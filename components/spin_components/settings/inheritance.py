@@ -22,6 +22,9 @@ OWN = (
 )
 """Settings of those sections that are not taken over."""
 
+FIRST = {"data": {"split": "shuffle"}, "generation": {"shard_by": "records"}}
+"""What runs did that were recorded before these settings existed."""
+
 
 def inherited(recorded: object, *, source: str) -> dict[str, dict[str, Any]]:
     """Return those settings of a record that another run may take over, by section.
@@ -34,7 +37,9 @@ def inherited(recorded: object, *, source: str) -> dict[str, dict[str, Any]]:
         IntegrityError: the record is not made of tables.
     """
     return {
-        section: {key: value for key, value in table.items() if f"{section}.{key}" not in OWN}
+        section: {
+            key: value for key, value in {**FIRST.get(section, {}), **table}.items() if f"{section}.{key}" not in OWN
+        }
         for section, table in _tables(recorded, source).items()
         if section in SECTIONS
     }

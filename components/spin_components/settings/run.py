@@ -162,6 +162,13 @@ class DataSettings(Section):
     validation_size: CountOrFraction = Field(
         0.05, description="Fraction or number of records held out for validation when `validation` is empty."
     )
+    split: Literal["auto", "hash", "shuffle"] = Field(
+        "auto",
+        description="How the records to hold out are chosen. hash: by a seeded hash of the prompt, which is compared "
+        "with the fraction, so that equal prompts stay together and records that are added later leave the others "
+        "where they are; shuffle: an exact number, by a seeded permutation of all records. auto: hash where "
+        "`validation_size` is a fraction, shuffle where it is a number. A run keeps the split that it began with.",
+    )
     chat_template: str = Field(
         "",
         description="Chat template: the path of a Jinja file (with a / or the suffix .jinja; also s3://…, hf://…), or "
@@ -223,6 +230,11 @@ class DataSettings(Section):
             except ValueError as error:
                 raise ValueError(f"{value!r} is not a date; write it like 2026-07-31T09:30:00") from error
         return value
+
+    @property
+    def splits_by_hash(self) -> bool:
+        """Whether a hash of the prompt decides which records are held out."""
+        return self.split == "hash" or (self.split == "auto" and isinstance(self.validation_size, float))
 
     @property
     def chat_template_file(self) -> str:

@@ -101,6 +101,18 @@ class Settings(Section):
             )
         return self
 
+    def num_gpus(self, step: str) -> int:
+        """GPUs that a pod of a step requests: those of one training pod, divided among pods that work side by side."""
+        ranks, engine = self.hardware.ranks, self.generation.tensor_parallel
+        match step:
+            case "generate":
+                return engine * max(1, ranks // self.generation.shards // engine)
+            case "ref-logprob":
+                return max(1, ranks // self.generation.shards)
+            case "train-epoch" | "warm-up" | "control" | "validate":
+                return ranks
+        return 1
+
     def schedule_inputs(self) -> dict[str, int]:
         """What the learning rates of an iteration depend on beyond it, by name; empty for schedules of an iteration."""
         if self.training.lr_schedule_span == "iteration":

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from spin_components.algorithm.batching import derive_seed, form_batches
+from spin_components.algorithm.batching import derive_seed
 from spin_components.algorithm.loss import Objective
-from spin_components.data.pair_counts import PairCounts
-from spin_components.data.shards import Pair, Prompt, read_rows
-from spin_components.record.pairs import ScoredPairs, load_scored_pairs
+from spin_components.record.training_pairs import TrainingPairs, load_human_answers, load_training_pairs
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.manifests import read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +78,16 @@ class Course:
             steps_per_epoch * spin.epochs_before(spin.max_iterations),
         )
 
-    def load(self, run: RunStore) -> ScoredPairs:
+    def load(self, run: RunStore) -> TrainingPairs:
         """Read and verify what it trains on.
 
         Without self-play the pairs have no generated answers, and there are no scores. A control has the pairs of its
         iteration, in the same batches.
 
         Raises:
-            DataError, IntegrityError: see `load_scored_pairs`.
+            DataError, IntegrityError: see `load_training_pairs`.
         """
         if self.is_warm_up:
-            return _human_answers(run, self.settings)
-        data = load_scored_pairs(run, self.iteration)
-        if self.is_self_play:
-            return data
-        return replace(data, pairs=[replace(pair, generated_ids=[]) for pair in data.pairs], scores=[])
-
-
-def _human_answers(run: RunStore, settings: Settings) -> ScoredPairs:
-    """All training prompts with their human answers, in global batches."""
-    manifest = read_manifest(run, layout.DATA_MANIFEST)
-    keys = [layout.train_shard(shard) for shard in range(int(manifest.facts["num_shards"]))]
-    files = {key: manifest.outputs[key] for key in keys}
-    folder = run.fetch(files, what="the training data", made_by=layout.DATA_MANIFEST)
-    prompts = (prompt for key in keys for prompt in read_rows(folder / key, Prompt))
-    pairs = [Pair(prompt.index, prompt.prompt_ids, prompt.actual_ids, [], "") for prompt in prompts]
-    seed = derive_seed(settings.run.seed, "batches", layout.WARM_UP)
-    batches = form_batches(len(pairs), settings.training.global_batch_size, seed)
-    return ScoredPairs(pairs, [], batches, PairCounts(num_pairs=len(pairs)))
+            seed = derive_seed(self.settings.run.seed, "batches", layout.WARM_UP)
+            return load_human_answers(run, self.settings.training.global_batch_size, seed)
+        return load_training_pairs(run, self.iteration, with_generated=self.is_self_play)

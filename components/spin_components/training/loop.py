@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from spin_components.algorithm.batching import derive_seed, micro_batches, order_batches
+from spin_components.algorithm.batching import (
+    GlobalBatches,
+    MicroBatch,
+    balanced_micro_batches,
+    derive_seed,
+    micro_batches,
+    order_batches,
+)
+from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
-from spin_components.record.pairs import ScoredPairs
+from spin_components.record.training_pairs import TrainingPairs
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
@@ -30,12 +39,14 @@ class EpochLoop:
         trained: counters, metrics and rewards of the steps done so far, over the whole epoch.
     """
 
-    def __init__(self, job: EpochJob, backend: Backend, data: ScoredPairs, step: Step) -> None:
+    def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step) -> None:
         settings, course = job.settings, Course(job.settings, job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
         self._course = course
         self._batches = epoch_batches(job, data)
-        self._lengths = [pair.num_tokens for pair in data.pairs]
+        self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
+        self._lengths = data.num_tokens - data.num_prompt if self._is_balanced else data.num_tokens  # (N,)
+        self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
         self._val_batches: list[list[Prompt]] = []
@@ -66,6 +77,29 @@ class EpochLoop:
             self._after_step(number + 1)
         return True
 
+    def _share(self, number: int) -> list[MicroBatch]:
+        """This rank's micro-batches of the global batch of that number.
+
+        Packed, ranks get as many tokens each, a prompt counted once. Padded, a micro-batch costs what its longest pair
+        does, so pairs of one length stay together, in the micro-batches that the reference was scored in.
+        """
+        backend, training = self._backend, self._job.settings.training
+        form = balanced_micro_batches if self._is_balanced else micro_batches
+        return form(
+            self._batches[number],
+            self._lengths,
+            micro_batch_size=training.micro_batch_size,
+            rank=backend.rank,
+            ranks=backend.ranks,
+            num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
+        )
+
+    def _own_pairs(self) -> Iterator[int]:
+        """Pairs that this rank will compute, from the first step that is not done."""
+        for number in range(self._job.first_step, len(self._batches)):
+            for micro in self._share(number):
+                yield from micro.pairs
+
     def _train(self, number: int) -> None:
         """Take one optimizer step, on the global batch of that number."""
         started = time.monotonic()
@@ -75,15 +109,8 @@ class EpochLoop:
         num_before, num_scheduled = self._span  # steps
         result = train_single_step(
             backend,
-            self._data,
-            micro_batches(
-                batch,
-                self._lengths,
-                micro_batch_size=training.micro_batch_size,
-                rank=backend.rank,
-                ranks=backend.ranks,
-                num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
-            ),
+            self._read,
+            self._share(number),
             batch=batch,
             objective=self._objective,
             lr=learning_rate(
@@ -104,10 +131,11 @@ class EpochLoop:
         batch, trained = self._batches[number], self.trained
         trained.state = trained.state.after_step(len(batch))
         if self._course.is_self_play:
-            trained.rewards += [
-                PairReward(pair.index, trained.state.step, actual, generated, pair.origin)
-                for pair, (actual, generated) in zip((self._data.pairs[i] for i in batch), result.rewards, strict=True)
-            ]
+            scores = (self._data.scores[i] for i in batch)
+            trained.rewards.extend(
+                PairReward(score.index, trained.state.step, actual, generated, score.origin)
+                for score, (actual, generated) in zip(scores, result.rewards, strict=True)
+            )
         row = {
             "step": trained.state.step,
             **self._job.labels,
@@ -185,11 +213,11 @@ class EpochLoop:
         save_partial(self._step, self._job, self._backend, self.trained, done)
 
 
-def epoch_batches(job: EpochJob, data: ScoredPairs) -> list[tuple[int, ...]]:
+def epoch_batches(job: EpochJob, data: TrainingPairs) -> GlobalBatches:
     """The epoch's global batches in their order: the same for every rank, backend and attempt."""
     seed = derive_seed(job.settings.run.seed, "order", job.iteration, job.epoch)
     limit = resolve_count(job.settings.training.limit_train_batches, len(data.batches))
-    return [data.batches[number] for number in order_batches(len(data.batches), seed, limit)]
+    return data.batches.ordered(order_batches(len(data.batches), seed, limit))
 
 
 def _values(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spin_components.algorithm.trainer_state import TrainerState
-from spin_components.data.shards import PairReward, read_rows, write_rows
+from spin_components.data.row_columns import RowColumns
+from spin_components.data.shards import PairReward
+from spin_components.data.stored_rows import read_numbers
 from spin_components.model.loading import save_policy
 from spin_components.record.chat_template import read_chat_template
 from spin_components.runtime.step import Step
@@ -38,7 +40,7 @@ class Trained:
 
     state: TrainerState
     rows: list[dict[str, Any]]
-    rewards: list[PairReward]
+    rewards: RowColumns[PairReward]
 
 
 def save_partial(step: Step, job: EpochJob, backend: Backend, trained: Trained, done: int) -> None:
@@ -67,7 +69,7 @@ def save_epoch(step: Step, job: EpochJob, backend: Backend, trained: Trained, fa
         outputs |= staged.outputs
         if job.iteration >= 0:
             with step.run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
-                write_rows(staged.path, PairReward, trained.rewards)
+                trained.rewards.write(staged.path)
             outputs |= staged.outputs
         state = trained.state.model_dump(mode="json")
         step.publish({**facts, "state": state, "policy_uri": step.run.uri_of(f"{key}/policy")}, outputs=outputs)
@@ -113,7 +115,7 @@ def _write_trainer(folder: Path, trained: Trained) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _STATE).write_text(trained.state.model_dump_json(), encoding="utf-8")
     (folder / _ROWS).write_text(json.dumps(trained.rows), encoding="utf-8")
-    write_rows(folder / _REWARDS, PairReward, trained.rewards)
+    trained.rewards.write(folder / _REWARDS)
     save_file({"torch": torch.get_rng_state()}, folder / _RNG)
 
 
@@ -125,11 +127,13 @@ def load_rows(job: EpochJob) -> list[dict[str, Any]]:
     return rows
 
 
-def load_rewards(job: EpochJob) -> list[PairReward]:
+def load_rewards(job: EpochJob) -> RowColumns[PairReward]:
     """Rewards of the pairs that were trained on before the save; empty where an older version saved none."""
-    if not job.first_step or job.trainer is None or not (job.trainer / _REWARDS).exists():
-        return []
-    return read_rows(job.trainer / _REWARDS, PairReward)
+    rewards = RowColumns(PairReward)
+    if job.first_step and job.trainer is not None and (path := job.trainer / _REWARDS).exists():
+        for name, values in read_numbers([path], PairReward).items():
+            rewards.set_column(name, values)
+    return rewards
 
 
 def load_trainer(job: EpochJob, backend: Backend) -> None:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from spin_components.algorithm.answer_stats import distinct, length_ratio, repetition_rate, spin_margins
 from spin_components.algorithm.batching import derive_seed
 from spin_components.data.shards import AnswerLoss, Prompt, Sample, read_rows
-from spin_components.engine.engine import Answer, Sampling, collect_answers
-from spin_components.engine.open import open_engine
+from spin_components.engine.engine import Sampling
 from spin_components.errors import IntegrityError
-from spin_components.model.compute import Compute
 from spin_components.model.stored import validated_epoch
-from spin_components.runtime.step import Step
+from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest, read_manifest
-
-_ENGINE = "transformers"
-"""vLLM's start takes longer than these few answers, and this engine repeats them for the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +56,20 @@ def read_reference(run: RunStore, reference_uri: str) -> Reference:
     )
 
 
-def chosen_prompts(prompts: Sequence[Prompt], losses: Sequence[AnswerLoss], num_samples: int) -> list[Prompt]:
-    """The first `num_samples` prompts that have a loss; `validation.limit_val_batches` may leave some out."""
-    counted = {loss.index for loss in losses}
+def chosen_prompts(prompts: Sequence[Prompt], batches: Sequence[Sequence[Prompt]], num_samples: int) -> list[Prompt]:
+    """The first `num_samples` prompts of the batches; `validation.limit_val_batches` may leave some out of them."""
+    counted = {prompt.index for batch in batches for prompt in batch}
     return [prompt for prompt in prompts if prompt.index in counted][:num_samples]
 
 
-def sample_answers(
-    step: Step, compute: Compute, folder: Path, prompts: Sequence[Prompt]
-) -> tuple[list[Answer], list[Answer]]:
-    """Give two answers to each prompt: sampled with the settings of iteration 0, and greedy.
+def sampling_of(run: RunStore, settings: Settings) -> Sampling:
+    """Sampling of held-out answers, with the settings of iteration 0.
 
-    The seed follows from the run's seed and the held-out data alone, so it is the same for every policy. Where the
-    sampling settings are greedy, both are the same answers.
-
-    Args:
-        step: the running step.
-        compute: device and precision.
-        folder: of the policy.
-        prompts: to answer.
+    The seed follows from the run's seed and the held-out data alone, so it is the same for every policy.
     """
-    settings, data = step.settings, read_manifest(step.run, layout.DATA_MANIFEST)
+    data = read_manifest(run, layout.DATA_MANIFEST)
     seed = derive_seed(settings.run.seed, "validate", data.outputs[layout.VALIDATION].sha256)
-    sampled = Sampling(settings.generation.at(0), data.facts["eos_ids"], seed)
-    greedy = replace(sampled, settings=sampled.settings.model_copy(update={"temperature": 0.0}))
-    decodings = [sampled] if sampled.temperature == 0 else [sampled, greedy]
-    progress = step.progress(len(decodings) * len(prompts), "samples")
-    answers = []
-    for number, sampling in enumerate(decodings):
-        begun = number * len(prompts)
-        with closing(open_engine(_ENGINE, folder, settings.model, sampling, compute)) as engine:
-            answers.append(
-                collect_answers(
-                    engine,
-                    prompts,
-                    max_new_tokens=settings.generation.max_new_tokens,
-                    max_length=settings.data.max_length,
-                    report=lambda done, num_tokens, begun=begun: progress.update(begun + done),
-                )
-            )
-    return answers[0], answers[-1]
+    return Sampling(settings.generation.at(0), data.facts["eos_ids"], seed)
 
 
 def answer_stats(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> dict[str, Any]:

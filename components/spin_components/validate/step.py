@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import (
     GREEDY,
     SAMPLED,
@@ -18,28 +17,22 @@ from spin_components.data.shards import (
     read_rows,
     write_rows,
 )
-from spin_components.engine.engine import Answer
 from spin_components.errors import NonFiniteError
-from spin_components.model.compute import Compute, resolve_compute, set_threads
+from spin_components.memory.processes import num_processes
+from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.folder import load_tokenizer
-from spin_components.model.scoring import (
-    answer_losses,
-    load_scored,
-    mean_nll,
-    resolve_packing,
-    sampled_logprobs,
-    validation_batches,
-)
+from spin_components.model.scoring import mean_nll, resolve_packing, validation_batches
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
 from spin_components.record.pointers import is_over
 from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
-from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
 from spin_components.validate.measures import length_warning, mean_measures, measure_answers
+from spin_components.validate.policy import decodings, human_losses, sample_answers, score_samples
+from spin_components.validate.ranks import Measured, measure_in_ranks
 from spin_components.validate.samples import (
     Reference,
     answer_stats,
@@ -47,7 +40,7 @@ from spin_components.validate.samples import (
     margin_stats,
     read_reference,
     reference_validation,
-    sample_answers,
+    sampling_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,20 +80,23 @@ def validate(
             compute = resolve_compute(settings.hardware, settings.training.precision)
             prompts = _read_prompts(step.run)
             folder = open_scored(step.run, policy_uri, what="the policy")
-            losses = _human_losses(step, compute, folder, prompts)
+            batches = validation_batches(prompts, settings.validation)
+            chosen = chosen_prompts(prompts, batches, settings.validation.num_samples)
+            reference = read_reference(step.run, reference_uri) if reference_uri and chosen else None
+            plain = folder
+            if settings.lora.is_quantized and chosen:
+                plain = open_model(step.run, policy_uri, what="the policy")
+            measured = _measured(step, compute, folder, plain, batches, chosen, reference)
+            losses = measured.losses
             mean = mean_nll(losses)
             if not math.isfinite(mean) and iteration == layout.BASE:
                 raise NonFiniteError(f"the base model's loss on the held-out answers is {mean}; look at its weights")
             facts: dict[str, Any] = {"val_loss": mean if math.isfinite(mean) else None, "num_answers": len(losses)}
             with step.write(layout.validation_losses(iteration, epoch)) as path:
                 write_rows(path, AnswerLoss, losses)
-            if settings.validation.num_samples and math.isfinite(mean):
-                reference = read_reference(step.run, reference_uri) if reference_uri else None
-                chosen = chosen_prompts(prompts, losses, settings.validation.num_samples)
-                plain = open_model(step.run, policy_uri, what="the policy") if settings.lora.is_quantized else folder
-                sampled, greedy = sample_answers(step, compute, plain, chosen)
-                samples = _score_samples(settings, compute, folder, chosen, sampled, reference)
-                facts |= answer_stats(samples, chosen) | _measure(step, key, plain, chosen, sampled, greedy)
+            if measured.samples:
+                samples = measured.samples
+                facts |= answer_stats(samples, chosen) | _measure(step, key, plain, chosen, measured)
                 if reference:
                     facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
                 with step.write(layout.validation_samples(iteration, epoch)) as path:
@@ -117,9 +113,7 @@ def validate(
         return step.returns(policy_uri)
 
 
-def _measure(
-    step: Step, key: str, folder: Path, prompts: list[Prompt], sampled: list[Answer], greedy: list[Answer]
-) -> dict[str, Any]:
+def _measure(step: Step, key: str, folder: Path, prompts: list[Prompt], measured: Measured) -> dict[str, Any]:
     """Measure and store the policy's answers; returns the means."""
     tokenizer = load_tokenizer(folder, step.settings.model)
 
@@ -128,7 +122,7 @@ def _measure(
 
     by_decoding = [
         measure_answers(decoding, prompts, answers, decode)
-        for decoding, answers in ((SAMPLED, sampled), (GREEDY, greedy))
+        for decoding, answers in ((SAMPLED, measured.sampled), (GREEDY, measured.greedy))
     ]
     with step.write(layout.measures_of(key)) as path:
         write_rows(path, AnswerMeasures, [row for rows in by_decoding for row in rows])
@@ -173,36 +167,40 @@ def _global_step(run: RunStore, iteration: int, epoch: int) -> int:
     return int(read_manifest(run, layout.epoch_manifest(iteration, epoch)).facts["state"]["step"])
 
 
-def _human_losses(step: Step, compute: Compute, folder: Path, prompts: list[Prompt]) -> list[AnswerLoss]:
-    """Losses of the human answers; the model is freed at the end, before sampling loads its own."""
-    model = load_scored(folder, step.settings, compute).eval()
-    batches = validation_batches(prompts, step.settings.validation)
-    losses: list[AnswerLoss] = []
-    progress = step.progress(sum(len(batch) for batch in batches), "answers")
-    for batch_losses in answer_losses(model, batches, compute, finite=False):
-        losses += batch_losses
-        progress.update(len(losses))
-    return losses
-
-
-def _score_samples(
-    settings: Settings,
+def _measured(
+    step: Step,
     compute: Compute,
     folder: Path,
-    prompts: list[Prompt],
-    answers: list[Answer],
+    plain: Path,
+    batches: list[list[Prompt]],
+    chosen: list[Prompt],
     reference: Reference | None,
-) -> list[Sample]:
-    """The policy's answers with its log-probabilities of them, and of the reference's answers to the same prompts."""
-    model = load_scored(folder, settings, compute).eval()
-    groups = [
-        Prompted(prompt.prompt_ids, (answer.token_ids, reference.samples[prompt.index].generated_ids))
-        if reference
-        else Prompted(prompt.prompt_ids, (answer.token_ids,))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    logprobs = sampled_logprobs(model, groups, settings.validation, compute)
-    return [
-        Sample(prompt.index, answer.token_ids, answer.finish_reason, row[0], row[1] if reference else math.nan)
-        for prompt, answer, row in zip(prompts, answers, logprobs, strict=True)
-    ]
+) -> Measured:
+    """Measure the policy: here, or in several processes that divide the records."""
+    settings, sampling = step.settings, sampling_of(step.run, step.settings)
+    answers = None
+    if reference and chosen:
+        answers = {prompt.index: reference.samples[prompt.index].generated_ids for prompt in chosen}
+    num_records = sum(map(len, batches))
+    progress = step.progress(num_records, "answers")
+    ranks = num_processes(
+        settings,
+        folder,
+        "validate",
+        num_tokens=num_records * settings.data.max_length
+        + len(chosen) * len(decodings(sampling)) * settings.generation.max_new_tokens,
+        num_gpus=num_visible_gpus(compute),
+    )
+    step.num_processes = ranks
+    if ranks > 1:
+        where, report = f"validation by {ranks} processes", progress.update
+        return measure_in_ranks(
+            folder, plain, batches, chosen, sampling, settings, ranks, reference=answers, where=where, report=report
+        )
+    losses = [loss for batch in human_losses(folder, batches, settings, compute, progress.update) for loss in batch]
+    if not chosen or not math.isfinite(mean_nll(losses)):
+        return Measured(losses, [], [], [])
+    progress = step.progress(len(decodings(sampling)) * len(chosen), "samples")
+    sampled, greedy = sample_answers(plain, chosen, sampling, settings, compute, progress.update)
+    samples = score_samples(folder, chosen, sampled, settings, compute, answers)
+    return Measured(losses, sampled, greedy, samples)

@@ -1,4 +1,4 @@
-"""`spin-pipeline estimate`: memory of each step and its bottleneck; needs no cluster and no weights."""
+"""`spin-pipeline estimate`: memory and time of each step, and its bottleneck; needs no cluster and no weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from spin_pipeline.commands.options import add_config, settings_of
 from spin_pipeline.watch.console import plain_console
 
 if TYPE_CHECKING:
+    from spin_components.memory.duration import DataSize, Duration
     from spin_components.memory.estimate import Estimate
     from spin_components.memory.fit import Shortage
     from spin_components.memory.roofline import Bound
     from spin_components.memory.shape import ModelShape
+    from spin_pipeline.deploy.cluster_settings import Configuration
 
 GPU_NAMES = ("a100-80g", "h100-80g", "h200")
 
@@ -28,11 +30,28 @@ GPU_NAMES = ("a100-80g", "h100-80g", "h200")
 def add(commands: Any, exit_codes: str) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "estimate", help="estimate the memory and the bottleneck of each step from the configuration", epilog=exit_codes
+        "estimate",
+        help="estimate the memory of each step, and its time on GPUs",
+        epilog=exit_codes,
     )
     add_config(parser)
     parser.add_argument("--model-config", metavar="FILE", help="config.json of the model, if model.base is unreachable")
     parser.add_argument("--gpu", choices=GPU_NAMES, help="estimate for pods with these GPUs; default: for this machine")
+    parser.add_argument(
+        "--gpus",
+        type=_count,
+        metavar="N",
+        help="GPUs of all pods together; default: those of training",
+    )
+    parser.add_argument(
+        "--prompts", type=_count, metavar="N", help="prompts of an iteration; default: data.max_train_records, or 50000"
+    )
+    parser.add_argument(
+        "--lengths",
+        type=_lengths,
+        metavar="PROMPT,ANSWER,GENERATED",
+        help="mean lengths in tokens; default: a quarter of what the settings allow",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(do=estimate)
 
@@ -41,6 +60,7 @@ def estimate(options: argparse.Namespace) -> int:
     """Print the estimate; returns 1 if a step certainly does not fit into memory."""
     settings = settings_of(options)
     from spin_components.memory.check import estimate_steps
+    from spin_components.memory.duration import durations
     from spin_components.memory.fit import shortages
     from spin_components.memory.machines import pod_machine, this_machine
     from spin_components.memory.model_config import find_shape
@@ -57,10 +77,12 @@ def estimate(options: argparse.Namespace) -> int:
     machine = pod_machine(settings, gpu.gpu_bytes) if gpu else this_machine(settings)
     work = resolve_zero_stage(shape, Workload(settings, machine, longest_allowed(settings)))
     estimates, bounding = estimate_steps(shape, work), bounds(shape, work, gpu) if gpu else []
+    data, num_gpus = _data_size(settings, options), options.gpus or settings.hardware.world_size
+    times = durations(shape, work, gpu, data, num_gpus) if gpu else []
     too_large = shortages(estimates, work)
     code = int(any(shortage.is_certain for shortage in too_large))
     if options.json:
-        sys.stdout.write(json.dumps(_as_value(shape, estimates, bounding, too_large), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_value(shape, estimates, bounding, times, too_large), indent=2) + "\n")
         return code
     console = plain_console()
     where = f"pods with {gpu.name} GPUs" if gpu else "this machine"
@@ -69,7 +91,33 @@ def estimate(options: argparse.Namespace) -> int:
         size += f", {shape.num_active / 1e9:.3g} billion of them active for a token"
     console.print(f"{size}, by {origin}; on {where}", highlight=False, soft_wrap=True)
     _print(estimates, bounding, too_large, console)
+    if times:
+        _print_times(times, data, num_gpus, console)
     return code
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, found {text!r}")
+    return int(text)
+
+
+def _lengths(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"expected three numbers, as in 200,300,300; found {text!r}")
+    prompt, actual, generated = map(_count, parts)
+    return prompt, actual, generated
+
+
+def _data_size(settings: Configuration, options: argparse.Namespace) -> DataSize:
+    """The records of the run, as the options say or the settings let expect."""
+    from spin_components.memory.duration import DataSize
+
+    data, new_tokens = settings.data, settings.generation.max_new_tokens
+    longest_answer = data.max_length - data.max_prompt_length
+    expected = (max(length // 4, 1) for length in (data.max_prompt_length, longest_answer, new_tokens))
+    return DataSize(options.prompts or data.max_train_records or 50_000, *(options.lengths or expected))
 
 
 def _config(path: str) -> dict[str, Any]:
@@ -83,7 +131,11 @@ def _config(path: str) -> dict[str, Any]:
 
 
 def _as_value(
-    shape: ModelShape, estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage]
+    shape: ModelShape,
+    estimates: list[Estimate],
+    bounding: list[Bound],
+    times: list[Duration],
+    too_large: list[Shortage],
 ) -> dict[str, Any]:
     return {
         "parameters": {"total": shape.num_parameters, "active": shape.num_active},
@@ -91,8 +143,32 @@ def _as_value(
             {**asdict(each), "device_bytes": each.device_bytes, "host_bytes": each.host_bytes} for each in estimates
         ],
         "bounds": [{**asdict(each), "by": each.by} for each in bounding],
+        "times": [{**asdict(each), "one_s": each.one_s, "by": each.by} for each in times],
         "shortages": [asdict(each) for each in too_large],
     }
+
+
+def _print_times(times: list[Duration], data: DataSize, num_gpus: int, console: Console) -> None:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("", "once", "times", "in the run", "most of it is"):
+        table.add_column(name, justify="left" if name in ("", "most of it is") else "right")
+    for each in times:
+        table.add_row(each.step, _duration(each.one_s), str(each.times), _duration(each.total_s), each.by)
+    total = sum(each.total_s for each in times)
+    console.print(
+        f"about {_duration(total)} on {num_gpus} GPUs, within a factor of 2, for {data.num_prompts:,} prompts of "
+        f"{data.prompt} tokens with answers of {data.actual} and of {data.generated} generated tokens (--prompts, "
+        "--lengths, --gpus)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _print(estimates: list[Estimate], bounding: list[Bound], too_large: list[Shortage], console: Console) -> None:

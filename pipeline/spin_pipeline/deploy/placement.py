@@ -20,11 +20,16 @@ CACHE = "/var/cache/spin"
 TRACKING_KEYS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Keys that a tracking Secret may have; each becomes the environment variable of the same name."""
 
+EVALUATE_GPUS = "evaluate_accelerators"
+"""Output of `prepare` that no pod within an iteration takes."""
+
 POD_FIELDS: dict[str, type] = {
     "accelerator": str,
     "generate_accelerators": str,
     "train_accelerators": str,
     "score_accelerators": str,
+    "validate_accelerators": str,
+    EVALUATE_GPUS: str,
     "generate_cpu": str,
     "generate_memory": str,
     "train_cpu": str,
@@ -73,12 +78,16 @@ class Placement:
         return self._with_model(task, pod_fields, "generate", image="generate")
 
     def score(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of a step that scores answers on one device: ref-logprob, validate."""
+        """Configure the pod of ref-logprob, of which there is one for each shard."""
         return self._with_model(task, pod_fields, "score", image="train")
+
+    def validate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
+        """Configure the pod of validate: CPU and memory as for scoring."""
+        return self._with_model(task, pod_fields, "score", image="train", gpus="validate")
 
     def evaluate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
         """Configure the pod of evaluate: as for scoring, with the judge's API key, which no other pod has."""
-        self.score(task, pod_fields)
+        self._with_model(task, pod_fields, "score", image="train", gpus="evaluate")
         if self.cluster and self.cluster.judge_secret:
             kubernetes.use_secret_as_env(task, self.cluster.judge_secret, {JUDGE_KEY: JUDGE_KEY})
         return task
@@ -101,12 +110,19 @@ class Placement:
         }
 
     def _with_model(
-        self, task: Any, pod_fields: Mapping[str, Any], kind: Literal["generate", "train", "score"], *, image: str
+        self,
+        task: Any,
+        pod_fields: Mapping[str, Any],
+        kind: Literal["generate", "train", "score"],
+        *,
+        image: str,
+        gpus: str = "",
     ) -> Any:
         if not self.cluster:
             return task
         self._common(task, self.cluster, image=image)
-        cpu, memory, accelerators = (pod_fields[f"{kind}_{what}"] for what in ("cpu", "memory", "accelerators"))
+        cpu, memory = pod_fields[f"{kind}_cpu"], pod_fields[f"{kind}_memory"]
+        accelerators = pod_fields[f"{gpus or kind}_accelerators"]
         task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes takes a limit as the request too
         task.set_accelerator_type(pod_fields["accelerator"])
         task.set_accelerator_limit(accelerators)

@@ -36,11 +36,11 @@ def test_each_kind_of_pod_requests_the_resources_of_its_step() -> None:
         'placement.train={cpu = "500m", memory = "100G"}',
     ]
     configuration = load_settings("tiny", overrides)
-    light, generate, score, train = demands_of(configuration, configuration.cluster)
+    light, generate, score, validate, train = demands_of(configuration, configuration.cluster)
     assert light.resources == {"cpu": Decimal(2), "memory": Decimal(8 * 2**30)}
     assert generate.resources == {"cpu": Decimal(4), "memory": Decimal(16 * 2**30), GPU: Decimal(2)}
     assert (generate.at_once, score.at_once, train.at_once) == (3, 3, 2)
-    assert score.resources[GPU] == 1
+    assert (score.resources[GPU], validate.resources[GPU]) == (Decimal(2), Decimal(8))  # 8 GPUs by 3 shards
     assert train.resources == {"cpu": Decimal("0.5"), "memory": Decimal(100 * 10**9), GPU: Decimal(8)}
     assert train.is_joint and not generate.is_joint
 

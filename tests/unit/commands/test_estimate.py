@@ -87,6 +87,26 @@ def test_the_table_shows_steps_sizes_and_shortages(capsys: pytest.CaptureFixture
     assert "Try training.micro_batch_size below 8, or data.max_length below 2048" in printed
 
 
+def test_the_time_of_steps_and_run_is_shown_for_a_gpu(capsys: pytest.CaptureFixture[str], estimate: Estimate) -> None:
+    options = ("--config", "zephyr-7b", "--gpu", "h100-80g", "--prompts", "10000", "--lengths", "200,300,300")
+    assert main(["estimate", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "on 8 GPUs, within a factor of 2, for 10,000 prompts of 200 tokens with answers of 300" in printed
+    _, value = estimate(*options)
+    assert [each["step"] for each in value["times"]] == ["generate", "ref-logprob", "train-epoch", "validate"]
+    _, more = estimate(*options, "--gpus", "4")
+    assert more["times"][0]["one_s"] > value["times"][0]["one_s"]
+    assert estimate("--config", "zephyr-7b")[1]["times"] == []
+
+
+@pytest.mark.parametrize("option", ["--lengths=200,300", "--lengths=200,300,many", "--prompts=0", "--gpus=-1"])
+def test_a_size_that_is_none_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["estimate", "--config", "zephyr-7b", "--gpu", "h200", option])
+    assert exit_.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
 def test_estimating_imports_nothing_heavy() -> None:
     code = (
         "import sys; from spin_pipeline.cli import main; main(['estimate', '--config', 'demo']);"

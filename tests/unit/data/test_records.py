@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.ipc
@@ -12,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.records import BadRecord, read_records, read_source
+from spin_components.data.records import BadRecord, Record, RecordStream, check_source, stream_source
 from spin_components.errors import ConfigError, DataError
 from spin_components.store.sources import Source
 
@@ -23,6 +24,21 @@ HI = Conversation((Message("user", "Hi"),), "Hello")
 def written(path: Path, *lines: bytes) -> Path:
     path.write_bytes(b"\n".join(lines))
     return path
+
+
+class RecordSet(NamedTuple):
+    """A whole file."""
+
+    source: str
+    records: tuple[Record, ...]
+    num_bad: int
+    bad: tuple[BadRecord, ...]
+
+
+def read_records(path: Path, **options: Any) -> RecordSet:
+    stream = RecordStream(path, **options)
+    records = tuple(stream)
+    return RecordSet(stream.source, records, stream.num_bad, tuple(stream.bad))
 
 
 def test_lines_are_counted_from_one_and_blank_ones_are_ignored(tmp_path: Path) -> None:
@@ -48,11 +64,11 @@ def test_a_source_is_read_file_by_file(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         written(tmp_path / name, GOOD)
     source = Source("s3://bucket/data", tmp_path, ("a.jsonl", "b.jsonl"))
-    record_sets = read_source(source, on_bad_record="fail")
+    record_sets = stream_source(source, on_bad_record="fail")
     assert [records.source for records in record_sets] == ["s3://bucket/data/a.jsonl", "s3://bucket/data/b.jsonl"]
-    assert [len(records.records) for records in record_sets] == [1, 1]
+    assert [len(list(records)) for records in record_sets] == [1, 1]
     one = Source("s3://bucket/data/a.jsonl", tmp_path, ("a.jsonl",), is_file=True)
-    assert [records.source for records in read_source(one, on_bad_record="fail")] == ["s3://bucket/data/a.jsonl"]
+    assert [records.source for records in stream_source(one, on_bad_record="fail")] == ["s3://bucket/data/a.jsonl"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -237,3 +253,38 @@ def test_a_line_that_is_too_long_is_one_bad_record_among_others(
     record_set = read_records(written(tmp_path / "a.jsonl", GOOD, long, GOOD, long), on_bad_record="skip")
     assert [record.line for record in record_set.records] == [1, 3]
     assert [(bad.line, bad.reason[:15]) for bad in record_set.bad] == [(2, "longer than 64 "), (4, "longer than 64 ")]
+
+
+def test_the_rest_of_a_file_with_a_bad_record_is_counted_but_not_yielded(tmp_path: Path) -> None:
+    stream = RecordStream(written(tmp_path / "a.jsonl", GOOD, b"3", GOOD, GOOD), on_bad_record="fail")
+    lines = []
+    with pytest.raises(DataError, match="1 of 4 records cannot be used"):
+        for record in stream:
+            lines.append(record.line)  # noqa: PERF401  # what comes before the error counts
+    assert (lines, stream.num_good, stream.num_bad) == ([1], 3, 1)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
+def test_records_are_counted_without_being_parsed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    table = pyarrow.table({"prompt": ["Hi", "3", None], "response": ["Hello"] * 3})
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(table, path)
+    elif name.endswith(".arrow"):
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        lines = b"\n".join([GOOD, b"", b"3", b"  \r", GOOD])
+        path.write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    assert RecordStream(path, on_bad_record="skip").count() == 3
+    path.write_bytes(b"\x1f\x8b no table" if name != "a.jsonl" else b"")
+    assert RecordStream(path, on_bad_record="skip").count() == 0, "what is wrong with it is said when it is read"
+
+
+def test_a_source_is_checked_whole(tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", GOOD)
+    written(tmp_path / "b.jsonl", GOOD, b"3")
+    source = Source(str(tmp_path), tmp_path, ("a.jsonl", "b.jsonl"))
+    check_source(source, on_bad_record="skip")
+    with pytest.raises(DataError, match=r"1 of 2 records cannot be used(.|\n)*b\.jsonl, line 2"):
+        check_source(source, on_bad_record="fail")

@@ -10,7 +10,8 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.rendering import Renderer
+from spin_components.data.turn_ends import find_eos_ids
 from spin_components.errors import ConfigError, ModelError
 from support.chat_tokenizers import (
     CHATML,

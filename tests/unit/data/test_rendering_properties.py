@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.rendering import Rendered, Renderer, find_eos_ids
+from spin_components.data.rendered import Rendered
+from spin_components.data.rendering import Renderer
+from spin_components.data.turn_ends import find_eos_ids
 from support.chat_tokenizers import CHATML, CHATML_NO_PROMPT, LLAMA2, byte_level
 
 BOS = 3  # <s> of `byte_level`
@@ -115,6 +117,24 @@ def test_a_prompt_has_the_templates_bos_and_does_not_depend_on_the_answer(
     assert kinds()[name].num_bos == 0 or conversation_ids.prompt_ids[0] == BOS
     assert conversation_ids.prompt_ids == rendered(name, question, other).prompt_ids
     assert question.strip() in text_of(name, conversation_ids.prompt_ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15)
+@given(questions=st.lists(texts, min_size=2, max_size=4), answer=texts)
+def test_ids_do_not_depend_on_the_records_rendered_before(name: str, questions: list[str], answer: str) -> None:
+    tokenizer = kinds()[name].tokenizer
+    eos_ids = find_eos_ids(tokenizer, None)
+
+    def ids(renderer: Renderer, question: str) -> Rendered | str:
+        try:
+            return renderer.render(Conversation((Message("user", question),), answer))
+        except ValueError as error:
+            return str(error)
+
+    for question in questions:
+        fresh = Renderer(tokenizer, eos_ids, max_length=8192, max_prompt_length=4096)
+        assert ids(renderer(name), question) == ids(fresh, question)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from spin_components.data.formats import Message
-from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.rendering import Renderer
 from spin_components.data.templates import ChatTemplate, model_template
+from spin_components.data.turn_ends import find_eos_ids
 from spin_components.errors import ConfigError, ModelError
 from support.chat_tokenizers import CHATML, CHATML_STRIPS, byte_level
 

@@ -9,7 +9,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.rendering import Renderer, find_eos_ids
+from spin_components.data.rendering import Renderer
+from spin_components.data.turn_ends import find_eos_ids
 from support.chat_tokenizers import CHATML, byte_level
 
 ADDED = "{% for m in messages %}{{ '<|turn|>' + m.role + '\n' + m.content + '<|done|>\n' }}{% endfor %}"

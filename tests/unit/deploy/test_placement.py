@@ -40,8 +40,16 @@ def values(*overrides: str) -> dict[str, Any]:
 def test_gpus_follow_from_the_work_of_a_step() -> None:
     pod_fields = values(*GPU)
     assert pod_fields["accelerator"] == "nvidia.com/gpu"
-    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")]
-    assert counts == ["2", "4", "1"]
+    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score", "validate", "evaluate")]
+    assert counts == ["4", "4", "4", "4", "1"]
+
+
+@pytest.mark.parametrize(("shards", "expected"), [(1, ("8", "8")), (2, ("4", "4")), (3, ("2", "2")), (16, ("2", "1"))])
+def test_pods_of_shards_divide_the_gpus_of_a_training_pod(shards: int, expected: tuple[str, str]) -> None:
+    generation = ["generation.tensor_parallel=2", f"generation.shards={shards}"]
+    pod_fields = values(*GPU[:1], "hardware.ranks=8", "training.micro_batch_size=1", *generation)
+    assert (pod_fields["generate_accelerators"], pod_fields["score_accelerators"]) == expected
+    assert pod_fields["validate_accelerators"] == "8"
 
 
 def test_without_an_accelerator_no_gpu_is_requested() -> None:

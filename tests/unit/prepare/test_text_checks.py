@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from spin_components.data.formats import Conversation, Message
-from spin_components.data.records import Record, RecordSet
-from spin_components.prepare.text_checks import message_of_left_out, text_warnings
+from spin_components.prepare.text_checks import TextChecks, message_of_left_out
 from spin_components.store.sources import Source
 
 
 def warnings(*records: Conversation) -> list[str]:
-    numbered = tuple(Record(record, line) for line, record in enumerate(records, 1))
-    return text_warnings([RecordSet("a.jsonl", numbered, 0, ())], ["<|im_end|>"], ["<|im_start|>", "<|im_end|>"])
+    checks = TextChecks(["<|im_end|>"], ["<|im_start|>", "<|im_end|>"])
+    for line, record in enumerate(records, 1):
+        checks.add(record, f"a.jsonl, line {line}")
+    return checks.warnings()
 
 
 def ask(answer: str, question: str = "Hi", unread: tuple[str, ...] = ()) -> Conversation:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from spin_components.data.pair_counts import PairCounts, add_up, in_words
@@ -13,7 +15,7 @@ def pair(index: int, origin: int, *generated: int, finish_reason: str = "stop") 
     return Pair(index, [5], [7, 8, 2], list(generated or (index + 10, origin + 50, 2)), finish_reason, origin)
 
 
-def keys(pairs: list[Pair]) -> list[tuple[int, int]]:
+def keys(pairs: Sequence[Pair]) -> list[tuple[int, int]]:
     return [pair.key for pair in pairs]
 
 

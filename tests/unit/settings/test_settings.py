@@ -61,6 +61,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (DataSettings, "max_train_records", [-1]),
     (DataSettings, "max_validation_records", [-1]),
     (DataSettings, "on_bad_record", ["ignore"]),
+    (GenerationSettings, "shard_by", ["", "bytes", True]),
+    (DataSettings, "split", ["", "random", True]),
     (DataSettings, "long_prompts", ["cut", ""]),
     (SpinSettings, "history", [-1, 33, 0.5, None]),
     (SpinSettings, "history_ratio", [0, -0.5, "some", "", True, None, math.inf, math.nan]),
@@ -137,6 +139,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (PlacementSettings, "node_selector", [["a"], {"a": ["b"]}]),
     (PlacementSettings, "tolerations", [{"key": "a"}, [{"name": "a"}]]),
     (PlacementSettings, "affinity", [{"nodeAffinity": {}}]),
+    (PlacementSettings, "ephemeral_storage", ["0Gi", "a lot", "10 GB"]),
+    (PlacementSettings, "devices", [["rdma/hca"], {"rdma": 1}, {"rdma/hca": 0}, {"rdma/hca": "many"}]),
 ]
 NEEDED: dict[type[Section], dict[str, Any]] = {ModelSettings: {"base": "m"}, DataSettings: {"train": "d"}}
 
@@ -164,6 +168,7 @@ def test_the_limits_of_every_setting_are_tested() -> None:
         (ObjectiveSettings, "length_normalized"),
         (TrainingSettings, "gradient_checkpointing"),
         (TrainingSettings, "offload_optimizer"),
+        (PlacementSettings, "ipc_lock"),
     }
     tried = {(section, name) for section, name, _ in OUT_OF_RANGE}
     every = {(section, name) for section, _ in tried for name in section.model_fields}

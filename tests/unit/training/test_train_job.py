@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+from pydantic import ValidationError
 
-from spin_components.settings.attempt import HardwareSettings
+from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 from spin_components.training.nodes.train_job import DIGEST, Identity, JobTemplate, PodFragments, body_of, name_of
 
 IDENTITY = Identity("team", "pipeline-runner", "step-1", "1-2-3")
@@ -63,6 +65,33 @@ def test_its_pods_meet_the_restricted_pod_security_standard() -> None:
     (container,) = pod["containers"]
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert pod["serviceAccountName"] == "pipeline-runner"
+
+
+def test_disk_devices_and_the_capability_for_rdma_are_added_to_its_pods() -> None:
+    placement = PlacementSettings(ephemeral_storage="500Gi", devices={"rdma/hca": 1}, ipc_lock=True)
+    job = body_of(
+        "spin-x-0-1",
+        IDENTITY,
+        "{}",
+        hardware=HardwareSettings(ranks=4, nodes=2),
+        template=TEMPLATE,
+        pod=POD,
+        placement=placement,
+    )
+    more = {"rdma/hca": "1", "ephemeral-storage": "500Gi"}
+    assert job["spec"]["trainer"]["resourcesPerNode"] == {
+        "limits": {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "4", **more},
+        "requests": more,
+    }
+    (container,) = pod_of(job)["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    TrainerV1alpha1TrainJob.from_dict(job)
+
+
+@pytest.mark.parametrize("devices", [{"rdma": 1}, {"rdma/hca": 0}])
+def test_devices_are_resources_with_a_number(devices: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="a resource's name and a number of 1 or more"):
+        PlacementSettings(devices=devices)
 
 
 def test_it_belongs_to_the_steps_pod_where_that_is_known() -> None:

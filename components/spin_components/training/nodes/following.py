@@ -82,6 +82,7 @@ def train_in_pods(step: Step, iteration: int, epoch: int, policy_uri: str, pods:
         hardware=step.hardware,
         template=JobTemplate.model_validate(pods.template),
         pod=PodFragments.model_validate(pods.pod),
+        placement=step.placement,
     )
     _start(cluster, body, pods.poll_s)
     _await_end(cluster, step, name, Watcher(step.run, iteration, epoch), pods.poll_s)

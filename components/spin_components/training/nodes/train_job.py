@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from spin_components.errors import ConfigError
-from spin_components.settings.attempt import HardwareSettings
+from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 
 FOLDER = "SPIN_SERVICE_ACCOUNT_FOLDER"
 
@@ -142,6 +142,7 @@ def body_of(
     hardware: HardwareSettings,
     template: JobTemplate,
     pod: PodFragments,
+    placement: PlacementSettings | None = None,
 ) -> dict[str, Any]:
     """Build the manifest.
 
@@ -153,7 +154,10 @@ def body_of(
         hardware: nodes, and processes on each.
         template: fixed settings.
         pod: the task's placement.
+        placement: local disk, further devices and capability, which KFP has no fields for.
     """
+    placement = placement or PlacementSettings()
+    patch = _patch(_pod(template, pod, identity, is_locking=placement.ipc_lock))
     spec = {
         "runtimeRef": {"name": template.runtime},
         "trainer": {
@@ -162,11 +166,11 @@ def body_of(
             "args": [argument[start : start + _LONGEST] for start in range(0, len(argument), _LONGEST)],
             "numNodes": hardware.nodes,
             "numProcPerNode": hardware.ranks,
-            "resourcesPerNode": pod.resources or {},
+            "resourcesPerNode": _resources(pod, placement),
             "env": pod.env or [],
         },
         "runtimePatches": [
-            {"manager": MANAGER, "trainingRuntimeSpec": _patch(_pod(template, pod, identity))},
+            {"manager": MANAGER, "trainingRuntimeSpec": patch},
         ],
     }
     if template.timeout_s:
@@ -189,12 +193,24 @@ def _patch(pod: dict[str, Any]) -> dict[str, Any]:
     return {"template": {"spec": {"replicatedJobs": [job]}}}
 
 
-def _pod(template: JobTemplate, pod: PodFragments, identity: Identity) -> dict[str, Any]:
+def _resources(pod: PodFragments, placement: PlacementSettings) -> dict[str, Any]:
+    """The task's resources with those that KFP has no fields for, as requests and as limits."""
+    resources = pod.resources or {}
+    more = {name: str(number) for name, number in placement.devices.items()}
+    if placement.ephemeral_storage:
+        more["ephemeral-storage"] = placement.ephemeral_storage
+    if not more:
+        return resources
+    return {**resources, **{kind: {**(resources.get(kind) or {}), **more} for kind in ("limits", "requests")}}
+
+
+def _pod(template: JobTemplate, pod: PodFragments, identity: Identity, *, is_locking: bool) -> dict[str, Any]:
     shared = {"name": _SHM, "emptyDir": {"medium": "Memory", "sizeLimit": f"{template.shm_gib}Gi"}}
+    capabilities = {"drop": ["ALL"], **({"add": ["IPC_LOCK"]} if is_locking else {})}
     container = {
         "name": _NODE,
         "volumeMounts": [*(pod.volume_mounts or []), {"name": _SHM, "mountPath": "/dev/shm"}],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": capabilities},
     }
     spec: dict[str, Any] = {
         "volumes": [*(pod.volumes or []), shared],

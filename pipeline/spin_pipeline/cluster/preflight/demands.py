@@ -48,14 +48,21 @@ def demands_of(settings: Settings, cluster: ClusterSettings) -> list[Demand]:
         "tolerations": place.tolerations,
         "affinity": place.affinity,
     }
-    generate = _resources(place.generate, place.accelerator, settings.generation.tensor_parallel)
-    train = _resources(place.train, place.accelerator, settings.hardware.ranks)
-    score = _resources(place.score, place.accelerator, 1)
-    nodes = settings.hardware.nodes
+    generate = _resources(place.generate, place.accelerator, settings.num_gpus("generate"))
+    train = _resources(place.train, place.accelerator, settings.num_gpus("train-epoch"))
+    score = _resources(place.score, place.accelerator, settings.num_gpus("ref-logprob"))
+    validate = _resources(place.score, place.accelerator, settings.num_gpus("validate"))
+    nodes, shards = settings.hardware.nodes, settings.generation.shards
+    scoring = [Demand("ref-logprob and validate", score, at_once=shards, **placed)]
+    if validate != score:
+        scoring = [
+            Demand("ref-logprob", score, at_once=shards, **placed),
+            Demand("validate", validate, **placed),
+        ]
     return [
         Demand("prepare and checkpoint", _resources(cluster.light, "", 0)),
-        Demand("generate", generate, at_once=settings.generation.shards, **placed),
-        Demand("ref-logprob and validate", score, at_once=settings.generation.shards, **placed),
+        Demand("generate", generate, at_once=shards, **placed),
+        *scoring,
         Demand("train-epoch", train, at_once=nodes, is_joint=nodes > 1, **placed),
     ]
 

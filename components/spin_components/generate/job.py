@@ -1,0 +1,51 @@
+"""What the engines of a shard are given, as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from spin_components.settings.settings import Settings
+
+
+class Part(BaseModel):
+    """What one engine answers.
+
+    Attributes:
+        prompts: Parquet file of its prompts.
+        numbers: of these among the prompts of the shard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: Path
+    numbers: list[int]
+
+
+class GenerationJob(BaseModel):
+    """What all engines answer.
+
+    Attributes:
+        where: for errors.
+        engine: name, as `engine.open.choose_engine` returns it.
+        folder: of the model.
+        eos_ids: ids that end an answer.
+        seed: of the shard.
+        iteration: t.
+        parts: of each engine.
+        on_gpu: whether they compute on GPUs, `generation.tensor_parallel` each.
+        settings: of the run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: str
+    engine: str
+    folder: Path
+    eos_ids: list[int]
+    seed: int
+    iteration: int
+    parts: list[Part]
+    on_gpu: bool
+    settings: Settings

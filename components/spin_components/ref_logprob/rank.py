@@ -1,0 +1,43 @@
+"""One of several processes that score the pairs of a shard; `python -m spin_components.ref_logprob.rank JOB.json`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spin_components.ref_logprob.job import ScoringJob
+from spin_components.runtime.ranks import begin_rank, one_at_a_time, take_cores, take_part
+
+
+def main(job_path: Path) -> None:
+    """Score this rank's share."""
+    rank, ranks = begin_rank()
+    job = ScoringJob.model_validate_json(job_path.read_bytes())
+
+    def work(report: Callable[[int], None]) -> dict[str, Any]:
+        from spin_components.data.shards import Pair
+        from spin_components.data.stored_rows import StoredRows
+        from spin_components.model.compute import resolve_compute, set_threads
+        from spin_components.model.scoring import load_scored
+        from spin_components.ref_logprob.step import score_pairs
+
+        hardware, training = job.settings.hardware, job.settings.training
+        compute = resolve_compute(hardware, training.precision, local_rank=int(os.environ["LOCAL_RANK"]))
+        if compute.device.type == "cpu":
+            take_cores(rank, ranks)
+        set_threads(hardware)
+        with one_at_a_time(job_path):
+            model = load_scored(job.folder, job.settings, compute).eval()
+        share = job.shares[rank]
+        pairs = StoredRows([share.pairs], Pair, share.pairs.parent)
+        scores = score_pairs(model, pairs, compute, share.batches, training, report)
+        return {"scores": [[score.index, score.origin, score.ref_actual, score.ref_generated] for score in scores]}
+
+    take_part(job_path, job.where, work)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,90 @@
+"""Steps whose work several processes share give the numbers of one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spin_components.data.shards import AnswerLoss, Pair, Sample, Score, read_rows
+from spin_components.memory import processes
+from spin_components.settings.settings import Settings
+from spin_components.store import layout
+from spin_components.store.local import LocalRun
+from spin_components.store.manifests import read_manifest
+from spin_components.train_epoch.step import train
+from spin_components.validate.step import validate
+from support import bounds
+from support.playing import begin, hardware, play_scores
+from support.small import small_settings
+
+pytestmark = pytest.mark.usefixtures("warm_python")
+
+MakeSettings = Callable[..., Settings]
+ONE = {"device": "cpu", "threads": 1}
+TWO = {**ONE, "ranks": 2}
+
+
+SHARED = {"validation": {"batch_size": 3, "num_samples": 3}, "data": {"max_train_records": 12}}
+"""Eight held-out records in three batches, three of them answered: neither divides evenly between two processes."""
+
+
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, question_file: Path) -> LocalRun:
+    """A run of one process up to its first epoch's validation; not to be written to."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    return play_epoch(small_settings(folder, tiny_llama, question_file, hardware=ONE, **SHARED))
+
+
+def play_epoch(settings: Settings) -> LocalRun:
+    """Run up to the validation of the first epoch."""
+    reference, uri, machine = begin(settings), settings.run.uri, hardware(settings)
+    scores = play_scores(settings, 0, reference)
+    one = {**machine, "ranks": 1}  # an epoch of two ranks differs by rounding
+    validate(uri, 0, 0, train(uri, 0, 0, reference, scores, one), machine, reference)
+    return LocalRun(Path(uri))
+
+
+def last_progress(run: LocalRun, step: str) -> int:
+    """Number of units in the last progress event of a step."""
+    lines = [line for path in sorted(run.root.glob("events/*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+    events = [json.loads(line) for line in lines]
+    return int([event["done"] for event in events if (event["kind"], event.get("step")) == ("progress", step)][-1])
+
+
+def test_two_processes_give_the_answers_scores_and_losses_of_one(
+    make_settings: MakeSettings, by_one: LocalRun, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "START_S", 0.0)
+    run = play_epoch(make_settings(hardware=TWO, **SHARED))
+    bound = bounds.of_logprob(bounds.model_in(tiny_llama), num_tokens=160)
+
+    pairs, expected_pairs = (read_rows(each.path(layout.generations(0, 0)), Pair) for each in (run, by_one))
+    # rows of a batch of another size round otherwise, which the sampled tokens do not show
+    assert [replace(pair, sampled_logprob=0.0) for pair in pairs] == [
+        replace(pair, sampled_logprob=0.0) for pair in expected_pairs
+    ]
+    assert read_manifest(run, layout.manifest_of(layout.generations(0, 0))).facts["num_engines"] == 2
+
+    scores, expected_scores = (read_rows(each.path(layout.ref_logprobs(0, 0)), Score) for each in (run, by_one))
+    assert scores == expected_scores, "a pair is computed in the same micro-batch"
+
+    for iteration in (layout.BASE, 0):
+        losses, expected_losses = (
+            read_rows(each.path(layout.validation_losses(iteration, 0)), AnswerLoss) for each in (run, by_one)
+        )
+        assert losses == expected_losses, "a human answer is computed in the same batch"
+        samples, expected = (
+            read_rows(each.path(layout.validation_samples(iteration, 0)), Sample) for each in (run, by_one)
+        )
+        assert [(row.index, row.generated_ids) for row in samples] == [
+            (row.index, row.generated_ids) for row in expected
+        ]
+        assert [row.logprob for row in samples] == pytest.approx([row.logprob for row in expected], abs=bound)
+        facts, expected_facts = (read_manifest(each, layout.validation(iteration, 0)).facts for each in (run, by_one))
+        assert facts.keys() == expected_facts.keys()
+        assert facts["val_loss"] == expected_facts["val_loss"]
+    assert [last_progress(run, step) for step in ("generate", "ref-logprob")] == [12, 12]
