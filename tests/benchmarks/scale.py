@@ -1,11 +1,12 @@
-"""Time and memory of `prepare` by the number of records.
+"""Time and memory of `prepare` by the number of records; `reading.py` has those of the steps after it.
 
     python tests/benchmarks/scale.py [--records 10000 100000] [--tokens 100 1000] [--json FILE]
 
 Records are synthetic chats of `--tokens` tokens of the tiny model's tokenizer. Each size runs in a process of its own,
 for a peak of its own; a small run before it pays for imports. Beside it stands the rate of `tokenizers.encode_batch`
 alone on the same cores, over the rendered records, each encoded once and its ids left where they are.
-The exponent is that of time over the number of records, between neighbouring sizes.
+The exponent is that of processor time over the number of records, between neighbouring sizes: a busy machine does not
+change it.
 """
 
 from __future__ import annotations
@@ -71,25 +72,27 @@ def measure(model: Path, num_records: int, num_tokens: int) -> dict[str, float]:
         write_records(folder / "few.jsonl", 200, num_tokens)
         prepare(folder / "few", model, folder / "few.jsonl")
         write_records(folder / "data.jsonl", num_records, num_tokens)
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         prepare(folder / "run", model, folder / "data.jsonl")
-        took_s = time.monotonic() - started
+        took_s, cpu_s = time.monotonic() - started, time.process_time() - cpu_started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        alone, mean = encode_alone(model, folder / "data.jsonl")
+        alone, alone_cpu_s, mean = encode_alone(model, folder / "data.jsonl")
     rate = num_records / took_s
     return {
         "records": num_records,
         "tokens": round(mean),
         "seconds": took_s,
+        "cpu_s": cpu_s,
         "peak_bytes": peak,
         "rate": rate,
         "alone": alone,
         "share": rate / alone,
+        "cpu_share": alone_cpu_s * num_records / cpu_s,
     }
 
 
-def encode_alone(model: Path, data: Path) -> tuple[float, float]:
-    """Records a second of `encode_batch` over rendered records, and their mean number of tokens."""
+def encode_alone(model: Path, data: Path) -> tuple[float, float, float]:
+    """Rendered records a second of `encode_batch`, its processor time for one, and their mean number of tokens."""
     from spin_components.data.records import RecordStream
     from spin_components.data.rendering import Renderer
     from spin_components.data.turn_ends import find_eos_ids
@@ -100,13 +103,14 @@ def encode_alone(model: Path, data: Path) -> tuple[float, float]:
     renderer = Renderer(tokenizer, find_eos_ids(tokenizer, None), max_length=4096, max_prompt_length=2048)
     records = islice(RecordStream(data, on_bad_record="fail"), _ENCODED)
     texts = [text.prompt + text.answer for text in (renderer.write(record.conversation) for record in records)]
-    num_tokens, took_s = 0, 0.0
+    num_tokens, took_s, cpu_s = 0, 0.0, 0.0
     for start in range(0, len(texts), _BATCH):
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         encodings = tokenizer.backend_tokenizer.encode_batch(texts[start : start + _BATCH], add_special_tokens=False)
         took_s += time.monotonic() - started
+        cpu_s += time.process_time() - cpu_started
         num_tokens += sum(map(len, encodings))
-    return len(texts) / took_s, num_tokens / len(texts)
+    return len(texts) / took_s, cpu_s / len(texts), num_tokens / len(texts)
 
 
 def main() -> None:
@@ -141,14 +145,17 @@ def _in_a_process(model: Path, records: int, tokens: int) -> dict[str, float]:
 
 
 def _print(rows: list[dict[str, float]]) -> None:
-    lines = ["| records | tokens | seconds | peak, GiB | records/s | encode_batch alone | share |", "| - " * 7 + "|"]
+    lines = [
+        "| records | tokens | seconds | CPU, s | peak, GiB | records/s | encode_batch alone | share | of CPU time |"
+    ]
+    lines += ["| - " * 9 + "|"]
     lines += [
-        f"| {row['records']:,} | {row['tokens']} | {row['seconds']:.1f} | {row['peak_bytes'] / 2**30:.2f} "
-        f"| {row['rate']:.0f} | {row['alone']:.0f} | {row['share']:.0%} |"
+        f"| {row['records']:,} | {row['tokens']} | {row['seconds']:.1f} | {row['cpu_s']:.1f} "
+        f"| {row['peak_bytes'] / 2**30:.2f} | {row['rate']:.0f} | {row['alone']:.0f} | {row['share']:.0%} | {row['cpu_share']:.0%} |"
         for row in rows
     ]
     for less, more in pairwise(rows):
-        exponent = math.log(more["seconds"] / less["seconds"]) / math.log(more["records"] / less["records"])
+        exponent = math.log(more["cpu_s"] / less["cpu_s"]) / math.log(more["records"] / less["records"])
         peaks = more["peak_bytes"] / less["peak_bytes"]
         lines.append(
             f"{less['records']:,} to {more['records']:,}: time exponent {exponent:.2f}, peak {peaks:.2f} times"

@@ -19,6 +19,7 @@ from parity.second_iteration import SecondIteration
 from spin_components.algorithm import logprobs, packing
 from spin_components.data import collate
 from spin_components.data.rendering import Renderer
+from spin_components.data.text_encoder import TextEncoder
 from spin_components.engine import engine
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
 from spin_components.generate import step as generate_step
@@ -123,15 +124,15 @@ MUTATIONS = [
     Mutation(
         "template",
         "an answer is encoded without its prompt",
-        Renderer._encode_after,
-        "self._encode([prompt + answer for prompt, answer in texts])",
-        "[ids + self._encode([answer])[0] for ids, (_, answer) in zip(prompts, texts)]",
+        TextEncoder.encode_pairs,
+        "is_apart = [each.ids[: len(prompt)] != prompt for",
+        "is_apart = [True for",
         test_rendering.test_llama2_has_one_bos_and_its_answer_no_doubled_space,
     ),
     Mutation(
         "template",
         "special tokens in a message are not escaped",
-        Renderer._escape,
+        TextEncoder.escape,
         "return self._special.sub(",
         "return content or self._special.sub(",
         test_rendering.test_special_tokens_in_messages_are_plain_text,

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import json_format
 
 from spin_pipeline.config import load_settings
-from spin_pipeline.dag import build, spin
+from spin_pipeline.dag import build, shape_of, spin
 
 DAG = Path(__file__).parents[2] / "pipeline" / "spin_pipeline" / "dag.py"
 
@@ -143,6 +143,44 @@ def test_prepare_knows_whether_models_are_evaluated() -> None:
     for overrides, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*overrides)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is expected
+
+
+OVERRIDES = ["spin.max_iterations=2", "spin.max_epochs=1", "warm_up.max_epochs=3", "control.sft=true"]
+
+
+def tuned() -> dict[str, Any]:
+    """The IR of two iterations of one epoch with a warm-up and controls."""
+    return ir_of(build(load_settings("tiny", OVERRIDES)))
+
+
+def test_a_warm_up_and_controls_are_tasks_only_where_they_are_on() -> None:
+    names = Counter(name for name, _ in tasks(tuned()))
+    # validations: base, warm-up, two iterations, two controls
+    assert (names["warm_up"], names["control"], names["validate"]) == (1, 2, 6)
+    assert sum(names.values()) == shape_of(load_settings("tiny", OVERRIDES)).num_tasks
+    assert not {"warm_up", "control"} & {name for name, _ in tasks(compiled(2, 1))}
+    assert shape_of(load_settings("tiny")).as_compiled().keys().isdisjoint({"warms_up", "controls"})
+
+
+def test_iteration_0_and_its_control_begin_from_the_warm_up_and_no_iteration_waits_for_a_control() -> None:
+    loop = next(value for name, value in tuned()["components"].items() if name == "comp-self-play")["dag"]["tasks"]
+    produced = {
+        name: {
+            parameter["taskOutputParameter"]["producerTask"]
+            for parameter in task["inputs"]["parameters"].values()
+            if "taskOutputParameter" in parameter
+        }
+        for name, task in loop.items()
+    }
+    assert produced["iteration-0"] == {"validate-warm-up"}
+    assert produced["control-0"] == {"validate-warm-up", "iteration-0"}
+    assert produced["iteration-1-if-0-may-go-on"] == {"iteration-0", "validate-control-0"}
+
+
+def test_a_warm_up_on_several_nodes_trains_in_a_trainjob() -> None:
+    settings = load_settings("tiny", [*OVERRIDES, "hardware.nodes=2"])
+    names = {name for name, _ in tasks(ir_of(build(settings, settings.cluster)))}
+    assert {"warm_up_on_nodes", "control_on_nodes", "train_epoch_on_nodes"} <= names
 
 
 def test_no_component_installs_anything_when_it_starts() -> None:

@@ -16,24 +16,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from spin_components.data.fidelity import Fidelity, check_question_is_written
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendered import Rendered, Text
 from spin_components.data.templates import ANSWER, QUESTION, ChatTemplate, unusable
+from spin_components.data.text_encoder import ESCAPE, TextEncoder
 from spin_components.data.thinking import Thinking, find_thinking
-from spin_components.data.tokens import added_bos, added_tokens, encode, encode_all, eos_tokens_of, special_tokens
+from spin_components.data.tokens import added_bos, added_tokens, encode, eos_tokens_of, special_tokens
 from spin_components.data.turn_ends import own_template
 from spin_components.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ESCAPE = "\ufdd0"  # a Unicode noncharacter; escaped as well where a message contains it
 _BRACKET = re.compile(r"[<>\[\]{}|｜]")
-_ESCAPED = re.compile(f"{_ESCAPE}([0-9]+);")
 
 
 class Renderer:
@@ -85,9 +84,7 @@ class Renderer:
         self.thinking: Thinking | None = find_thinking(self._template.source, generation_prompt, self._lead)
         self._fidelity = Fidelity(self._template)
         specials = [*eos_tokens, *special_tokens(tokenizer).values(), *self._markers().values()]
-        self._specials = list(dict.fromkeys([*specials, _ESCAPE]))
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in longest_first))
+        self._encoder = TextEncoder(tokenizer, list(dict.fromkeys([*specials, ESCAPE])))
         self._eos = re.compile("|".join(re.escape(token) for token in sorted(eos_tokens, key=len, reverse=True)))
 
     def render(self, conversation: Conversation) -> Rendered:
@@ -108,8 +105,8 @@ class Renderer:
         Raises:
             ValueError: the template rejects the conversation or leaves out a turn.
         """
-        prompt = [Message(message.role, self._escape(message.content)) for message in conversation.prompt]
-        answer = self._escape(conversation.answer)
+        prompt = [Message(message.role, self._encoder.escape(message.content)) for message in conversation.prompt]
+        answer = self._encoder.escape(conversation.answer)
         prompt_text = self._apply(prompt, add_generation_prompt=True) + self._header
         difference = self._fidelity.check(prompt, prompt_text)
         full_text = self._apply([*prompt, Message("assistant", answer)], add_generation_prompt=False)
@@ -123,9 +120,8 @@ class Renderer:
 
         Returns: for each text its ids, or the error of `render`.
         """
-        prompts = self._encode([text.prompt for text in texts])
-        answers = self._encode_after([(text.prompt, text.answer) for text in texts], prompts)
-        return [self._finish(*each) for each in zip(texts, prompts, answers, strict=True)]
+        encoded = self._encoder.encode_pairs([(text.prompt, text.answer) for text in texts])
+        return [self._finish(text, *ids) for text, ids in zip(texts, encoded, strict=True)]
 
     def _finish(self, text: Text, prompt_ids: list[int], answer_ids: list[int]) -> Rendered | ValueError:
         """Ids within the limits, with the end-of-sequence token, or why there are none."""
@@ -227,46 +223,3 @@ class Renderer:
                         return rest[:end], self._eos_ids[0]
                     return rest[: eos.start()], cast(int, self._tokenizer.convert_tokens_to_ids(eos.group()))
         return answer, self._eos_ids[0]
-
-    def _encode_after(self, texts: Sequence[tuple[str, str]], prompts: Sequence[list[int]]) -> list[list[int]]:
-        """Ids of answers, each encoded together with its prompt, unless that changes the prompt's ids.
-
-        Args:
-            texts: prompt and answer.
-            prompts: ids of the prompts.
-        """
-        joined = self._encode([prompt + answer for prompt, answer in texts])
-        is_apart = [ids[: len(prompt)] != prompt for ids, prompt in zip(joined, prompts, strict=True)]
-        apart = iter(self._encode([answer for (_, answer), alone in zip(texts, is_apart, strict=True) if alone]))
-        return [
-            next(apart) if alone else ids[len(prompt) :]
-            for ids, prompt, alone in zip(joined, prompts, is_apart, strict=True)
-        ]
-
-    def _escape(self, content: str) -> str:
-        return self._special.sub(lambda match: f"{_ESCAPE}{self._specials.index(match.group())};", content)
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of rendered texts; escaped special tokens become ordinary tokens."""
-        pieces = [list(_pieces(text, lambda index: self._specials[index])) for text in texts]
-        encoded = iter(encode_all(self._tokenizer, [piece for each in pieces for piece, plain in each if not plain]))
-        return [
-            [
-                token_id
-                for piece, plain in each
-                for token_id in (encode(self._tokenizer, piece, plain=True) if plain else next(encoded))
-            ]
-            if len(each) > 1
-            else next(encoded)
-            for each in pieces
-        ]
-
-
-def _pieces(text: str, unescaped: Callable[[int], str]) -> Iterator[tuple[str, bool]]:
-    """Split rendered text into (text, False) for the template's own and (text, True) for what was escaped."""
-    start = 0
-    for match in _ESCAPED.finditer(text):
-        yield text[start : match.start()], False
-        yield unescaped(int(match.group(1))), True
-        start = match.end()
-    yield text[start:], False

@@ -213,6 +213,9 @@ COLUMNS = {
 PROMPT_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Prompt)])
 """The columns of a file of prompts."""
 
+PAIR_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Pair)])
+"""The columns of a file of pairs."""
+
 Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
 
 

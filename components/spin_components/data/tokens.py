@@ -23,16 +23,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool) -> lis
     return ids
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts, to which no token is added; a fast tokenizer encodes them on all cores."""
-    if not (given := [text for text in texts if text]):
-        return [[] for _ in texts]
-    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    encoding = tokenizer(given, add_special_tokens=False, split_special_tokens=False, **options)
-    ids = iter(cast(list[list[int]], encoding["input_ids"]))
-    return [next(ids) if text else [] for text in texts]
-
-
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Special tokens by id."""
     special = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -2,19 +2,21 @@
 
 Every event has `time` (seconds since 1970, by the storage's clock where the machine's differs from it), `kind`,
 `attempt` (the number of the attempt at the run), `count` (the number of the event in its file), and the labels of its
-step: `step`, the step's name in the DAG, and `iteration` (-1: the base model), `epoch` and `shard` where the step has
-them. Other fields by kind:
+step: `step`, the step's name in the DAG, and `iteration` (-1: the base model; -2: the warm-up; -100 - t: the control of
+iteration t), `epoch` and `shard` where the step has them. Other fields by kind:
 
     kind        written when                         fields
     start       a step starts                        pid
     plan        prepare has read the settings        name, max_iterations, max_epochs (a number, or a list with one
-                                                     per iteration), shards, deadline (time or null)
+                                                     per iteration), shards, deadline (time or null); warm_up (its
+                                                     largest number of epochs) and control (true) where they are on
     progress    work is in progress                  done, total, unit, rate (units per second), eta_s; generate also
                                                      num_tokens, tokens_per_s
     transfer    a long transfer is in progress       what, and the fields of progress, in MiB
     metrics     an optimizer step is done            global_step, consumed_samples, step_time, loss, acc, rewards_*,
                                                      avg_generated_lengths, grad_norm, lr; sft_loss if it is part
-                                                     of the objective
+                                                     of the objective. Of a warm-up or a control: no acc, rewards_*
+                                                     and lengths, and its own global_step
     validation  validation within an epoch is done   global_step, val_loss
     samples     a shard is generated                 samples, each with index, prompt, actual, generated, finish_reason
     resume      an epoch is resumed from a save      done (steps of the epoch)

@@ -18,7 +18,8 @@ def main(job_path: Path) -> None:
     job = ScoringJob.model_validate_json(job_path.read_bytes())
 
     def work(report: Callable[[int], None]) -> dict[str, Any]:
-        from spin_components.data.shards import Pair, read_rows
+        from spin_components.data.shards import Pair
+        from spin_components.data.stored_rows import StoredRows
         from spin_components.model.compute import resolve_compute, set_threads
         from spin_components.model.scoring import load_scored
         from spin_components.ref_logprob.step import score_pairs
@@ -31,9 +32,9 @@ def main(job_path: Path) -> None:
         with one_at_a_time(job_path):
             model = load_scored(job.folder, job.settings, compute).eval()
         share = job.shares[rank]
-        pairs = read_rows(share.pairs, Pair)
+        pairs = StoredRows([share.pairs], Pair, share.pairs.parent)
         scores = score_pairs(model, pairs, compute, share.batches, training, report)
-        return {"scores": [[score.ref_actual, score.ref_generated] for score in scores]}
+        return {"scores": [[score.index, score.origin, score.ref_actual, score.ref_generated] for score in scores]}
 
     take_part(job_path, job.where, work)
 

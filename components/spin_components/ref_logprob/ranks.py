@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+import pyarrow as pa
 
 from spin_components.algorithm.batching import micro_batches
 from spin_components.algorithm.shares import shares
 from spin_components.data.row_columns import RowColumns
-from spin_components.data.shards import Pair, Score, write_rows
+from spin_components.data.shard_writer import ShardWriter
+from spin_components.data.shards import PAIR_SCHEMA, Pair, Score
 from spin_components.ref_logprob.job import ScoringJob, Share
 from spin_components.runtime.ranks import ALLOCATOR, launch
 from spin_components.settings.settings import Settings
-from spin_components.settings.training import TrainingSettings
 
 
 def score_in_ranks(
     folder: Path,
     pairs: Sequence[Pair],
-    batches: Sequence[Sequence[int]],
+    batches: Iterable[Sequence[int]],
     settings: Settings,
     ranks: int,
     *,
@@ -43,15 +46,16 @@ def score_in_ranks(
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
         EngineError: a process failed.
     """
+    batches = list(batches)
     lengths = [pair.num_tokens for pair in pairs]
-    micros = _micro_batches(lengths, batches, settings.training)  # of indices
+    micros = _micro_batches(lengths, batches, settings)  # of indices
     costs = [sum(lengths[i] for i in micro) for micro in micros]
     scored = [[micros[number] for number in share] for share in shares(costs, ranks)]
     rows = [sorted(i for micro in share for i in micro) for share in scored]  # of each rank, its pairs' indices
     with tempfile.TemporaryDirectory(prefix="spin-scoring-") as temporary:
         paths = [Path(temporary, f"pairs-{rank:05d}.parquet") for rank in range(ranks)]
         for path, indices in zip(paths, rows, strict=True):
-            write_rows(path, Pair, [pairs[i] for i in indices])
+            _write_pairs(path, pairs, indices)
         parts = [
             Share(pairs=path, batches=_renumbered(micros_of_rank, indices))
             for path, micros_of_rank, indices in zip(paths, scored, rows, strict=True)
@@ -62,21 +66,32 @@ def score_in_ranks(
     number_of = {i: number for number, batch in enumerate(batches) for i in batch}
     scores = RowColumns(Score, num_zeros=len(pairs))
     for indices, outcome in zip(rows, outcomes, strict=True):
-        for i, (actual, generated) in zip(indices, outcome["scores"], strict=True):
-            pair = pairs[i]
-            scores[i] = Score(pair.index, actual, generated, number_of[i], pair.origin)
+        for i, (index, origin, actual, generated) in zip(indices, outcome["scores"], strict=True):
+            scores[i] = Score(index, actual, generated, number_of[i], origin)
     report(len(scores))
     return scores
 
 
+_ROWS_WRITTEN = 256
+
+
+def _write_pairs(path: Path, pairs: Sequence[Pair], indices: Sequence[int]) -> None:
+    """Write some of the pairs, a part at a time."""
+    with ShardWriter(path, PAIR_SCHEMA) as writer:
+        for start in range(0, len(indices), _ROWS_WRITTEN):
+            rows = [asdict(pairs[i]) for i in indices[start : start + _ROWS_WRITTEN]]
+            writer.write(pa.RecordBatch.from_pylist(rows, schema=PAIR_SCHEMA))
+
+
 def _micro_batches(
-    lengths: Sequence[int], batches: Sequence[Sequence[int]], training: TrainingSettings
+    lengths: Sequence[int], batches: Sequence[Sequence[int]], settings: Settings
 ) -> list[tuple[int, ...]]:
     """Indices of the pairs of every micro-batch of training, without those that fill a batch.
 
     A short batch is filled with its shortest pair, which is also the first of the pairs that it fills up: formed from
     its own pairs alone, a micro-batch is filled with the same.
     """
+    training = settings.training
     size = training.micro_batch_size
     formed = (
         micro_batches(batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size)

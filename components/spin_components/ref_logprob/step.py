@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from spin_components.algorithm.batching import GlobalBatches, derive_seed, form_batches, micro_batches
+from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
@@ -149,7 +149,7 @@ def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: i
 
 
 def _scored_by(
-    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: GlobalBatches, step: Step
+    uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], step: Step
 ) -> RowColumns[Score]:
     """Score the pairs with a model: here, or in several processes that share them; it is freed at the end."""
     settings, folder = step.settings, open_scored(step.run, uri, what=what)

@@ -10,8 +10,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from spin_components.errors import ModelError
 from spin_components.store.keys import flaw_of, shown
 
@@ -103,6 +101,8 @@ def read_header(path: Path) -> dict[str, StoredWeight]:
         ModelError: the file is a Git LFS pointer, has no valid header, is shorter than its header says, or has offsets
             that contradict its shapes.
     """
+    from safetensors import SafetensorError, safe_open  # not for commands that only submit
+
     check_no_pointer(path)
     try:
         size = path.stat().st_size

@@ -8,12 +8,13 @@ from spin_components.settings.settings import Settings
 _STEPS = """\
 prepare checks settings, model and data, and writes the prompts; its output run_uri is where everything lies.
 validate measures the loss on held-out human answers, of the base model and after each epoch.
+warm-up fine-tunes the base model on the human answers first, where configured.
 generate samples an answer to each prompt from the reference, a shard a task; ref-logprob scores both answers of a pair.
 train epoch trains the policy on the pairs; with several nodes it starts a TrainJob.
 checkpoint publishes the iteration's model, compares it with the best so far and decides whether the run goes on; its
 artifacts are the model's address, metrics, sampled answers and the report.
 generate-and-score and train-and-validate are two of these steps in one pod, where cluster.fuse asked for it.
-evaluate runs benchmark tasks or a judge, where configured.
+evaluate runs benchmark tasks or a judge, where configured; control trains as often on the human answers alone.
 result shows the final metrics, the best model and the final report, also of a run that stopped early or failed."""
 
 

@@ -36,6 +36,9 @@ def rows(chrf: float, *, ended: bool) -> list[AnswerMeasures]:
     ]
 
 
+EPOCHS = {BASE: 0, 0: 0, 1: 0}
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> LocalRun:
     """The base model, an iteration, and one that an earlier release validated."""
@@ -47,16 +50,16 @@ def run(tmp_path: Path) -> LocalRun:
 
 
 def test_measures_of_answers_are_compared_as_they_were_decoded(run: LocalRun) -> None:
-    changes = change_finder(run, {BASE: 0, 0: 0, 1: 0}, 0.95)
+    changes = change_finder(run, EPOCHS, 0.95)
     assert changes("chrf", BASE, 0) == Difference(10.0, 10.0, 10.0, 8, 8)
     assert changes("ended", BASE, 0) == Difference(-1.0, -1.0, -1.0, 0, 8)
     assert changes("repetition", BASE, 0) == Difference(0.0, 0.0, 0.0, 0, 8)
 
 
 def test_a_validation_of_an_earlier_release_has_nothing_to_compare(run: LocalRun) -> None:
-    changes = change_finder(run, {BASE: 0, 0: 0, 1: 0}, 0.95)
+    changes = change_finder(run, EPOCHS, 0.95)
     assert changes("chrf", 0, 1) is None
-    base, first, second = measured(run, {BASE: 0, 0: 0, 1: 0}, {0: BASE, 1: 0})
+    base, first, second = measured(run, EPOCHS, {0: BASE, 1: 0})
     assert base == Measured(BASE, 2.0, None, 1.5, 20.0, 0.0, BASE)
     assert first == Measured(0, 2.0, None, 2.5, 30.0, 0.0, BASE)
     assert second == Measured(1, 2.0, None, 1.0, None, None, 0)

@@ -120,6 +120,24 @@ def test_a_prompt_has_the_templates_bos_and_does_not_depend_on_the_answer(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15)
+@given(questions=st.lists(texts, min_size=2, max_size=4), answer=texts)
+def test_ids_do_not_depend_on_the_records_rendered_before(name: str, questions: list[str], answer: str) -> None:
+    tokenizer = kinds()[name].tokenizer
+    eos_ids = find_eos_ids(tokenizer, None)
+
+    def ids(renderer: Renderer, question: str) -> Rendered | str:
+        try:
+            return renderer.render(Conversation((Message("user", question),), answer))
+        except ValueError as error:
+            return str(error)
+
+    for question in questions:
+        fresh = Renderer(tokenizer, eos_ids, max_length=8192, max_prompt_length=4096)
+        assert ids(renderer(name), question) == ids(fresh, question)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=10)
 @given(questions=st.tuples(texts, texts), answer=answers)
 def test_different_questions_give_different_prompts(name: str, questions: tuple[str, str], answer: str) -> None:

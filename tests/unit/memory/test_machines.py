@@ -72,7 +72,7 @@ def test_a_pods_machine_has_its_requested_memory_and_gpu() -> None:
     assert machine.host_bytes == {
         "generate": 16 * GIB,
         "ref-logprob": 8 * GIB,
-        "train-epoch": 64 * GIB,
+        **dict.fromkeys(("warm-up", "train-epoch", "control"), 64 * GIB),
         "validate": 8 * GIB,
     }
     overridden = pod_machine(settings_of(placement=place, hardware={"gpu_memory_gib": 40}), 80 * GIB)

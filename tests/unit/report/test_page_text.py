@@ -17,7 +17,7 @@ from spin_components.report.samples import _shared_ends
 from spin_components.report.verdict import by_answers, compute_verdict, perplexity, signed
 from spin_components.report.warnings import find_warnings
 from spin_components.settings.settings import Settings
-from spin_components.store.layout import BASE
+from spin_components.store.layout import BASE, WARM_UP
 from spin_components.store.manifests import Manifest
 
 SETTINGS = Settings.model_validate(
@@ -149,11 +149,33 @@ def test_a_drifted_iteration_of_a_lower_loss_is_not_better_and_the_reason_is_giv
 def test_the_verdict_follows_the_measure_that_decides(change: Difference | None, kind: str) -> None:
     run = history(iteration(0, 3.0, {"best": 0}))
     by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    verdict = by_answers(by_loss, "chrf", {0: change} if change else {})
+    verdict = by_answers(run, by_loss, "chrf", {0: change} if change else {})
     assert (verdict.kind, verdict.iteration) == (kind, 0)
     assert verdict.detail.endswith(by_loss.detail)
-    rejected = compute_verdict(history(iteration(0, 3.0, {"best": BASE})), {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    assert by_answers(rejected, "chrf", {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind == "worse"
+    run = history(iteration(0, 3.0, {"best": BASE}))
+    rejected = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
+    assert by_answers(run, rejected, "chrf", {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind == "worse"
+
+
+def warmed(*iterations: IterationHistory, val_loss: float) -> History:
+    """A run whose warm-up had one epoch."""
+    plain = history(*iterations)
+    facts = {"epoch": 0, "val_loss": val_loss, "base_val_loss": 4.0}
+    manifests = [Manifest(step="warm-up", inputs={}, facts=facts) for _ in range(3)]
+    warm_up = IterationHistory(WARM_UP, [], [EpochHistory(0, manifests[0], manifests[1])], manifests[2])
+    return replace(plain, warm_up=warm_up)
+
+
+def test_the_verdict_is_on_self_play_and_not_on_the_warm_up_before_it() -> None:
+    better = warmed(iteration(0, 2.8, {"best": 0}), val_loss=3.0)
+    verdict = compute_verdict(better, {0: Difference(-0.2, -0.3, -0.1, 40, 48)})
+    assert verdict.headline == "Iteration 0 is better than the warm-up."
+    assert verdict.detail.startswith("The loss on held-out human answers fell from 3.000 to 2.800 nats per token")
+    assert verdict.detail.endswith("The warm-up before it brought the loss from 4.000 to 3.000.")
+    worse = warmed(iteration(0, 3.2, {"best": WARM_UP}), val_loss=3.0)
+    verdict = compute_verdict(worse, {0: Difference(0.2, 0.1, 0.3, 3, 48)})
+    assert (verdict.kind, verdict.iteration) == ("worse", WARM_UP)
+    assert verdict.headline == "No iteration is better than the warm-up."
 
 
 def test_the_best_is_that_of_the_newest_judgement() -> None:
@@ -294,6 +316,8 @@ def test_text_in_a_page_is_escaped() -> None:
         data={},
         history=run,
         iterations=[],
+        warm_up=None,
+        controls=[],
         held_out=[("<s>", SAMPLED)],
         evaluation={"models": ["<b>"], "rows": [("<i> acc", ["<u>"])], "remarks": ["<s>"]},
         origins=[("<a>", "<p>")],

@@ -50,7 +50,10 @@ def test_a_function_that_the_image_lacks_is_named(tmp_path: Path) -> None:
     ended = run_task(result, {}, tmp_path, "distill")
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
-    assert "this image has no component 'distill', only checkpoint, evaluate" in ended.stderr.splitlines()[-1]
+    assert (
+        "this image has no component 'distill', only checkpoint, control, control_on_nodes"
+        in ended.stderr.splitlines()[-1]
+    )
 
 
 def test_modules_of_components_are_there_and_have_their_functions() -> None:
