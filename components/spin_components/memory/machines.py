@@ -13,13 +13,13 @@ from spin_components.memory.work import Machine
 from spin_components.settings.settings import Settings
 
 _FAST_BF16 = ("avx512_bf16", "amx_tile")
-_MODEL_STEPS = ("generate", "ref-logprob", *TRAINING, "validate")
+_MODEL_STEPS: tuple[str, ...] = ("generate", "ref-logprob", *TRAINING, "validate")
 
 
 def this_machine(settings: Settings) -> Machine:
     """This machine: its GPUs if it has any and `hardware.device` allows them, else its CPU."""
     total, free = memory_bytes()
-    host = dict.fromkeys(_MODEL_STEPS, total) if total else {}
+    host: dict[str, int] = dict.fromkeys(_MODEL_STEPS, total) if total else {}
     sizes = gpu_sizes() if settings.hardware.device != "cpu" else []
     if not sizes and settings.hardware.device != "cuda":
         return Machine("cpu", _is_bf16(settings, "cpu"), host_bytes=host, free_bytes=free)
@@ -36,7 +36,7 @@ def pod_machine(settings: Settings, gpu_bytes: int = 0) -> Machine:
     """
     placement = settings.placement
     score = placement.score.memory_bytes
-    host = {
+    host: dict[str, int] = {
         "generate": placement.generate.memory_bytes,
         "ref-logprob": score,
         **dict.fromkeys(TRAINING, placement.train.memory_bytes),

@@ -60,9 +60,8 @@ def _of_one(shape: ModelShape, work: Workload, step: SharedStep) -> Estimate:
 def _fitting(shape: ModelShape, work: Workload, step: SharedStep, most: int) -> tuple[Estimate, int]:
     """Estimate of one copy of a step's processes, and the number of copies that fit into the machine or pod."""
     one, most = _of_one(shape, work, step), max(most, 1)
-    if (
-        most > 1 and one.device and step != "generate"
-    ):  # processes load one after the other, so that one copy is in host memory
+    if most > 1 and one.device and step != "generate":
+        # processes load one after the other, so that host memory has the weights once
         libraries = {name: size for name, size in one.host.items() if name == "libraries"}
         rest = {name: size for name, size in one.host.items() if name != "libraries"}
         one = replace(one, host=libraries, first=rest)
