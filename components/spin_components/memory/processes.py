@@ -32,8 +32,8 @@ _GPU_RATE, _CORE_RATE = 1e14, 2e10
 """Operations a second of a forward pass on a GPU and on a core, roughly."""
 
 _CPU_GAIN = 0.2
-"""Share of a step's time that processes save on a CPU, whose cores they divide: threads of one process wait for each
-other."""
+"""Share of a step's time that processes save on a CPU, whose cores they divide, since threads of one process wait for
+each other; a guess, which decides only how long a step must be before processes are started."""
 
 _SHARE = 0.9
 """Share of the available memory that processes may need together."""
