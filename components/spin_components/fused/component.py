@@ -3,6 +3,8 @@
 Each step has its own record, events and manifest, as in a pod of its own; a pod that is repeated finds the first done.
 """
 
+from typing import Any
+
 from kfp import dsl
 
 from spin_components.images import GENERATE, TRAIN
@@ -17,7 +19,7 @@ def generate_and_score(attempt: str, run_uri: str, iteration: int, shard: int, r
     """
     from spin_components.runtime.supervisor import run_step
 
-    at = {"run_uri": run_uri, "iteration": iteration, "shard": shard, "reference_uri": reference_uri}
+    at: dict[str, Any] = {"run_uri": run_uri, "iteration": iteration, "shard": shard, "reference_uri": reference_uri}
     generations_uri = run_step(attempt, "spin_components.generate.step:generate_shard", **at)
     return run_step(attempt, "spin_components.ref_logprob.step:score_shard", **at, generations_uri=generations_uri)
 
@@ -38,7 +40,7 @@ def train_and_validate(
     from spin_components.runtime.kfp_artifacts import show_training, show_validation
     from spin_components.runtime.supervisor import run_step
 
-    at = {"run_uri": run_uri, "iteration": iteration, "epoch": epoch}
+    at: dict[str, Any] = {"run_uri": run_uri, "iteration": iteration, "epoch": epoch}
     trained_uri = run_step(
         attempt, "spin_components.train_epoch.step:train", **at, policy_uri=policy_uri, scores_uris=scores_uris
     )

@@ -10,11 +10,12 @@ import pytest
 
 from spin_components.data.pair_counts import PairCounts
 from spin_components.record.bootstrap import Difference
+from spin_components.record.controls import signed
 from spin_components.record.history import EpochHistory, History, IterationHistory
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
-from spin_components.report.verdict import by_answers, compute_verdict, perplexity, signed
+from spin_components.report.verdict import by_answers, compute_verdict, perplexity
 from spin_components.report.warnings import find_warnings
 from spin_components.settings.settings import Settings
 from spin_components.store.layout import BASE, WARM_UP
