@@ -22,7 +22,7 @@ from spin_components.store.manifests import read_manifest
 from spin_components.training.course import Course
 from spin_components.warm_up.step import is_exhausted
 from spin_pipeline.runs.export import model_card
-from spin_pipeline.runs.published import find_published
+from spin_pipeline.runs.published import find_published, forked_values
 from spin_pipeline.runs.status import read_status
 from support import bounds
 from support.playing import begin, play, play_anywhere, play_iteration, play_warm_up
@@ -108,10 +108,10 @@ def test_a_control_makes_the_updates_of_its_iteration(warmed: LocalRun) -> None:
     settings = settings_of(warmed, warmed.root)
     own, its = (Course(settings, number).load(warmed) for number in (layout.control(0), 0))
     assert own.batches == its.batches
-    human, played = (data.read(range(len(data.rows))).pairs for data in (own, its))
-    assert [pair.actual_ids for pair in human] == [pair.actual_ids for pair in played]
+    pairs, its_pairs = (list(each.read(range(len(each.rows))).pairs) for each in (own, its))
+    assert [pair.actual_ids for pair in pairs] == [pair.actual_ids for pair in its_pairs]
     assert not own.scores
-    assert not any(pair.generated_ids for pair in human)
+    assert not any(pair.generated_ids for pair in pairs)
     rates = [
         [row["lr"] for row in json.loads(warmed.read(f"{layout.epoch(t, 0)}/metrics.json") or b"")["steps"]]
         for t in (0, layout.control(0))
@@ -145,6 +145,9 @@ def test_the_warm_up_can_be_exported(warmed: LocalRun) -> None:
     found = find_published(warmed, "warm-up")
     assert found.uri == warmed.uri_of(f"{layout.epoch(layout.WARM_UP, 1)}/policy")
     assert "| warm-up |" in model_card(warmed, found)
+    forked = forked_values(warmed, "warm-up")
+    assert forked["model"]["base"] == found.uri
+    assert "warm_up" not in forked, "it is not done again"
 
 
 def test_a_finished_run_is_not_done_again(warmed: LocalRun) -> None:

@@ -22,7 +22,7 @@ _ROWS_READ = 256
 _ROWS_HELD = 64
 """Rows of the local file that are read together."""
 _BYTES_READ = 2**20
-_BYTES_IN_MEMORY = 2**24
+_BYTES_IN_MEMORY = 2**22
 """Size up to which rows are held in memory instead of in a file."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class DataSize:
 
     Attributes:
         num_prompts: that are trained on in an iteration.
-        prompt, actual, generated: mean lengths in tokens.
+        prompt, actual, generated: mean lengths in tokens; no generated answers at 0.
     """
 
     num_prompts: int
@@ -109,20 +109,27 @@ def durations(shape: ModelShape, work: Workload, hardware: Hardware, data: DataS
     scoring = [_scoring(shape, work, hardware, data, num, num_gpus) for num in pairs]
     training = [_training(shape, work, hardware, data, num) for num in pairs]
     epochs = [spin.epochs(t) for t in iterations]
-    num_validations = 1 + sum(epochs)
+    warm_up, controls = work.settings.warm_up.max_epochs, len(epochs) if work.settings.control.sft else 0
+    num_validations = 1 + sum(epochs) + bool(warm_up) + controls
     validating = _validating(shape, work, hardware, data, num_gpus)
     once = len(iterations)
+    human = replace(data, generated=0)  # supervised fine-tuning has one answer a prompt
+    warming = _training(shape, work, hardware, human, data.num_prompts)
+    controlling = [_training(shape, work, hardware, human, num) for num in pairs[:controls]]
     return [
+        *([Duration("warm-up", warming, warm_up, warm_up * _duration_of(warming))] if warm_up else []),
         Duration("generate", generating, once, once * _duration_of(generating)),
         Duration("ref-logprob", scoring[-1], once, sum(map(_duration_of, scoring))),
-        Duration(
-            "train-epoch",
-            training[-1],
-            sum(epochs),
-            sum(num * _duration_of(seconds) for num, seconds in zip(epochs, training, strict=True)),
-        ),
+        _of_epochs("train-epoch", training, epochs),
         Duration("validate", validating, num_validations, num_validations * _duration_of(validating)),
+        *([_of_epochs("control", controlling, epochs)] if controls else []),
     ]
+
+
+def _of_epochs(step: StepName, seconds: Sequence[dict[str, float]], epochs: Sequence[int]) -> Duration:
+    """Time of training, from that of an epoch of each iteration and the number of epochs."""
+    total_s = sum(num * _duration_of(each) for num, each in zip(epochs, seconds, strict=True))
+    return Duration(step, seconds[-1], sum(epochs), total_s)
 
 
 def _duration_of(seconds: dict[str, float]) -> float:
@@ -235,11 +242,12 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     training, limit = work.settings.training, work.settings.data.max_length
     num_pairs = _NUM_DRAWN * training.global_batch_size
     random = np.random.default_rng(0)
-    prompts, actual, generated = (_draw(random, mean, num_pairs) for mean in (data.prompt, data.actual, data.generated))
+    means = [mean for mean in (data.prompt, data.actual, data.generated) if mean]
+    prompts, *answers = (_draw(random, mean, num_pairs) for mean in means)
     prompts = np.minimum(prompts, limit - 1)
-    actual, generated = (np.minimum(each, limit - prompts) for each in (actual, generated))
-    lengths = (2 * prompts + actual + generated).tolist()
-    shapes = list(zip(prompts.tolist(), actual.tolist(), generated.tolist(), strict=True))
+    answers = [np.minimum(each, limit - prompts) for each in answers]
+    shapes = list(zip(prompts.tolist(), *(each.tolist() for each in answers), strict=True))
+    lengths = [len(answers) * prompt + sum(each) for prompt, *each in shapes]
     num = max(training.global_batch_size // (training.micro_batch_size * ranks), 1)
     batches = form_batches(num_pairs, training.global_batch_size, 0)
     if work.is_packed:  # ranks get as many tokens each, see `balanced_micro_batches`
@@ -261,7 +269,7 @@ def _draw(random: np.random.Generator, mean: int, num: int) -> np.ndarray:
     return np.maximum(np.rint(drawn).astype(np.int64), 1)
 
 
-def _num_computed(pairs: Sequence[tuple[int, int, int]], *, is_packed: bool) -> int:
+def _num_computed(pairs: Sequence[tuple[int, ...]], *, is_packed: bool) -> int:
     """Tokens of a micro-batch, as `algorithm.logprobs` computes it: packed, or padded in two halves by length."""
     if is_packed:
         return sum(map(sum, pairs))

@@ -19,7 +19,7 @@ _MODEL_STEPS: tuple[str, ...] = ("generate", "ref-logprob", *TRAINING, "validate
 def this_machine(settings: Settings) -> Machine:
     """This machine: its GPUs if it has any and `hardware.device` allows them, else its CPU."""
     total, free = memory_bytes()
-    host = dict.fromkeys(_MODEL_STEPS, total) if total else {}
+    host: dict[str, int] = dict.fromkeys(_MODEL_STEPS, total) if total else {}
     sizes = gpu_sizes() if settings.hardware.device != "cpu" else []
     if not sizes and settings.hardware.device != "cuda":
         return Machine("cpu", _is_bf16(settings, "cpu"), host_bytes=host, free_bytes=free)

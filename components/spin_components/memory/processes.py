@@ -32,8 +32,8 @@ _GPU_RATE, _CORE_RATE = 1e14, 2e10
 """Operations a second of a forward pass on a GPU and on a core, roughly."""
 
 _CPU_GAIN = 0.2
-"""Share of a step's time that processes save on a CPU, whose cores they divide: threads of one process wait for each
-other."""
+"""Share of a step's time that processes save on a CPU, whose cores they divide, since threads of one process wait for
+each other; a guess, which decides only how long a step must be before processes are started."""
 
 _SHARE = 0.9
 """Share of the available memory that processes may need together."""
@@ -60,9 +60,8 @@ def _of_one(shape: ModelShape, work: Workload, step: SharedStep) -> Estimate:
 def _fitting(shape: ModelShape, work: Workload, step: SharedStep, most: int) -> tuple[Estimate, int]:
     """Estimate of one copy of a step's processes, and the number of copies that fit into the machine or pod."""
     one, most = _of_one(shape, work, step), max(most, 1)
-    if (
-        most > 1 and one.device and step != "generate"
-    ):  # processes load one after the other, so that one copy is in host memory
+    if most > 1 and one.device and step != "generate":
+        # processes load one after the other, so that host memory has the weights once
         libraries = {name: size for name, size in one.host.items() if name == "libraries"}
         rest = {name: size for name, size in one.host.items() if name != "libraries"}
         one = replace(one, host=libraries, first=rest)

@@ -9,9 +9,11 @@ import fcntl
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from pydantic import BaseModel
 
 from spin_components import errors
 from spin_components.errors import EngineError, SpinError
-from spin_components.runtime.process import configure_logging, die_with_parent
+from spin_components.runtime.process import configure_logging, die_with_parent, end_process_group
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ container may not resolve, and wait for each other for ever."""
 
 ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Variable by which torch's allocator grows segments of GPU memory: batches of changing lengths leave fewer holes."""
+
+_LAUNCHER = "SPIN_LAUNCHER_PID"
+"""Environment variable: the process that called `launch`. Torchrun, which is between it and the ranks, outlives it."""
 
 _POLL_S = 0.5
 
@@ -66,7 +71,7 @@ def launch(
         path = Path(folder, "job.json")
         path.write_text(job.model_dump_json(), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(ranks)]
-        environment = {"OMP_NUM_THREADS": "1", **(variables or {}), **os.environ}
+        environment = {"OMP_NUM_THREADS": "1", **(variables or {}), **os.environ, _LAUNCHER: str(os.getpid())}
         with subprocess.Popen([*command, "-m", module, str(path)], env=environment) as process:
             try:
                 code = _wait(process, path.parent, report)
@@ -164,10 +169,26 @@ def _write_whole(path: Path, text: str) -> None:
     new.replace(path)
 
 
+def _end_after(launcher: int) -> None:
+    """End this process once the launcher has ended: killed, it cannot end its ranks, which would keep their devices."""
+    try:
+        if sys.platform == "linux":
+            select.select([os.pidfd_open(launcher)], [], [])
+        else:
+            while True:
+                os.kill(launcher, 0)
+                time.sleep(_POLL_S)
+    except ProcessLookupError:
+        pass
+    end_process_group()
+
+
 def begin_rank() -> tuple[int, int]:
     """Prepare a process that torchrun started; returns its rank and the number of ranks."""
     configure_logging()
     die_with_parent()
+    if launcher := os.environ.get(_LAUNCHER):
+        threading.Thread(target=_end_after, args=[int(launcher)], name="die-with-launcher", daemon=True).start()
     rank = int(os.environ["RANK"])
     if rank:
         logging.getLogger().setLevel(logging.WARNING)

@@ -105,5 +105,5 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
 
 def _place(event: dict[str, Any]) -> str:
     """A step with its iteration, epoch and shard."""
-    labels = [f"{name} {event[name]}" for name in ("iteration", "epoch", "shard") if event.get(name, -1) != -1]
+    labels = [f"{name} {event[name]}" for name in ("iteration", "epoch", "shard") if event.get(name, -1) > -1]
     return " ".join([event["step"], *labels])

@@ -11,10 +11,10 @@ from typing import Any
 from spin_components.errors import IntegrityError
 
 SECTIONS = (
-    *("run", "model", "data", "spin", "objective", "generation", "training", "lora", "validation"),
+    *("run", "model", "data", "warm_up", "spin", "objective", "generation", "training", "lora", "validation"),
     *("evaluation", "selection", "hardware", "placement"),
 )
-"""Sections that are taken over; `tracking`, and any other table of a record, are not."""
+"""Sections that are taken over; `tracking`, `control`, and any other table of a record, are not."""
 
 OWN = (
     *("run.uri", "model.trust_remote_code"),

@@ -125,11 +125,12 @@ def _number(which: str) -> int:
 def forked_values(run: RunStore, which: str) -> dict[str, Any]:
     """Settings of a new run that starts from an iteration of another: the other's settings, with that policy as base.
 
-    Those that lead to code or to an address are not taken over; see `settings.inheritance`.
+    A warm-up is not done again. Settings that lead to code or to an address are not taken over; see
+    `settings.inheritance`.
 
     Args:
         run: the other run.
-        which: number of the iteration, or `best`.
+        which: number of the iteration, `warm-up`, or `best`.
 
     Returns: tables by section, without `run.uri`.
 
@@ -138,6 +139,7 @@ def forked_values(run: RunStore, which: str) -> dict[str, Any]:
     published = find_published(run, which)
     recorded = run.read_json(layout.RUN).get("settings")
     values = inherited(recorded, source=run.uri_of(layout.RUN))
+    values.pop("warm_up", None)
     model = {**values.get("model", {}), **forked_model(run, published)}
     return {**values, "model": model, **kept_tasks(run, values)}
 

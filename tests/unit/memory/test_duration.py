@@ -73,6 +73,18 @@ def test_history_doubles_the_pairs_of_later_iterations() -> None:
     assert (alone["train-epoch"].times, alone["validate"].times, alone["generate"].times) == (4, 5, 2)
 
 
+def test_warm_up_and_controls_train_on_one_answer_a_prompt() -> None:
+    data, packed = DataSize(64_000, 100, 200, 200), {"training": {"packing": "on"}}
+    alone = by_step(workload(**packed), data)
+    with_both = by_step(workload(**packed, warm_up={"max_epochs": 3}, control={"sft": True}), data)
+    assert list(with_both) == ["warm-up", "generate", "ref-logprob", "train-epoch", "validate", "control"]
+    assert (with_both["warm-up"].times, with_both["control"].times, with_both["validate"].times) == (3, 4, 8)
+    # 300 tokens a record instead of 500
+    epoch = alone["train-epoch"].seconds["compute"]
+    assert with_both["warm-up"].seconds["compute"] == pytest.approx(0.6 * epoch, rel=0.05)
+    assert with_both["train-epoch"] == alone["train-epoch"]
+
+
 def test_padding_and_the_slowest_rank_count() -> None:
     data = DataSize(64_000, 100, 200, 200)
     padded, packed = (by_step(workload(training={"packing": on}), data)["train-epoch"] for on in ("off", "on"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,6 @@ from pydantic import BaseModel
 
 from spin_components.errors import DataError
 from spin_components.runtime.ranks import launch, leave_torchrun, take_gpus
-
-pytestmark = pytest.mark.usefixtures("warm_python")
 
 _MODULE = """
 import json, sys, time
@@ -42,7 +42,7 @@ class Job(BaseModel):
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def module(warm_python: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of a module whose second rank may fail."""
     (tmp_path / "ranked.py").write_text(_MODULE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -57,6 +57,38 @@ def test_outcomes_are_in_the_order_of_the_ranks(module: str) -> None:
 def test_the_error_of_the_first_rank_to_fail_is_raised(module: str) -> None:
     with pytest.raises(DataError, match="the second rank found a fault"):
         launch(module, Job(fails=True), 2, where="the test")
+
+
+_SLEEPING = """
+import sys, time
+from pathlib import Path
+from spin_components.runtime.ranks import begin_rank
+
+rank, _ = begin_rank()
+print(rank, flush=True)
+time.sleep(3600)
+"""
+_LAUNCHING = """
+from pydantic import BaseModel
+from spin_components.runtime.ranks import launch
+
+class Job(BaseModel):
+    pass
+
+launch("sleeping", Job(), 2, where="the test")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems look only twice a second")
+def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleeping.py").write_text(_SLEEPING, encoding="utf-8")
+    (tmp_path / "launching.py").write_text(_LAUNCHING, encoding="utf-8")
+    command = [sys.executable, "-m", "launching"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in range(2)) == [b"0\n", b"1\n"]
+        process.kill()
+        assert process.stdout.read() == b"", "the pipe is at its end once no rank has it"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spin_components.store.layout import BASE
+from spin_components.store.layout import BASE, WARM_UP
 from spin_pipeline.watch.model import RunModel
+from spin_pipeline.watch.steps import rows
 from spin_pipeline.watch.view import Frame, draw
 from support.made_events import event, generated, metrics, prepared, published, trained, validated
 
@@ -45,6 +46,39 @@ def test_metrics_and_losses_are_stored_by_step_iteration_and_epoch() -> None:
 def test_a_step_that_is_trained_again_replaces_its_metrics() -> None:
     model = model_of(prepared(), trained(5.0, 0, {1: 0.69, 2: 0.5}), prepared(20.0), trained(25.0, 0, {2: 0.4}))
     assert {step: row["loss"] for step, row in model.metrics.items()} == {1: 0.69, 2: 0.4}
+
+
+def test_a_warm_up_is_one_step_whose_epochs_and_metrics_are_counted_apart() -> None:
+    def written(time: float, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"time": time, "kind": kind, "step": "warm-up", **fields}
+
+    epochs = [{"val_loss": 6.0}, {"val_loss": 5.5}]
+    whole = {"epoch": 1, "epochs": epochs, "num_steps": 8, "val_loss": 5.5}
+    model = model_of(prepared(), [written(3.0, "start")])
+    for number, epoch in enumerate(epochs):
+        model.apply(
+            [
+                written(4.0 + number, "progress", epoch=number, done=4, total=4, unit="steps"),
+                written(4.0 + number, "metrics", epoch=number, global_step=4, loss=5.9),
+                written(4.5 + number, "done", epoch=number, facts={"num_steps": 4, **epoch}),
+            ]
+        )
+        assert model.step("warm-up").state == "running", "another epoch may follow"
+    model.apply([written(7.0, "done", facts=whole)])
+    assert model.step("warm-up").state == "done"
+    assert model.metrics == {}
+    assert model.references[0] == WARM_UP
+    (row,) = [row for row in rows(model, 40) if row.label == "warm-up"]
+    assert row.note == "8 steps in 2 epochs, val_loss 5.500, epoch 1 kept"
+
+
+def test_a_control_belongs_to_its_iteration_and_not_to_its_state() -> None:
+    model = model_of(prepared(), trained(5.0, 0, {1: 0.69}), published(8.0, 0, 6.0, "continue"))
+    progress = event(9.5, "progress", "control", 0, done=1, total=4, unit="steps")
+    model.apply([event(9.0, "start", "control", 0), progress])
+    assert model.step("control", 0).state == "running"
+    assert [row.state for row in rows(model, 40) if row.label == "iteration 0"] == ["done"]
+    assert [row.label for row in rows(model, 40)].count("control") == 1
 
 
 def test_a_new_attempt_interrupts_the_steps_of_the_previous_one() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from spin_components.data.shards import Pair, Prompt, Row, Score, read_rows
+import numpy as np
+
+from spin_components.data.shards import Pair, Prompt, Score
 from spin_components.record.history import History, IterationHistory
 from spin_components.report.series import read_steps
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest
+from spin_pipeline.runs.reproduction.columns import Array, Columns, common, differing, index_of, read_columns
 from spin_pipeline.runs.reproduction.differences import DATA_ROW, Measure, ReproductionResult, format_pair
 
 _STEP_METRICS: dict[str, Measure] = {
@@ -51,7 +54,7 @@ class _Comparer:
         self._old_run, self._old, self._new_run, self._new = old_run, old, new_run, new
         self._num_iterations = num_iterations
         self._result = ReproductionResult()
-        self._other_answers: set[tuple[int, int]] = set()  # origin and index of pairs whose answers differ
+        self._other_answers: Array = np.zeros(0, dtype=np.int64)  # keys of the pairs whose answers differ
         self._old_steps, self._new_steps = _by_epoch(old_run, old), _by_epoch(new_run, new)
 
     def run(self) -> ReproductionResult:
@@ -74,14 +77,14 @@ class _Comparer:
             if inputs[0].get(name) != inputs[1].get(name):
                 self._result.add(DATA_ROW, "data", "fixed", "inputs", f"{name} differs")
         for key in sorted(self._old.data.outputs):
-            rows = self._rows(self._old.data, self._new.data, key, Prompt)
+            content = ("prompt_ids", "actual_ids", "actual_ended")
+            columns = self._columns(self._old.data, self._new.data, key, Prompt, content=content)
             self._result.count(DATA_ROW, "data")
-            if rows is None:
+            if columns is None:
                 continue
-            old, new = ({row.index: row for row in each} for each in rows)
-            if differing := _differing(old, new):
-                what = f"{len(differing)} of {len(old)} records differ"
-                self._result.add(DATA_ROW, "data", "fixed", key, what, len(differing))
+            if num := len(differing(*columns, "content")):
+                what = f"{num} of {len(columns[0].keys)} records differ"
+                self._result.add(DATA_ROW, "data", "fixed", key, what, num)
 
     def _answers(self, old: IterationHistory, new: IterationHistory) -> None:
         """Compare the generations and their scores, shard by shard."""
@@ -102,53 +105,45 @@ class _Comparer:
 
     def _generations(self, t: int, where: str, old: Manifest, new: Manifest) -> None:
         self._result.count(t, "answers", int(old.facts["num_pairs"]))
-        rows = self._rows(old, new, next(iter(old.outputs)), Pair)
-        if rows is None:
+        content, numbers = ("generated_ids", "finish_reason"), ("sampled_logprob",)
+        key = next(iter(old.outputs))
+        columns = self._columns(old, new, key, Pair, content=content, numbers=numbers)
+        if columns is None:
             return
-        there, here = ({pair.index: pair for pair in pairs} for pairs in rows)
-        answers = [
-            {n: (pair.generated_ids, pair.finish_reason) for n, pair in pairs.items()} for pairs in (there, here)
-        ]
-        if differing := _differing(*answers):
-            self._other_answers |= {(t, index) for index in differing}
-            what = f"{len(differing)} of {len(there)} answers differ"
-            self._result.add(t, "answers", "exact", where, what, len(differing))
-        logprobs = [
-            {n: pair.sampled_logprob for n, pair in pairs.items() if n not in differing} for pairs in (there, here)
-        ]
-        self._logprobs(t, where, "the sampler's log-probability of answer", *logprobs)
+        other = differing(*columns, "content")
+        if len(other):
+            self._other_answers = np.union1d(self._other_answers, other)
+            what = f"{len(other)} of {len(columns[0].keys)} answers differ"
+            self._result.add(t, "answers", "exact", where, what, len(other))
+        there, here = (each.without(other) for each in columns)
+        self._logprobs(t, where, "the sampler's log-probability of answer", there, here, "sampled_logprob")
 
     def _scores(self, t: int, where: str, old: Manifest, new: Manifest) -> None:
         """Compare the scores of the pairs that both have, except generated answers that differ."""
         self._result.count(t, "log-probs", int(old.facts["num_pairs"]))
-        rows = self._rows(old, new, next(iter(old.outputs)), Score)
-        if rows is None:
+        numbers, key = ("ref_actual", "ref_generated", "batch"), next(iter(old.outputs))
+        columns = self._columns(old, new, key, Score, numbers=numbers)
+        if columns is None:
             return
-        there, here = ({score.key: score for score in scores} for scores in rows)
-        if unmatched := there.keys() ^ here.keys():
-            what = f"{len(unmatched)} pairs are in only one of the runs"
-            self._result.add(t, "log-probs", "exact", where, what, len(unmatched))
-        actual = [{key: score.ref_actual for key, score in scores.items()} for scores in (there, here)]
-        self._logprobs(t, where, "log-prob of the human answer of pair", *actual)
-        generated = [
-            {key: score.ref_generated for key, score in scores.items() if key not in self._other_answers}
-            for scores in (there, here)
-        ]
-        self._logprobs(t, where, "log-prob of the generated answer of pair", *generated)
-        batches = [{key: score.batch for key, score in scores.items()} for scores in (there, here)]
-        if not unmatched and (differing := _differing(*batches)):
-            what = f"{len(differing)} pairs are in other batches"
-            self._result.add(t, "log-probs", "exact", where, what, len(differing))
+        there, here = columns
+        if num := len(np.setxor1d(there.keys, here.keys)):
+            self._result.add(t, "log-probs", "exact", where, f"{num} pairs are in only one of the runs", num)
+        self._logprobs(t, where, "log-prob of the human answer of pair", there, here, "ref_actual")
+        alike, alike_here = (each.without(self._other_answers) for each in columns)
+        self._logprobs(t, where, "log-prob of the generated answer of pair", alike, alike_here, "ref_generated")
+        if not num and (num := len(differing(there, here, "batch"))):
+            self._result.add(t, "log-probs", "exact", where, f"{num} pairs are in other batches", num)
 
-    def _logprobs(self, t: int, where: str, name: str, old: Mapping[Any, float], new: Mapping[Any, float]) -> None:
+    def _logprobs(self, t: int, where: str, name: str, old: Columns, new: Columns, column: str) -> None:
         """Add one mismatch for all pairs that both have, with the greatest difference."""
-        differences = {key: abs(value - new[key]) for key, value in old.items() if key in new and value != new[key]}
-        if differences:
-            key = max(differences, key=lambda key: differences[key])
-            number = key[1] if isinstance(key, tuple) else key
-            what = f"{name} {number} {format_pair(old[key], new[key])}"
-            more = f", the greatest of {len(differences)} differences" if len(differences) > 1 else ""
-            self._result.add(t, "log-probs", "number", where, what + more, differences[key])
+        keys, values, new_values = common(old, new, column)
+        if num := int((values != new_values).sum()):
+            differences = np.abs(values - new_values)
+            place = int(differences.argmax())
+            pair = format_pair(float(values[place]), float(new_values[place]))
+            more = f", the greatest of {num} differences" if num > 1 else ""
+            what = f"{name} {index_of(int(keys[place]))} {pair}{more}"
+            self._result.add(t, "log-probs", "number", where, what, float(differences[place]))
 
     def _training(self, old: IterationHistory, new: IterationHistory) -> None:
         """Compare training steps, weights and validation, epoch by epoch."""
@@ -208,16 +203,25 @@ class _Comparer:
         self._result.count(row, measure)
         self._result.add(row, measure, "fixed", where, "recorded, but not reproduced")
 
-    def _rows(self, old: Manifest, new: Manifest, key: str, kind: type[Row]) -> tuple[list[Row], list[Row]] | None:
-        """Rows of a file in both runs; None if its digests are equal."""
+    def _columns(
+        self,
+        old: Manifest,
+        new: Manifest,
+        key: str,
+        kind: type[Prompt | Pair | Score],
+        *,
+        content: Sequence[str] = (),
+        numbers: Sequence[str] = (),
+    ) -> tuple[Columns, Columns] | None:
+        """Columns of a file in both runs, see `read_columns`; None if its digests are equal."""
         if key in new.outputs and old.outputs[key] == new.outputs[key]:
             return None
-        rows: list[list[Row]] = []
+        columns: list[Columns] = []
         for run, manifest in ((self._old_run, old), (self._new_run, new)):
             files = {key: manifest.outputs[key]} if key in manifest.outputs else {}
             folder = run.fetch(files, what=f"the output of {manifest.step}") if files else None
-            rows.append(read_rows(folder / key, kind) if folder else [])
-        return rows[0], rows[1]
+            columns.append(read_columns(folder / key if folder else None, kind, content=content, numbers=numbers))
+        return columns[0], columns[1]
 
 
 def _by_epoch(run: RunStore, history: History) -> dict[tuple[int, int], list[dict[str, Any]]]:
@@ -232,8 +236,3 @@ def _weights(trained: Manifest, folder: str) -> dict[str, str]:
     """Digests of the weights; other files of the policy may contain the run's address."""
     files = trained.outputs_below(folder)
     return {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
-
-
-def _differing(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> set[Any]:
-    """Keys with different values in the two mappings, or in only one of them."""
-    return {key for key in old.keys() | new.keys() if key not in old or key not in new or old[key] != new[key]}
