@@ -24,7 +24,8 @@ def permuted(num: int, seed: int) -> NDArray[np.int64]:
 
 def permutation(num: int, seed: int) -> list[int]:
     """`permuted` as a list."""
-    return permuted(num, seed).tolist()
+    order: list[int] = permuted(num, seed).tolist()
+    return order
 
 
 @dataclass(frozen=True, slots=True)
