@@ -107,8 +107,9 @@ def pool_pairs(
         seed: for drawing them.
     """
     dropped, left_out = Counter[str](), Counter[str]()
-    kept, history = _clean(own, hygiene, dropped), _clean(earlier, hygiene, left_out)
-    seen = np.concatenate([kept.answers, history.answers])
+    answers = bytearray()  # digests of the answers that are kept
+    kept, history = _clean(own, hygiene, dropped, answers), _clean(earlier, hygiene, left_out, answers)
+    seen = np.frombuffer(answers, dtype=f"S{_DIGEST_BYTES}")
     first = np.unique(seen, return_index=True)[1] - len(kept.rows)
     chosen = np.sort(first[first >= 0])  # of equal answers the first
     left_out["duplicate"] = len(history.rows) - len(chosen)
@@ -135,17 +136,15 @@ class _Clean(NamedTuple):
     Attributes:
         rows: their indices in the sequence, (N,).
         origins: see `Pair`, (N,).
-        answers: digests of prompt and answer, (N,) bytes.
     """
 
     rows: NDArray[np.int32]
     origins: NDArray[np.int32]
-    answers: NDArray[np.bytes_]
 
 
-def _clean(pairs: Sequence[Pair], hygiene: Hygiene, dropped: Counter[str]) -> _Clean:
-    """Look for what is to be dropped, and count it by cause."""
-    rows, origins, answers = array("i"), array("i"), bytearray()
+def _clean(pairs: Sequence[Pair], hygiene: Hygiene, dropped: Counter[str], answers: bytearray) -> _Clean:
+    """Look for what is to be dropped, and count it by cause; append digests of the other answers to `answers`."""
+    rows, origins = array("i"), array("i")
     for row, pair in enumerate(pairs):
         if cause := hygiene.cause(pair):
             dropped[cause] += 1
@@ -153,7 +152,7 @@ def _clean(pairs: Sequence[Pair], hygiene: Hygiene, dropped: Counter[str]) -> _C
             rows.append(row)
             origins.append(pair.origin)
             answers += _answer(pair)
-    return _Clean(np.array(rows), np.array(origins), np.frombuffer(bytes(answers), dtype=f"S{_DIGEST_BYTES}"))
+    return _Clean(np.array(rows), np.array(origins))
 
 
 _DIGEST_BYTES = 16

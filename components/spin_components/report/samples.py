@@ -76,10 +76,17 @@ def _decoded(answers: list[Answers], decode: Decode) -> list[dict[str, Any]]:
             row["answers"][each.iteration] = _answer(pair, decode)
             rows[row["index"]] = row
     ordered = [rows[index] for index in sorted(rows)]
-    size = sum(len(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")) for row in ordered)
-    if size <= SIZE_BUDGET:
-        return ordered
-    return [ordered[index] for index in evenly(len(ordered), max(1, int(len(ordered) * SIZE_BUDGET / size)))]
+    sizes = [_size(row) for row in ordered]
+    chosen = list(range(len(ordered)))
+    while len(chosen) > 1 and (size := sum(sizes[i] for i in chosen)) > SIZE_BUDGET:
+        chosen = [chosen[i] for i in evenly(len(chosen), int(len(chosen) * SIZE_BUDGET / size) or 1)]
+    return [ordered[i] for i in chosen]
+
+
+def _size(row: dict[str, Any]) -> int:
+    """Bytes of a row in the page, where `<`, `>` and `&` take six each; see `page.embedded_json`."""
+    text = json.dumps(row, ensure_ascii=False)
+    return len(text.encode("utf-8", "replace")) + 5 * sum(map(text.count, "<>&"))
 
 
 def _row(pair: dict[str, Any], decode: Decode, num_iterations: int) -> dict[str, Any]:

@@ -97,3 +97,9 @@ def test_causes_are_told_in_words_where_there_are_any() -> None:
     words = in_words({"empty": 1200, "identical": 0, "truncated": 3})
     assert words == "1,200 empty, 3 cut (generation.on_truncated)"
     assert in_words({"empty": 0}) == in_words({}) == ""
+
+
+def test_a_pool_can_be_empty() -> None:
+    pool = pool_pairs([pair(0, 1, 2)], [pair(0, 0, 2)], HYGIENE)
+    assert (len(pool.pairs), pool.counts.num_pairs, pool.counts.num_dropped) == (0, 0, 1)
+    assert list(pool_pairs([], [], HYGIENE).pairs) == []

@@ -8,7 +8,9 @@ import pytest
 from spin_components.data.shards import PairReward, write_rows
 from spin_components.record.history import EpochHistory, IterationHistory
 from spin_components.report import answers as module
+from spin_components.report import samples
 from spin_components.report.answers import lengths, read_answers
+from spin_components.report.page import embedded_json
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import Manifest, read_manifest
@@ -85,3 +87,19 @@ def test_margins_are_unknown_before_an_epoch_has_ended(iterations: tuple[LocalRu
     answers = read_answers(run, IterationHistory(0, first.shards, [], None), [])
     assert (answers.extremes, answers.num_trained_tokens) == ([], 0)
     assert all(math.isnan(row["margin"]) for row in answers.sampled([1, 2]))
+
+
+def test_fewer_pairs_are_shown_where_their_texts_would_be_too_large(
+    iterations: tuple[LocalRun, list[IterationHistory]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, history = iterations
+    answers = [read_answers(run, each, history) for each in history]
+    whole = samples._decoded(answers, lambda ids: "<" * len(ids))
+    assert [row["index"] for row in whole] == list(range(10))
+    assert [(row["prompt"], row["answers"][1]["tokens"]) for row in whole][2] == ("<<<", 4)
+    monkeypatch.setattr(samples, "SIZE_BUDGET", 1500)
+    fewer = samples._decoded(answers, lambda ids: "<" * len(ids))
+    assert 1 < len(fewer) < 10
+    assert len(embedded_json(fewer).encode()) <= 1500
+    monkeypatch.setattr(samples, "SIZE_BUDGET", 1)
+    assert len(samples._decoded(answers, lambda ids: "<" * len(ids))) == 1
