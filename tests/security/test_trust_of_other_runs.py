@@ -128,7 +128,7 @@ def test_every_setting_that_leads_to_code_or_to_an_address_is_the_callers_own() 
     }
     of_whole_sections = {name for name in names if name.partition(".")[0] not in SECTIONS}
     assert names - of_whole_sections <= set(OWN)
-    assert set(Settings.model_fields) - set(SECTIONS) == {"tracking"}
+    assert set(Settings.model_fields) - set(SECTIONS) == {"tracking", "control"}
 
 
 def test_a_record_that_was_changed_to_trust_is_refused_when_the_run_is_resumed(hostile: LocalRun) -> None:

@@ -17,9 +17,15 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
 
 
+def permuted(num: int, seed: int) -> NDArray[np.int64]:
+    """A seeded random permutation of 0 … num - 1, (num,)."""
+    return np.random.default_rng(seed).permutation(num)
+
+
 def permutation(num: int, seed: int) -> list[int]:
-    """A seeded random permutation of 0 … num - 1."""
-    return [int(index) for index in np.random.default_rng(seed).permutation(num)]
+    """`permuted` as a list."""
+    order: list[int] = permuted(num, seed).tolist()
+    return order
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spin_components.algorithm.batching import derive_seed, permutation
+from spin_components.algorithm.batching import derive_seed, permuted
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.errors import DataError
 from spin_components.prepare.spool import RecordKeys
@@ -159,7 +159,7 @@ def _held_out_by_order(keys: RecordKeys, settings: Settings) -> NDArray[np.bool_
     """
     data, num_records = settings.data, keys.num_train
     num = resolve_count(data.validation_size, num_records)
-    order = np.asarray(permutation(num_records, derive_seed(settings.run.seed, "split")), dtype=np.int64)
+    order = permuted(num_records, derive_seed(settings.run.seed, "split"))
     for groups in (keys.prompts, keys.records) if data.deduplicate else ():
         is_held_out = _whole_groups(groups, order, num)
         if is_held_out.any():

@@ -81,9 +81,12 @@ class RecordSpool:
         self._writer.close()
 
     def keys(self, num_train: int, *, is_given: bool) -> RecordKeys:
-        """Which records are the same; see `RecordKeys`."""
-        prompts, records = _digests(self._prompts), _digests(self._records)
-        return RecordKeys(_first_equal(prompts), _first_equal(records), prompts[:, 0].copy(), num_train, is_given)
+        """Which records are the same; see `RecordKeys`. To be called once: the digests are dropped."""
+        prompts, points = _first_equal(_digests(self._prompts)), _digests(self._prompts)[:, 0].copy()
+        self._prompts = bytearray()
+        records = _first_equal(_digests(self._records))
+        self._records = bytearray()
+        return RecordKeys(prompts, records, points, num_train, is_given)
 
     def lengths(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         """Tokens of prompt and answer of records."""
@@ -125,7 +128,7 @@ def _numbers(values: array[int]) -> NDArray[np.int32]:
 
 def _digests(digests: bytearray) -> NDArray[np.uint64]:
     """Digests as two numbers each, (N, 2), the same on every machine."""
-    return np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2)
+    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
 
 
 def _first_equal(digests: NDArray[Any]) -> NDArray[np.int64]:
