@@ -8,12 +8,12 @@ from rich.table import Table
 from spin_components.data.pair_counts import in_words
 from spin_components.record.decisions import REJECTED, name_of, word_of
 from spin_components.record.evaluation import evaluation_rows
-from spin_components.runtime.step import OPTIONAL
 from spin_components.store.layout import BASE, WARM_UP
 from spin_pipeline.runs.garbage import Garbage
 from spin_pipeline.runs.status import IterationStatus, RunStatus
 from spin_pipeline.watch.text import harmless
 
+_OF_STEP = {"evaluate": "evaluations", "control": "controls"}
 _COLUMNS = ("", "val_loss", "acc", "reward actual", "reward generated", "pairs", "seconds", "")
 
 
@@ -123,9 +123,9 @@ def _verdict(row: IterationStatus) -> str:
 def _print_state(status: RunStatus, console: Console) -> None:
     if status.failure:
         failure = status.failure
-        if failure["step"] in OPTIONAL:
+        if failure["step"] in _OF_STEP:
             console.print(
-                "training is complete; the same command runs the evaluations and controls that are missing",
+                f"training is complete; the same command runs the {_OF_STEP[failure['step']]} that are missing",
                 highlight=False,
             )
         numbers = (
