@@ -89,7 +89,7 @@ def test_an_export_does_not_overwrite_files(
     ("which", "code", "message"),
     [
         ("7", 2, "iteration 7 of"),
-        ("last", 2, "expected a number, or best"),
+        ("last", 2, "expected a number, best, or warm-up"),
         ("0", 1, "the weights of iteration 0 are no longer at"),
     ],
 )
