@@ -70,18 +70,19 @@ def mean_measures(rows: Sequence[AnswerMeasures]) -> dict[str, Any]:
     return {f"{prefix}{name}": round(value, 4) for name, value in means.items()}
 
 
-def length_warning(facts: Mapping[str, Any], rules: SelectionSettings) -> str:
-    """A warning where the base model's answers break the limit on their length that iterations are held to; or empty.
+def length_warning(facts: Mapping[str, Any], rules: SelectionSettings, model: str) -> str:
+    """A warning where the answers of the first reference break the limit on length that iterations have; or empty.
 
     Args:
-        facts: of the base model's validation.
+        facts: of its validation.
         rules: `[selection]`.
+        model: its name, for the text.
     """
     ratio, most = facts.get("length_ratio"), rules.max_length_ratio
     if not most or ratio is None or 1 / most <= ratio <= most:
         return ""
     return (
-        f"the base model's own answers are {ratio:.2f} times as long as the human's, which is not within "
+        f"{model}'s own answers are {ratio:.2f} times as long as the human's, which is not within "
         f"selection.max_length_ratio = {most:g}: iterations that answer like it count as drifted. Begin from a "
         "fine-tuned model, raise generation.max_new_tokens if answers are cut, or set selection.max_length_ratio = 0"
     )

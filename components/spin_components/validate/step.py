@@ -23,6 +23,7 @@ from spin_components.model.compute import Compute, num_visible_gpus, resolve_com
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.scoring import mean_nll, resolve_packing, validation_batches
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
+from spin_components.record.decisions import name_of
 from spin_components.record.pointers import is_over
 from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
@@ -101,7 +102,8 @@ def validate(
                     facts |= margin_stats(samples, losses, reference, settings.spin.beta(iteration))
                 with step.write(layout.validation_samples(iteration, epoch)) as path:
                     write_rows(path, Sample, samples)
-            if iteration == layout.BASE and (warning := length_warning(facts, settings.selection)):
+            first = layout.WARM_UP if settings.warm_up.is_on else layout.BASE
+            if iteration == first and (warning := length_warning(facts, settings.selection, name_of(iteration))):
                 step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
             if iteration >= layout.BASE:  # the steps of others are counted apart

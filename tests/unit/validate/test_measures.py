@@ -56,8 +56,8 @@ def test_a_match_ignores_case_and_white_space_alone() -> None:
 
 def test_a_base_model_whose_answers_are_too_long_or_short_is_warned_of() -> None:
     for ratio in (2.1, 0.4):
-        warning = length_warning({"length_ratio": ratio}, SelectionSettings())
-        assert f"the base model's own answers are {ratio:.2f} times as long as the human's" in warning
-    assert not length_warning({"length_ratio": 2.0}, SelectionSettings())
-    assert not length_warning({"length_ratio": 9.0}, SelectionSettings(max_length_ratio=0))
-    assert not length_warning({}, SelectionSettings())
+        warning = length_warning({"length_ratio": ratio}, SelectionSettings(), "the warm-up")
+        assert f"the warm-up's own answers are {ratio:.2f} times as long as the human's" in warning
+    assert not length_warning({"length_ratio": 2.0}, SelectionSettings(), "the warm-up")
+    assert not length_warning({"length_ratio": 9.0}, SelectionSettings(max_length_ratio=0), "the warm-up")
+    assert not length_warning({}, SelectionSettings(), "the warm-up")
