@@ -46,20 +46,16 @@ hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis_settings.load_profile("fixed")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def stacks_without_source() -> Iterator[None]:
-    """KFP takes its caller's name from `inspect.stack()`, which looks up the source of each of pytest's many frames."""
+def stack_without_source(context: int = 0) -> list[inspect.FrameInfo]:
+    """The frames of `inspect.stack()` without their source, which is slow to find for each of pytest's many frames."""
+    frame, found = inspect.currentframe(), list[inspect.FrameInfo]()
+    while frame is not None and (frame := frame.f_back) is not None:
+        code = frame.f_code
+        found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+    return found
 
-    def stack(context: int = 0) -> list[inspect.FrameInfo]:
-        frame, found = inspect.currentframe(), list[inspect.FrameInfo]()
-        while frame is not None and (frame := frame.f_back) is not None:
-            code = frame.f_code
-            found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-        return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", stack)
-        yield
+inspect.stack = stack_without_source  # KFP takes its caller's name from it, also where a module of tests builds a pipeline
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,8 @@ def _die_at(moment: Path) -> None:
     """Kill this process and what it starts at the first audited call after a file has appeared."""
 
     def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.killpg":  # this function's own call is audited too
+            return
         if event.startswith(("open", "os.")) and moment.exists():
             os.killpg(0, signal.SIGKILL)
 
