@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -44,18 +43,6 @@ from support.warm_python import WarmPython
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis_settings.load_profile("fixed")
-
-
-def stack_without_source(context: int = 0) -> list[inspect.FrameInfo]:
-    """The frames of `inspect.stack()` without their source, which is slow to find for each of pytest's many frames."""
-    frame, found = inspect.currentframe(), list[inspect.FrameInfo]()
-    while frame is not None and (frame := frame.f_back) is not None:
-        code = frame.f_code
-        found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-    return found
-
-
-inspect.stack = stack_without_source  # KFP takes its caller's name from it, also where a module of tests builds a pipeline
 
 
 @pytest.fixture(scope="session")
