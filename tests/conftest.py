@@ -39,6 +39,7 @@ from support.kfp_server import KfpServer
 from support.s3_server import S3Server
 from support.small import small_settings
 from support.warm_python import WarmPython
+from support.warm_spin import WARM
 
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
@@ -133,6 +134,13 @@ def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Has torchrun and ranks start in forks of a process that has imported torch and DeepSpeed; on Linux."""
     if sys.platform == "linux":
         monkeypatch.setattr(sys, "executable", str(request.getfixturevalue("warm_server").executable))
+
+
+@pytest.fixture
+def warm_driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the driver of `warm_spin.SPIN` start in forks of a process that has imported what steps need; on Linux."""
+    if sys.platform == "linux":
+        monkeypatch.setenv(WARM, str(request.getfixturevalue("warm_server").executable))
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming."""
+"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming.
+
+The driver of `tiny_run` is a new process; those of the others start in forks of a process that has imported torch.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ import pytest
 
 from spin_components.store.local import LocalRun
 from spin_pipeline.cli import main
+from support.warm_spin import SPIN
 
-SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
+pytestmark = pytest.mark.usefixtures("warm_driver")
+
 ENDLESS = (
     "--set",
     "data.max_train_records=0",
@@ -36,8 +40,7 @@ ENDLESS = (
 
 def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [*SPIN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, check=False)
 
 
 def status_of(run: Path) -> dict[str, Any]:
@@ -57,9 +60,10 @@ def digests(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of `tiny.toml`, without interruptions."""
+    """A finished run of `tiny.toml` as a user starts it, without interruptions."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    result = spin("run", "--config", "tiny", "--run-uri", str(run))
+    command = [sys.executable, "-m", "spin_pipeline.cli", "run", "--config", "tiny", "--run-uri", str(run)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "best: iteration 1" in result.stdout
     return run
@@ -99,7 +103,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def _start(run: Path, *settings: str) -> subprocess.Popen[str]:
     command = [*SPIN, "run", "--config", "tiny", "--run-uri", str(run), *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _processes_of(run: Path) -> list[psutil.Process]:
@@ -226,7 +230,7 @@ def test_compile_writes_ir_that_kfp_loads_without_torch(tmp_path: Path) -> None:
         f"assert main(['compile', '--config', 'tiny', '-o', {str(output)!r}]) == 0; "
         "sys.exit(sorted({'torch', 'transformers', 'vllm', 'deepspeed'} & sys.modules.keys()) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     from kfp.components import load_component_from_file
 

@@ -19,7 +19,7 @@ def test_an_error_names_the_method_and_the_stack_is_put_back() -> None:
         dsl.importer(artifact_uri="gs://bucket/file", artifact_class=dsl.Dataset)
 
     stack = inspect.stack
-    with pytest.raises(ValueError, match="^set_cpu_limit can only be used on single-step"), callers_without_source():
+    with pytest.raises(ValueError, match=r"^set_cpu_limit can only be used on single-step"), callers_without_source():
 
         @dsl.pipeline
         def outer() -> None:
