@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from spin_components.settings.run import ModelSettings
 from support import bounds
 from support.chat_tokenizers import byte_level
 from support.flops import of_training
+from support.warm_spin import SPIN
 
 
 def device(bench: Bench) -> Iterator[Finding]:
@@ -224,7 +224,6 @@ def run(bench: Bench) -> Iterator[Finding]:
     is_gpu = bench.device.type == "cuda"
     backend = "deepspeed" if is_gpu and importlib.util.find_spec("deepspeed") else "torch"
     uri = bench.folder / "run"
-    command = [sys.executable, "-m", "spin_pipeline.cli"]
     overrides = [f"training.backend={backend}", f"training.precision={'bf16' if is_gpu else 'float32'}"]
     overrides += [f"hardware.device={bench.device.type}", f"generation.engine={'auto' if is_gpu else 'transformers'}"]
     if bench.shape is SHAPES["tiny"]:
@@ -233,7 +232,7 @@ def run(bench: Bench) -> Iterator[Finding]:
     started = time.monotonic()
     options = [f"--set={override}" for override in overrides]
     done = subprocess.run(
-        [*command, "run", "--config", "tiny", "--run-uri", str(uri), *options],
+        [*SPIN, "run", "--config", "tiny", "--run-uri", str(uri), *options],
         capture_output=True,
         text=True,
         check=False,
@@ -243,7 +242,7 @@ def run(bench: Bench) -> Iterator[Finding]:
         tail = (done.stdout + done.stderr).strip().splitlines()[-1:]
         yield Finding("run", backend, f"ended with {done.returncode}: {' '.join(tail)}", is_right=False)
         return
-    output = subprocess.run([*command, "status", str(uri), "--json"], capture_output=True, text=True, check=True)
+    output = subprocess.run([*SPIN, "status", str(uri), "--json"], capture_output=True, text=True, check=True)
     state = json.loads(output.stdout)["state"]
     yield Finding("run", backend, f"{state} after {seconds:.0f} s", is_right=state == "done")
 

@@ -20,6 +20,7 @@ def measured(tmp_path: Path, *options: str) -> tuple[int, list[dict[str, object]
     return done.returncode, json.loads(output.read_text("utf-8")) if output.exists() else []
 
 
+@pytest.mark.usefixtures("warm_driver")
 def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
     code, findings = measured(tmp_path, "--limit", "840")
     assert not [finding for finding in findings if finding["is_right"] is False]
