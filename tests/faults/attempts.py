@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 import pytest
 
+from support.warm_spin import WARM
+
 PRELOADED = [
     "pyarrow.dataset",
     "pyarrow.parquet",
@@ -141,6 +143,7 @@ def _work(settings: dict[str, Any], variables: dict[str, str], log: str, outcome
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(variables)
+    sys.executable = variables.get(WARM, sys.executable)
     if MOMENT in variables:
         _die_at(Path(variables[MOMENT]))
     if HOST in variables:

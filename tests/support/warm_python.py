@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -26,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from spin_components.runtime.process import ending
+from spin_pipeline.deploy.caller_names import stack_without_source
 
 PRELOADED = [
     "deepspeed",
     "deepspeed.ops.adam",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # by deepspeed.initialize, with torch's compiler: 2 s
     "kfp.local",
     "minio",
     "pandas",  # by pyarrow
@@ -224,6 +227,7 @@ def main() -> None:
         importlib.import_module(name)
     for name in ("torch.distributed.run", "spin_components.training.rank"):
         del sys.modules[name]  # they are run as programs; what they import stays
+    inspect.stack = stack_without_source  # torchrun has the source of all frames looked up for each of its events: 3 s
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
 
 
