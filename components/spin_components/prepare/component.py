@@ -59,11 +59,9 @@ def prepare(
     from spin_components.prepare.form import read_form
     from spin_components.prepare.pods import pod_requests
     from spin_components.runtime.kfp_artifacts import show_data
-    from spin_components.runtime.process import step_of
     from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        address, settings = read_form(form, compiled, attempt, created)
+    address, settings = read_form(form, compiled, attempt, created)
     uri = run_step(
         attempt, "spin_components.prepare.step:prepare", run_uri=address, settings=settings, compiled=compiled
     )
