@@ -105,7 +105,7 @@ def test_every_pod_requests_what_prepare_returned_for_its_step() -> None:
         "validate": ["500m", "5Gi", "nvidia.com/gpu", "4"],
         "evaluate": ["500m", "5Gi", "nvidia.com/gpu", "1"],
     }
-    found = {}
+    found: dict[str, list[str]] = {}
     for task in resolved(settings):
         step = parts_of(task.key)[0]
         if step in ("prepare", "checkpoint", "result"):
