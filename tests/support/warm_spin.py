@@ -13,7 +13,7 @@ WARM = "SPIN_TEST_WARM_PYTHON"
 """Environment variable: the executable of a `WarmPython`; without it the driver is a new process as well."""
 
 
-def driver(executable: str) -> tuple[str, ...]:
+def driver(executable: str) -> tuple[str, str, str]:
     """The command of a driver in a fork of a warm Python."""
     return (executable, "-m", "support.warm_driver")
 

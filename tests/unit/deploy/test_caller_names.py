@@ -14,14 +14,14 @@ def test_the_frames_are_those_of_inspect() -> None:
 
 
 def test_an_error_names_the_method_and_the_stack_is_put_back() -> None:
-    @dsl.pipeline
+    @dsl.pipeline  # type: ignore[untyped-decorator]
     def inner() -> None:
         dsl.importer(artifact_uri="gs://bucket/file", artifact_class=dsl.Dataset)
 
     stack = inspect.stack
     with pytest.raises(ValueError, match=r"^set_cpu_limit can only be used on single-step"), callers_without_source():
 
-        @dsl.pipeline
+        @dsl.pipeline  # type: ignore[untyped-decorator]
         def outer() -> None:
             inner().set_cpu_limit("1")
 
