@@ -147,7 +147,7 @@ def settings_of(folder: Path, shape: Shape, **training: Any) -> Settings:
 def set_layout(model: Any, layout: str, device: torch.device) -> str:
     """Switch a model to a batch layout; returns why it cannot be packed, or an empty string."""
     from spin_components.algorithm.head import answer_head
-    from spin_components.model.scoring import enable_packed_attention
+    from spin_components.model.layout import enable_packed_attention
 
     answer_head(model)
     return enable_packed_attention(model, device) if layout == "packed" else ""

@@ -44,7 +44,7 @@ def estimate_training(shape: ModelShape, work: Workload) -> Estimate:
     held = _held(shape, work, stage)
     passing = _passing(shape, work, is_cast=stage != 3)
     updating = _updating(shape, work, held)
-    in_parts = stage == 3 and not work.is_packed  # see training.deepspeed_backend
+    in_parts = stage == 3  # see training.deepspeed_backend
     loading = {"weights": _weights(shape, work) // (work.settings.hardware.world_size if in_parts else 1)}
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)

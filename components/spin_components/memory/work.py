@@ -90,9 +90,8 @@ class Workload:
 
     @property
     def is_packed(self) -> bool:
-        """Whether batches are packed, as `scoring.resolve_packing` decides."""
-        packing = self.settings.training.packing
-        return packing == "on" or (packing == "auto" and self.machine.device == "cpu")
+        """Whether batches are packed, as `model.layout.resolve_packing` decides."""
+        return self.settings.training.packing != "off"
 
     @property
     def on_gpu(self) -> bool:
