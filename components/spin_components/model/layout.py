@@ -67,7 +67,7 @@ def enable_packed_attention(model: Any, compute: Compute) -> str:
     inner = getattr(model, "module", model)
     before = inner.config._attn_implementation
     layers: set[LayerNeeds] = set()
-    _register(PACKED, Recorder(layers, attend_by_answer))
+    register_kernel(PACKED, Recorder(layers, attend_by_answer))
     try:
         reason = _probe(model, inner, compute)
         if not reason:
@@ -76,19 +76,19 @@ def enable_packed_attention(model: Any, compute: Compute) -> str:
             for other, why in refused.items():
                 logger.info("packed attention: not %s: %s", other, why)
             if name != PACKED:
-                _register(name, kernel)
+                register_kernel(name, kernel)
                 inner.set_attn_implementation(name)
                 logger.info("packed attention: %s", name)
     except NotImplementedError as error:
         reason = str(error)
     finally:
-        _register(PACKED, attend_by_answer)
+        register_kernel(PACKED, attend_by_answer)
     if reason:
         inner.set_attn_implementation(before)
     return reason
 
 
-def _register(name: str, kernel: Kernel) -> None:
+def register_kernel(name: str, kernel: Kernel) -> None:
     """Register a kernel as an attention implementation of `transformers`."""
     from transformers import AttentionInterface
 
