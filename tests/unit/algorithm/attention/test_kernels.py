@@ -260,9 +260,7 @@ def test_a_kernel_that_is_missing_fails_or_differs_is_passed_over() -> None:
 
 
 def test_a_gpu_that_no_kernel_fits_is_an_error_with_every_reason() -> None:
-    with pytest.raises(
-        NotImplementedError, match="no kernel fits: spin_packed_varlen: it needs compute capability 8.0"
-    ):
+    with pytest.raises(NotImplementedError, match="no kernel fits: spin_packed_varlen: it needs compute capability"):
         choose_kernel([PLAIN], torch.bfloat16, CPU, candidates()[:2], (7, 5))
 
 
