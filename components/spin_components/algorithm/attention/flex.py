@@ -74,6 +74,7 @@ def _bounded(softcap: float) -> Callable[..., Tensor]:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # a policy may be trained on a batch that was scored
 def _block_mask(lengths: tuple[tuple[int, ...], ...], window: int | None, device: torch.device) -> BlockMask:
     """The mask of a batch: the same in all layers with the same window."""
     part, prompt, position = (torch.tensor(each, device=device) for each in token_parts(lengths))

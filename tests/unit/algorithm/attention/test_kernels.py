@@ -137,6 +137,16 @@ def test_kernels_compute_in_the_dtype_of_autocast(kernel: str) -> None:
     assert found.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_batch_that_was_scored_can_be_trained_on(kernel: str) -> None:
+    lengths = [[4, 3, 2], [1, 1, 1]]  # of no other test: index tensors are kept
+    inputs = tensors(lengths=lengths)
+    with torch.inference_mode():
+        KERNELS[kernel](*(tensor.detach() for tensor in inputs), torch.tensor(lengths), AttentionOptions())
+    KERNELS[kernel](*inputs, torch.tensor(lengths), AttentionOptions()).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(tensor.grad is not None for tensor in inputs)
+
+
 def test_prompts_alone_need_no_copies_of_keys() -> None:
     inputs = tensors(lengths=[[4, 0], [2, 0]])
     found = VarlenKernel(varlen_reference)(*inputs, torch.tensor([[4, 0], [2, 0]]), AttentionOptions())
