@@ -215,7 +215,7 @@ class TrainingSettings(Section):
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether sequences are packed without padding and each prompt is computed once for both answers; "
-        "auto: where benchmarks show a gain.",
+        "auto: where a kernel of attention fits the model, else the log says why not; on: or the run ends.",
     )
     global_batch_size: int = Field(64, ge=1, description="Number of pairs per optimizer step, over all ranks.")
     micro_batch_size: int = Field(1, ge=1, description="Number of pairs per forward pass of one rank.")
