@@ -173,7 +173,7 @@ def set_layout(model: Any, layout: str, compute: Compute) -> str:
     Returns: why it cannot be packed, or an empty string.
     """
     from spin_components.algorithm.head import answer_head
-    from spin_components.model.layout import enable_packed_attention, register_kernel
+    from spin_components.model.batch_layout import enable_packed_attention, register_kernel
 
     answer_head(model)
     if layout == "packed":

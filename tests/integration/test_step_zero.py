@@ -18,9 +18,9 @@ from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Pair
 from spin_components.data.turn_ends import find_eos_ids
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute, Precision
 from spin_components.model.folder import load_tokenizer
-from spin_components.model.layout import enable_packed_attention
 from spin_components.model.loading import load_model
 from spin_components.model.scoring import both_answers
 from spin_components.ref_logprob.step import score_pairs

@@ -90,7 +90,7 @@ class Workload:
 
     @property
     def is_packed(self) -> bool:
-        """Whether batches are packed, as `model.layout.resolve_packing` decides."""
+        """Whether batches are packed, as `model.batch_layout.resolve_packing` decides."""
         return self.settings.training.packing != "off"
 
     def padded(self) -> Workload:

@@ -14,9 +14,9 @@ from spin_components.algorithm.packing import Prompted
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.shards import AnswerLoss, Pair, Prompt
 from spin_components.errors import NonFiniteError
+from spin_components.model.batch_layout import check_padded, pack_where_it_fits
 from spin_components.model.compute import Compute
 from spin_components.model.families import check_family
-from spin_components.model.layout import check_padded, pack_where_it_fits
 from spin_components.model.loading import load_model
 from spin_components.model.lora.merging import load_layered
 from spin_components.settings.run import ValidationSettings

@@ -18,8 +18,8 @@ from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError
 from spin_components.memory.processes import num_processes
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
-from spin_components.model.layout import resolve_packing
 from spin_components.model.scoring import both_answers, load_scored
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs

@@ -23,8 +23,8 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from spin_components.errors import ConfigError
+from spin_components.model.batch_layout import pack_where_it_fits
 from spin_components.model.compute import Compute
-from spin_components.model.layout import pack_where_it_fits
 from spin_components.model.loading import load_model
 from spin_components.model.scoring import load_scored
 from spin_components.settings.settings import Settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from spin_components.errors import ConfigError
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import resolve_compute
-from spin_components.model.layout import resolve_packing
 from spin_components.model.stored import model_digest
 from spin_components.record.pairs import generation_digests, shard_manifests
 from spin_components.runtime.step import Step

@@ -16,8 +16,8 @@ from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.packing import Prompted
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.memory.shape import num_trained, shape_of_folder
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute
-from spin_components.model.layout import enable_packed_attention
 from spin_components.model.lora.files import Base, read_base, read_config, read_weights, write_adapter
 from spin_components.model.lora.layers import adapter_parameters, add_trained, load_weights, merge, saved_config
 from spin_components.model.lora.merging import joined

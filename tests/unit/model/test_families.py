@@ -15,9 +15,9 @@ from spin_components.engine.engine import Sampling
 from spin_components.engine.slots import enable_slot_attention
 from spin_components.engine.transformers_engine import TransformersEngine
 from spin_components.errors import ModelError
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute
 from spin_components.model.families import check_family
-from spin_components.model.layout import enable_packed_attention
 from spin_components.model.loading import load_model
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import ModelSettings

@@ -14,8 +14,8 @@ from spin_components.algorithm.attention.kernels import FLEX, VARLEN
 from spin_components.algorithm.attention.varlen import VarlenKernel
 from spin_components.algorithm.logprobs import PromptAnswer, answer_logprobs
 from spin_components.algorithm.packing import PACKED, Kernel, Prompted, attend_by_answer
+from spin_components.model.batch_layout import register_kernel
 from spin_components.model.families import check_family
-from spin_components.model.layout import register_kernel
 from support import bounds
 from support.attention import flex_reference, varlen_reference
 from support.families import CONFIGS, OTHERS, alone
