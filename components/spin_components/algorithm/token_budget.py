@@ -67,22 +67,28 @@ def budgeted_micro_batches(
         budget: of a micro-batch.
         rank: index of the rank, below `ranks`.
         ranks: number of training processes.
-        is_balanced: whether ranks get as many tokens each, as `batching.balanced_micro_batches`; otherwise the
-            micro-batches of all ranks together do not depend on the number of ranks.
+        is_balanced: whether pairs are divided among ranks, as in `batching.balanced_micro_batches`, and then into
+            micro-batches; otherwise micro-batches are divided among ranks, and do not depend on their number.
 
-    Returns: as many micro-batches on every rank, those with the shortest pairs first.
+    Returns: as many micro-batches on every rank, those with the shortest pairs first; ranks have about as many tokens.
     """
-    if is_balanced:
-        pairs, weights = filled(batch, lengths, -(-len(batch) // ranks) * ranks)
-        costs = np.array([int(lengths[pair]) for pair in pairs])
-        shares = [_divided(share.tolist(), pairs, budget) for share in deal(costs, ranks)]
-    else:
-        pairs, weights = filled(batch, lengths, len(batch))
-        divided = _divided(list(range(len(pairs))), pairs, budget)
-        shares = [divided[first::ranks] for first in range(ranks)]
+    num = -(-len(batch) // ranks) * ranks if is_balanced else len(batch)
+    pairs, weights = filled(batch, lengths, num)
     filling = MicroBatch((pairs[0],), (0.0,))
-    mine = [MicroBatch(tuple(pairs[i] for i in part), tuple(weights[i] for i in part)) for part in shares[rank]]
-    return [filling] * (max(map(len, shares)) - len(mine)) + mine
+
+    def divide(places: Sequence[int]) -> list[MicroBatch]:
+        parts = _divided(places, pairs, budget)
+        return [MicroBatch(tuple(pairs[i] for i in part), tuple(weights[i] for i in part)) for part in parts]
+
+    if is_balanced:
+        costs = np.array([int(lengths[pair]) for pair in pairs])
+        shares = [divide(share.tolist()) for share in deal(costs, ranks)]
+        most = max(map(len, shares))
+        return [filling] * (most - len(shares[rank])) + shares[rank]
+    micros = divide(range(len(pairs)))
+    micros = [filling] * (-len(micros) % ranks) + micros
+    mine = deal(np.array([budget.count(micro.pairs) for micro in micros]), ranks)[rank]
+    return [micros[i] for i in mine]
 
 
 def _divided(places: Sequence[int], pairs: Sequence[int], budget: Budget) -> list[list[int]]:

@@ -131,14 +131,18 @@ class _Shard:
         num_prompt, num_rows = lengths["prompt_ids"], len(lengths["prompt_ids"])
         num_actual, num_generated = lengths.pop("actual_ids"), lengths.pop("generated_ids")
         num_human = 2 * num_prompt + num_actual
-        columns = (
-            num_human + num_generated,
-            num_human,
-            num_prompt,
-            np.maximum(num_actual, num_generated),
-            num_actual,
+        num_longest = np.maximum(num_actual, num_generated)
+        return cls(
+            scores,
+            (num_human + num_generated)[rows],
+            num_human[rows],
+            num_prompt[rows],
+            num_longest[rows],
+            num_actual[rows],
+            files,
+            rows,
+            num_rows,
         )
-        return cls(scores, *(column[rows] for column in columns), files, rows, num_rows)
 
 
 def _rows_of(scores: dict[str, Ints], pairs: dict[str, Ints]) -> Ints | None:

@@ -30,11 +30,11 @@ def test_a_batch_is_divided_by_hand() -> None:
     budget = Budget(4, 15, LENGTHS.packed)
     alone = budgeted_micro_batches(range(4), LENGTHS.both, budget, rank=0, ranks=1, is_balanced=False)
     assert alone == [MicroBatch((2, 1), (1.0, 1.0)), MicroBatch((3,), (1.0,)), MicroBatch((0,), (1.0,))]
-    # three micro-batches on two ranks: the second has one of weight 0 in its first round
+    # three micro-batches of 12, 7 and 10 tokens on two ranks: 12 and one of weight 0, of 4, against 7 and 10
     of_ranks = [
         budgeted_micro_batches(range(4), LENGTHS.both, budget, rank=rank, ranks=2, is_balanced=False) for rank in (0, 1)
     ]
-    assert of_ranks == [[alone[0], alone[2]], [MicroBatch((2,), (0.0,)), alone[1]]]
+    assert of_ranks == [[MicroBatch((2,), (0.0,)), alone[0]], [alone[1], alone[2]]]
 
 
 def test_the_number_of_pairs_limits_what_the_tokens_allow() -> None:

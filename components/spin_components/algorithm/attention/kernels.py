@@ -213,9 +213,10 @@ def _compared(
     results = []
     callers: tuple[tuple[Kernel, torch.dtype], ...] = ((kernel, dtype), (attend_by_answer, torch.float32))
     for each, compute in callers:
-        leaves = [tensor.to(device, dtype).to(compute).requires_grad_() for tensor in inputs]
+        query, key, value = (tensor.to(device, dtype).to(compute).requires_grad_() for tensor in inputs)
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            output = each(*leaves, lengths, options)
-            results.append([output.detach(), *torch.autograd.grad(output, leaves, weights.to(output.dtype))])
+            output = each(query, key, value, lengths, options)
+            gradients = torch.autograd.grad(output, (query, key, value), weights.to(output.dtype))
+        results.append([output.detach(), *gradients])
     names = ("the output", "the gradient of queries", "the gradient of keys", "the gradient of values")
     yield from zip(names, *results, strict=True)

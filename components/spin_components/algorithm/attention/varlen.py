@@ -116,8 +116,13 @@ def _index(lengths: tuple[tuple[int, ...], ...], device: torch.device) -> _Index
     """Of a batch: the same in all its layers, and in the second forward pass of gradient checkpointing."""
     found = segments(lengths)
     with torch.inference_mode(False):  # a policy may be trained on a batch that was scored
-        ends = [torch.tensor(each, dtype=torch.int32, device=device) for each in (found.query_ends, found.key_ends)]
-        return _Index(torch.tensor(found.key_rows, device=device), *ends, found.max_queries, found.max_keys)
+        return _Index(
+            torch.tensor(found.key_rows, device=device),
+            torch.tensor(found.query_ends, dtype=torch.int32, device=device),
+            torch.tensor(found.key_ends, dtype=torch.int32, device=device),
+            found.max_queries,
+            found.max_keys,
+        )
 
 
 def torch_varlen() -> VarlenOp:

@@ -48,11 +48,23 @@ NONE = ("varlen", "sinks")  # refused below
 PLAIN = LayerNeeds(4, 2, 8, 8, False, False, False)
 
 
-def tensors(size: int = 8, heads: int = 4, keys: int = 2, lengths: list[list[int]] = LENGTHS) -> list[Tensor]:
+Inputs = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+
+
+def tensors(size: int = 8, heads: int = 4, keys: int = 2, lengths: list[list[int]] = LENGTHS) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     num = sum(map(sum, lengths))
-    shapes = [(1, heads, num, size), (1, keys, num, size), (1, keys, num, size)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+    def drawn(number: int) -> Tensor:
+        return torch.randn(1, number, num, size, generator=generator, dtype=torch.float64).requires_grad_()
+
+    return drawn(heads), drawn(keys), drawn(keys)
+
+
+def detached(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
+    query, key, value = (tensor.detach().to(dtype) for tensor in inputs)
+    return query, key, value
 
 
 def by_definition(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions, lengths: Any) -> Tensor:
@@ -121,7 +133,7 @@ def test_blocks_of_a_long_batch_are_skipped_without_loss() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_flex_attention_itself_gives_the_same_outputs(options: str) -> None:
-    inputs = [tensor.detach() for tensor in tensors()]
+    inputs = detached(tensors())
     found = FlexKernel()(*inputs, torch.tensor(LENGTHS), OPTIONS[options])
     expected = FlexKernel(flex_reference)(*inputs, torch.tensor(LENGTHS), OPTIONS[options])
     torch.testing.assert_close(found, expected, rtol=0.0, atol=bounds.of_sum([6.0**3] * 24, torch.float64))
@@ -130,7 +142,7 @@ def test_flex_attention_itself_gives_the_same_outputs(options: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["varlen", "flex"])
 def test_kernels_compute_in_the_dtype_of_autocast(kernel: str) -> None:
-    inputs = [tensor.detach().float() for tensor in tensors()]  # as rotary embeddings leave queries and keys
+    inputs = detached(tensors(), torch.float32)  # as rotary embeddings leave queries and keys
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = KERNELS[kernel](*inputs, torch.tensor(LENGTHS), AttentionOptions())
     assert found.dtype == torch.bfloat16
@@ -141,7 +153,7 @@ def test_a_batch_that_was_scored_can_be_trained_on(kernel: str) -> None:
     lengths = [[4, 3, 2], [1, 1, 1]]  # of no other test: index tensors are kept
     inputs = tensors(lengths=lengths)
     with torch.inference_mode():
-        KERNELS[kernel](*(tensor.detach() for tensor in inputs), torch.tensor(lengths), AttentionOptions())
+        KERNELS[kernel](*detached(inputs), torch.tensor(lengths), AttentionOptions())
     KERNELS[kernel](*inputs, torch.tensor(lengths), AttentionOptions()).sum().backward()  # type: ignore[no-untyped-call]
     assert all(tensor.grad is not None for tensor in inputs)
 
@@ -190,11 +202,11 @@ def _top_left(*arguments: Any, **named: Any) -> Tensor:
     for (first, last), (first_key, last_key) in zip(
         itertools.pairwise(query_ends.tolist()), itertools.pairwise(key_ends.tolist()), strict=True
     ):
-        ends = [torch.tensor([0, last - first]), torch.tensor([0, last_key - first_key])]
-        both = [each[first_key:last_key] for each in (key, value)]
-        whole = torch.cat([query[first:last], torch.zeros_like(both[0][: last_key - first_key - last + first])])
-        sizes = int(ends[1][1])
-        square = varlen_reference(whole, *both, *[ends[1].int()] * 2, sizes, sizes, **named)
+        num_queries, num_keys = last - first, last_key - first_key
+        keys, values = key[first_key:last_key], value[first_key:last_key]
+        whole = torch.cat([query[first:last], torch.zeros_like(keys[: num_keys - num_queries])])
+        ends = torch.tensor([0, num_keys], dtype=torch.int32)
+        square = varlen_reference(whole, keys, values, ends, ends, num_keys, num_keys, **named)
         outputs.append(square[: last - first])
     return torch.cat(outputs)
 
