@@ -31,11 +31,19 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("warm_python")
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize(
+    ("optimizer", "sizes"),
+    [
+        ("adamw", {"micro_batch_size": 1, "global_batch_size": 2}),
+        ("rmsprop", {"micro_batch_size": 1, "global_batch_size": 2}),
+        ("adamw", {"micro_batch_size": 4, "global_batch_size": 4, "micro_batch_tokens": 150}),
+    ],
+    ids=["adamw", "rmsprop", "micro-batches by tokens"],
+)
 def test_a_killed_epoch_resumes_from_its_last_save_with_the_same_result(
-    make_settings: MakeSettings, tmp_path: Path, optimizer: str
+    make_settings: MakeSettings, tmp_path: Path, optimizer: str, sizes: dict[str, int]
 ) -> None:
-    training = {"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2, "optimizer": optimizer}
+    training = {"save_interval": 1, "optimizer": optimizer, **sizes}
     undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, training=training))
     settings = make_settings(training=training)
     reference = begin(settings)

@@ -20,10 +20,11 @@ from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Pair
 from spin_components.data.turn_ends import find_eos_ids
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute, Precision
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import both_answers, enable_packed_attention
+from spin_components.model.scoring import both_answers
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.run import ModelSettings
 from spin_components.settings.training import TrainingSettings
@@ -64,7 +65,7 @@ def scored_model(
     """The model, with packed or padded batches."""
     model, pairs = demo_model
     if request.param == "packed":
-        assert enable_packed_attention(model, torch.device("cpu")) == ""
+        assert enable_packed_attention(model, Compute(torch.device("cpu"), "float32")) == ""
     yield model, pairs
     model.set_attn_implementation("eager")
 
