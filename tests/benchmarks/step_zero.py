@@ -26,7 +26,7 @@ from spin_components.data.shards import Pair
 from spin_components.data.turn_ends import find_eos_ids
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.settings.run import ModelSettings
 
 
@@ -49,7 +49,7 @@ def sums(model: Any, pairs: list[Pair], order: list[int], size: int, *, autocast
     for start in range(0, len(pairs), size):
         places = order[start : start + size]
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            result[:, places] = answer_logprobs(model, both_answers([pairs[place] for place in places])).view(-1, 2).T
+            result[:, places] = answer_logprobs(model, all_answers([pairs[place] for place in places])).view(-1, 2).T
     return result
 
 

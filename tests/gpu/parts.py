@@ -51,12 +51,12 @@ def bf16_rate(bench: Bench, size: int) -> float:
 def parity(bench: Bench) -> Iterator[Finding]:
     """Log-probabilities and gradients in both layouts, against float64 on the CPU without padding or packing."""
     from spin_components.algorithm.logprobs import answer_logprobs
-    from spin_components.model.scoring import both_answers
+    from spin_components.model.scoring import all_answers
 
     shape = small(bench.shape)
     stock = llama(shape)
     pairs = pairs_of(shape, 4)
-    groups = both_answers(pairs)
+    groups = all_answers(pairs)
     longest = max(len(answer) for _, answers in groups for answer in answers)
     weights = [(-1.0) ** i * (1 + i / 8) for i in range(2 * len(pairs))]
     expected, gradients = _in_float64(stock, groups, weights)

@@ -32,9 +32,9 @@ def forward_batch(work: Workload) -> Batch:
     """Largest forward pass over pairs: packed, a whole micro-batch; padded, the half with the longer answers."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
     if work.is_packed:
-        return Batch(size * lengths.pair, size * (lengths.actual + lengths.generated))
-    answer = max(lengths.actual, lengths.generated)
-    return Batch(size * lengths.longest, size * answer, squares=0 if work.on_gpu else size * lengths.longest**2)
+        return Batch(size * lengths.pair, size * lengths.answers)
+    num, answer = -(-size * (1 + lengths.num_generated) // 2), max(lengths.actual, lengths.generated)
+    return Batch(num * lengths.longest, num * answer, squares=0 if work.on_gpu else num * lengths.longest**2)
 
 
 def validation_batch(work: Workload) -> Batch:

@@ -77,10 +77,11 @@ def zero_stage(work: Workload) -> int | None:
 def training_batches(work: Workload) -> Batch:
     """The tokens saved for the backward pass of a micro-batch: padded, those of both its forward passes."""
     size, lengths = work.settings.training.micro_batch_size, work.lengths
-    positions = size * (lengths.actual + lengths.generated)
+    positions = size * lengths.answers
     if work.is_packed:
-        return Batch(size * lengths.pair, positions, repeated=size * (lengths.prompt + lengths.generated))
-    sequences = (lengths.prompt + lengths.actual, lengths.prompt + lengths.generated)
+        repeated = size * lengths.num_generated * (lengths.prompt + lengths.generated)
+        return Batch(size * lengths.pair, positions, repeated=repeated)
+    sequences = (lengths.prompt + lengths.actual, *[lengths.prompt + lengths.generated] * lengths.num_generated)
     squares = 0 if work.on_gpu else size * sum(length**2 for length in sequences)
     return Batch(size * sum(sequences), positions, squares=squares)
 

@@ -125,14 +125,19 @@ class ControlSettings(Section):
     )
 
 
+_OF_ONE_LOSS = {"nce": ("mu",), "triplet": ("alpha", "history_weight")}
+"""Settings of `[objective]` that a single loss has."""
+
+
 class ObjectiveSettings(Section):
     """Loss of a pair and terms added to it; formulas and papers are in `algorithm.loss`."""
 
-    loss: Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"] = Field(
+    loss: Literal["logistic", "hinge", "correlation", "least_squares", "nce", "triplet", "sft"] = Field(
         "logistic",
         description="Loss of the margin m: log(1 + e^-m), max(0, 1 - m), 1 - m, or (1 - m)^2; nce (SPACE) classifies "
-        "each of the two answers by itself instead. sft is supervised fine-tuning on the human answers alone, by which "
-        "to compare.",
+        "each of the two answers by itself instead; triplet (T-SPIN) prefers the human answer to the generated one and "
+        "that to iteration 0's, without a reference. sft is supervised fine-tuning on the human answers alone, by "
+        "which to compare.",
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="Assumed fraction of pairs with swapped answers; logistic loss only."
@@ -156,11 +161,41 @@ class ObjectiveSettings(Section):
     mu: PositiveFloat = Field(
         1.0, description="Noise ratio of loss = 'nce': the weight of generated answers; 1: the paper's."
     )
+    alpha: PositiveFloat = Field(
+        1.0,
+        description="The paper's alpha of loss = 'triplet', whose reward of an answer is alpha x its log-probability.",
+    )
+    history_weight: float = Field(
+        0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="The paper's beta of loss = 'triplet': the weight of the generated answer's advantage over that of "
+        "iteration 0, from iteration 1 on; 0 for pairs without a third answer.",
+    )
+
+    @model_validator(mode="after")
+    def _check_own_settings(self) -> ObjectiveSettings:
+        for loss, names in _OF_ONE_LOSS.items():
+            for name in names:
+                value, default = getattr(self, name), type(self).model_fields[name].default
+                if self.loss != loss and value != default:
+                    raise ValueError(
+                        f"{name} = {value} is defined for loss = {loss!r} only, not for {self.loss!r}; set it to "
+                        f"{default:g}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_triplet(self) -> ObjectiveSettings:
+        if self.loss == "triplet" and self.base_weight:
+            raise ValueError(
+                f"base_weight = {self.base_weight} is not defined for loss = 'triplet', whose reward has no reference "
+                "that the base model could be mixed with; set it to 0, or use a loss of the margin"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_nce(self) -> ObjectiveSettings:
-        if self.mu != 1.0 and self.loss != "nce":
-            raise ValueError(f"mu = {self.mu} is defined for loss = 'nce' only, not for {self.loss!r}; set it to 1")
         if self.loss == "nce" and self.base_weight:
             raise ValueError(
                 f"base_weight = {self.base_weight} is not defined for loss = 'nce': the mixture of reference and base "
@@ -188,9 +223,14 @@ class ObjectiveSettings(Section):
             )
         return self
 
+    def answers(self, iteration: int) -> int:
+        """Number of answers of a pair in an iteration: three where T-SPIN has those of iteration 0 besides."""
+        return 3 if self.loss == "triplet" and self.history_weight and iteration else 2
+
     def training_inputs(self) -> dict[str, Any]:
-        """Settings that a trained policy depends on, by name; `mu` for the loss that has it."""
-        values = self.model_dump(mode="json", exclude=set() if self.loss == "nce" else {"mu"})
+        """Settings that a trained policy depends on, by name; without those of other losses."""
+        others = {name for loss, names in _OF_ONE_LOSS.items() if loss != self.loss for name in names}
+        values = self.model_dump(mode="json", exclude=others)
         return {f"objective.{name}": value for name, value in values.items()}
 
 

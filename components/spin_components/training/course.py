@@ -62,6 +62,8 @@ class Course:
     def objective(self) -> Objective:
         """Options of the loss."""
         options = self.settings.objective.model_dump() if self.is_self_play else {"loss": "sft"}
+        if self.settings.objective.answers(self.iteration) < 3:
+            options["history_weight"] = 0.0
         return Objective(self.settings.spin.beta(self.iteration), **options)
 
     def span(self, steps_per_epoch: int) -> tuple[int, int]:

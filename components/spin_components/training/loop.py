@@ -45,7 +45,7 @@ class EpochLoop:
         self._course = course
         self._batches = epoch_batches(job, data)
         self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
-        self._lengths = data.num_tokens - data.num_prompt if self._is_balanced else data.num_tokens  # (N,)
+        self._lengths = data.num_packed if self._is_balanced else data.num_tokens  # (N,)
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))

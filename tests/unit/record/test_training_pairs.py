@@ -34,7 +34,7 @@ def test_pairs_of_all_shards_are_joined_in_the_order_of_their_scores(run: LocalR
     assert [(score.index, score.origin) for score in data.scores] == expected
     pairs = [pair(index, origin) for index, origin in expected]
     assert data.num_tokens.tolist() == [each.num_tokens for each in pairs]
-    assert data.num_prompt.tolist() == [len(each.prompt_ids) for each in pairs]
+    assert data.num_packed.tolist() == [each.num_tokens - len(each.prompt_ids) for each in pairs]
     assert list(data.batches) == [(0, 2), (1, 3), (4, 5, 6)]
     assert (data.counts.num_pairs, data.counts.num_by_origin) == (7, {1: 4, 0: 3})
     assert list(data.read(range(7)).pairs) == pairs

@@ -79,6 +79,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (ObjectiveSettings, "label_smoothing", [-0.1, 0.5]),
     (ObjectiveSettings, "sft_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "base_weight", [-0.1, 1.1]),
+    (ObjectiveSettings, "alpha", [0.0, -1.0, math.inf, math.nan]),
+    (ObjectiveSettings, "history_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "mu", [0, -1.0, math.inf, math.nan]),
     (GenerationSettings, "temperature", [-0.1, 10.1, math.nan, [1.0, -0.1]]),
     (GenerationSettings, "top_p", [0, 1.1]),
