@@ -213,7 +213,8 @@ def triplet_losses(advantages: Advantages, history_weight: float = 0.1) -> Tenso
     losses = functional.softplus(-advantages.current)
     if not history_weight:
         return losses
-    return losses + history_weight * advantages.is_triplet * functional.softplus(-advantages.historical)
+    historical = history_weight * functional.softplus(-advantages.historical)
+    return losses + torch.where(advantages.is_triplet, historical, 0.0)
 
 
 def spin_loss(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Tensor:
