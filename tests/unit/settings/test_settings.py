@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.objective import ObjectiveSettings
 from spin_components.settings.run import (
     DataSettings,
     ModelSettings,
@@ -20,7 +21,7 @@ from spin_components.settings.run import (
 from spin_components.settings.section import Section
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
-from spin_components.settings.training import ObjectiveSettings, TrainingSettings
+from spin_components.settings.training import TrainingSettings
 
 
 def settings(**sections: dict[str, Any]) -> Settings:
