@@ -20,7 +20,7 @@ from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
@@ -78,27 +78,8 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
     @dsl.pipeline(name=f"iteration-{t}")
-    def iteration(
-        run_uri: str,
-        reference_uri: str,
-        accelerator: str,
-        generate_accelerators: str,
-        train_accelerators: str,
-        score_accelerators: str,
-        validate_accelerators: str,
-        generate_cpu: str,
-        generate_memory: str,
-        train_cpu: str,
-        train_memory: str,
-        score_cpu: str,
-        score_memory: str,
-        node_selector: dict,
-        tolerations: list,
-        affinity: dict,
-    ) -> str:
+    def iteration(run_uri: str, reference_uri: str, pods: dict) -> str:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
-        arguments = locals()
-        pod_fields = {name: arguments[name] for name in POD_FIELDS if name != EVALUATE_GPUS}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
@@ -106,12 +87,12 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
             if "ref-logprob" in shape.fused:
                 scored = task_of(generate_and_score, t, **of_shard)
-                placer.generate(scored, pod_fields)
+                placer.with_model(scored, pods)
             else:
                 generated = task_of(generate, t, **of_shard)
-                placer.generate(generated, pod_fields)
+                placer.with_model(generated, pods)
                 scored = task_of(ref_logprob, t, **of_shard, generations_uri=result_of(generated))
-                placer.score(scored, pod_fields)
+                placer.with_model(scored, pods)
         policy_uri: Any = reference_uri
         for epoch in range(shape.epochs[t]):
             scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
@@ -119,13 +100,13 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             if "validate" in shape.fused:
                 of_epoch |= {"policy_uri": policy_uri, "scores_uris": scores, "reference_uri": reference_uri}
                 validated = task_of(train_and_validate, t, epoch, **of_epoch)
-                placer.train(validated, pod_fields)
+                placer.with_model(validated, pods)
             else:
                 trained = task_of(train, t, epoch, **of_epoch, policy_uri=policy_uri, scores_uris=scores)
-                placer.train(trained, pod_fields)
+                placer.with_model(trained, pods)
                 of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
                 validated = task_of(validate, t, epoch, **of_epoch)
-                placer.validate(validated, pod_fields)
+                placer.with_model(validated, pods)
             policy_uri = result_of(validated)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)

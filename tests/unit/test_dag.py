@@ -135,8 +135,7 @@ def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> N
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
                 dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
-    # that of the base model takes an input of the self-play group, which waits for the base model's validation
-    assert sorted(dependencies) == [[], *[["iteration"]] * 3]
+    assert sorted(dependencies) == [*[["iteration"]] * 3, ["validate-base"]]
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:
