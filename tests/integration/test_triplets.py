@@ -111,7 +111,7 @@ def expected_first_loss(run: LocalRun, t: int, beta: float) -> float:
 
 def is_step_zero_of(run: LocalRun, t: int, beta: float) -> bool:
     expected = expected_first_loss(run, t, beta)
-    return rows_of(run, t)[0]["loss"] == pytest.approx(expected, rel=STEP_ZERO_TOLERANCE["float32"])
+    return bool(rows_of(run, t)[0]["loss"] == pytest.approx(expected, rel=STEP_ZERO_TOLERANCE["float32"]))
 
 
 def test_every_iteration_begins_at_the_loss_of_its_reference(finished: LocalRun) -> None:

@@ -152,7 +152,7 @@ def all_answers(pairs: Sequence[Pair]) -> list[Prompted]:
 def pair_logprobs(model: nn.Module, pairs: Sequence[Pair], device: torch.device | str = "cpu") -> AnswerLogprobs:
     """Log-probabilities of the answers of B pairs, each (B,) float32; see `algorithm.logprobs.answer_logprobs`."""
     groups = all_answers(pairs)
-    logprobs = answer_logprobs(model, groups, device).split([len(group.answers) for group in groups])
+    logprobs = torch.split(answer_logprobs(model, groups, device), [len(group.answers) for group in groups])
     return AnswerLogprobs(*pad_sequence(list(logprobs), batch_first=True).unbind(-1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -19,8 +20,8 @@ from spin_components.algorithm.loss import (
 )
 from spin_components.algorithm.metrics import METRIC_SUMS, metric_sums, metrics_from_sums
 
-FLOAT64 = {"rel": 1e-14, "abs": 1e-14}
-"""Of formulas of a few float64 operations, exp and log among them."""
+exactly = functools.partial(pytest.approx, rel=1e-14, abs=1e-14)
+"""To the rounding of a few float64 operations, exp and log among them."""
 
 
 def values(*numbers: float) -> Tensor:
@@ -51,9 +52,9 @@ def triplet(alpha: float = 1.0, history_weight: float = 0.1, **options: float) -
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.1), (0.5, 1.0), (0.1, 0.3)])
 def test_the_loss_of_a_triplet_by_hand(alpha: float, beta: float) -> None:
     losses = pair_terms(POLICY, REFERENCE, LENGTHS, triplet(alpha, beta)).losses.tolist()
-    assert losses[0] == pytest.approx(logistic(alpha * 0.5) + beta * logistic(alpha * 2.0), **FLOAT64)
+    assert losses[0] == exactly(logistic(alpha * 0.5) + beta * logistic(alpha * 2.0))
     # without a third answer the historical term is left out
-    assert losses[1] == pytest.approx(logistic(alpha * -1.0), **FLOAT64)
+    assert losses[1] == exactly(logistic(alpha * -1.0))
 
 
 def test_the_gradient_is_that_of_theorem_1() -> None:
@@ -64,9 +65,9 @@ def test_the_gradient_is_that_of_theorem_1() -> None:
     terms.losses.sum().backward()  # type: ignore[no-untyped-call]
     first, second, history = slope(alpha * 0.5), slope(alpha * -1.0), slope(alpha * 2.0)
     gradients = [tensor.grad.tolist() for tensor in (actual, generated, proto) if tensor.grad is not None]
-    assert gradients[0] == pytest.approx([alpha * first, alpha * second], **FLOAT64)
-    assert gradients[1] == pytest.approx([alpha * (beta * history - first), -alpha * second], **FLOAT64)
-    assert gradients[2] == pytest.approx([-alpha * beta * history, 0.0], **FLOAT64)
+    assert gradients[0] == exactly([alpha * first, alpha * second])
+    assert gradients[1] == exactly([alpha * (beta * history - first), -alpha * second])
+    assert gradients[2] == exactly([-alpha * beta * history, 0.0])
 
 
 def test_the_loss_has_no_reference_and_the_rewards_have() -> None:
@@ -74,12 +75,12 @@ def test_the_loss_has_no_reference_and_the_rewards_have() -> None:
     terms, others = (pair_terms(POLICY, reference, LENGTHS, triplet()) for reference in (REFERENCE, other))
     assert terms.losses.tolist() == others.losses.tolist()
     # 0.2 * (-4 + 5) and 0.2 * (-4.5 + 4)
-    assert (terms.rewards.actual[0].item(), terms.rewards.generated[0].item()) == pytest.approx((0.2, -0.1), **FLOAT64)
-    assert others.rewards.actual[0].item() == pytest.approx(0.8, **FLOAT64)
+    assert (terms.rewards.actual[0].item(), terms.rewards.generated[0].item()) == exactly((0.2, -0.1))
+    assert others.rewards.actual[0].item() == exactly(0.8)
 
 
 def test_without_a_historical_weight_or_third_answers_it_is_the_current_advantage_alone() -> None:
-    expected = pytest.approx([logistic(0.5), logistic(-1.0)], **FLOAT64)
+    expected = exactly([logistic(0.5), logistic(-1.0)])
     assert pair_terms(POLICY, REFERENCE, LENGTHS, triplet(history_weight=0.0)).losses.tolist() == expected
     pairs = AnswerLogprobs(POLICY.actual, POLICY.generated)
     assert pair_terms(pairs, REFERENCE, LENGTHS, triplet()).losses.tolist() == expected
@@ -88,18 +89,18 @@ def test_without_a_historical_weight_or_third_answers_it_is_the_current_advantag
 def test_length_normalised_rewards_are_per_token() -> None:
     losses = pair_terms(POLICY, REFERENCE, LENGTHS, triplet(alpha=2.0, length_normalized=True)).losses.tolist()
     # log pi per token: -4 / 4, -4.5 / 3, -6.5 / 2; and -6 / 3, -5 / 5
-    assert losses[0] == pytest.approx(logistic(2 * 0.5) + 0.1 * logistic(2 * 1.75), **FLOAT64)
-    assert losses[1] == pytest.approx(logistic(2 * -1.0), **FLOAT64)
+    assert losses[0] == exactly(logistic(2 * 0.5) + 0.1 * logistic(2 * 1.75))
+    assert losses[1] == exactly(logistic(2 * -1.0))
 
 
 def test_the_sft_term_is_added() -> None:
     plain, added = (pair_terms(POLICY, REFERENCE, LENGTHS, triplet(sft_weight=weight)).losses for weight in (0.0, 0.5))
-    assert (added - plain).tolist() == pytest.approx([0.5 * 4.0 / 4, 0.5 * 6.0 / 3], **FLOAT64)
+    assert (added - plain).tolist() == exactly([0.5 * 4.0 / 4, 0.5 * 6.0 / 3])
 
 
 def test_the_first_loss_is_that_of_the_references_log_probabilities() -> None:
     losses = pair_terms(REFERENCE, REFERENCE, LENGTHS, triplet()).losses.tolist()
-    assert losses == pytest.approx([logistic(-1.0) + 0.1 * logistic(2.0), logistic(-2.5)], **FLOAT64)
+    assert losses == exactly([logistic(-1.0) + 0.1 * logistic(2.0), logistic(-2.5)])
     assert not triplet().begins_at_ln_2
     # up to alpha a nat, where SPIN's logistic loss with beta = 0.2 changes by 0.1 a nat
     assert (triplet().step_zero_scale, triplet(alpha=0.5).step_zero_scale) == (10.0, 5.0)
@@ -109,7 +110,7 @@ def test_the_first_loss_is_that_of_the_references_log_probabilities() -> None:
 def test_a_third_answer_of_equal_likelihood_gives_ln_2_and_no_gradient_in_it() -> None:
     lengths = AnswerLengths(*(torch.tensor([1]) for _ in range(3)))
     found = advantages(AnswerLogprobs(values(-1.0), values(-2.0), values(-2.0)), lengths)
-    assert triplet_losses(found, 0.1).item() == pytest.approx(logistic(1.0) + 0.1 * math.log(2), **FLOAT64)
+    assert triplet_losses(found, 0.1).item() == exactly(logistic(1.0) + 0.1 * math.log(2))
 
 
 def sums_of(terms: PairTerms, *weights: float) -> Tensor:
@@ -119,10 +120,10 @@ def sums_of(terms: PairTerms, *weights: float) -> Tensor:
 def test_advantages_and_accuracies_are_metrics() -> None:
     terms = pair_terms(POLICY, REFERENCE, LENGTHS, triplet(alpha=2.0))
     metrics = metrics_from_sums(sums_of(terms, 1.0, 1.0), with_advantages=True)
-    assert metrics["current_advantage_mean"] == pytest.approx((2 * 0.5 + 2 * -1.0) / 2, **FLOAT64)
+    assert metrics["current_advantage_mean"] == exactly((2 * 0.5 + 2 * -1.0) / 2)
     assert metrics["current_acc"] == 0.5
     # of the one pair that has a third answer
-    assert metrics["historical_advantage_mean"] == pytest.approx(2 * 2.0, **FLOAT64)
+    assert metrics["historical_advantage_mean"] == exactly(2 * 2.0)
     assert metrics["historical_acc"] == 1.0
     # by rewards against the reference: 0.2 * (1 + 0.5) and 0.2 * (0.5 + 1) are both above 0
     assert metrics["acc"] == 1.0

@@ -86,7 +86,8 @@ def test_warm_up_and_controls_train_on_one_answer_a_prompt() -> None:
 
 
 def test_the_third_answers_of_later_iterations_are_computed() -> None:
-    data, packed = DataSize(64_000, 100, 200, 200), {"training": {"packing": "on"}, "spin": {"history": 0}}
+    data = DataSize(64_000, 100, 200, 200)
+    packed: dict[str, dict[str, Any]] = {"training": {"packing": "on"}, "spin": {"history": 0}}
     alone, triplets = (by_step(workload(**packed, objective={"loss": loss}), data) for loss in ("logistic", "triplet"))
     for step in ("train-epoch", "ref-logprob"):
         # in the last iteration, which is shown, 700 tokens a pair instead of 500
