@@ -33,7 +33,7 @@ from spin_components.algorithm.loss import STEP_ZERO_LOSS, STEP_ZERO_TOLERANCE
 from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair
 from spin_components.model.compute import Compute
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import ModelSettings
 from support import bounds
@@ -72,7 +72,7 @@ def parity(bench: Bench) -> Iterator[Finding]:
     log-probabilities, which are few and scatter, than eight times.
     """
     shape = small(bench.shape)
-    stock, groups = llama(shape), both_answers(pairs_of(shape, 4))
+    stock, groups = llama(shape), all_answers(pairs_of(shape, 4))
     longest = max(len(answer) for _, answers in groups for answer in answers)
     num_tokens = sum(len(answer) for _, answers in groups for answer in answers)
     weights = [(-1.0) ** i * (1 + i / 8) for i in range(2 * len(groups))]

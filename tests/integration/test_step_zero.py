@@ -24,7 +24,7 @@ from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute, Precision
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.run import ModelSettings
 from spin_components.settings.training import TrainingSettings
@@ -85,7 +85,7 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
     rows = []
     for indices in groups:
         with compute.autocast():  # with gradient, as in training
-            logprobs = answer_logprobs(model, both_answers([pairs[index] for index in indices]))
+            logprobs = answer_logprobs(model, all_answers([pairs[index] for index in indices]))
         rows.append(logprobs.detach().view(-1, 2))
     order = [index for indices in groups for index in indices]
     reference = AnswerLogprobs(

@@ -20,25 +20,25 @@ class PairLengths:
     """Tokens of pairs, by index.
 
     Attributes:
-        both: of both sequences, the prompt counted twice; of one, where answers are the human ones alone.
+        packed: of the prompt, once, and all answers.
         prompt: of the prompt.
-        longest: of the longer answer.
+        longest: of the longest answer.
         num_answers: that are computed of each pair.
     """
 
-    both: Lengths
+    packed: Lengths
     prompt: Lengths
     longest: Lengths
-    num_answers: int = 2
+    num_answers: Lengths
 
-    def packed(self, pairs: Sequence[int]) -> int:
+    def packed_tokens(self, pairs: Sequence[int]) -> int:
         """Tokens of a packed batch: each prompt once."""
-        return sum(int(self.both[i]) - int(self.prompt[i]) for i in pairs)
+        return sum(int(self.packed[i]) for i in pairs)
 
-    def padded(self, pairs: Sequence[int]) -> int:
+    def padded_tokens(self, pairs: Sequence[int]) -> int:
         """Tokens of a padded batch with a row for each answer: all have the longest prompt and answer."""
         width = max(int(self.prompt[i]) for i in pairs) + max(int(self.longest[i]) for i in pairs)
-        return self.num_answers * len(pairs) * width
+        return sum(int(self.num_answers[i]) for i in pairs) * width
 
 
 @dataclass(frozen=True, slots=True)

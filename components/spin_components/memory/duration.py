@@ -57,12 +57,14 @@ class DataSize:
     Attributes:
         num_prompts: that are trained on in an iteration.
         prompt, actual, generated: mean lengths in tokens; no generated answers at 0.
+        proto: mean length of iteration 0's answers where they are trained on besides; none at 0.
     """
 
     num_prompts: int
     prompt: int
     actual: int
     generated: int
+    proto: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,10 @@ def durations(shape: ModelShape, work: Workload, hardware: Hardware, data: DataS
     iterations = range(spin.max_iterations)
     generating = _generating(shape, work, hardware, data, num_gpus)
     pairs = [data.num_prompts * (1 + min(t, spin.history)) for t in iterations]
-    scoring = [_scoring(shape, work, hardware, data, num, num_gpus) for num in pairs]
-    training = [_training(shape, work, hardware, data, num) for num in pairs]
+    triplets = replace(data, proto=data.generated)
+    parts = [triplets if work.settings.objective.answers(t) > 2 else data for t in iterations]  # of each iteration
+    scoring = [_scoring(shape, work, hardware, part, num, num_gpus) for part, num in zip(parts, pairs, strict=True)]
+    training = [_training(shape, work, hardware, part, num) for part, num in zip(parts, pairs, strict=True)]
     epochs = [spin.epochs(t) for t in iterations]
     warm_up, controls = work.settings.warm_up.max_epochs, len(epochs) if work.settings.control.sft else 0
     num_validations = 1 + sum(epochs) + bool(warm_up) + controls
@@ -246,7 +250,7 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     training, limit = work.settings.training, work.settings.data.max_length
     num_pairs = _NUM_DRAWN * training.global_batch_size
     random = np.random.default_rng(0)
-    means = [mean for mean in (data.prompt, data.actual, data.generated) if mean]
+    means = [mean for mean in (data.prompt, data.actual, data.generated, data.proto) if mean]
     prompts, *answers = (_draw(random, mean, num_pairs) for mean in means)
     prompts = np.minimum(prompts, limit - 1)
     answers = [np.minimum(each, limit - prompts) for each in answers]
@@ -259,8 +263,9 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
     size = training.micro_batch_size
-    of_pairs = PairLengths(lengths, prompts, np.max(answers, axis=0), len(answers))
-    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded)
+    num_answers = np.full(num_pairs, len(answers))
+    of_pairs = PairLengths(prompts + np.sum(answers, axis=0), prompts, np.max(answers, axis=0), num_answers)
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded_tokens)
 
     def computed(batch: Sequence[int], rank: int) -> int:
         if training.micro_batch_tokens:

@@ -31,9 +31,9 @@ def estimate_scoring(shape: ModelShape, work: Workload, step: StepName) -> Estim
 
 
 def forward_batch(work: Workload) -> Batch:
-    """Largest forward pass over pairs, of a micro-batch; padded, both answers have rows of the longest length."""
+    """Largest forward pass over pairs, of a micro-batch; padded, all answers have rows of the longest length."""
     size, lengths = work.pairs_at_once, work.lengths
-    positions = ceil(size * (lengths.actual + lengths.generated))
+    positions = ceil(size * lengths.answers)
     if work.is_packed:
         return Batch(ceil(size * lengths.pair), positions)
     rows = work.num_answers * size

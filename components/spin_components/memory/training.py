@@ -82,7 +82,8 @@ def training_batches(work: Workload) -> Batch:
     batch, lengths = forward_batch(work), work.lengths
     if not work.is_packed:
         return batch
-    return replace(batch, repeated=ceil(work.pairs_at_once * (lengths.prompt + lengths.generated)))
+    repeated = lengths.num_generated * (lengths.prompt + lengths.generated)
+    return replace(batch, repeated=ceil(work.pairs_at_once * repeated))
 
 
 def _held(shape: ModelShape, work: Workload, stage: int | None) -> Parts:

@@ -17,17 +17,24 @@ class Lengths:
     Attributes:
         prompt: length of the prompt.
         actual: length of the human answer.
-        generated: length of the generated answer.
+        generated: length of the generated answer, or of each of two.
+        num_generated: number of generated answers: 2 where iteration 0's are trained on besides.
     """
 
     prompt: int
     actual: int
     generated: int
+    num_generated: int = 1
+
+    @property
+    def answers(self) -> int:
+        """Tokens of all answers."""
+        return self.actual + self.num_generated * self.generated
 
     @property
     def pair(self) -> int:
-        """Tokens of the packed pair: the prompt once, and both answers."""
-        return self.prompt + self.actual + self.generated
+        """Tokens of the packed pair: the prompt once, and all answers."""
+        return self.prompt + self.answers
 
     @property
     def longest(self) -> int:
@@ -36,9 +43,15 @@ class Lengths:
 
 
 def longest_allowed(settings: Settings) -> Lengths:
-    """The longest pair that the settings allow: a prompt of one token, and two answers of maximum length."""
+    """The longest pair that the settings allow: a prompt of one token, and all answers of maximum length."""
     max_length = settings.data.max_length
-    return Lengths(1, max_length - 1, min(settings.generation.max_new_tokens, max_length - 1))
+    generated = min(settings.generation.max_new_tokens, max_length - 1)
+    return Lengths(1, max_length - 1, generated, num_generated(settings))
+
+
+def num_generated(settings: Settings) -> int:
+    """Number of generated answers of a pair, in the iteration that has the most."""
+    return settings.objective.answers(settings.spin.max_iterations - 1) - 1
 
 
 def longest_of(settings: Settings, prompts: Iterable[tuple[int, int]]) -> Lengths:
@@ -49,7 +62,8 @@ def longest_of(settings: Settings, prompts: Iterable[tuple[int, int]]) -> Length
         prompts: lengths of each prompt and its human answer, in tokens; not empty.
     """
     max_length, max_new_tokens = settings.data.max_length, settings.generation.max_new_tokens
-    pairs = (Lengths(prompt, actual, min(max_new_tokens, max_length - prompt)) for prompt, actual in prompts)
+    num = num_generated(settings)
+    pairs = (Lengths(prompt, actual, min(max_new_tokens, max_length - prompt), num) for prompt, actual in prompts)
     return max(pairs, key=lambda lengths: lengths.pair)
 
 
@@ -101,7 +115,7 @@ class Workload:
     @property
     def num_answers(self) -> int:
         """Answers that are computed of each pair."""
-        return 2 if self.lengths.generated else 1
+        return 1 + self.lengths.num_generated if self.lengths.generated else 1
 
     @property
     def pairs_at_once(self) -> float:

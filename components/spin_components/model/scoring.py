@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.loss import AnswerLogprobs
 from spin_components.algorithm.packing import Prompted
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.shards import AnswerLoss, Pair, Prompt
@@ -47,9 +49,16 @@ def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
     return model
 
 
-def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:
-    """Each pair's prompt with the human answer and the generated one."""
-    return [Prompted(pair.prompt_ids, (pair.actual_ids, pair.generated_ids)) for pair in pairs]
+def all_answers(pairs: Sequence[Pair]) -> list[Prompted]:
+    """Each pair's prompt with the human answer, the generated one and, if there is one, the proto answer."""
+    return [Prompted(pair.prompt_ids, pair.answers) for pair in pairs]
+
+
+def pair_logprobs(model: nn.Module, pairs: Sequence[Pair], device: torch.device | str = "cpu") -> AnswerLogprobs:
+    """Log-probabilities of the answers of B pairs, each (B,) float32; see `algorithm.logprobs.answer_logprobs`."""
+    groups = all_answers(pairs)
+    logprobs = torch.split(answer_logprobs(model, groups, device), [len(group.answers) for group in groups])
+    return AnswerLogprobs(*pad_sequence(list(logprobs), batch_first=True).unbind(-1))
 
 
 def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:

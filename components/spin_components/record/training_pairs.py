@@ -15,6 +15,7 @@ from spin_components.data.pair_counts import PairCounts, add_up, in_words
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Prompt, Score
 from spin_components.data.stored_rows import PickedRows, StoredRows, read_numbers
+from spin_components.data.triplets import Triplets
 from spin_components.errors import DataError, IntegrityError
 from spin_components.record.pairs import ScoredPairs, fetch_rows, scored_generations, shard_manifests
 from spin_components.store import layout
@@ -34,7 +35,7 @@ class TrainingPairs:
             Empty for human answers alone.
         num_tokens: see `Pair.num_tokens`, (N,).
         num_prompt: tokens of the prompt, (N,).
-        num_longest: tokens of the longer answer, (N,).
+        num_longest: tokens of the longest answer, (N,).
         batches: indices of pairs, by global batch, as they were scored.
         counts: of the pairs by origin, and of those dropped.
         files: local Parquet files of the generations, or of prompts with human answers.
@@ -42,6 +43,7 @@ class TrainingPairs:
         num_rows: of the files.
         scratch: folder for local files.
         kind: of the rows in the files.
+        proto_rows: row of each pair's proto answer, counted likewise, -1 for none, (N,); None where no pair has any.
     """
 
     scores: RowColumns[Score]
@@ -55,6 +57,19 @@ class TrainingPairs:
     num_rows: int
     scratch: Path
     kind: type[Pair] | type[Prompt] = Pair
+    proto_rows: Ints | None = None
+
+    @property
+    def num_answers(self) -> Ints:
+        """Number of answers that are computed of each pair, (N,)."""
+        if not self.scores:
+            return np.ones(len(self.rows), dtype=np.int8)
+        return 2 + _num_protos(self.proto_rows, len(self.rows))
+
+    @property
+    def num_packed(self) -> Ints:
+        """Tokens of the prompt, once, and of the answers, (N,)."""
+        return self.num_tokens - (1 + _num_protos(self.proto_rows, len(self.rows))) * self.num_prompt
 
     def read(self, indices: Iterable[int]) -> ScoredPairs:
         """Read the token ids of some pairs into a local file.
@@ -67,12 +82,17 @@ class TrainingPairs:
         held = np.zeros(self.num_rows, dtype=np.bool_)
         for index in indices:
             held[self.rows[index]] = True
+            if self.proto_rows is not None and self.proto_rows[index] >= 0:
+                held[self.proto_rows[index]] = True
         places = np.cumsum(held, dtype=np.int32) - 1  # of each row of the files within the local file
         stored: Sequence[Any] = StoredRows(self.files, self.kind, self.scratch, held)
         places[~held] = len(stored)
         if not self.scores:
             stored = _HumanAnswers(stored)
-        return ScoredPairs(PickedRows([stored], places[self.rows]), self.scores, self.batches, self.counts)
+        pairs: Sequence[Pair] = PickedRows([stored], places[self.rows])
+        if self.proto_rows is not None:
+            pairs = Triplets(pairs, stored, np.where(self.proto_rows < 0, -1, places[self.proto_rows]))
+        return ScoredPairs(pairs, self.scores, self.batches, self.counts)
 
 
 class _HumanAnswers(Sequence[Pair]):
@@ -101,22 +121,29 @@ class _Shard:
 
     Attributes:
         scores: columns by name.
-        num_human: `num_tokens` without the generated answers.
-        num_longest: see `TrainingPairs`.
+        num_prompt: tokens of the prompt.
         num_actual: tokens of the human answer.
+        num_generated: tokens of the other answers together.
+        num_longest: tokens of the longest answer.
         rows: of the pairs, counted through the files of this shard.
         num_rows: of these files.
+        proto_rows: of the proto answers, -1 for none; None where the pairs were scored without.
     """
 
     scores: dict[str, Ints]
-    num_tokens: Ints
-    num_human: Ints
     num_prompt: Ints
-    num_longest: Ints
     num_actual: Ints
+    num_generated: Ints
+    num_longest: Ints
     files: list[Path]
     rows: Ints
     num_rows: int
+    proto_rows: Ints | None
+
+    @property
+    def num_protos(self) -> Ints:
+        """Number of proto answers of each pair, 0 or 1, (N,)."""
+        return _num_protos(self.proto_rows, len(self.rows))
 
     @classmethod
     def read(cls, run: RunStore, iteration: int, shard: int, scored: Manifest) -> _Shard:
@@ -124,36 +151,45 @@ class _Shard:
         files = [path for manifest in generations for path in fetch_rows(run, manifest, "the generations")]
         score_files = fetch_rows(run, scored, f"{scored.step} of iteration {iteration}")
         scores = read_numbers(score_files, Score)
-        if (rows := _rows_of(scores, read_numbers(files, Pair, ("index", "origin")))) is None:
+        keys = _keys(read_numbers(files, Pair, ("index", "origin")))
+        proto_rows = _proto_rows(scores, keys)
+        if (rows := _rows_of(_keys(scores), keys)) is None or (proto_rows is None and "ref_proto" in scores):
             sources = [key for manifest in generations for key in manifest.outputs]
             raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {sources}")
         lengths = read_numbers(files, Pair, _LENGTHS)
-        num_prompt, num_rows = lengths["prompt_ids"], len(lengths["prompt_ids"])
-        num_actual, num_generated = lengths.pop("actual_ids"), lengths.pop("generated_ids")
-        num_human = 2 * num_prompt + num_actual
-        num_longest = np.maximum(num_actual, num_generated)
-        return cls(
-            scores,
-            (num_human + num_generated)[rows],
-            num_human[rows],
-            num_prompt[rows],
-            num_longest[rows],
-            num_actual[rows],
-            files,
-            rows,
-            num_rows,
-        )
+        num_prompt, num_actual, num_generated = (lengths.pop(name) for name in _LENGTHS)
+        num_rows, generated = len(num_prompt), num_generated[rows]
+        longest = np.maximum(num_actual[rows], generated)
+        if proto_rows is not None:
+            num_proto = np.where(proto_rows < 0, 0, num_generated[proto_rows])
+            generated, longest = generated + num_proto, np.maximum(longest, num_proto)
+        return cls(scores, num_prompt[rows], num_actual[rows], generated, longest, files, rows, num_rows, proto_rows)
 
 
-def _rows_of(scores: dict[str, Ints], pairs: dict[str, Ints]) -> Ints | None:
-    """Row of each score's pair among the pairs, (N,); None if one is missing."""
-    keys, scored_keys = _keys(pairs), _keys(scores)
-    pairs.clear()  # each column is megabytes
+def _num_protos(rows: Ints | None, num_pairs: int) -> Ints:
+    return np.zeros(num_pairs, dtype=np.int8) if rows is None else (rows >= 0).astype(np.int8)
+
+
+def _rows_of(wanted: Ints, keys: Ints) -> Ints | None:
+    """Row of each wanted key among the keys of all pairs, (N,); None if one is missing."""
     order = np.argsort(keys, kind="stable").astype(np.int32)
     keys = keys[order]
-    found = np.searchsorted(keys, scored_keys, side="right") - 1
-    is_there = len(keys) > 0 and bool((keys[found] == scored_keys).all())
+    found = np.searchsorted(keys, wanted, side="right") - 1
+    is_there = len(keys) > 0 and bool((keys[found] == wanted).all())
     return order[found] if is_there or not len(found) else None
+
+
+def _proto_rows(scores: dict[str, Ints], keys: Ints) -> Ints | None:
+    """Row of each score's proto answer, -1 for none, (N,); None if one is missing, or the scores are without."""
+    if "ref_proto" not in scores:
+        return None
+    has_proto = ~np.isnan(scores["ref_proto"])
+    rows = np.full(len(has_proto), -1, dtype=np.int32)
+    found = _rows_of(scores["index"][has_proto] << 16, keys)  # of origin 0
+    if found is None:
+        return None
+    rows[has_proto] = found
+    return rows
 
 
 def _keys(columns: dict[str, Ints]) -> Ints:
@@ -216,10 +252,15 @@ def load_training_pairs(run: RunStore, iteration: int, *, with_generated: bool =
     for name in list(shards[0].scores) if with_generated else ():
         scores.set_column(name, np.concatenate([shard.scores.pop(name) for shard in shards]))
     first_rows = np.cumsum([0, *(shard.num_rows for shard in shards)], dtype=np.int32)
+    num_prompt = np.concatenate([shard.num_prompt for shard in shards])
+    num_tokens = 2 * num_prompt + np.concatenate([shard.num_actual for shard in shards])
+    if with_generated:
+        num_tokens += np.concatenate([shard.num_generated for shard in shards])
+        num_tokens += np.concatenate([shard.num_protos for shard in shards]) * num_prompt
     return TrainingPairs(
         scores,
-        np.concatenate([shard.num_tokens if with_generated else shard.num_human for shard in shards]),
-        np.concatenate([shard.num_prompt for shard in shards]),
+        num_tokens,
+        num_prompt,
         np.concatenate([shard.num_longest if with_generated else shard.num_actual for shard in shards]),
         batches,
         total,
@@ -227,7 +268,18 @@ def load_training_pairs(run: RunStore, iteration: int, *, with_generated: bool =
         np.concatenate([shard.rows + first for shard, first in zip(shards, first_rows, strict=False)]),
         int(first_rows[-1]),
         run.scratch,
+        proto_rows=_all_proto_rows(shards, first_rows) if with_generated else None,
     )
+
+
+def _all_proto_rows(shards: Sequence[_Shard], first_rows: Ints) -> Ints | None:
+    """Rows of the proto answers, counted through the files of all shards; None where the pairs have none."""
+    parts = [
+        np.where(shard.proto_rows < 0, -1, shard.proto_rows + first)
+        for shard, first in zip(shards, first_rows, strict=False)
+        if shard.proto_rows is not None
+    ]
+    return np.concatenate(parts) if parts else None
 
 
 def _batches(numbers: list[Ints]) -> GlobalBatches:

@@ -218,6 +218,11 @@ def about_pairs(iteration: int, counts: PairCounts) -> str:
         text += f" Dropped of the earlier pairs: {earlier_dropped}."
     if dropped:
         text += f" Dropped of iteration {iteration}'s own: {dropped}."
+    if counts.num_triplets is not None:
+        text += (
+            f" Of iteration {iteration}'s {counts.num_pairs:,} pairs, {counts.num_triplets:,} have a third answer, of "
+            "iteration 0; the others have no historical term."
+        )
     return text.strip()
 
 

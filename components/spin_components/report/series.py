@@ -44,6 +44,8 @@ def evenly(num: int, most: int) -> NDArray[np.int64]:
 
 
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
+ADVANTAGES = ("current_advantage_mean", "historical_advantage_mean")
+"""Metrics of the loss "triplet" alone; steps without a third answer have no historical one."""
 MOST_POINTS = 800
 """Maximum number of points of one line; see `min_max`."""
 
@@ -61,7 +63,10 @@ def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
 
 
 def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return each metric by step, decimated; the margin is the difference of the two rewards."""
+    """Return each metric by step, decimated; the margin is the difference of the two rewards.
+
+    A line of `ADVANTAGES` that no step has is left out.
+    """
     starts: dict[int, int] = {}
     for row in rows:
         starts.setdefault(row["iteration"], row["step"])
@@ -74,13 +79,23 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
     series = {}
     for name, line in lines.items():
         kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
-        series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[index]:.6g}") for index in kept]}
+        series[name] = _line(steps[kept], np.array(line)[kept])
+    for name in ADVANTAGES:
+        if has := [row for row in rows if name in row]:
+            values = np.array([float(row[name]) for row in has])
+            kept = min_max(values, MOST_POINTS)
+            series[name] = _line(np.array([row["step"] for row in has], dtype=np.int64)[kept], values[kept])
     return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
+
+
+def _line(steps: NDArray[np.int64], values: NDArray[np.float64]) -> dict[str, Any]:
+    """A line of a chart, its values rounded to six digits."""
+    return {"x": steps.tolist(), "y": [float(f"{value:.6g}") for value in values.tolist()]}
 
 
 def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
     """Return the loss of a policy that equals its reference; None if it depends on the pairs."""
-    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") == "sft":
+    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") in ("sft", "triplet"):
         return None
     if objective.get("loss", "logistic") == "logistic":
         return {"y": math.log(2), "label": "ln 2: policy equals reference"}

@@ -15,6 +15,7 @@ from spin_components.settings.attempt import (
     TrackingSettings,
 )
 from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.objective import ObjectiveSettings
 from spin_components.settings.run import (
     DataSettings,
     ModelSettings,
@@ -30,7 +31,6 @@ from spin_components.settings.selection import MIN_MEASURED, SelectionSettings
 from spin_components.settings.training import (
     ControlSettings,
     LoraSettings,
-    ObjectiveSettings,
     TrainingSettings,
     WarmUpSettings,
 )

@@ -63,6 +63,7 @@ class IterationStatus(Answers):
     num_dropped: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     history_dropped: dict[str, int] = Field(default_factory=dict)
+    num_triplets: int | None = None
     decision: str
     outcome: str = ""
     reason: str = ""

@@ -348,6 +348,23 @@ def test_earlier_and_dropped_pairs_are_described() -> None:
     assert about_pairs(0, PairCounts(num_pairs=7, num_by_origin={0: 7}, dropped={"empty": 0})) == ""
 
 
+def test_pairs_with_a_third_answer_are_counted() -> None:
+    counts = PairCounts(num_pairs=1300, num_by_origin={1: 1300}, num_triplets=1290)
+    assert about_pairs(1, counts) == (
+        "Of iteration 1's 1,300 pairs, 1,290 have a third answer, of iteration 0; the others have no historical term."
+    )
+
+
+def test_advice_about_the_rewards_of_t_spin_names_settings_that_it_has() -> None:
+    run = history(iteration(0, 3.9))
+    rows = [*steps(0, loss=0.01, acc=1.0, actual=-0.1)]
+    assert all("spin.ref_policy_kl_penalty" in warning for warning in find_warnings(run, rows))
+    run.settings["objective"]["loss"] = "triplet"
+    saturated, negative = find_warnings(run, rows)
+    assert saturated.endswith("Use fewer epochs, or a lower training.lr or objective.alpha.")
+    assert negative.endswith("Lower training.lr, or set objective.sft_weight.")
+
+
 def test_many_pairs_dropped_by_settings_are_warned_of() -> None:
     run = history(iteration(0, 3.9))
     scored = Manifest(step="ref-logprob", inputs={}, facts={"dropped": {"near_identical": 15, "length_ratio": 10}})
