@@ -6,6 +6,7 @@ has the key `checkpoint-1`, and each iteration is a pipeline of its own; their e
 """
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,12 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.checkpoint.component import checkpoint
+from spin_components.evaluate.component import evaluate_to_decide
 from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
+from spin_components.store.layout import BASE, WARM_UP
 from spin_components.validate.component import validate
 from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 
@@ -39,6 +42,7 @@ class Shape:
         evaluates: whether published models are evaluated.
         warms_up: whether the base model is fine-tuned before iteration 0.
         controls: whether each iteration has a control.
+        decides: whether verdicts wait for the evaluation of their models.
         fused: steps of an iteration that are part of the task before them: `ref-logprob`, `validate`.
     """
 
@@ -50,12 +54,14 @@ class Shape:
     evaluates: bool
     warms_up: bool = False
     controls: bool = False
+    decides: bool = False
     fused: frozenset[str] = frozenset()
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks of a run with all iterations."""
-        evaluations = (1 + self.max_iterations) * self.evaluates
+        beyond = (self.warms_up + self.max_iterations * self.controls) * self.decides
+        evaluations = (1 + self.max_iterations + beyond) * self.evaluates
         others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
         a_shard, an_epoch = (2 - (step in self.fused) for step in ("ref-logprob", "validate"))
         return 3 + evaluations + others + sum(a_shard * self.shards + an_epoch * epochs + 1 for epochs in self.epochs)
@@ -70,6 +76,7 @@ class Shape:
             "evaluates": self.evaluates,
             **({"warms_up": True} if self.warms_up else {}),
             **({"controls": True} if self.controls else {}),
+            **({"decides": True} if self.decides else {}),
         }
 
 
@@ -77,28 +84,14 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     """Build the nested pipeline of iteration t; it returns the address of the next reference, or "" to stop."""
     train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
-    @dsl.pipeline(name=f"iteration-{t}")
-    def iteration(
-        run_uri: str,
-        reference_uri: str,
-        accelerator: str,
-        generate_accelerators: str,
-        train_accelerators: str,
-        score_accelerators: str,
-        validate_accelerators: str,
-        generate_cpu: str,
-        generate_memory: str,
-        train_cpu: str,
-        train_memory: str,
-        score_cpu: str,
-        score_memory: str,
-        node_selector: dict,
-        tolerations: list,
-        affinity: dict,
-    ) -> str:
+    kinds = {name: kind for name, kind in POD_FIELDS.items() if shape.decides or name != EVALUATE_GPUS}
+    parameters = {"run_uri": str, "reference_uri": str, **kinds}
+
+    def iteration(*values: Any) -> Any:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
-        arguments = locals()
-        pod_fields = {name: arguments[name] for name in POD_FIELDS if name != EVALUATE_GPUS}
+        arguments = dict(zip(parameters, values, strict=True))
+        run_uri, reference_uri = arguments["run_uri"], arguments["reference_uri"]
+        pod_fields = {name: arguments[name] for name in kinds}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
@@ -127,11 +120,40 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
                 validated = task_of(validate, t, epoch, **of_epoch)
                 placer.validate(validated, pod_fields)
             policy_uri = result_of(validated)
+        if shape.decides:
+            policy_uri = _add_evaluations(shape, placer, at, policy_uri, reference_uri, pod_fields)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)
-        return result_of(published)  # type: ignore[no-any-return]
+        return result_of(published)
 
-    return iteration
+    iteration.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # KFP reads the parameters from it
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in parameters.items()
+        ],
+        return_annotation=str,
+    )
+    return dsl.pipeline(iteration, name=f"iteration-{t}")
+
+
+def _add_evaluations(
+    shape: Shape, placer: Placement, at: Mapping[str, Any], policy_uri: Any, reference_uri: Any, pod_fields: Any
+) -> Any:
+    """Add the evaluations that the verdict on an iteration waits for; returns the address of its policy.
+
+    Those of the base model and of the warm-up, which iteration 0 is compared with, run beside its training.
+    """
+    t, before = at["iteration"], reference_uri
+    models = [("base", BASE), *([("warm-up", WARM_UP)] if shape.warms_up else [])] if t == 0 else []
+    for name, number in models:
+        evaluated = task_of(
+            evaluate_to_decide, name, **{**at, "iteration": number}, policy_uri=reference_uri, after=before
+        )
+        placer.evaluate(evaluated, pod_fields)
+        before = result_of(evaluated)
+    evaluated = task_of(evaluate_to_decide, t, **at, policy_uri=policy_uri, after=before)
+    placer.evaluate(evaluated, pod_fields)
+    return result_of(evaluated)
 
 
 def trainer(shape: Shape, placer: Placement, here: Any, on_nodes: Any) -> Any:
@@ -155,7 +177,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
     original: Any = component.func if isinstance(component, partial) else component
     fixed: Mapping[str, Any] = component.keywords if isinstance(component, partial) else {}
     own = copy.deepcopy(original)
-    step = original.name.removesuffix("-on-nodes")
+    step = original.name.removesuffix("-on-nodes").removesuffix("-to-decide")
     own.component_spec.name = "-".join(str(part) for part in (step, iteration, epoch) if part is not None)
     task = own(**fixed, **arguments)
     task.set_caching_options(False)  # KFP's cache compares addresses, not contents; a step compares its manifest

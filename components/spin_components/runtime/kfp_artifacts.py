@@ -104,7 +104,8 @@ def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -
     """Log the metrics of the evaluation tasks and the judge's mean score."""
 
     def fill(run: RunStore) -> None:
-        log(metrics, {**tracked(read_manifest(run, layout.evaluation(iteration)).facts), **_where(iteration)})
+        number = validated_epoch(run, returned)[0] if iteration == layout.WARM_UP else iteration
+        log(metrics, {**tracked(read_manifest(run, layout.evaluation(number)).facts), **_where(iteration)})
 
     fill_from(run_uri, returned, fill)
 

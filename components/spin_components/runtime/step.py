@@ -28,6 +28,7 @@ from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import HardwareSettings
+from spin_components.settings.selection import SelectionSettings
 from spin_components.store import layout
 from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
@@ -36,8 +37,20 @@ from spin_components.tracking.tracker import AttemptState
 
 logger = logging.getLogger(__name__)
 
-OPTIONAL = ("evaluate", "control")
-"""Steps whose failure leaves the attempt running."""
+_OPTIONAL = ("evaluate", "control")
+
+
+def is_optional(name: str, iteration: int | None, rules: SelectionSettings) -> bool:
+    """Whether a step's failure leaves the attempt running: training goes on without an evaluation or a control.
+
+    Args:
+        name: of the step.
+        iteration: its label; None for a step that has none.
+        rules: the attempt's `[selection]`. Where it waits for the evaluation, only those of controls are optional.
+    """
+    if name == "evaluate" and rules.waits_for_evaluation:
+        return iteration is not None and layout.controlled(iteration) is not None
+    return name in _OPTIONAL
 
 
 @dataclass
@@ -104,7 +117,7 @@ class Step(Publication):
                     yield step
                 outcome, is_whole = "ended" if step.is_last and attempt else "running", not step.is_stopped
             except BaseException as error:
-                step.is_last |= name not in OPTIONAL
+                step.is_last |= name not in _OPTIONAL or not is_optional(name, labels.get("iteration"), step.selection)
                 outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:

@@ -21,7 +21,7 @@ TRACKING_KEYS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USER
 """Keys that a tracking Secret may have; each becomes the environment variable of the same name."""
 
 EVALUATE_GPUS = "evaluate_accelerators"
-"""Output of `prepare` that no pod within an iteration takes."""
+"""Output of `prepare` that a pod within an iteration takes only where the evaluation decides."""
 
 POD_FIELDS: dict[str, type] = {
     "accelerator": str,
