@@ -20,8 +20,8 @@ from spin_components.evaluate.component import evaluate_to_decide
 from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
-from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.store.layout import BASE, WARM_UP
+from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
 from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
 

@@ -59,8 +59,8 @@ def _evaluated(run: RunStore, iteration: int, measure: str, *, is_needed: bool) 
     found, where = read_evaluated(run, iteration, measure), run.uri_of(layout.evaluation(iteration))
     if found is None and is_needed:
         raise IntegrityError(
-            f"{name_of(iteration)} was not evaluated by {measure}, which decides (selection.measure), as far as {where} "
-            "says; run the same command again"
+            f"{where}: {name_of(iteration)} has no result by {measure}, which decides (selection.measure); run the "
+            "same command again"
         )
     if found and found.higher_is_better is None:
         raise ConfigError(

@@ -21,8 +21,8 @@ def check_scores(scores: Sequence[Judgment], evaluation: EvaluationSettings) -> 
     num_scored = sum(each.score is not None for each in scores)
     if num_scored < MIN_MEASURED:
         raise EngineError(
-            f"the judge {evaluation.judge_model} at {evaluation.judge_url} gave {num_scored} of {len(scores)} answers a "
-            f"score from 1 to 10, expected at least {MIN_MEASURED}; check it, or use another evaluation.judge_model"
+            f"the judge {evaluation.judge_model} at {evaluation.judge_url} gave {num_scored} of {len(scores)} answers "
+            f"a score from 1 to 10, expected at least {MIN_MEASURED}; check it, or use another evaluation.judge_model"
         )
 
 

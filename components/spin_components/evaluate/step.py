@@ -191,10 +191,10 @@ def _evaluate(step: Step, model: Published, parts: dict[str, Part], *, needed: s
             step.track("evaluation", model.global_step, tracked(current.facts))
         step.publish(current.facts, inputs=current.inputs, outputs=current.outputs)
     refresh(step.run, step.warn)
-    for name, error in failures.items():
+    for name, failure in failures.items():
         if not needed or name == needed:
-            raise error
-        step.warn(f"{name_of(model.iteration)} has no results of its {name}: {error}")
+            raise failure
+        step.warn(f"{name_of(model.iteration)} has no results of its {name}: {failure}")
 
 
 def _tasks_part(step: Step, model: Published) -> Part:

@@ -91,7 +91,7 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
     again = f"a run with run_uri = {run.uri} goes on"
     rules = SelectionSettings.model_validate(run.read_json(layout.ATTEMPT).get("selection", {}))
     for event in reversed(failures):
-        if not is_optional(event["step"], event.get("iteration"), rules):
+        if not is_optional(event["step"], event.get("iteration"), decides=rules.waits_for_evaluation):
             return f"failed in {_place(event)}: {event['error']}: {event['message']}"
     if stops := [event for event in events if event["kind"] == "stop"]:
         return f"stopped in {_place(stops[-1])}: {stops[-1]['reason']}; {again}"

@@ -28,7 +28,6 @@ from spin_components.runtime.process import ATTEMPT, STOPPED
 from spin_components.runtime.publication import Inputs, Publication
 from spin_components.runtime.signals import Interrupted, interruptible, postponed
 from spin_components.settings.attempt import HardwareSettings
-from spin_components.settings.selection import SelectionSettings
 from spin_components.store import layout
 from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.open import open_run
@@ -40,15 +39,15 @@ logger = logging.getLogger(__name__)
 _OPTIONAL = ("evaluate", "control")
 
 
-def is_optional(name: str, iteration: int | None, rules: SelectionSettings) -> bool:
+def is_optional(name: str, iteration: int | None, *, decides: bool) -> bool:
     """Whether a step's failure leaves the attempt running: training goes on without an evaluation or a control.
 
     Args:
         name: of the step.
         iteration: its label; None for a step that has none.
-        rules: the attempt's `[selection]`. Where it waits for the evaluation, only those of controls are optional.
+        decides: whether verdicts wait for the evaluation; only those of controls are optional then.
     """
-    if name == "evaluate" and rules.waits_for_evaluation:
+    if name == "evaluate" and decides:
         return iteration is not None and layout.controlled(iteration) is not None
     return name in _OPTIONAL
 
@@ -117,7 +116,8 @@ class Step(Publication):
                     yield step
                 outcome, is_whole = "ended" if step.is_last and attempt else "running", not step.is_stopped
             except BaseException as error:
-                step.is_last |= name not in _OPTIONAL or not is_optional(name, labels.get("iteration"), step.selection)
+                decides = name == "evaluate" and step.selection.waits_for_evaluation
+                step.is_last |= not is_optional(name, labels.get("iteration"), decides=decides)
                 outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:

@@ -20,7 +20,8 @@ from spin_pipeline.cluster.submit import run_uri_of
 from spin_pipeline.watch.lines import LinePrinter
 
 _TASK = re.compile(
-    r"(prepare|validate|evaluate)(-base)?|(generate|ref-logprob|checkpoint|evaluate)-\d+|(train-epoch|validate)-\d+-\d+|"
+    r"(prepare|validate|evaluate)(-base)?|evaluate-(warm-up|control-\d+)|"
+    r"(generate|ref-logprob|checkpoint|evaluate)-\d+|(train-epoch|validate)-\d+-\d+|"
     r"(generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?|result"
 )
 """Keys of the pipeline's tasks, with iteration and epoch, and those of pipelines that were compiled before."""
