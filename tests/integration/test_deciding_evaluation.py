@@ -130,7 +130,7 @@ def test_a_run_stops_where_the_judge_is_down_and_goes_on_with_the_same_command(
     assert (status.failure["step"], status.failure["iteration"]) == ("evaluate", 0)
     text = printed(run)
     assert "failed in evaluate iteration 0: EngineError" in text
-    assert "goes on from here with the same command" in text
+    assert "once that is mended, the same command goes on" in text
     assert "training is complete" not in text
     trained = {path: path.stat().st_mtime_ns for path in run.root.rglob("policy/*.safetensors")}
     assert trained
@@ -277,6 +277,21 @@ def test_a_metric_that_the_task_has_not_and_too_few_documents_are_refused(
     right = by_task(tasks, "task:my_choice", "my_choice")
     play_anywhere(settings_of(tmp_path / "run", tiny_llama, question_file, **right))
     assert read_status(str(tmp_path / "run")).state == "done", "the settings may be set right afterwards"
+
+
+def test_an_evaluation_that_cannot_be_repeated_is_kept_and_the_change_refused(
+    tmp_path: Path, tiny_llama: Path, question_file: Path, tasks: Path
+) -> None:
+    tables = by_task(tasks, "task:my_choice", "my_choice")
+    run = play(settings_of(tmp_path / "run", tiny_llama, question_file, **tables))
+    before = run.read(layout.evaluation(0))
+    run.delete(f"{layout.epoch(0, 0)}/policy")
+    limited = by_task(tasks, "task:my_choice", "my_choice", limit=8)
+    with pytest.raises(
+        ConfigError, match=r"weights are not kept \(.*\); set back what changed: evaluation\.limit was '1\.0', now '8'"
+    ):
+        play_anywhere(settings_of(tmp_path / "run", tiny_llama, question_file, **limited))
+    assert run.read(layout.evaluation(0)) == before
 
 
 def test_a_judge_that_is_down_stops_no_run_that_a_task_decides(

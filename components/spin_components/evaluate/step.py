@@ -141,7 +141,8 @@ def _explained(step: Step, model: Published) -> Iterator[None]:
     except (ConfigError, DataError, EngineError) as error:
         raise type(error)(
             f"{error}. selection.measure = {step.selection.measure!r} decides, and {name_of(model.iteration)} cannot "
-            "be compared without it: the run stops here, keeps everything, and goes on from here with the same command"
+            "be compared without it: the run stops here and keeps everything; once that is mended, the same command "
+            "goes on"
         ) from error
 
 
