@@ -218,7 +218,7 @@ def _tasks_part(step: Step, model: Published) -> Part:
     def run_part() -> tuple[Facts, Outputs]:
         if not has_weights(run, model.uri):
             reason = "its weights are not kept (selection.save_top_k)"
-            if task_measure(step.selection.measure)[0]:
+            if task_measure(step.selection.measure)[0] and layout.controlled(model.iteration) is None:
                 before = (step.previous.inputs if step.previous else {}).get(TASKS)
                 changed = f"; set back what changed: {'; '.join(differing(before, inputs))}" if before else ""
                 raise ConfigError(f"{name_of(model.iteration)} cannot be evaluated by tasks: {reason}{changed}")
