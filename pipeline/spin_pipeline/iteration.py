@@ -6,7 +6,6 @@ has the key `checkpoint-1`, and each iteration is a pipeline of its own; their e
 """
 
 import copy
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from spin_components.ref_logprob.component import ref_logprob
 from spin_components.store.layout import BASE, WARM_UP
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
@@ -84,14 +83,9 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     """Build the nested pipeline of iteration t; it returns the address of the next reference, or "" to stop."""
     train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
-    kinds = {name: kind for name, kind in POD_FIELDS.items() if shape.decides or name != EVALUATE_GPUS}
-    parameters = {"run_uri": str, "reference_uri": str, **kinds}
-
-    def iteration(*values: Any) -> Any:
+    @dsl.pipeline(name=f"iteration-{t}")
+    def iteration(run_uri: str, reference_uri: str, pods: dict) -> str:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
-        arguments = dict(zip(parameters, values, strict=True))
-        run_uri, reference_uri = arguments["run_uri"], arguments["reference_uri"]
-        pod_fields = {name: arguments[name] for name in kinds}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
@@ -99,12 +93,12 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
             if "ref-logprob" in shape.fused:
                 scored = task_of(generate_and_score, t, **of_shard)
-                placer.generate(scored, pod_fields)
+                placer.with_model(scored, pods)
             else:
                 generated = task_of(generate, t, **of_shard)
-                placer.generate(generated, pod_fields)
+                placer.with_model(generated, pods)
                 scored = task_of(ref_logprob, t, **of_shard, generations_uri=result_of(generated))
-                placer.score(scored, pod_fields)
+                placer.with_model(scored, pods)
         policy_uri: Any = reference_uri
         for epoch in range(shape.epochs[t]):
             scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
@@ -112,32 +106,25 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             if "validate" in shape.fused:
                 of_epoch |= {"policy_uri": policy_uri, "scores_uris": scores, "reference_uri": reference_uri}
                 validated = task_of(train_and_validate, t, epoch, **of_epoch)
-                placer.train(validated, pod_fields)
+                placer.with_model(validated, pods)
             else:
                 trained = task_of(train, t, epoch, **of_epoch, policy_uri=policy_uri, scores_uris=scores)
-                placer.train(trained, pod_fields)
+                placer.with_model(trained, pods)
                 of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
                 validated = task_of(validate, t, epoch, **of_epoch)
-                placer.validate(validated, pod_fields)
+                placer.with_model(validated, pods)
             policy_uri = result_of(validated)
         if shape.decides:
-            policy_uri = _add_evaluations(shape, placer, at, policy_uri, reference_uri, pod_fields)
+            policy_uri = _add_evaluations(shape, placer, at, policy_uri, reference_uri, pods)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)
-        return result_of(published)
+        return result_of(published)  # type: ignore[no-any-return]
 
-    iteration.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # KFP reads the parameters from it
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
-            for name, kind in parameters.items()
-        ],
-        return_annotation=str,
-    )
-    return dsl.pipeline(iteration, name=f"iteration-{t}")
+    return iteration
 
 
 def _add_evaluations(
-    shape: Shape, placer: Placement, at: Mapping[str, Any], policy_uri: Any, reference_uri: Any, pod_fields: Any
+    shape: Shape, placer: Placement, at: Mapping[str, Any], policy_uri: Any, reference_uri: Any, pods: Any
 ) -> Any:
     """Add the evaluations that the verdict on an iteration waits for; returns the address of its policy.
 
@@ -149,10 +136,10 @@ def _add_evaluations(
         evaluated = task_of(
             evaluate_to_decide, name, **{**at, "iteration": number}, policy_uri=reference_uri, after=before
         )
-        placer.evaluate(evaluated, pod_fields)
+        placer.with_model(evaluated, pods)
         before = result_of(evaluated)
     evaluated = task_of(evaluate_to_decide, t, **at, policy_uri=policy_uri, after=before)
-    placer.evaluate(evaluated, pod_fields)
+    placer.with_model(evaluated, pods)
     return result_of(evaluated)
 
 

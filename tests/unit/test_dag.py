@@ -135,8 +135,7 @@ def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> N
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
                 dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
-    # that of the base model takes an input of the self-play group, which waits for the base model's validation
-    assert sorted(dependencies) == [[], *[["iteration"]] * 3]
+    assert sorted(dependencies) == [*[["iteration"]] * 3, ["validate-base"]]
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:
@@ -203,7 +202,6 @@ def test_other_measures_leave_the_pipeline_as_it_is(measure: str) -> None:
         assert ir_of(build(plain.model_copy(update=defaults), cluster)) == ir_of(build(settings, cluster))
     ir = ir_of(build(settings, settings.cluster))
     assert "evaluate_to_decide" not in {name for name, _ in tasks(ir)}
-    assert "evaluate_accelerators" not in str(ir["components"]["comp-iteration-0"]["inputDefinitions"])
 
 
 def test_prepare_knows_whether_verdicts_wait_for_the_evaluation() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from spin_components.record.attempts import last_failures, newest_attempt_of
 from spin_components.record.decisions import goes_on, name_of, word_of
 from spin_components.record.pointers import read_pointer
-from spin_components.runtime.kfp_artifacts import describe_model, errors_logged, fill_from, log
+from spin_components.runtime.kfp_artifacts import describe, describe_model, errors_logged, fill_from, log
 from spin_components.runtime.step import is_optional
 from spin_components.settings.selection import SelectionSettings
 from spin_components.store import layout
@@ -58,8 +58,10 @@ def show_result(model: Any, metrics: Any, report: Any, run_uri: str, attempt: st
             return
         best = read_pointer(run, layout.BEST)
         if best["iteration"] > layout.BASE:
-            facts = checkpoints[best["iteration"]]
-            describe_model(model, run, facts, ended=outcome[0])
+            describe_model(model, run, checkpoints[best["iteration"]], ended=outcome[0])
+        else:
+            at = {"iteration": best["iteration"], "val_loss": best["val_loss"], "run": run.uri}
+            describe(model, uri=best["uri"], **at, ended=outcome[0])
         names = ("acc", "spin_margin", "consumed_samples")
         log(
             metrics,

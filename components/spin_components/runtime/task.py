@@ -58,5 +58,6 @@ if __name__ == "__main__":
         try:
             main(sys.argv[1:])
         except SpinError as error:
-            explain_end("the task", f"{type(error).__name__}: {error}")
+            name = sys.argv[-1] if sys.argv[-1] in MODULES else "the task"
+            explain_end(name.replace("_", "-"), f"{type(error).__name__}: {error}")
             raise SystemExit(error.exit_code) from error

@@ -28,6 +28,7 @@ from spin_components.model.loading import load_model
 from spin_components.model.scoring import load_scored, resolve_packing
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import TrainingSettings
+from spin_components.training.extensions import extensions_compiled
 from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -90,11 +91,12 @@ class DeepSpeedBackend:
         for name, parameter in named:
             parameter.register_hook(self._finite_hook(name))
         _keep_tied_float32(model)
-        self.model, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
-            config=engine_config(settings, compute),
-        )
+        with extensions_compiled():
+            self.model, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
+                config=engine_config(settings, compute),
+            )
         self._module = self.model.module
         self._named = dict(named)
 
