@@ -34,6 +34,7 @@ class TrainingPairs:
             Empty for human answers alone.
         num_tokens: see `Pair.num_tokens`, (N,).
         num_prompt: tokens of the prompt, (N,).
+        num_longest: tokens of the longer answer, (N,).
         batches: indices of pairs, by global batch, as they were scored.
         counts: of the pairs by origin, and of those dropped.
         files: local Parquet files of the generations, or of prompts with human answers.
@@ -46,6 +47,7 @@ class TrainingPairs:
     scores: RowColumns[Score]
     num_tokens: Ints
     num_prompt: Ints
+    num_longest: Ints
     batches: GlobalBatches
     counts: PairCounts
     files: list[Path]
@@ -100,6 +102,8 @@ class _Shard:
     Attributes:
         scores: columns by name.
         num_human: `num_tokens` without the generated answers.
+        num_longest: see `TrainingPairs`.
+        num_actual: tokens of the human answer.
         rows: of the pairs, counted through the files of this shard.
         num_rows: of these files.
     """
@@ -108,6 +112,8 @@ class _Shard:
     num_tokens: Ints
     num_human: Ints
     num_prompt: Ints
+    num_longest: Ints
+    num_actual: Ints
     files: list[Path]
     rows: Ints
     num_rows: int
@@ -123,9 +129,20 @@ class _Shard:
             raise IntegrityError(f"the scores {list(scored.outputs)} are of other pairs than {sources}")
         lengths = read_numbers(files, Pair, _LENGTHS)
         num_prompt, num_rows = lengths["prompt_ids"], len(lengths["prompt_ids"])
-        num_human = 2 * num_prompt + lengths.pop("actual_ids")
-        num_tokens = num_human + lengths.pop("generated_ids")
-        return cls(scores, num_tokens[rows], num_human[rows], num_prompt[rows], files, rows, num_rows)
+        num_actual, num_generated = lengths.pop("actual_ids"), lengths.pop("generated_ids")
+        num_human = 2 * num_prompt + num_actual
+        num_longest = np.maximum(num_actual, num_generated)
+        return cls(
+            scores,
+            (num_human + num_generated)[rows],
+            num_human[rows],
+            num_prompt[rows],
+            num_longest[rows],
+            num_actual[rows],
+            files,
+            rows,
+            num_rows,
+        )
 
 
 def _rows_of(scores: dict[str, Ints], pairs: dict[str, Ints]) -> Ints | None:
@@ -162,6 +179,7 @@ def load_human_answers(run: RunStore, global_batch_size: int, seed: int) -> Trai
         RowColumns(Score),
         2 * num_prompt + lengths["actual_ids"],
         num_prompt,
+        lengths["actual_ids"],
         form_batches(num, global_batch_size, seed),
         PairCounts(num_pairs=num),
         files,
@@ -202,6 +220,7 @@ def load_training_pairs(run: RunStore, iteration: int, *, with_generated: bool =
         scores,
         np.concatenate([shard.num_tokens if with_generated else shard.num_human for shard in shards]),
         np.concatenate([shard.num_prompt for shard in shards]),
+        np.concatenate([shard.num_longest if with_generated else shard.num_actual for shard in shards]),
         batches,
         total,
         [path for shard in shards for path in shard.files],
