@@ -5,12 +5,13 @@
     self-play:
         validate the base -> [warm-up -> validate] ->
         iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
-        evaluate, if configured: no other task depends on it
+        evaluate, if configured: no other task depends on it, unless its results decide (`selection.measure`)
         control 0 -> validate -> control 1 -> validate ..., if configured: no iteration depends on them
 
     iteration(t, reference):
         [generate -> ref-logprob] for each shard, in parallel
         train-epoch 0 -> validate -> train-epoch 1 -> validate ...
+        evaluate, if its results decide: in iteration 0 also the base model and the warm-up, beside its training
         checkpoint -> URI of the next reference, or "" to stop
 
 The reference of iteration t + 1 is the return value of iteration t: the immutable address of a model, as a string. KFP
@@ -52,7 +53,8 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
     """The numbers of tasks of a configuration.
 
     They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes`, whether
-    `[evaluation]` names tasks or a judge, whether there are a warm-up and controls, and `cluster.fuse`.
+    `[evaluation]` names tasks or a judge, whether `selection.measure` is one of its results, whether there are a
+    warm-up and controls, and `cluster.fuse`.
 
     Args:
         settings: the configuration.
@@ -68,6 +70,7 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
         settings.evaluation.is_on,
         settings.warm_up.is_on,
         settings.control.sft,
+        settings.selection.waits_for_evaluation,
         frozenset(cluster.fuse if cluster else ()),
     )
 
@@ -131,8 +134,11 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         at = {"attempt": ATTEMPT, "run_uri": address}
 
         def add_evaluation(t: int, after: Any) -> None:
-            """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
-            if shape.evaluates:
+            """Add the evaluation of the model that iteration t published; t is `BASE` for the base model.
+
+            Where its results decide, it is a task of the iteration.
+            """
+            if shape.evaluates and not shape.decides:
                 evaluated = task_of(evaluate, "base" if t == BASE else t, **at, iteration=t, after=after)
                 placer.with_model(evaluated, pods)
 
@@ -153,7 +159,12 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             step = trainer(shape, placer, control, control_on_nodes)
             trained = task_of(step, t, **at, iteration=t, start_uri=start, after=after)
             placer.with_model(trained, pods)
-            return add_validation(f"control-{t}", number_of_control(t), result_of(trained))
+            number = number_of_control(t)
+            validated = add_validation(f"control-{t}", number, result_of(trained))
+            if shape.decides:
+                evaluated = task_of(evaluate, f"control-{t}", **at, iteration=number, after=validated)
+                placer.with_model(evaluated, pods)
+            return validated
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""

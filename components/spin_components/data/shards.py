@@ -189,6 +189,21 @@ class Judgment:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentValue:
+    """A metric of one document of an evaluation task.
+
+    Attributes:
+        metric: as the evaluation's manifest names it.
+        index: number of the document in the task.
+    """
+
+    task: str
+    metric: str
+    index: int
+    value: float
+
+
 _IDS = pa.list_(pa.int32())
 COLUMNS = {
     "index": pa.int64(),
@@ -221,6 +236,9 @@ COLUMNS = {
     "match": pa.bool_(),
     "reply": pa.string(),
     "score": pa.float32(),
+    "task": pa.string(),
+    "metric": pa.string(),
+    "value": pa.float64(),
 }
 
 PROMPT_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Prompt)])
@@ -229,7 +247,7 @@ PROMPT_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields
 PAIR_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Pair)])
 """All columns of pairs, optional ones included."""
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment, DocumentValue)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_components.data.shards import AnswerLoss, read_rows
-from spin_components.record.answer_measures import read_measures, values_of
-from spin_components.record.bootstrap import Difference, paired_change, paired_difference
+from spin_components.record.answer_measures import COLUMNS, read_measures, values_of
+from spin_components.record.bootstrap import LEVEL, Difference, paired_change, paired_difference
+from spin_components.record.evaluated import change_of, read_evaluated, title_of
 from spin_components.record.history import History
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -141,14 +142,25 @@ def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]
     return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
 
 
-def answer_differences(run: RunStore, history: History, measure: str) -> dict[int, Difference]:
-    """Return the changes of a measure of answers from the first reference to the published epochs, by iteration."""
-    epoch = (history.warm_up.published_epoch if history.warm_up else None) or 0
-    start = values_of(read_measures(run, history.start, epoch), measure) if history.start_check else {}
-    changes = {}
-    for iteration in history.published:
-        if iteration.published:
-            answers = read_measures(run, iteration.number, int(iteration.published.facts["epoch"]))
-            if change := paired_change(start, values_of(answers, measure)):
-                changes[iteration.number] = change
-    return changes
+def measure_differences(run: RunStore, history: History) -> tuple[str, bool, dict[int, Difference]]:
+    """Changes of the measure that decides from the first reference to the published epochs.
+
+    Returns: the measure's name for people, whether higher is better, and the changes by iteration. They are empty
+        where val_loss decides, see `published_differences`.
+    """
+    measure, title, is_higher_better = history.measure, title_of(history.measure), True
+    published = {it.number: it.published for it in history.published if it.published}
+    changes: dict[int, Difference | None] = {}
+    if measure in COLUMNS and history.start_check:
+        epoch = (history.warm_up.published_epoch if history.warm_up else None) or 0
+        start = values_of(read_measures(run, history.start, epoch), measure)
+        title = f"{title} of greedy answers"
+        for t, manifest in published.items():
+            answers = read_measures(run, t, int(manifest.facts["epoch"]))
+            changes[t] = paired_change(start, values_of(answers, measure))
+    elif before := read_evaluated(run, history.start, measure):
+        title, is_higher_better = before.title, before.higher_is_better is not False
+        for t in published:
+            after = read_evaluated(run, t, measure)
+            changes[t] = change_of(before, after, LEVEL) if after else None
+    return title, is_higher_better, {t: change for t, change in changes.items() if change}

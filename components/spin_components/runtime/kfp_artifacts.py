@@ -105,7 +105,8 @@ def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -
     """Log the judge's mean score and the first metrics of the evaluation tasks; the report has all."""
 
     def fill(run: RunStore) -> None:
-        values = tracked(read_manifest(run, layout.evaluation(iteration)).facts)
+        number = validated_epoch(run, returned)[0] if iteration == layout.WARM_UP else iteration
+        values = tracked(read_manifest(run, layout.evaluation(number)).facts)
         names = sorted(values, key=lambda name: name != JUDGE)[:_MAX_METRICS]
         log(metrics, {**{name: values[name] for name in names}, **_where(iteration)})
 

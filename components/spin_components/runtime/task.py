@@ -22,6 +22,7 @@ MODULES = {
         for name in ("train_epoch", "warm_up", "control")
         for where in ("", "_on_nodes")
     },
+    "evaluate_to_decide": "spin_components.evaluate.component",
     **dict.fromkeys(("generate_and_score", "train_and_validate"), "spin_components.fused.component"),
 }
 """Module of each component, by the name of its function."""

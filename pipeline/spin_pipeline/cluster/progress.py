@@ -20,7 +20,7 @@ from spin_pipeline.cluster.submit import run_uri_of
 from spin_pipeline.watch.lines import LinePrinter
 
 _TASK = re.compile(
-    r"prepare|result|warm-up|(validate|evaluate)-base|validate-warm-up|(control|validate-control)-\d+|"
+    r"prepare|result|warm-up|(validate|evaluate)-base|(validate|evaluate)-warm-up|(control|(validate|evaluate)-control)-\d+|"
     r"(generate|ref-logprob|generate-and-score|checkpoint|evaluate)-\d+|"
     r"(train-epoch|validate|train-and-validate)-\d+-\d+|"
     r"(generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from spin_components.data.pair_counts import PairCounts
-from spin_components.record.bootstrap import Difference
+from spin_components.record.bootstrap import Difference, UnpairedDifference
 from spin_components.record.controls import signed
 from spin_components.record.history import EpochHistory, History, IterationHistory
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
-from spin_components.report.verdict import by_answers, compute_verdict, perplexity
+from spin_components.report.verdict import by_measure, compute_verdict, perplexity
 from spin_components.report.warnings import find_warnings
 from spin_components.settings.settings import Settings
 from spin_components.store.layout import BASE, WARM_UP
@@ -150,12 +150,27 @@ def test_a_drifted_iteration_of_a_lower_loss_is_not_better_and_the_reason_is_giv
 def test_the_verdict_follows_the_measure_that_decides(change: Difference | None, kind: str) -> None:
     run = history(iteration(0, 3.0, {"best": 0}))
     by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    verdict = by_answers(run, by_loss, "chrf", {0: change} if change else {})
+    verdict = by_measure(run, by_loss, "chrf of greedy answers", True, {0: change} if change else {})
     assert (verdict.kind, verdict.iteration) == (kind, 0)
     assert verdict.detail.endswith(by_loss.detail)
     run = history(iteration(0, 3.0, {"best": BASE}))
     rejected = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    assert by_answers(run, rejected, "chrf", {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind == "worse"
+    assert (
+        by_measure(run, rejected, "chrf of greedy answers", True, {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind
+        == "worse"
+    )
+
+
+def test_a_measure_of_which_lower_is_better_decides_by_its_fall() -> None:
+    run = history(iteration(0, 3.0, {"best": 0}))
+    by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
+    fell = UnpairedDifference(-2.0, -3.0, -1.0, 0, 48)
+    verdict = by_measure(run, by_loss, "arc perplexity", False, {0: fell})
+    assert verdict.kind == "better"
+    assert verdict.detail.startswith(
+        "arc perplexity decides: a change of −2.000, with a 95 % confidence interval from −3.000 to −1.000 over 48 "
+        "documents, by standard errors, not paired."
+    )
 
 
 def warmed(*iterations: IterationHistory, val_loss: float) -> History:
