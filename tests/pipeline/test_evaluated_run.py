@@ -82,10 +82,13 @@ def test_training_completes_without_the_judge_and_the_same_command_evaluates_lat
     assert KEY not in result.stdout + result.stderr
 
 
+@pytest.mark.usefixtures("warm_driver")
 def test_a_run_that_the_judge_decides_stops_without_it_and_goes_on_with_the_same_command(
-    tmp_path: Path, judge: JudgeServer
+    tmp_path: Path, judge: JudgeServer, tiny_llama: Path, question_file: Path
 ) -> None:
     settings: dict[str, Any] = {
+        "model.base": tiny_llama,
+        "data.train": question_file,
         "data.max_train_records": 16,
         "data.validation_size": 8,
         "spin.max_iterations": 2,
