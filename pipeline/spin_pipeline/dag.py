@@ -36,6 +36,7 @@ from spin_components.store.layout import control as number_of_control
 from spin_components.validate.component import validate
 from spin_components.warm_up.component import warm_up, warm_up_on_nodes
 from spin_pipeline.config import load_settings
+from spin_pipeline.deploy.caller_names import callers_without_source
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
@@ -71,6 +72,7 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
     )
 
 
+@callers_without_source()
 def build(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> GraphComponent:
     """Build the pipeline of a configuration, with the settings as the defaults of its parameters.
 

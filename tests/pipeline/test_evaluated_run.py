@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from support.judge_server import KEY, Answer, JudgeServer
 from support.task_folder import write_tasks
+from support.warm_spin import SPIN
 
 ROWS = [{"question": f"Question {n}", "choices": ["yes", "no"], "gold": n % 2} for n in range(4)]
 
@@ -26,16 +26,18 @@ def judge() -> Iterator[JudgeServer]:
 
 
 def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "spin_pipeline.cli", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "SPIN_JUDGE_API_KEY": KEY}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    environment = {**os.environ, "SPIN_JUDGE_API_KEY": KEY}
+    return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.usefixtures("warm_driver")
 def test_training_completes_without_the_judge_and_the_same_command_evaluates_later(
-    tmp_path: Path, judge: JudgeServer
+    tmp_path: Path, judge: JudgeServer, tiny_llama: Path, question_file: Path
 ) -> None:
     tasks = write_tasks(tmp_path / "tasks", ROWS, [])
     settings: dict[str, Any] = {
+        "model.base": tiny_llama,
+        "data.train": question_file,
         "data.max_train_records": 16,
         "data.validation_size": 4,
         "spin.max_iterations": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spin_components.algorithm.batching import LOGITS_BYTES, logit_chunk
@@ -104,9 +104,27 @@ class Workload:
 
     @property
     def is_packed(self) -> bool:
-        """Whether batches are packed, as `scoring.resolve_packing` decides."""
-        packing = self.settings.training.packing
-        return packing == "on" or (packing == "auto" and self.machine.device == "cpu")
+        """Whether batches are packed, as `model.batch_layout.resolve_packing` decides."""
+        return self.settings.training.packing != "off"
+
+    def padded(self) -> Workload:
+        """The same with padded batches, for a model that does not pack."""
+        training = self.settings.training.model_copy(update={"packing": "off"})
+        return replace(self, settings=self.settings.model_copy(update={"training": training}))
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are computed of each pair."""
+        return 1 + self.lengths.num_generated if self.lengths.generated else 1
+
+    @property
+    def pairs_at_once(self) -> float:
+        """Size of a micro-batch, in pairs of the longest lengths; a fraction where a budget of tokens limits it."""
+        training, lengths = self.settings.training, self.lengths
+        if not training.micro_batch_tokens:
+            return training.micro_batch_size
+        tokens = lengths.pair if self.is_packed else self.num_answers * lengths.longest
+        return max(1.0, min(training.micro_batch_size, training.micro_batch_tokens / tokens))
 
     @property
     def on_gpu(self) -> bool:

@@ -35,6 +35,8 @@ class TrainingPairs:
             Empty for human answers alone.
         num_tokens: see `Pair.num_tokens`, (N,).
         num_packed: tokens of the prompt, once, and of the answers, (N,).
+        num_prompt: tokens of the prompt, (N,).
+        num_longest: tokens of the longest answer, (N,).
         batches: indices of pairs, by global batch, as they were scored.
         counts: of the pairs by origin, and of those dropped.
         files: local Parquet files of the generations, or of prompts with human answers.
@@ -48,6 +50,8 @@ class TrainingPairs:
     scores: RowColumns[Score]
     num_tokens: Ints
     num_packed: Ints
+    num_prompt: Ints
+    num_longest: Ints
     batches: GlobalBatches
     counts: PairCounts
     files: list[Path]
@@ -56,6 +60,12 @@ class TrainingPairs:
     scratch: Path
     kind: type[Pair] | type[Prompt] = Pair
     proto_rows: Ints | None = None
+
+    @property
+    def num_answers(self) -> Ints:
+        """Number of answers of each pair that are trained on, (N,)."""
+        num = np.full(len(self.rows), 2 if self.scores else 1, dtype=np.int32)
+        return num if self.proto_rows is None else num + (self.proto_rows >= 0)
 
     def read(self, indices: Iterable[int]) -> ScoredPairs:
         """Read the token ids of some pairs into a local file.
@@ -109,6 +119,7 @@ class _Shard:
         scores: columns by name.
         num_prompt: tokens of the prompt.
         num_actual, num_generated: tokens of the answers, the latter of all but the human's.
+        num_longest: see `TrainingPairs`.
         rows: of the pairs, counted through the files of this shard.
         num_rows: of these files.
         proto_rows: of the proto answers, -1 for none; None where the pairs were scored without.
@@ -118,6 +129,7 @@ class _Shard:
     num_prompt: Ints
     num_actual: Ints
     num_generated: Ints
+    num_longest: Ints
     files: list[Path]
     rows: Ints
     num_rows: int
@@ -143,9 +155,13 @@ class _Shard:
         lengths = read_numbers(files, Pair, _LENGTHS)
         num_prompt, num_actual, num_generated = (lengths.pop(name) for name in _LENGTHS)
         num_rows, generated = len(num_prompt), num_generated[rows]
+        num_longest = np.maximum(num_actual[rows], generated)
         if proto_rows is not None:
-            generated += np.where(proto_rows < 0, 0, num_generated[proto_rows])
-        return cls(scores, num_prompt[rows], num_actual[rows], generated, files, rows, num_rows, proto_rows)
+            protos = np.where(proto_rows < 0, 0, num_generated[proto_rows])
+            generated, num_longest = generated + protos, np.maximum(num_longest, protos)
+        return cls(
+            scores, num_prompt[rows], num_actual[rows], generated, num_longest, files, rows, num_rows, proto_rows
+        )
 
 
 def _rows_of(wanted: Ints, keys: Ints) -> Ints | None:
@@ -193,6 +209,8 @@ def load_human_answers(run: RunStore, global_batch_size: int, seed: int) -> Trai
         RowColumns(Score),
         2 * num_prompt + lengths["actual_ids"],
         num_prompt + lengths["actual_ids"],
+        num_prompt,
+        lengths["actual_ids"],
         form_batches(num, global_batch_size, seed),
         PairCounts(num_pairs=num),
         files,
@@ -238,6 +256,8 @@ def load_training_pairs(run: RunStore, iteration: int, *, with_generated: bool =
         scores,
         num_packed + (num_answers - 1) * num_prompt,
         num_packed,
+        num_prompt,
+        np.concatenate([shard.num_longest if with_generated else shard.num_actual for shard in shards]),
         batches,
         total,
         [path for shard in shards for path in shard.files],

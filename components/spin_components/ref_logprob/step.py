@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches
+from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches, micro_batches
+from spin_components.algorithm.logprobs import is_packed
+from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
 from spin_components.data.triplets import Triplets
 from spin_components.errors import NonFiniteError
 from spin_components.memory.processes import num_processes
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
-from spin_components.model.scoring import load_scored, pair_logprobs, resolve_packing
+from spin_components.model.scoring import load_scored, pair_logprobs
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs
 from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs, proto_rows
@@ -85,10 +88,11 @@ def _inputs(step: Step, iteration: int, shard: int, reference_uri: str) -> dict[
         "reference": model_digest(run, reference_uri),
         "precision": compute.precision,
         **settings.lora.scoring_inputs(),
-        "packing": resolve_packing(settings.training, compute),
+        "packing": resolve_packing(settings.training),
         "run.seed": settings.run.seed,
         "training.global_batch_size": settings.training.global_batch_size,
         "training.micro_batch_size": settings.training.micro_batch_size,
+        **settings.training.budget_inputs(),
         "eos_ids": _eos_ids(step),
         **{f"spin.{name}": getattr(settings.spin, name) for name in _POOL},
         "generation.on_truncated": settings.generation.on_truncated,
@@ -237,16 +241,12 @@ def score_pairs(
     Raises:
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
     """
-    size = training.micro_batch_size
     scores, num_done = RowColumns(Score, num_zeros=len(pairs)), 0
     if with_protos:
         scores.set_column("ref_proto", np.full(len(pairs), np.nan))
     for number, batch in enumerate(batches):
         by_index = {int(i): pairs[i] for i in batch}
-        lengths = {i: pair.num_tokens for i, pair in by_index.items()}
-        for micro in micro_batches(
-            list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
-        ):
+        for micro in _micro_batches(by_index, training, is_packed=is_packed(model)):
             if micro.is_filling:
                 continue
             chosen = [by_index[i] for i in micro.pairs]  # B
@@ -265,3 +265,19 @@ def score_pairs(
             num_done += int(sum(micro.weights))
             report(num_done)
     return scores
+
+
+def _micro_batches(by_index: dict[int, Pair], training: TrainingSettings, *, is_packed: bool) -> list[MicroBatch]:
+    """The micro-batches that training forms of a global batch on one rank."""
+    lengths, size = {i: pair.num_tokens for i, pair in by_index.items()}, training.micro_batch_size
+    if not training.micro_batch_tokens:
+        num = training.global_batch_size // size
+        return micro_batches(list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=num)
+    of_pairs = PairLengths(
+        {i: len(pair.prompt_ids) + sum(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.prompt_ids) for i, pair in by_index.items()},
+        {i: max(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.answers) for i, pair in by_index.items()},
+    )
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.packed if is_packed else of_pairs.padded)
+    return budgeted_micro_batches(list(by_index), lengths, budget, rank=0, ranks=1, is_balanced=False)

@@ -146,10 +146,17 @@ class TrainingSettings(Section):
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether sequences are packed without padding and each prompt is computed once for both answers; "
-        "auto: where benchmarks show a gain.",
+        "auto: where a kernel of attention fits the model, else the log says why not; on: or the run ends.",
     )
     global_batch_size: int = Field(64, ge=1, description="Number of pairs per optimizer step, over all ranks.")
     micro_batch_size: int = Field(1, ge=1, description="Number of pairs per forward pass of one rank.")
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Most tokens per forward pass of one rank, as they are computed: packed, each prompt once; padded, "
+        "with padding. A micro-batch then has up to micro_batch_size pairs, and a longer pair one of its own; 0: no "
+        "limit.",
+    )
     optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
     lr: PositiveFloat | list[PositiveFloat] = Field(
         5e-7, description="Peak learning rate: one number, or a list with one per iteration."
@@ -205,6 +212,10 @@ class TrainingSettings(Section):
         if self.min_lr > lowest:
             raise ValueError(f"min_lr ({self.min_lr}) exceeds lr ({lowest}); the schedule falls from lr to min_lr")
         return self
+
+    def budget_inputs(self) -> dict[str, int]:
+        """`micro_batch_tokens` by name, where it is set: how rounding falls depends on it."""
+        return {"training.micro_batch_tokens": self.micro_batch_tokens} if self.micro_batch_tokens else {}
 
     def peak_lr(self, iteration: int) -> float:
         """Peak learning rate of an iteration."""

@@ -80,14 +80,14 @@ def train_single_step(
     loss_at_reference = torch.zeros(1, dtype=torch.float64, device=device)  # the loss if the policy were the reference
     rewards = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (N, 2): actual, generated
     row_of = {pair: row for row, pair in enumerate(batch)}
-    for micro in micro_batches:
+    for number, micro in enumerate(micro_batches, start=1):
         if micro.is_filling and not backend.needs_filling:
             continue
         pairs = [data.pairs[i] for i in micro.pairs]  # B
         if not data.scores:
             terms = _human_terms(backend, pairs)
             weights = torch.tensor(micro.weights, device=device)  # (B,)
-            backend.backward((terms.losses * weights).sum() / len(batch))
+            backend.backward((terms.losses * weights).sum() / len(batch), is_last=number == len(micro_batches))
             sums += metric_sums(terms, torch.zeros_like(weights), weights)
             continue
         reference, opponent = _fixed_logprobs([data.scores[i] for i in micro.pairs], objective, device)  # each (B,)
@@ -96,7 +96,7 @@ def train_single_step(
         with backend.compute.autocast():
             policy = pair_logprobs(backend.model, pairs, device)  # each (B,)
         terms = pair_terms(policy, opponent, lengths, objective)  # each (B,)
-        backend.backward((terms.losses * weights).sum() / len(batch))
+        backend.backward((terms.losses * weights).sum() / len(batch), is_last=number == len(micro_batches))
         sums += metric_sums(terms, lengths.generated, weights)
         if is_step_zero:
             losses = pair_terms(reference, opponent, lengths, objective).losses  # (B,)

@@ -110,9 +110,8 @@ def test_three_answers_a_pair_take_the_memory_of_a_third_sequence() -> None:
         for packing in ("on", "off")
     )
     assert training_batches(packed) == Batch(4 * 140, 4 * 80, repeated=4 * 2 * 90)
-    assert training_batches(padded) == Batch(4 * (80 + 90 + 90), 4 * 80, squares=4 * (80**2 + 90**2 + 90**2))
-    # padded, the longer half of twelve sequences
-    assert forward_batch(padded) == Batch(6 * 90, 6 * 30, squares=6 * 90**2)
+    # padded, a row of the longest length for each answer
+    assert training_batches(padded) == forward_batch(padded) == Batch(12 * 90, 4 * 80, squares=12 * 90**2)
 
 
 def test_a_shortage_names_the_largest_parts_and_settings_to_change() -> None:

@@ -100,6 +100,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (TrainingSettings, "precision", ["fp16"]),
     (TrainingSettings, "global_batch_size", [0]),
     (TrainingSettings, "micro_batch_size", [0]),
+    (TrainingSettings, "micro_batch_tokens", [-1]),
     (TrainingSettings, "optimizer", ["sgd"]),
     (TrainingSettings, "lr", [0, -1e-6, math.inf, [1e-6, 0.0]]),
     (TrainingSettings, "lr_schedule", ["step"]),

@@ -18,8 +18,9 @@ from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score
 from spin_components.data.triplets import Triplets
 from spin_components.errors import NonFiniteError, StepZeroError
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute
-from spin_components.model.scoring import enable_packed_attention, pair_logprobs
+from spin_components.model.scoring import pair_logprobs
 from spin_components.record.pairs import ScoredPairs
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.training import TrainingSettings
@@ -48,7 +49,7 @@ def make_model(request: pytest.FixtureRequest, make_random_llama: Callable[[], A
     def make() -> Any:
         model = make_random_llama()
         if request.param == "packed":
-            assert enable_packed_attention(model, torch.device("cpu")) == ""
+            assert enable_packed_attention(model, CPU) == ""
         return model
 
     yield make
