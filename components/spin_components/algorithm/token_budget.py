@@ -20,22 +20,22 @@ class PairLengths:
     """Tokens of pairs, by index.
 
     Attributes:
-        packed: of the prompt, once, and all answers.
+        once: of the prompt, once, and of all answers.
         prompt: of the prompt.
         longest: of the longest answer.
-        num_answers: that are computed of each pair.
+        num_answers: number of answers that are computed, no tokens.
     """
 
-    packed: Lengths
+    once: Lengths
     prompt: Lengths
     longest: Lengths
     num_answers: Lengths
 
-    def packed_tokens(self, pairs: Sequence[int]) -> int:
+    def packed(self, pairs: Sequence[int]) -> int:
         """Tokens of a packed batch: each prompt once."""
-        return sum(int(self.packed[i]) for i in pairs)
+        return sum(int(self.once[i]) for i in pairs)
 
-    def padded_tokens(self, pairs: Sequence[int]) -> int:
+    def padded(self, pairs: Sequence[int]) -> int:
         """Tokens of a padded batch with a row for each answer: all have the longest prompt and answer."""
         width = max(int(self.prompt[i]) for i in pairs) + max(int(self.longest[i]) for i in pairs)
         return sum(int(self.num_answers[i]) for i in pairs) * width

@@ -263,9 +263,9 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
     size = training.micro_batch_size
-    num_answers = np.full(num_pairs, len(answers))
-    of_pairs = PairLengths(prompts + np.sum(answers, axis=0), prompts, np.max(answers, axis=0), num_answers)
-    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded_tokens)
+    once, num_answers = prompts + np.sum(answers, axis=0), [len(answers)] * num_pairs
+    of_pairs = PairLengths(once, prompts, np.max(answers, axis=0), num_answers)
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded)
 
     def computed(batch: Sequence[int], rank: int) -> int:
         if training.micro_batch_tokens:

@@ -34,6 +34,7 @@ class TrainingPairs:
         scores: shard after shard; in each the iteration's own pairs by index, then those of the iterations before it.
             Empty for human answers alone.
         num_tokens: see `Pair.num_tokens`, (N,).
+        num_packed: tokens of the prompt, once, and of the answers, (N,).
         num_prompt: tokens of the prompt, (N,).
         num_longest: tokens of the longest answer, (N,).
         batches: indices of pairs, by global batch, as they were scored.
@@ -48,6 +49,7 @@ class TrainingPairs:
 
     scores: RowColumns[Score]
     num_tokens: Ints
+    num_packed: Ints
     num_prompt: Ints
     num_longest: Ints
     batches: GlobalBatches
@@ -61,15 +63,9 @@ class TrainingPairs:
 
     @property
     def num_answers(self) -> Ints:
-        """Number of answers that are computed of each pair, (N,)."""
-        if not self.scores:
-            return np.ones(len(self.rows), dtype=np.int8)
-        return 2 + _num_protos(self.proto_rows, len(self.rows))
-
-    @property
-    def num_packed(self) -> Ints:
-        """Tokens of the prompt, once, and of the answers, (N,)."""
-        return self.num_tokens - (1 + _num_protos(self.proto_rows, len(self.rows))) * self.num_prompt
+        """Number of answers of each pair that are trained on, (N,)."""
+        num = np.full(len(self.rows), 2 if self.scores else 1, dtype=np.int32)
+        return num if self.proto_rows is None else num + (self.proto_rows >= 0)
 
     def read(self, indices: Iterable[int]) -> ScoredPairs:
         """Read the token ids of some pairs into a local file.
@@ -122,9 +118,8 @@ class _Shard:
     Attributes:
         scores: columns by name.
         num_prompt: tokens of the prompt.
-        num_actual: tokens of the human answer.
-        num_generated: tokens of the other answers together.
-        num_longest: tokens of the longest answer.
+        num_actual, num_generated: tokens of the answers, the latter of all but the human's.
+        num_longest: see `TrainingPairs`.
         rows: of the pairs, counted through the files of this shard.
         num_rows: of these files.
         proto_rows: of the proto answers, -1 for none; None where the pairs were scored without.
@@ -141,9 +136,10 @@ class _Shard:
     proto_rows: Ints | None
 
     @property
-    def num_protos(self) -> Ints:
-        """Number of proto answers of each pair, 0 or 1, (N,)."""
-        return _num_protos(self.proto_rows, len(self.rows))
+    def num_answers(self) -> Ints:
+        """Number of answers of each pair, (N,)."""
+        num_protos = 0 if self.proto_rows is None else (self.proto_rows >= 0).astype(np.int32)
+        return np.full(len(self.rows), 2, dtype=np.int32) + num_protos
 
     @classmethod
     def read(cls, run: RunStore, iteration: int, shard: int, scored: Manifest) -> _Shard:
@@ -159,15 +155,13 @@ class _Shard:
         lengths = read_numbers(files, Pair, _LENGTHS)
         num_prompt, num_actual, num_generated = (lengths.pop(name) for name in _LENGTHS)
         num_rows, generated = len(num_prompt), num_generated[rows]
-        longest = np.maximum(num_actual[rows], generated)
+        num_longest = np.maximum(num_actual[rows], generated)
         if proto_rows is not None:
-            num_proto = np.where(proto_rows < 0, 0, num_generated[proto_rows])
-            generated, longest = generated + num_proto, np.maximum(longest, num_proto)
-        return cls(scores, num_prompt[rows], num_actual[rows], generated, longest, files, rows, num_rows, proto_rows)
-
-
-def _num_protos(rows: Ints | None, num_pairs: int) -> Ints:
-    return np.zeros(num_pairs, dtype=np.int8) if rows is None else (rows >= 0).astype(np.int8)
+            protos = np.where(proto_rows < 0, 0, num_generated[proto_rows])
+            generated, num_longest = generated + protos, np.maximum(num_longest, protos)
+        return cls(
+            scores, num_prompt[rows], num_actual[rows], generated, num_longest, files, rows, num_rows, proto_rows
+        )
 
 
 def _rows_of(wanted: Ints, keys: Ints) -> Ints | None:
@@ -214,6 +208,7 @@ def load_human_answers(run: RunStore, global_batch_size: int, seed: int) -> Trai
     return TrainingPairs(
         RowColumns(Score),
         2 * num_prompt + lengths["actual_ids"],
+        num_prompt + lengths["actual_ids"],
         num_prompt,
         lengths["actual_ids"],
         form_batches(num, global_batch_size, seed),
@@ -253,13 +248,14 @@ def load_training_pairs(run: RunStore, iteration: int, *, with_generated: bool =
         scores.set_column(name, np.concatenate([shard.scores.pop(name) for shard in shards]))
     first_rows = np.cumsum([0, *(shard.num_rows for shard in shards)], dtype=np.int32)
     num_prompt = np.concatenate([shard.num_prompt for shard in shards])
-    num_tokens = 2 * num_prompt + np.concatenate([shard.num_actual for shard in shards])
+    num_answers = np.concatenate([shard.num_answers for shard in shards]) if with_generated else 2
+    num_packed = num_prompt + np.concatenate([shard.num_actual for shard in shards])
     if with_generated:
-        num_tokens += np.concatenate([shard.num_generated for shard in shards])
-        num_tokens += np.concatenate([shard.num_protos for shard in shards]) * num_prompt
+        num_packed = num_packed + np.concatenate([shard.num_generated for shard in shards])
     return TrainingPairs(
         scores,
-        num_tokens,
+        num_packed + (num_answers - 1) * num_prompt,
+        num_packed,
         num_prompt,
         np.concatenate([shard.num_longest if with_generated else shard.num_actual for shard in shards]),
         batches,

@@ -273,13 +273,11 @@ def _micro_batches(by_index: dict[int, Pair], training: TrainingSettings, *, is_
     if not training.micro_batch_tokens:
         num = training.global_batch_size // size
         return micro_batches(list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=num)
-    answers = {i: [len(answer) for answer in pair.answers] for i, pair in by_index.items()}
-    prompt = {i: len(pair.prompt_ids) for i, pair in by_index.items()}
     of_pairs = PairLengths(
-        {i: prompt[i] + sum(each) for i, each in answers.items()},
-        prompt,
-        {i: max(each) for i, each in answers.items()},
-        {i: len(each) for i, each in answers.items()},
+        {i: len(pair.prompt_ids) + sum(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.prompt_ids) for i, pair in by_index.items()},
+        {i: max(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.answers) for i, pair in by_index.items()},
     )
-    budget = Budget(size, training.micro_batch_tokens, of_pairs.packed_tokens if is_packed else of_pairs.padded_tokens)
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.packed if is_packed else of_pairs.padded)
     return budgeted_micro_batches(list(by_index), lengths, budget, rank=0, ranks=1, is_balanced=False)

@@ -46,10 +46,9 @@ class EpochLoop:
         self._course = course
         self._batches = epoch_batches(job, data)
         self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
-        num_packed = data.num_packed  # (N,)
-        self._lengths = num_packed if self._is_balanced else data.num_tokens  # (N,)
-        of_pairs = PairLengths(num_packed, data.num_prompt, data.num_longest, data.num_answers)
-        self._count = of_pairs.packed_tokens if is_packed(backend.model) else of_pairs.padded_tokens
+        self._lengths = data.num_packed if self._is_balanced else data.num_tokens  # (N,)
+        of_pairs = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
+        self._count = of_pairs.packed if is_packed(backend.model) else of_pairs.padded
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))

@@ -110,7 +110,7 @@ def test_three_answers_a_pair_take_the_memory_of_a_third_sequence() -> None:
         for packing in ("on", "off")
     )
     assert training_batches(packed) == Batch(4 * 140, 4 * 80, repeated=4 * 2 * 90)
-    # padded, twelve rows of the longest length in one forward pass
+    # padded, a row of the longest length for each answer
     assert training_batches(padded) == forward_batch(padded) == Batch(12 * 90, 4 * 80, squares=12 * 90**2)
 
 

@@ -49,7 +49,7 @@ def make_model(request: pytest.FixtureRequest, make_random_llama: Callable[[], A
     def make() -> Any:
         model = make_random_llama()
         if request.param == "packed":
-            assert enable_packed_attention(model, Compute(torch.device("cpu"), "float32")) == ""
+            assert enable_packed_attention(model, CPU) == ""
         return model
 
     yield make
