@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
+# Tests at a time. Many wait for processes that start or poll: two for each of two cores; four need 16 GB.
+WORKERS ?= 4
 
 # Images are named $(PREFIX)/{cpu,train,generate}:$(TAG). docker/README.md has the other arguments.
 DOCKER ?= docker
@@ -28,7 +30,7 @@ demo: $(VENV)/.demo  ## two iterations of SPIN on SmolLM2-135M, on this machine
 	$(BIN)/spin-pipeline run
 
 test: $(VENV)/.test  ## every test: real vLLM, real 2-rank DeepSpeed, the real KFP runner
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the long files first, as they are collected
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder  # the long files first, as they are collected
 
 test-matrix: $(VENV)/.test  ## numeric and watch tests on other instructions, thread counts, load and order; ARGS: tests/matrix.py
 	$(BIN)/python tests/matrix.py $(ARGS)

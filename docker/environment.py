@@ -5,7 +5,9 @@
     environment.py install EXTRA... [--without NAME ...]     install the requirements of pyproject.toml with extras
     environment.py check                            fail if a protected base package was replaced, or by `pip check`
 
-Packages of the base keep their versions, e.g. vLLM's torch; all others have the versions of constraints.txt.
+Packages of the base keep their versions, e.g. vLLM's torch, unless a requirement needs a newer one, or pyproject.toml
+another; all others have the versions of constraints.txt. A dependency that pins a package, as kfp does requests, or has
+not been released for its present version, does not replace the base's.
 The script runs under the base image's Python before anything is installed, so it imports the standard library only.
 """
 
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -49,7 +52,7 @@ def main() -> None:
         case "torch":
             check_torch(arguments.build)
         case "install":
-            pip("install", *requirements(arguments.extras, arguments.without))
+            install_requirements(requirements(arguments.extras, arguments.without))
         case "check":
             check()
 
@@ -66,7 +69,55 @@ def create() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     kept = [line for line in pins if normal(line.split("==")[0]) not in left_to_base]
     CONSTRAINTS.write_text("\n".join(kept) + "\n", encoding="utf-8")
-    BASE.write_text(json.dumps({"packages": sorted(present), "complaints": complaints()}), encoding="utf-8")
+    versions: dict[str, str] = {}
+    for each in metadata.distributions():  # of the base alone, in the order of its path
+        versions.setdefault(normal(each.metadata["Name"]), each.version)
+    state = {"packages": sorted(present), "complaints": complaints(), "versions": versions, "left": []}
+    BASE.write_text(json.dumps(state), encoding="utf-8")
+
+
+def install_requirements(wanted: list[str]) -> None:
+    """Install requirements, then remove packages whose version in the base will do, if the base has torch or vLLM."""
+    pip("install", *wanted)
+    base = json.loads(BASE.read_text("utf-8"))
+    if not {*KEPT} & {*base["packages"]}:
+        return
+    names = {normal(package["name"]) for package in packages("--local")} & {*base["versions"]} - {"pip"}
+    if left := sorted(names - unfit(base["versions"], wanted)):
+        pip("uninstall", "--yes", *left)
+        kept = [f"{name} {base['versions'][name]}" for name in left]
+        sys.stdout.write(f"left to the base: {', '.join(kept)}\n")
+    BASE.write_text(json.dumps({**base, "left": left}), encoding="utf-8")
+
+
+def unfit(versions: dict[str, str], wanted: list[str]) -> set[str]:
+    """Packages of the base that something installed needs newer, or that a requirement of ours excludes.
+
+    Args:
+        versions: of the base's packages by name.
+        wanted: requirements of pyproject.toml, which hold as they are; of others' only lower bounds and `!=` do.
+    """
+    too_old = """
+import json, re, sys
+from importlib.metadata import distributions
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.specifiers import Specifier
+versions, found = json.load(sys.stdin), set()
+for requirement in (Requirement(line) for each in distributions() for line in each.requires or ()):
+    name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+    if name not in versions or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        continue
+    for one in requirement.specifier:
+        operator = {"~=": ">="}.get(one.operator, one.operator)
+        if operator in (">=", ">", "!=") and not Specifier(operator + one.version).contains(versions[name], True):
+            found.add(name)
+print(json.dumps(sorted(found)))
+"""
+    answer = subprocess.run(
+        [PYTHON, "-c", too_old], input=json.dumps(versions), capture_output=True, text=True, check=True
+    )
+    listed = [{"name": name, "version": version} for name, version in versions.items()]
+    return {*json.loads(answer.stdout)} | excluded(listed, wanted)
 
 
 def check_torch(build: str) -> None:
@@ -127,7 +178,9 @@ def check() -> None:
     own = [package for package in packages("--local") if normal(package["name"]) in {*KEPT} & {*base["packages"]}]
     if replaced := [f"{package['name']} {package['version']}" for package in own]:
         sys.exit(f"pip replaced the base image's packages with {', '.join(replaced)}: a requirement excludes theirs")
+    is_left = [f"but you have {name} {base['versions'][name]}" for name in base["left"]]
     new = [line for line in complaints() if line not in base["complaints"]]
+    new = [line for line in new if not any(text in line.replace("_", "-").lower() for text in is_left)]
     if unexpected := [line for line in new if normal(line.split()[0]) not in without_deps()]:
         sys.exit("pip check:\n" + "\n".join(unexpected))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -40,26 +39,11 @@ from support.kfp_server import KfpServer
 from support.s3_server import S3Server
 from support.small import small_settings
 from support.warm_python import WarmPython
+from support.warm_spin import WARM
 
 # the same examples on every run: a suite that fails now and then is not believed
 hypothesis_settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis_settings.load_profile("fixed")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def stacks_without_source() -> Iterator[None]:
-    """KFP takes its caller's name from `inspect.stack()`, which looks up the source of each of pytest's many frames."""
-
-    def stack(context: int = 0) -> list[inspect.FrameInfo]:
-        frame, found = inspect.currentframe(), list[inspect.FrameInfo]()
-        while frame is not None and (frame := frame.f_back) is not None:
-            code = frame.f_code
-            found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "stack", stack)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -150,6 +134,13 @@ def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Has torchrun and ranks start in forks of a process that has imported torch and DeepSpeed; on Linux."""
     if sys.platform == "linux":
         monkeypatch.setattr(sys, "executable", str(request.getfixturevalue("warm_server").executable))
+
+
+@pytest.fixture
+def warm_driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the driver of `warm_spin.SPIN` start in forks of a process that has imported what steps need; on Linux."""
+    if sys.platform == "linux":
+        monkeypatch.setenv(WARM, str(request.getfixturevalue("warm_server").executable))
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 """The self-play loop as a Kubeflow pipeline.
 
-    prepare -> validate the base -> [warm-up -> validate] -> self-play -> result
+    prepare -> self-play -> result
 
     self-play:
+        validate the base -> [warm-up -> validate] ->
         iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
-        evaluate, if configured: no other task depends on it
+        evaluate, if configured: no other task depends on it, unless its results decide (`selection.measure`)
         control 0 -> validate -> control 1 -> validate ..., if configured: no iteration depends on them
 
     iteration(t, reference):
         [generate -> ref-logprob] for each shard, in parallel
         train-epoch 0 -> validate -> train-epoch 1 -> validate ...
+        evaluate, if its results decide: in iteration 0 also the base model and the warm-up, beside its training
         checkpoint -> URI of the next reference, or "" to stop
 
 The reference of iteration t + 1 is the return value of iteration t: the immutable address of a model, as a string. KFP
@@ -35,10 +37,12 @@ from spin_components.store.layout import control as number_of_control
 from spin_components.validate.component import validate
 from spin_components.warm_up.component import warm_up, warm_up_on_nodes
 from spin_pipeline.config import load_settings
+from spin_pipeline.deploy.caller_names import callers_without_source
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
 from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
-from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import Placement
+from spin_pipeline.deploy.pod_parameters import PODS
 from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of, trainer
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
@@ -49,7 +53,8 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
     """The numbers of tasks of a configuration.
 
     They follow from `spin.max_iterations`, `spin.max_epochs`, `generation.shards`, `hardware.nodes`, whether
-    `[evaluation]` names tasks or a judge, whether there are a warm-up and controls, and `cluster.fuse`.
+    `[evaluation]` names tasks or a judge, whether `selection.measure` is one of its results, whether there are a
+    warm-up and controls, and `cluster.fuse`.
 
     Args:
         settings: the configuration.
@@ -65,10 +70,12 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
         settings.evaluation.is_on,
         settings.warm_up.is_on,
         settings.control.sft,
+        settings.selection.waits_for_evaluation,
         frozenset(cluster.fuse if cluster else ()),
     )
 
 
+@callers_without_source()
 def build(settings: Settings, cluster: ClusterSettings | None = None, *, parallelism: int = 0) -> GraphComponent:
     """Build the pipeline of a configuration, with the settings as the defaults of its parameters.
 
@@ -123,43 +130,45 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         identity = {"attempt": ATTEMPT, "created": CREATED if cluster else ""}  # unknown to KFP's local runner
         shown = placer.light(task_of(result, None, **identity, run_uri=run_uri), retry=False)
         prepared = placer.light(task_of(prepare, None, **identity, **form, compiled=compiled), retry=False)
-        pod_fields = {name: prepared.outputs[name] for name in POD_FIELDS}
-        address = prepared.outputs["run_uri"]
+        address, pods = prepared.outputs["run_uri"], prepared.outputs[PODS]
         at = {"attempt": ATTEMPT, "run_uri": address}
-        base = task_of(
-            validate, "base", **at, iteration=BASE, epoch=0, policy_uri=prepared.outputs["policy_uri"], reference_uri=""
-        )
-        placer.validate(base, pod_fields)
 
         def add_evaluation(t: int, after: Any) -> None:
-            """Add the evaluation of the model that iteration t published; t is `BASE` for the base model."""
-            if shape.evaluates:
-                evaluated = task_of(evaluate, "base" if t == BASE else t, **at, iteration=t, after=after)
-                placer.evaluate(evaluated, pod_fields)
+            """Add the evaluation of the model that iteration t published; t is `BASE` for the base model.
 
-        def add_warm_up() -> Any:
+            Where its results decide, it is a task of the iteration.
+            """
+            if shape.evaluates and not shape.decides:
+                evaluated = task_of(evaluate, "base" if t == BASE else t, **at, iteration=t, after=after)
+                placer.with_model(evaluated, pods)
+
+        def add_warm_up(base_uri: Any) -> Any:
             """Add the warm-up and its validation; returns the address of its policy."""
-            warmed = task_of(trainer(shape, placer, warm_up, warm_up_on_nodes), None, **at, base_uri=result_of(base))
-            placer.train(warmed, pod_fields)
+            warmed = task_of(trainer(shape, placer, warm_up, warm_up_on_nodes), None, **at, base_uri=base_uri)
+            placer.with_model(warmed, pods)
             return add_validation("warm-up", WARM_UP, result_of(warmed))
 
         def add_validation(name: str, number: int, policy: Any) -> Any:
             """Add the validation of a policy that is no iteration's; returns its address."""
             validated = task_of(validate, name, **at, iteration=number, epoch=0, policy_uri=policy, reference_uri="")
-            placer.validate(validated, pod_fields)
+            placer.with_model(validated, pods)
             return result_of(validated)
 
         def add_control(t: int, start: Any, after: Any) -> Any:
             """Add the control of iteration t and its validation; returns the address of its policy."""
             step = trainer(shape, placer, control, control_on_nodes)
             trained = task_of(step, t, **at, iteration=t, start_uri=start, after=after)
-            placer.train(trained, pod_fields)
-            return add_validation(f"control-{t}", number_of_control(t), result_of(trained))
+            placer.with_model(trained, pods)
+            number = number_of_control(t)
+            validated = add_validation(f"control-{t}", number, result_of(trained))
+            if shape.decides:
+                evaluated = task_of(evaluate, f"control-{t}", **at, iteration=number, after=validated)
+                placer.with_model(evaluated, pods)
+            return validated
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""
-            fields = {name: field for name, field in pod_fields.items() if name != EVALUATE_GPUS}
-            played = iterations[t](run_uri=address, reference_uri=reference, **fields)
+            played = iterations[t](run_uri=address, reference_uri=reference, pods=pods)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if shape.controls:
@@ -169,8 +178,9 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
                     add_iteration(t + 1, played.output, start)
 
         with dsl.ExitHandler(shown, name="self-play"):
-            add_evaluation(BASE, result_of(base))
-            reference = add_warm_up() if shape.warms_up else result_of(base)
+            base_uri = add_validation("base", BASE, prepared.outputs["policy_uri"])
+            add_evaluation(BASE, base_uri)
+            reference = add_warm_up(base_uri) if shape.warms_up else base_uri
             add_iteration(0, reference, reference)
 
     finish(spin.pipeline_spec, spin.platform_spec, has_images=cluster is not None)

@@ -15,12 +15,14 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from spin_components.checkpoint.component import checkpoint
+from spin_components.evaluate.component import evaluate_to_decide
 from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
+from spin_components.store.layout import BASE, WARM_UP
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
-from spin_pipeline.deploy.placement import EVALUATE_GPUS, POD_FIELDS, Placement
+from spin_pipeline.deploy.placement import Placement
 
 ATTEMPT = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 """KFP's id of the pipeline run. All its steps hold the lease on the run's storage under this name."""
@@ -39,6 +41,7 @@ class Shape:
         evaluates: whether published models are evaluated.
         warms_up: whether the base model is fine-tuned before iteration 0.
         controls: whether each iteration has a control.
+        decides: whether verdicts wait for the evaluation of their models.
         fused: steps of an iteration that are part of the task before them: `ref-logprob`, `validate`.
     """
 
@@ -50,12 +53,14 @@ class Shape:
     evaluates: bool
     warms_up: bool = False
     controls: bool = False
+    decides: bool = False
     fused: frozenset[str] = frozenset()
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks of a run with all iterations."""
-        evaluations = (1 + self.max_iterations) * self.evaluates
+        beyond = (self.warms_up + self.max_iterations * self.controls) * self.decides
+        evaluations = (1 + self.max_iterations + beyond) * self.evaluates
         others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
         a_shard, an_epoch = (2 - (step in self.fused) for step in ("ref-logprob", "validate"))
         return 3 + evaluations + others + sum(a_shard * self.shards + an_epoch * epochs + 1 for epochs in self.epochs)
@@ -70,6 +75,7 @@ class Shape:
             "evaluates": self.evaluates,
             **({"warms_up": True} if self.warms_up else {}),
             **({"controls": True} if self.controls else {}),
+            **({"decides": True} if self.decides else {}),
         }
 
 
@@ -78,27 +84,8 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
     @dsl.pipeline(name=f"iteration-{t}")
-    def iteration(
-        run_uri: str,
-        reference_uri: str,
-        accelerator: str,
-        generate_accelerators: str,
-        train_accelerators: str,
-        score_accelerators: str,
-        validate_accelerators: str,
-        generate_cpu: str,
-        generate_memory: str,
-        train_cpu: str,
-        train_memory: str,
-        score_cpu: str,
-        score_memory: str,
-        node_selector: dict,
-        tolerations: list,
-        affinity: dict,
-    ) -> str:
+    def iteration(run_uri: str, reference_uri: str, pods: dict) -> str:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
-        arguments = locals()
-        pod_fields = {name: arguments[name] for name in POD_FIELDS if name != EVALUATE_GPUS}
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
         with dsl.ParallelFor(
             list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
@@ -106,12 +93,12 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
             if "ref-logprob" in shape.fused:
                 scored = task_of(generate_and_score, t, **of_shard)
-                placer.generate(scored, pod_fields)
+                placer.with_model(scored, pods)
             else:
                 generated = task_of(generate, t, **of_shard)
-                placer.generate(generated, pod_fields)
+                placer.with_model(generated, pods)
                 scored = task_of(ref_logprob, t, **of_shard, generations_uri=result_of(generated))
-                placer.score(scored, pod_fields)
+                placer.with_model(scored, pods)
         policy_uri: Any = reference_uri
         for epoch in range(shape.epochs[t]):
             scores = dsl.Collected(scored.output)  # the compiler fails if tasks share one `Collected`
@@ -119,19 +106,41 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             if "validate" in shape.fused:
                 of_epoch |= {"policy_uri": policy_uri, "scores_uris": scores, "reference_uri": reference_uri}
                 validated = task_of(train_and_validate, t, epoch, **of_epoch)
-                placer.train(validated, pod_fields)
+                placer.with_model(validated, pods)
             else:
                 trained = task_of(train, t, epoch, **of_epoch, policy_uri=policy_uri, scores_uris=scores)
-                placer.train(trained, pod_fields)
+                placer.with_model(trained, pods)
                 of_epoch |= {"policy_uri": result_of(trained), "reference_uri": reference_uri}
                 validated = task_of(validate, t, epoch, **of_epoch)
-                placer.validate(validated, pod_fields)
+                placer.with_model(validated, pods)
             policy_uri = result_of(validated)
+        if shape.decides:
+            policy_uri = _add_evaluations(shape, placer, at, policy_uri, reference_uri, pods)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)
         return result_of(published)  # type: ignore[no-any-return]
 
     return iteration
+
+
+def _add_evaluations(
+    shape: Shape, placer: Placement, at: Mapping[str, Any], policy_uri: Any, reference_uri: Any, pods: Any
+) -> Any:
+    """Add the evaluations that the verdict on an iteration waits for; returns the address of its policy.
+
+    Those of the base model and of the warm-up, which iteration 0 is compared with, run beside its training.
+    """
+    t, before = at["iteration"], reference_uri
+    models = [("base", BASE), *([("warm-up", WARM_UP)] if shape.warms_up else [])] if t == 0 else []
+    for name, number in models:
+        evaluated = task_of(
+            evaluate_to_decide, name, **{**at, "iteration": number}, policy_uri=reference_uri, after=before
+        )
+        placer.with_model(evaluated, pods)
+        before = result_of(evaluated)
+    evaluated = task_of(evaluate_to_decide, t, **at, policy_uri=policy_uri, after=before)
+    placer.with_model(evaluated, pods)
+    return result_of(evaluated)
 
 
 def trainer(shape: Shape, placer: Placement, here: Any, on_nodes: Any) -> Any:
@@ -155,7 +164,7 @@ def task_of(component: Any, iteration: int | str | None, epoch: int | None = Non
     original: Any = component.func if isinstance(component, partial) else component
     fixed: Mapping[str, Any] = component.keywords if isinstance(component, partial) else {}
     own = copy.deepcopy(original)
-    step = original.name.removesuffix("-on-nodes")
+    step = original.name.removesuffix("-on-nodes").removesuffix("-to-decide")
     own.component_spec.name = "-".join(str(part) for part in (step, iteration, epoch) if part is not None)
     task = own(**fixed, **arguments)
     task.set_caching_options(False)  # KFP's cache compares addresses, not contents; a step compares its manifest

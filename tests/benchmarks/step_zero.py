@@ -26,7 +26,7 @@ from spin_components.data.shards import Pair
 from spin_components.data.turn_ends import find_eos_ids
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.settings.run import ModelSettings
 
 
@@ -49,8 +49,13 @@ def sums(model: Any, pairs: list[Pair], order: list[int], size: int, *, autocast
     for start in range(0, len(pairs), size):
         places = order[start : start + size]
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            result[:, places] = answer_logprobs(model, both_answers([pairs[place] for place in places])).view(-1, 2).T
+            result[:, places] = answer_logprobs(model, all_answers([pairs[place] for place in places])).view(-1, 2).T
     return result
+
+
+def t_spin_loss(logprobs: torch.Tensor) -> float:
+    """T-SPIN's loss in iteration 0 of (2, num) log-probabilities, alpha = 1."""
+    return float(torch.nn.functional.softplus(logprobs[1] - logprobs[0]).mean())
 
 
 def main(num: int) -> None:
@@ -68,11 +73,12 @@ def main(num: int) -> None:
         "float32 throughout, other batches": sums(master, pairs, by_length, 4, autocast=False),
         "bf16 weights, the same batches": sums(master.bfloat16(), pairs, shuffled, 2, autocast=False),
     }
-    print(f"{'reference':<52}{'|loss - ln 2|':>14}{'largest log-ratio':>20}")  # noqa: T201
+    print(f"{'reference':<52}{'|loss - ln 2|':>14}{'T-SPIN':>10}{'largest log-ratio':>20}")  # noqa: T201
     for name, reference in ways.items():
         loss = spin_loss(AnswerLogprobs(*policy), AnswerLogprobs(*reference), beta=0.1)
         largest = float((policy - reference).abs().max())
-        print(f"{name:<52}{abs(float(loss) - math.log(2)):>14.6f}{largest:>20.4f}")  # noqa: T201
+        moved = abs(t_spin_loss(policy) - t_spin_loss(reference))
+        print(f"{name:<52}{abs(float(loss) - math.log(2)):>14.6f}{moved:>10.6f}{largest:>20.4f}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Two DeepSpeed ranks killed inside an epoch, on object storage, resume from their save with the same losses."""
+"""Two DeepSpeed ranks killed inside an epoch, on object storage, resume from their save with the same losses.
+
+The ranks that are killed are forks of a process that has imported torch; those that go on are new processes.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from faults.harms import Rule
 from spin_components.store import layout
 from spin_components.store.lease import read_lease
 from support import bounds
+from support.warm_python import WarmPython
+from support.warm_spin import WARM
 
 RANKS: dict[str, dict[str, Any]] = {
     "spin": {"max_epochs": 1},
@@ -23,11 +29,14 @@ RANKS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_killed_ranks_go_on_from_their_save(ground: Ground, tally: Tally, tiny_llama: Path) -> None:
+def test_killed_ranks_go_on_from_their_save(
+    ground: Ground, tally: Tally, tiny_llama: Path, warm_server: WarmPython
+) -> None:
     ground.restore("prepare", warm=True)
 
     def play(number: int) -> AttemptResult:
-        attempt = Attempt(tables(**RANKS), ground.variables(), ground.folder / "logs")
+        warm = {} if number or sys.platform != "linux" else {WARM: str(warm_server.executable)}
+        attempt = Attempt(tables(**RANKS), ground.variables(**warm), ground.folder / "logs")
         if not number:
             rule = Rule(r"PUT .*/epochs/0/partial\.json", "strike after", skip=1, strike=attempt.kill)
             ground.proxy.reset(rule)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 from faults.ends import read_end
 from spin_components.record.events import read_events, read_repeats
 from spin_components.store.local import LocalRun
 from spin_pipeline.runs.status import read_status
+from support.warm_spin import SPIN
 
 STEPS = 7
 """prepare, validate the base, generate, ref-logprob, train-epoch, validate, checkpoint."""
@@ -61,7 +63,7 @@ def run(folder: Path, model: Path, questions: Path, killer: Path, *, kills: int,
     ]
     tally = folder.with_name(f"{folder.name}-killed")
     tally.mkdir()
-    command = [sys.executable, "-m", "spin_pipeline.cli", "run", "--config", "tiny", "--run-uri", str(folder)]
+    command = [*SPIN, "run", "--config", "tiny", "--run-uri", str(folder)]
     command += [part for setting in settings for part in ("--set", setting)]
     environment = {
         **os.environ,
@@ -74,6 +76,7 @@ def run(folder: Path, model: Path, questions: Path, killer: Path, *, kills: int,
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
 
+@pytest.mark.usefixtures("warm_driver")
 def test_steps_killed_twice_in_a_row_end_with_the_same_bits(
     tmp_path: Path, tiny_llama: Path, question_file: Path
 ) -> None:

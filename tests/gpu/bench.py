@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import statistics
 import time
@@ -14,10 +15,12 @@ import torch
 
 from spin_components.algorithm.batching import micro_batches
 from spin_components.algorithm.loss import Objective
+from spin_components.algorithm.packing import PACKED, Kernel, attend_by_answer
 from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair
 from spin_components.model.compute import Compute
 from spin_components.settings.settings import Settings
+from support.attention import flex_reference, varlen_reference
 
 EOS = 2
 
@@ -144,13 +147,41 @@ def settings_of(folder: Path, shape: Shape, **training: Any) -> Settings:
     return Settings.model_validate(sections)
 
 
-def set_layout(model: Any, layout: str, device: torch.device) -> str:
-    """Switch a model to a batch layout; returns why it cannot be packed, or an empty string."""
+def kernels(device: torch.device) -> dict[str, Kernel]:
+    """The kernels of packed attention by name; on a CPU, plain torch computes what those of GPUs call."""
+    from spin_components.algorithm.attention.flex import FlexKernel
+    from spin_components.algorithm.attention.kernels import FLASH, FLEX, VARLEN
+    from spin_components.algorithm.attention.varlen import VarlenKernel, flash_attn_varlen, torch_varlen
+
+    if device.type == "cpu":
+        found: dict[str, Kernel] = {VARLEN: VarlenKernel(varlen_reference), FLEX: FlexKernel(flex_reference)}
+    else:
+        found = {VARLEN: VarlenKernel(torch_varlen()), FLEX: FlexKernel()}
+        if importlib.util.find_spec("flash_attn"):
+            found[FLASH] = VarlenKernel(flash_attn_varlen(), has_softcap=True)
+    return {**found, PACKED: attend_by_answer}
+
+
+def set_layout(model: Any, layout: str, compute: Compute) -> str:
+    """Switch a model to padded batches, or to packed ones with the product's choice of a kernel or a named one.
+
+    Args:
+        model: in either layout.
+        layout: `aligned`, `packed`, or a name of `kernels`.
+        compute: device and precision.
+
+    Returns: why it cannot be packed, or an empty string.
+    """
     from spin_components.algorithm.head import answer_head
-    from spin_components.model.scoring import enable_packed_attention
+    from spin_components.model.batch_layout import enable_packed_attention, register_kernel
 
     answer_head(model)
-    return enable_packed_attention(model, device) if layout == "packed" else ""
+    if layout == "packed":
+        return enable_packed_attention(model, compute)
+    if layout != "aligned":
+        register_kernel(layout, kernels(compute.device)[layout])
+        model.set_attn_implementation(layout)
+    return ""
 
 
 @dataclass

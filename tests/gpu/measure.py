@@ -7,11 +7,12 @@ spot, with random weights. Each part is a process of its own, which is ended whe
 each check and figure; the exit code is 1 where a check fails, or a part has not ended.
 
 - `device`: rate of bf16 matrix products, to which the shares below refer.
-- `parity`: log-probabilities and gradients in both batch layouts, against stock `transformers` on the CPU in float64.
+- `parity`: log-probabilities and gradients, padded and packed with each kernel of attention, in float32 and bf16,
+  against stock `transformers` on the CPU in float64.
 - `training`: eight updates in float32 and bf16; the first loss is ln 2, the last is lower.
 - `engine`: answers of the engine, whose log-probabilities the scorer must give too (`SAMPLER_TOLERANCE`).
-- `speed`: scoring and training at 1.3 billion parameters, in both layouts: tokens a second, share of the bf16 rate,
-  peak memory. Prompts of 64 to 256 tokens, answers of 64 to 512.
+- `speed`: scoring and training at 1.3 billion parameters, padded and packed with each kernel: tokens a second, share
+  of the bf16 rate, peak memory. Prompts of 64 to 256 tokens, answers of 64 to 512.
 - `generation`: tokens a second of the engine at 1.3 billion parameters, and the time until it is ready.
 - `run`: the configuration `tiny` through the command line, in bf16 with DeepSpeed where it is installed.
 
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         for finding in in_a_process(name, options, until - time.monotonic()):
             findings.append(finding)
             mark = {None: "    ", True: "ok  ", False: "FAIL"}[finding.is_right]
-            sys.stdout.write(f"{mark} {finding.part:<12}{finding.what:<28}{finding.value}\n")
+            sys.stdout.write(f"{mark} {finding.part:<12}{finding.what:<40}{finding.value}\n")
             sys.stdout.flush()
     if options.json:
         options.json.write_text(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n", "utf-8")

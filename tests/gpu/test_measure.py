@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("measure.py")
+KERNELS = ("spin_packed_varlen", "spin_packed_flex", "spin_packed")
 
 
 def measured(tmp_path: Path, *options: str) -> tuple[int, list[dict[str, object]]]:
@@ -20,6 +21,7 @@ def measured(tmp_path: Path, *options: str) -> tuple[int, list[dict[str, object]
     return done.returncode, json.loads(output.read_text("utf-8")) if output.exists() else []
 
 
+@pytest.mark.usefixtures("warm_driver")
 def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
     code, findings = measured(tmp_path, "--limit", "840")
     assert not [finding for finding in findings if finding["is_right"] is False]
@@ -32,6 +34,8 @@ def test_every_part_passes_on_a_cpu(tmp_path: Path) -> None:
         ("parity", "aligned gradients"),
         ("parity", "packed log-probabilities"),
         ("parity", "packed gradients"),
+        *(("parity", f"{name} {what}") for name in KERNELS for what in ("log-probabilities", "gradients")),
+        *(("parity", f"{name} bf16") for name in ("aligned", *KERNELS)),
         ("training", "float32"),
         ("training", "bf16"),
         ("engine", "log-probabilities"),

@@ -109,12 +109,13 @@ def test_an_offloaded_optimizer_gives_the_losses_and_the_state_of_plain_torch(
         assert apart < power * bounds.of_gradient_norm(tiny_llama, 3 * max_epochs) * whole
 
 
+@pytest.mark.parametrize("packing", ["on", "off"])
 def test_a_policy_loaded_in_parts_gives_the_losses_and_weights_of_plain_torch(
-    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path
+    make_settings: MakeSettings, tiny_llama: Path, tmp_path: Path, packing: str
 ) -> None:
-    unpacked = {"packing": "off"}  # as on a GPU; with packing, every rank loads all weights
-    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=unpacked))
-    training = {**unpacked, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
+    layout_of_batches = {"packing": packing}
+    plain = play(make_settings(run={"uri": str(tmp_path / "plain")}, training=layout_of_batches))
+    training = {**layout_of_batches, "backend": "deepspeed", "zero_stage": 3, "micro_batch_size": 2}
     zero = play(make_settings(run={"uri": str(tmp_path / "zero")}, training=training, hardware=TWO_RANKS))
     assert losses(zero) == pytest.approx(losses(plain), abs=bounds.of_small_run(tiny_llama, num_steps=3))
     assert_weights_alike(tiny_llama, zero, plain, epoch=0)
@@ -139,12 +140,12 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_weights_are_partitioned_while_loading_unless_packed(tiny_llama: Path) -> None:
+def test_weights_are_partitioned_while_loading(tiny_llama: Path) -> None:
     environment = {**os.environ, "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-c", _LOADING, str(tiny_llama)]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
     number = count_parameters(read_headers([tiny_llama / "model.safetensors"]), is_tied=False)
-    assert re.findall(r"HELD (\d+) (\d+)", output) == [("0", str(number)), (str(number), "0")]
+    assert re.findall(r"HELD (\d+) (\d+)", output) == [("0", str(number))] * 2  # padded and packed
 
 
 def test_deepspeed_goes_on_from_a_save_of_plain_torch(

@@ -118,7 +118,7 @@ def test_evaluations_are_in_the_status_the_table_and_the_report(
     answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in samples["generated_ids"]]
     asked = [request["messages"][0]["content"] for request in judge.requests[2:]]
     assert all(f"assistant\n|{answer}|" in text for answer, text in zip(answers, asked, strict=True))
-    assert list(first.outputs) == [layout.judge_scores(0)]
+    assert list(first.outputs) == [layout.document_values(0), layout.judge_scores(0)]
 
     status = read_status(settings.run.uri)
     assert status.state == "done"

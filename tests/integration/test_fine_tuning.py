@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError, InputsChangedError
-from spin_components.record.events import EventLog
 from spin_components.record.history import read_history
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
@@ -25,6 +21,7 @@ from spin_pipeline.runs.export import model_card
 from spin_pipeline.runs.published import find_published, forked_values
 from spin_pipeline.runs.status import read_status
 from support import bounds
+from support.killed_run import play_until_saved
 from support.playing import begin, play, play_anywhere, play_iteration, play_warm_up
 from support.small import small_settings
 
@@ -158,29 +155,14 @@ def test_a_finished_run_is_not_done_again(warmed: LocalRun) -> None:
     assert {path: path.stat().st_mtime_ns for path in warmed.root.rglob("*.safetensors")} == changed
 
 
-def _play_and_die(settings: Settings, step: str, epoch: int) -> None:
-    """Run in this process, which kills itself at the first save inside an epoch of a step."""
-    write = EventLog.write
-
-    def write_and_die(log: EventLog, kind: str, **fields: Any) -> None:
-        write(log, kind, **fields)
-        if kind == "save" and (log.labels["step"], log.labels["epoch"]) == (step, epoch):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    EventLog.write = write_and_die  # type: ignore[method-assign, assignment]
-    play_anywhere(settings)
-
-
+@pytest.mark.usefixtures("warm_python")
 def test_a_run_killed_inside_the_warm_up_and_the_control_resumes_to_the_same_bits(
     warmed: LocalRun, tmp_path: Path
 ) -> None:
     settings = settings_of(warmed, tmp_path / "run")
     run = LocalRun(tmp_path / "run")
     for step, number, epoch in (("warm-up", layout.WARM_UP, 1), ("control", layout.control(0), 0)):
-        process = multiprocessing.get_context("spawn").Process(target=_play_and_die, args=(settings, step, epoch))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        play_until_saved(settings, step, epoch, done=1)
         assert run.exists(layout.partial(number, epoch)), "it was to be killed inside the epoch"
     play(settings)
     assert policies(run) == policies(warmed)

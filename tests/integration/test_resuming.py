@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from spin_components.errors import IntegrityError
-from spin_components.record.events import EventLog
 from spin_components.runtime.signals import Interrupted
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
@@ -23,6 +20,7 @@ from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.train_epoch.step import train
 from spin_components.training.loop import EpochLoop
+from support.killed_run import play_until_saved
 from support.playing import begin, hardware, losses, play, play_iteration, play_scores
 
 MakeSettings = Callable[..., Settings]
@@ -32,38 +30,25 @@ def _train(settings: Settings, reference: str, scores: list[str]) -> None:
     train(settings.run.uri, 0, 0, reference, scores, hardware(settings))
 
 
-def _train_and_die(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in this process, which kills itself at the event of save number `num_saves`."""
-    write = EventLog.write
-
-    def write_and_die(log: EventLog, kind: str, **fields: Any) -> None:
-        write(log, kind, **fields)
-        if kind == "save" and fields["done"] == num_saves:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    EventLog.write = write_and_die  # type: ignore[method-assign, assignment]
-    _train(settings, reference, scores)
-
-
-def _train_until_killed(settings: Settings, reference: str, scores: list[str], num_saves: int) -> None:
-    """Train in a separate process that is killed after a number of saves."""
-    arguments = (settings, reference, scores, num_saves)
-    process = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=arguments)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.usefixtures("warm_python")
+@pytest.mark.parametrize(
+    ("optimizer", "sizes"),
+    [
+        ("adamw", {"micro_batch_size": 1, "global_batch_size": 2}),
+        ("rmsprop", {"micro_batch_size": 1, "global_batch_size": 2}),
+        ("adamw", {"micro_batch_size": 4, "global_batch_size": 4, "micro_batch_tokens": 150}),
+    ],
+    ids=["adamw", "rmsprop", "micro-batches by tokens"],
+)
 def test_a_killed_epoch_resumes_from_its_last_save_with_the_same_result(
-    make_settings: MakeSettings, tmp_path: Path, optimizer: str
+    make_settings: MakeSettings, tmp_path: Path, optimizer: str, sizes: dict[str, int]
 ) -> None:
-    training = {"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2, "optimizer": optimizer}
+    training = {"save_interval": 1, "optimizer": optimizer, **sizes}
     undisturbed = play(make_settings(run={"uri": str(tmp_path / "whole")}, training=training))
     settings = make_settings(training=training)
     reference = begin(settings)
-    scores = play_scores(settings, 0, reference)
-    _train_until_killed(settings, reference, scores, num_saves=3)
+    play_scores(settings, 0, reference)
+    play_until_saved(settings, "train-epoch", 0, done=3)
     run = LocalRun(Path(settings.run.uri))
     assert run.exists(layout.partial(0, 0)), "it was to be killed inside the epoch"
     play_iteration(settings, 0, reference)
@@ -78,11 +63,12 @@ def test_a_killed_epoch_resumes_from_its_last_save_with_the_same_result(
     assert not list(run.root.rglob("*.part"))
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_an_altered_save_is_detected_before_it_is_used(make_settings: MakeSettings) -> None:
     settings = make_settings(training={"save_interval": 1, "micro_batch_size": 1, "global_batch_size": 2})
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
-    _train_until_killed(settings, reference, scores, num_saves=1)
+    play_until_saved(settings, "train-epoch", 0, done=1)
     run = LocalRun(Path(settings.run.uri))
     save = run.read_json(layout.partial(0, 0))["facts"]["key"]
     optimizer = run.path(f"{save}/trainer/optimizer-00000.safetensors")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -18,28 +20,33 @@ from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Pair
 from spin_components.data.turn_ends import find_eos_ids
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute, Precision
 from spin_components.model.folder import load_tokenizer
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import both_answers, enable_packed_attention
+from spin_components.model.scoring import all_answers
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.run import ModelSettings
 from spin_components.settings.training import TrainingSettings
 from support.bounds import gamma
 
-NUM_PAIRS = 8
+NUM_PAIRS = 4
+"""Two ranks with a micro-batch of two pairs each."""
 
 
 @pytest.fixture(scope="module")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair]]:
     """SmolLM2-135M, and pairs whose "generated" answer is the human answer to another question."""
     folder: Path = tmp_path_factory.mktemp("models") / "smollm2"
-    make_smollm2(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers reads the file's metadata four times, 5 s each
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        make_smollm2(folder)
     settings = ModelSettings(base=str(folder))
     tokenizer = load_tokenizer(folder, settings)
     eos_ids = find_eos_ids(tokenizer, 2)
     assert eos_ids == [2], "SmolLM2 ends a turn with <|im_end|>"
-    renderer = Renderer(tokenizer, eos_ids, max_length=192, max_prompt_length=128)
+    renderer = Renderer(tokenizer, eos_ids, max_length=96, max_prompt_length=64)
     records = list(docstrings(limit=2 * NUM_PAIRS))
     pairs = []
     for index, ((question, answer), (_, other)) in enumerate(
@@ -58,7 +65,7 @@ def scored_model(
     """The model, with packed or padded batches."""
     model, pairs = demo_model
     if request.param == "packed":
-        assert enable_packed_attention(model, torch.device("cpu")) == ""
+        assert enable_packed_attention(model, Compute(torch.device("cpu"), "float32")) == ""
     yield model, pairs
     model.set_attn_implementation("eager")
 
@@ -66,19 +73,19 @@ def scored_model(
 def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_reference: bool) -> float:
     """Distance of the first loss from ln 2, with the policy's batches equal to the reference's or not."""
     compute = Compute(torch.device("cpu"), precision)
-    training = TrainingSettings(global_batch_size=NUM_PAIRS, micro_batch_size=4)
+    training = TrainingSettings(global_batch_size=NUM_PAIRS, micro_batch_size=2)
     batch = permutation(NUM_PAIRS, seed=1)
     scores = score_pairs(model, pairs, compute, [batch], training)
     lengths = [pair.num_tokens for pair in pairs]
     if like_reference:
-        shares = [micro_batches(batch, lengths, micro_batch_size=4, rank=rank, ranks=2, num=1) for rank in (0, 1)]
+        shares = [micro_batches(batch, lengths, micro_batch_size=2, rank=rank, ranks=2, num=1) for rank in (0, 1)]
         groups = [list(micro.pairs) for share in shares for micro in share]
     else:
-        groups = [batch[start : start + 2] for start in range(0, NUM_PAIRS, 2)]
+        groups = [[index] for index in batch]
     rows = []
     for indices in groups:
         with compute.autocast():  # with gradient, as in training
-            logprobs = answer_logprobs(model, both_answers([pairs[index] for index in indices]))
+            logprobs = answer_logprobs(model, all_answers([pairs[index] for index in indices]))
         rows.append(logprobs.detach().view(-1, 2))
     order = [index for indices in groups for index in indices]
     reference = AnswerLogprobs(

@@ -37,8 +37,9 @@ def _sampling(**settings: Any) -> Sampling:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama: Path) -> Iterator[VllmEngine]:
+def engine(tiny_llama: Path, prompts: list[list[int]]) -> Iterator[VllmEngine]:
     opened = VllmEngine(tiny_llama, ModelSettings(base=str(tiny_llama)), _sampling(max_new_tokens=24), CPU)
+    _answers(opened, prompts, [24] * len(prompts))  # the longest that a test has: longer ones start vLLM again
     yield opened
     opened.close()
 

@@ -39,6 +39,22 @@ def test_a_program_has_the_callers_arguments_streams_variables_and_folder(tmp_pa
         assert result.stderr == "to standard error\n"
 
 
+def test_a_program_has_the_callers_open_files_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("VALUE = 7", encoding="utf-8")
+    with (tmp_path / "kept").open("wb") as kept:
+        program = f"import os, sitecustomize; print(sitecustomize.VALUE); os.write({kept.fileno()}, b'written')"
+        (tmp_path / "program.py").write_text(program, encoding="utf-8")
+        result = subprocess.run(
+            [sys.executable, "-m", "program"],
+            pass_fds=(kept.fileno(),),
+            env={"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    assert result.stdout == b"7\n"
+    assert (tmp_path / "kept").read_bytes() == b"written"
+
+
 def test_a_signal_reaches_the_program_and_its_end_the_caller(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import time; print(flush=True); time.sleep(3600)", encoding="utf-8")
     command = [sys.executable, str(tmp_path / "program.py")]

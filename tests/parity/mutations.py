@@ -23,7 +23,7 @@ from spin_components.data.text_encoder import TextEncoder
 from spin_components.engine import engine
 from spin_components.errors import IntegrityError, SpinError, StepZeroError
 from spin_components.generate import step as generate_step
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.ref_logprob import pool
 from spin_components.ref_logprob import step as ref_logprob_step
 from spin_components.training import rank as worker
@@ -199,9 +199,9 @@ MUTATIONS = [
     Mutation(
         "mask shift",
         "the last token of every answer is not scored",
-        both_answers,
-        "(pair.actual_ids, pair.generated_ids)",
-        "(pair.actual_ids[:-1] or pair.actual_ids, pair.generated_ids[:-1] or pair.generated_ids)",
+        all_answers,
+        "pair.answers",
+        "tuple(answer[:-1] or answer for answer in pair.answers)",
         scoring,
         IntegrityError,
     ),

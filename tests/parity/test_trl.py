@@ -21,10 +21,9 @@ from spin_components.algorithm.loss import (
     AnswerLengths,
     AnswerLogprobs,
     Objective,
-    metric_sums,
-    metrics_from_sums,
     pair_terms,
 )
+from spin_components.algorithm.metrics import metric_sums, metrics_from_sums
 from spin_components.algorithm.packing import Prompted
 from support import bounds
 from support.bounds import float64

@@ -1,4 +1,7 @@
-"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming."""
+"""The command line in real processes, with KFP's local runner: signals, exit codes, resuming.
+
+The driver of `tiny_run` is a new process; those of the others start in forks of a process that has imported torch.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,14 @@ import pytest
 
 from spin_components.store.local import LocalRun
 from spin_pipeline.cli import main
+from support.warm_spin import SPIN
 
-SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
-ENDLESS = (
-    "--set",
-    "data.max_train_records=0",
-    "--set",
-    "generation.batch_size=1",
-    "--set",
-    "generation.max_new_tokens=127",
-    "--set",
-    "validation.num_samples=0",  # they would be sampled one at a time as well
-)
-"""A run that generates until it is ended: two thousand answers, one at a time."""
+pytestmark = pytest.mark.usefixtures("warm_driver")
 
 
 def spin(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [*SPIN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, check=False)
 
 
 def status_of(run: Path) -> dict[str, Any]:
@@ -56,10 +47,38 @@ def digests(run: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def small(tiny_llama: Path, question_file: Path) -> list[str]:
+    """Settings of a run whose model and data are there already."""
+    return [
+        *("--set", f"model.base={tiny_llama}"),
+        *("--set", f"data.train={question_file}"),
+        *("--set", "data.validation_size=8"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def endless(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a run that generates until it is ended: two thousand answers, one at a time."""
+    path = tmp_path_factory.mktemp("endless") / "questions.jsonl"
+    rows = ({"prompt": f"What is {n} plus {n}?", "response": f"It is {2 * n}."} for n in range(2000))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {
+        "model.base": tiny_llama,
+        "data.train": path,
+        "data.max_train_records": 0,
+        "generation.batch_size": 1,
+        "generation.max_new_tokens": 127,
+        "validation.num_samples": 0,  # they would be sampled one at a time as well
+    }
+    return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of `tiny.toml`, without interruptions."""
+    """A finished run of `tiny.toml` as a user starts it, without interruptions."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    result = spin("run", "--config", "tiny", "--run-uri", str(run))
+    command = [sys.executable, "-m", "spin_pipeline.cli", "run", "--config", "tiny", "--run-uri", str(run)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "best: iteration 1" in result.stdout
     return run
@@ -99,7 +118,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def _start(run: Path, *settings: str) -> subprocess.Popen[str]:
     command = [*SPIN, "run", "--config", "tiny", "--run-uri", str(run), *settings]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def _processes_of(run: Path) -> list[psutil.Process]:
@@ -140,16 +159,18 @@ def _assert_a_signal_ends(process: subprocess.Popen[str], run: Path, number: sig
     assert status_of(run)["state"] == "interrupted"
 
 
-def test_sigint_stops_the_run_and_all_child_processes(tmp_path: Path) -> None:
+def test_sigint_stops_the_run_and_all_child_processes(tmp_path: Path, endless: list[str]) -> None:
     run = tmp_path / "stopped"
-    process = _start(run, *ENDLESS)
+    process = _start(run, *endless)
     _wait_for(run / "base/validation.json", process)
     _assert_a_signal_ends(process, run, signal.SIGINT)
 
 
-def test_a_second_runner_is_refused_and_sigterm_stops_the_first_with_all_child_processes(tmp_path: Path) -> None:
+def test_a_second_runner_is_refused_and_sigterm_stops_the_first_with_all_child_processes(
+    tmp_path: Path, endless: list[str]
+) -> None:
     run = tmp_path / "busy"
-    process = _start(run, *ENDLESS)
+    process = _start(run, *endless)
     try:
         _wait_for(run / "base/validation.json", process)
         result = spin("run", "--config", "tiny", "--run-uri", str(run))
@@ -162,16 +183,16 @@ def test_a_second_runner_is_refused_and_sigterm_stops_the_first_with_all_child_p
     _assert_a_signal_ends(process, run, signal.SIGTERM)
 
 
-def test_a_time_limit_ends_with_code_3(tmp_path: Path) -> None:
-    result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), "--set", "run.max_time=0.01")
+def test_a_time_limit_ends_with_code_3(tmp_path: Path, small: list[str]) -> None:
+    result = spin("run", "--config", "tiny", "--run-uri", str(tmp_path / "run"), *small, "--set", "run.max_time=0.01")
     assert result.returncode == 3, result.stdout + result.stderr
     assert "stopped before the end; the same command resumes" in result.stdout
     assert status_of(tmp_path / "run")["state"] == "stopped"
 
 
-def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path) -> None:
+def test_a_failed_step_ends_with_code_1_and_its_message(tmp_path: Path, small: list[str]) -> None:
     run = tmp_path / "run"
-    settings = ("--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0")
+    settings = (*small, "--set", "training.lr=1e30", "--set", "training.gradient_clip_val=0")
     result = spin("run", "--config", "tiny", "--run-uri", str(run), *settings)
     assert result.returncode == 1
     assert "NonFiniteError" in result.stdout
@@ -226,7 +247,7 @@ def test_compile_writes_ir_that_kfp_loads_without_torch(tmp_path: Path) -> None:
         f"assert main(['compile', '--config', 'tiny', '-o', {str(output)!r}]) == 0; "
         "sys.exit(sorted({'torch', 'transformers', 'vllm', 'deepspeed'} & sys.modules.keys()) or 0)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     from kfp.components import load_component_from_file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kfp import dsl
@@ -64,6 +65,40 @@ def test_training_and_validation_log_metrics_artifacts(finished: LocalRun) -> No
     for each in (metrics, base):
         assert len(each.metadata) <= 10
         assert min(each.metadata).startswith("1_")  # the UI sorts by name
+
+
+def test_metrics_of_a_control_carry_its_iteration(finished: LocalRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {**finished.read_json(layout.BASE_VALIDATION)["facts"], "num_steps": 4}
+    monkeypatch.setattr(shown, "read_manifest", lambda *_: SimpleNamespace(facts=facts))
+    monkeypatch.setattr(shown, "validated_epoch", lambda *_: (layout.control(1), 0))
+    trained, validated = dsl.Metrics(uri="unused"), dsl.Metrics(uri="unused")
+    shown.show_control(trained, finished.uri, 1, "policy")
+    shown.show_validation(validated, finished.uri, layout.control(1), 0, "policy")
+    for metrics in (trained, validated):
+        assert (metrics.metadata["iteration"], metrics.metadata["1_val_loss"]) == (1, facts["val_loss"])
+
+
+def test_an_evaluation_logs_the_judge_and_the_first_of_many_tasks(
+    finished: LocalRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = {f"task_{number:02}": {"metrics": {"acc": {"value": 0.5, "stderr": 0.1}}} for number in range(57)}
+    facts = {"tasks": {"results": results}, "judge": {"mean": 7.5, "stderr": 0.2}}
+    monkeypatch.setattr(shown, "read_manifest", lambda *_: SimpleNamespace(facts=facts))
+    metrics = dsl.Metrics(uri="unused")
+    shown.show_evaluation(metrics, finished.uri, 1, "done")
+    first = [f"task_{number:02}/acc" for number in range(7)]
+    assert list(metrics.metadata) == ["judge", *first, "iteration"]
+
+
+def test_a_base_model_that_nothing_has_beaten_is_the_best(
+    finished: LocalRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"iteration": layout.BASE, "uri": "builtin:tiny-llama", "val_loss": 2.5}
+    monkeypatch.setattr(result_artifacts, "read_pointer", lambda *_: base)
+    model, metrics = dsl.Model(uri=str(tmp_path / "model")), dsl.Metrics(uri="unused")
+    show_result(model, metrics, dsl.HTML(uri=str(tmp_path / "report")), finished.uri, "id", "")
+    assert (model.metadata["address"], model.metadata["iteration"]) == ("builtin:tiny-llama", -1)
+    assert (metrics.metadata["1_val_loss"], metrics.metadata["best_iteration"]) == (2.5, -1)
 
 
 def test_the_last_checkpoint_has_a_model_artifact_although_the_run_stops(finished: LocalRun, tmp_path: Path) -> None:

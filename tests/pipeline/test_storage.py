@@ -25,8 +25,10 @@ from spin_pipeline.local import run as local
 from spin_pipeline.runs.status import is_at_work
 from support.gate import Gate
 from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
+from support.warm_spin import SPIN
 
-SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
+pytestmark = pytest.mark.usefixtures("warm_driver")
+
 LOSE = """
 import json, os, sys
 from spin_components.store.lease_holder import LeaseHolder
@@ -44,9 +46,20 @@ def spin(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     return subprocess.run([*SPIN, *arguments], capture_output=True, text=True, env=variables, check=False)
 
 
-def test_a_second_machine_is_refused_then_resumes_after_the_first_died(s3: S3Server, tmp_path: Path) -> None:
+def test_a_second_machine_is_refused_then_resumes_after_the_first_died(
+    s3: S3Server, tmp_path: Path, tiny_llama: Path, question_file: Path
+) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
-    command = ["run", "--config", "tiny", "--run-uri", uri, "--set", "spin.max_iterations=1"]
+    settings = ["spin.max_iterations=1", f"model.base={tiny_llama}", f"data.train={question_file}"]
+    settings += ["data.validation_size=8", "data.max_train_records=32"]
+    command = [
+        "run",
+        "--config",
+        "tiny",
+        "--run-uri",
+        uri,
+        *(part for setting in settings for part in ("--set", setting)),
+    ]
     elsewhere = {"SPIN_CACHE_DIR": str(tmp_path / "other-machine")}
     gate = Gate(r"HEAD .*/ref_logprobs/00000\.json")  # the first machine dies before it scores
     with closing(Proxy(s3.port)) as proxy:

@@ -23,6 +23,7 @@ from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.settings import Settings
 from spin_components.store.open import open_run
 from spin_pipeline.cli import main
+from spin_pipeline.cluster.package import display_name_of
 from support.kfp_server import KfpServer, Look, Trouble, as_kfp_gives, recorded_tasks
 from support.playing import play_anywhere
 from support.s3_server import BUCKET, SECRET_KEY, S3Server
@@ -118,8 +119,23 @@ def test_equal_content_has_an_equal_version(
     used = [run["pipeline_version_reference"]["pipeline_version_id"] for run in kfp.runs]
     assert used[0] == used[1] != used[2]
     versions = kfp.versions[pipeline["pipeline_id"]].values()
-    assert all(version["display_name"].startswith(f"{__version__}-1-iteration-") for version in versions)
-    assert printed(capsys).count("uploaded version") == 2
+    for version in versions:
+        digest = version["name"].removeprefix(f"{__version__}-1-iteration-")
+        assert re.fullmatch("[0-9a-f]{12}", digest)
+        assert version["display_name"] == f"{__version__} 1 iteration {digest[:8]}"
+        assert "To resume a run" in version["description"]
+    assert printed(capsys).count(f"uploaded version {__version__} 1 iteration ") == 2
+
+
+def test_a_version_is_found_on_a_server_that_shows_its_name_alone(kfp: KfpServer, command: list[str]) -> None:
+    assert main(command) == 0
+    [[version]] = [list(each.values()) for each in kfp.versions.values()]
+    version["display_name"] = version["name"]
+    assert main(command) == 0
+    assert kfp.count("POST", "upload_version") == 1
+    version["display_name"], version["name"] = display_name_of(version["name"]), "another-digest"
+    assert main(command) == 0
+    assert kfp.count("POST", "upload_version") == 2, "a name that begins alike"
 
 
 def test_lost_responses_create_nothing_twice(kfp: KfpServer, command: list[str]) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -25,8 +24,8 @@ from spin_components.store.open import open_run
 from support.gate import Gate
 from support.s3_server import BUCKET, S3Server
 from support.terminal import Terminal
+from support.warm_spin import SPIN
 
-SPIN = [sys.executable, "-m", "spin_pipeline.cli"]
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
@@ -92,9 +91,13 @@ def test_watch_shows_each_step_begin_and_end_and_a_bar_that_moves(finished: Loca
     assert any(line.startswith("done: ") for line in terminal.last_words), "the summary comes after the moving picture"
 
 
-def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(s3: S3Server, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("warm_driver")
+def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(
+    s3: S3Server, tmp_path: Path, tiny_llama: Path, question_file: Path
+) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
     small = ["spin.max_iterations=1", "spin.max_epochs=1", "data.max_train_records=24", "generation.max_new_tokens=8"]
+    small += [f"model.base={tiny_llama}", f"data.train={question_file}", "data.validation_size=8"]
     # a save and a validation after each of three training steps: what a validation writes flushes the step's progress,
     # which would otherwise be written or held back by how much time has passed
     small += ["training.save_interval=1", "validation.val_check_interval=1", "validation.num_samples=2"]

@@ -294,7 +294,7 @@ class KfpServer:
         pipeline_id, name = query["pipelineid"], query["name"]
         self._get("pipelines", pipeline_id)
         kept = self.versions.setdefault(pipeline_id, {})
-        if any(version["display_name"] == name for version in kept.values()):
+        if any(version["name"] == name for version in kept.values()):
             raise _RefusedError(409, 6, f"Already exist error: The name {name} already exist.")
         message = message_from_bytes(b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body)
         [part] = [
@@ -309,7 +309,9 @@ class KfpServer:
         kept[key] = {
             "pipeline_id": pipeline_id,
             "pipeline_version_id": key,
-            "display_name": name,
+            "name": name,
+            "display_name": query.get("display_name") or name,
+            "description": query.get("description", ""),
             "created_at": _time(len(kept)),
             "pipeline_spec": spec,
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 from spin_components.checkpoint.step import publish
 from spin_components.control.step import control
+from spin_components.evaluate.step import evaluate, evaluate_to_decide
 from spin_components.generate.step import generate_shard
 from spin_components.prepare.step import prepare
 from spin_components.ref_logprob.step import score_shard
@@ -31,6 +32,7 @@ def begin(settings: Settings) -> str:
         "evaluates": settings.evaluation.is_on,
         "warms_up": settings.warm_up.is_on,
         "controls": settings.control.sft,
+        "decides": settings.selection.waits_for_evaluation,
     }
     sections = settings.model_dump(mode="json", include=set(Settings.model_fields))
     base = prepare(settings.run.uri, sections, compiled)
@@ -55,8 +57,19 @@ def play_iteration(settings: Settings, iteration: int, reference: str) -> str:
     for epoch in range(settings.spin.epochs(iteration)):
         policy = train(uri, iteration, epoch, policy, scores, machine)
         policy = validate(uri, iteration, epoch, policy, machine, reference)
+    if settings.selection.waits_for_evaluation:
+        policy = play_evaluations(settings, iteration, reference, policy)
     selection = settings.selection.model_dump(mode="json")
     return publish(uri, iteration, reference, policy, settings.spin.max_iterations, selection)
+
+
+def play_evaluations(settings: Settings, iteration: int, reference: str, policy: str) -> str:
+    """Run the evaluations that the verdict on an iteration waits for; returns its policy, or empty."""
+    uri, machine, before = settings.run.uri, hardware(settings), reference
+    if iteration == 0:
+        for number in (layout.BASE, *([layout.WARM_UP] if settings.warm_up.is_on else [])):
+            before = evaluate_to_decide(uri, number, reference, before, machine)
+    return evaluate_to_decide(uri, iteration, policy, before, machine)
 
 
 def play_warm_up(settings: Settings, base: str) -> str:
@@ -68,7 +81,10 @@ def play_warm_up(settings: Settings, base: str) -> str:
 def play_control(settings: Settings, iteration: int, start: str) -> str:
     """Train the control of an iteration and validate it; returns where the next one starts."""
     uri, machine = settings.run.uri, hardware(settings)
-    return validate(uri, layout.control(iteration), 0, control(uri, iteration, start, machine), machine, "")
+    validated = validate(uri, layout.control(iteration), 0, control(uri, iteration, start, machine), machine, "")
+    if settings.selection.waits_for_evaluation:
+        evaluate(uri, layout.control(iteration), machine)
+    return validated
 
 
 def play(settings: Settings) -> LocalRun:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from spin_components.data.pair_counts import PairCounts
@@ -40,6 +42,7 @@ def write_scores(
     *,
     origins: Sequence[int],
     counts: PairCounts | None = None,
+    protos: Collection[int] | None = None,
 ) -> None:
     """What `ref-logprob` stores.
 
@@ -50,9 +53,12 @@ def write_scores(
         rows: index, origin and batch of each scored pair.
         origins: iterations whose generations were scored.
         counts: of the pairs; None for those of `rows`.
+        protos: indices of the pairs with a proto answer; None where they were scored without.
     """
     key = layout.ref_logprobs(iteration, shard)
     scores = [Score(index, -float(index), -2.0 * index, batch, origin) for index, origin, batch in rows]
+    if protos is not None:
+        scores = [replace(score, ref_proto=-3.0 if score.index in protos else math.nan) for score in scores]
     with run.staged(key) as staged:
         write_rows(staged.path, Score, scores)
     by_origin = {origin: sum(row[1] == origin for row in rows) for origin in origins}

@@ -2,8 +2,8 @@
 
 torchrun and its ranks are started with `sys.executable`; each imports torch, and a rank DeepSpeed and transformers too.
 `WarmPython.executable` stands in for it: `EXECUTABLE [-u] (-m MODULE | SCRIPT) ARGUMENT ...` runs the program in a fork
-of the server, as a process of its own with the caller's environment, folder, standard streams and signals, which ends
-with the caller. Any other command line runs a new Python.
+of the server, as a process of its own with the caller's environment, folder, open files and signals, which ends with
+the caller. Any other command line runs a new Python.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -20,22 +21,37 @@ import socket
 import subprocess
 import sys
 import tempfile
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
 from spin_components.runtime.process import ending
+from spin_pipeline.deploy.caller_names import stack_without_source
 
 PRELOADED = [
     "deepspeed",
     "deepspeed.ops.adam",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # by deepspeed.initialize, with torch's compiler: 2 s
+    "kfp.local",
+    "minio",
+    "pandas",  # by pyarrow
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "torch.distributed.run",
     "transformers.models.llama.modeling_llama",
+    "spin_components.checkpoint.step",
+    "spin_components.generate.step",
+    "spin_components.engine.transformers_engine",
+    "spin_components.prepare.step",
+    "spin_components.ref_logprob.step",
     "spin_components.store.remote",
     "spin_components.training.deepspeed_backend",
     "spin_components.training.rank",
     "spin_components.train_epoch.step",
     "spin_components.training.torch_backend",
+    "spin_components.validate.step",
+    "spin_pipeline.dag",
 ]
 _PR_SET_PDEATHSIG = 1
 _CLIENT = """\
@@ -44,13 +60,16 @@ import json, os, signal, socket, sys
 arguments = sys.argv[2:] if sys.argv[1:2] == ["-u"] else sys.argv[1:]
 if arguments[:1] != ["-m"] and not arguments[0].endswith(".py"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+kept = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+kept = [number for number in kept if os.path.exists(f"/proc/self/fd/{{number}}") and os.get_inheritable(number)]
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
-order = {{"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}}
+numbers = [0, 1, 2, *kept]
+order = {{"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "files": numbers}}
 body = json.dumps(order).encode()
-socket.send_fds(server, [len(body).to_bytes(4, "big")], [0, 1, 2])
+socket.send_fds(server, [len(body).to_bytes(4, "big")], numbers)
 server.sendall(body)
 server.settimeout(0.5)
 parent, answer = os.getppid(), None
@@ -90,6 +109,7 @@ class WarmPython:
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         variables = {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONSAFEPATH": "1",
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
         }
@@ -145,22 +165,21 @@ def _finish(selector: selectors.BaseSelector, ended: int, pid: int, client: sock
 
 def _start(client: socket.socket, listener: socket.socket, executable: str) -> int:
     """Run a client's program in a fork; returns its pid."""
-    head, streams, *_ = socket.recv_fds(client, 4, 3)
+    head, files, *_ = socket.recv_fds(client, 4, 64)
     order: dict[str, Any] = json.loads(client.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
     if pid := os.fork():
-        for stream in streams:
-            os.close(stream)
+        for file in files:
+            os.close(file)
         return pid
     listener.close()
     client.close()
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    _place(files, order["files"])
     os.environ.clear()
     os.environ.update(order["environment"])
     os.chdir(order["folder"])
+    _add_paths()
     sys.executable = executable
     with ending():
         try:
@@ -170,10 +189,31 @@ def _start(client: socket.socket, listener: socket.socket, executable: str) -> i
     raise AssertionError("not reached")
 
 
+def _place(files: list[int], numbers: list[int]) -> None:
+    """Give each file the number that it has in the client."""
+    first = max([*files, *numbers]) + 1
+    for index, file in enumerate(files):  # away from numbers that are still to be given
+        os.dup2(file, first + index)
+        os.close(file)
+    for index, number in enumerate(numbers):
+        os.dup2(first + index, number)
+        os.close(first + index)
+
+
+def _add_paths() -> None:
+    """Take over what a new Python takes from PYTHONPATH: folders to import from, and `sitecustomize`."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[:0] = paths
+    spec = PathFinder.find_spec("sitecustomize", paths)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(module_from_spec(spec))
+
+
 def _run(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
-        sys.path.insert(0, "")
+        if not os.environ.get("PYTHONSAFEPATH"):
+            sys.path.insert(0, "")
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
@@ -187,6 +227,7 @@ def main() -> None:
         importlib.import_module(name)
     for name in ("torch.distributed.run", "spin_components.training.rank"):
         del sys.modules[name]  # they are run as programs; what they import stays
+    inspect.stack = stack_without_source  # torchrun has the source of all frames looked up for each of its events: 3 s
     serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])
 
 

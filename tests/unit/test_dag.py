@@ -135,14 +135,78 @@ def test_no_step_depends_on_an_evaluation_which_depends_on_its_model_only() -> N
             assert not [other for other in needed if other.startswith("evaluate")], name
             if name.startswith("evaluate"):
                 dependencies.append(sorted(other.rstrip("-0123456789") for other in needed))
-    # that of the base model takes an input of the self-play group, which waits for the base model's validation
-    assert sorted(dependencies) == [[], *[["iteration"]] * 3]
+    assert sorted(dependencies) == [*[["iteration"]] * 3, ["validate-base"]]
 
 
 def test_prepare_knows_whether_models_are_evaluated() -> None:
     for overrides, expected in (([], False), (["evaluation.tasks=['arc_easy']"], True)):
         (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*overrides)) if name == "prepare"]
         assert values["compiled"]["runtimeValue"]["constant"]["evaluates"] is expected
+
+
+JUDGED = ["evaluation.judge_url=http://j/v1", "evaluation.judge_model=j", "selection.measure=judge"]
+
+
+def dependencies(ir: dict[str, Any], component: str) -> dict[str, set[str]]:
+    """The tasks of a nested graph that each of its tasks depends on."""
+    graph = ir["components"][component]["dag"]["tasks"]
+    return {name: set(task.get("dependentTasks", [])) for name, task in graph.items()}
+
+
+def test_a_verdict_that_the_evaluation_decides_waits_for_those_of_its_model_and_of_the_first_reference() -> None:
+    ir = evaluating(*JUDGED, "spin.max_epochs=2")
+    first, second = (dependencies(ir, f"comp-iteration-{t}") for t in (0, 1))
+    assert first["evaluate-base"] == set(), "beside the training"
+    assert first["evaluate-0"] == {"evaluate-base", "validate-0-1"}
+    assert first["checkpoint-0"] == {"evaluate-0"}
+    assert first["train-epoch-0-0"] == {"iteration-0-shards"}
+    assert (second["evaluate-1"], second["checkpoint-1"]) == ({"validate-1-1"}, {"evaluate-1"})
+    assert not [name for name in dependencies(ir, "comp-self-play") if name.startswith("evaluate")]
+    names = Counter(name for name, _ in tasks(ir))
+    assert names["evaluate_to_decide"] == 1 + 3
+    assert (
+        sum(names.values())
+        == shape_of(load_settings("tiny", ["spin.max_iterations=3", *JUDGED, "spin.max_epochs=2"])).num_tasks
+    )
+
+
+def test_the_warm_up_is_evaluated_as_the_first_reference_and_controls_beside_what_comes_next() -> None:
+    overrides = [*OVERRIDES, *JUDGED, "cluster.fuse=['ref-logprob','validate']"]
+    settings = load_settings("tiny", overrides)
+    ir = ir_of(build(settings, settings.cluster))
+    first = dependencies(ir, "comp-iteration-0")
+    assert first["evaluate-warm-up"] == {"evaluate-base"}
+    assert first["evaluate-0"] == {"evaluate-warm-up", "train-and-validate-0-0"}
+    assert dependencies(ir, "comp-self-play")["evaluate-control-0"] == {"validate-control-0"}
+    names = Counter(name for name, _ in tasks(ir))
+    assert (names["evaluate_to_decide"], names["evaluate"]) == (2 + 2, 2)
+    assert sum(names.values()) == shape_of(settings, settings.cluster).num_tasks
+    shown = {task["taskInfo"]["name"] for name, task in tasks(ir) if name.startswith("evaluate")}
+    assert shown == {
+        *("base model: evaluate", "warm-up: evaluate", "iteration 0: evaluate", "iteration 1: evaluate"),
+        *("control of iteration 0: evaluate", "control of iteration 1: evaluate"),
+    }
+
+
+@pytest.mark.parametrize("measure", ["nll", "chrf", "match"])
+def test_other_measures_leave_the_pipeline_as_it_is(measure: str) -> None:
+    overrides = ["spin.max_iterations=2", *JUDGED[:2]]
+    settings, plain = (
+        load_settings("tiny", [*overrides, f"selection.measure={measure}"]),
+        load_settings("tiny", overrides),
+    )
+    defaults = {"selection": settings.selection}
+    assert shape_of(settings) == shape_of(plain)
+    assert "decides" not in shape_of(settings).as_compiled()
+    for cluster in (None, settings.cluster):
+        assert ir_of(build(plain.model_copy(update=defaults), cluster)) == ir_of(build(settings, cluster))
+    ir = ir_of(build(settings, settings.cluster))
+    assert "evaluate_to_decide" not in {name for name, _ in tasks(ir)}
+
+
+def test_prepare_knows_whether_verdicts_wait_for_the_evaluation() -> None:
+    (values,) = [task["inputs"]["parameters"] for name, task in tasks(evaluating(*JUDGED)) if name == "prepare"]
+    assert values["compiled"]["runtimeValue"]["constant"]["decides"] is True
 
 
 OVERRIDES = ["spin.max_iterations=2", "spin.max_epochs=1", "warm_up.max_epochs=3", "control.sft=true"]

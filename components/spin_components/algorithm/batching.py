@@ -33,7 +33,7 @@ class MicroBatch:
     """Pairs of one forward and backward pass.
 
     Attributes:
-        pairs: indices of pairs; not empty, the same number in every micro-batch.
+        pairs: indices of pairs; not empty.
         weights: 1.0 for a pair, 0.0 for a repeated one that only fills the batch.
     """
 
@@ -124,7 +124,7 @@ def micro_batches(
     Returns: `num` micro-batches; a short batch is filled with its shortest pair at weight 0. The micro-batches of all
         ranks together do not depend on the number of ranks.
     """
-    pairs, weights = _filled(batch, lengths, num * ranks * micro_batch_size)
+    pairs, weights = filled(batch, lengths, num * ranks * micro_batch_size)
     starts = range(rank * micro_batch_size, len(pairs), ranks * micro_batch_size)
     return [
         MicroBatch(tuple(pairs[start : start + micro_batch_size]), tuple(weights[start : start + micro_batch_size]))
@@ -142,7 +142,7 @@ def balanced_micro_batches(
 
     Returns: `num` micro-batches, those with the fewest tokens first; filled as in `micro_batches`.
     """
-    pairs, weights = _filled(batch, lengths, num * ranks * micro_batch_size)
+    pairs, weights = filled(batch, lengths, num * ranks * micro_batch_size)
     costs = np.array([int(lengths[pair]) for pair in pairs])
     mine = deal(costs, ranks)[rank]
     parts = [mine[part] for part in deal(costs[mine], num)]
@@ -152,7 +152,7 @@ def balanced_micro_batches(
     ]
 
 
-def _filled(batch: Sequence[int], lengths: Lengths, num: int) -> tuple[list[int], list[float]]:
+def filled(batch: Sequence[int], lengths: Lengths, num: int) -> tuple[list[int], list[float]]:
     """A batch by length, filled up to `num` pairs with its shortest one; and the weight of each."""
     ordered = sorted(batch, key=lambda index: (lengths[index], index))
     filling = num - len(ordered)

@@ -94,21 +94,20 @@ def _forward(
 def answer_logprobs(model: nn.Module, groups: Sequence[Prompted], device: torch.device | str = "cpu") -> Tensor:
     """log pi(answer | prompt) in nats, summed over answer tokens.
 
-    The number of forward passes depends only on the number of groups, as ZeRO-3 needs it to be the same on all ranks.
+    One forward pass: ZeRO-3 gathers all weights in each, and needs as many passes on every rank.
 
     Returns: (number of answers in all groups,) float32, in the order of the groups.
     """
     if is_packed(model):
         return _packed_logprobs(model, pack(groups, device))
-    return _aligned_logprobs(
-        model, [PromptAnswer(prompt, answer) for prompt, answers in groups for answer in answers], device
-    )
+    sequences = [PromptAnswer(prompt, answer) for prompt, answers in groups for answer in answers]
+    return token_logprobs(model, align(sequences, device)).sum(-1)
 
 
 def is_packed(model: nn.Module) -> bool:
     """Whether the model uses packed attention, see `packing`."""
     inner: Any = getattr(model, "module", model)
-    return bool(inner.config._attn_implementation == PACKED)
+    return str(inner.config._attn_implementation).startswith(PACKED)
 
 
 def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
@@ -123,20 +122,3 @@ def _packed_logprobs(model: nn.Module, batch: PackedBatch) -> Tensor:
     )
     sums = torch.zeros(int(batch.answers[-1]) + 1, device=logprobs.device)
     return sums.index_add(0, batch.answers, logprobs)
-
-
-def _aligned_logprobs(model: nn.Module, sequences: Sequence[PromptAnswer], device: torch.device | str) -> Tensor:
-    """Sums of padded sequences, with any attention: (N,) float32.
-
-    The sequences are split by length into two forward passes, because human and generated answers differ much in
-    length and one batch would be mostly padding.
-    """
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    middle = len(order) // 2
-    sums = [
-        token_logprobs(model, align([sequences[index] for index in half], device)).sum(-1)
-        for half in (order[:middle], order[middle:])
-        if half
-    ]
-    inverse = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=sums[0].device)
-    return torch.cat(sums)[inverse]

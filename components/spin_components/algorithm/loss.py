@@ -1,4 +1,4 @@
-"""The SPIN objective, its variants and their metrics.
+"""The SPIN objective and its variants.
 
 Shapes: B pairs.
 """
@@ -6,7 +6,6 @@ Shapes: B pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,21 +17,31 @@ STEP_ZERO_TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 """Allowed deviation of an iteration's first loss from its expected value, by compute precision; relative where the
 expected value is above 1. See `training.train_step`."""
 
-Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"]
+Loss = Literal["logistic", "hinge", "correlation", "least_squares", "nce", "triplet", "sft"]
 
 
 class AnswerLogprobs(NamedTuple):
-    """log pi(answer | prompt) in nats, summed over answer tokens; each (B,) float32."""
+    """log pi(answer | prompt) in nats, summed over answer tokens; each (B,) float32.
+
+    Attributes:
+        proto: of the initial policy's answers, see `advantages`; 0 for a pair that has none, None where no pair has.
+    """
 
     actual: Tensor
     generated: Tensor
+    proto: Tensor | None = None
 
 
 class AnswerLengths(NamedTuple):
-    """Tokens of each answer; each (B,)."""
+    """Tokens of each answer; each (B,).
+
+    Attributes:
+        proto: of the initial policy's answers; 0 for a pair that has none, None where no pair has.
+    """
 
     actual: Tensor
     generated: Tensor
+    proto: Tensor | None = None
 
 
 class Rewards(NamedTuple):
@@ -43,18 +52,35 @@ class Rewards(NamedTuple):
     generated: Tensor
 
 
+class Advantages(NamedTuple):
+    """Differences of T-SPIN's rewards between the answers of a triplet, see `advantages`; each (B,).
+
+    Attributes:
+        current: of the human answer over the generated one, float32.
+        historical: of the generated answer over the proto answer, float32; 0 for a pair without a proto answer.
+        is_triplet: whether the pair has a proto answer, bool.
+    """
+
+    current: Tensor
+    historical: Tensor
+    is_triplet: Tensor
+
+
 class Objective(NamedTuple):
     """Options of the training objective; all defaults are the paper's.
 
     Attributes:
         beta: weight of the log-ratio (NeMo's `ref_policy_kl_penalty`), > 0.
-        loss: loss function of the margin, see `spin_losses`; of each answer alone, see `nce_losses`; or `sft`, the
-            human answer's negative log-likelihood a token, without self-play.
+        loss: loss function of the margin, see `spin_losses`; of each answer alone, see `nce_losses`; of the advantages
+            among three answers, see `triplet_losses`; or `sft`, the human answer's negative log-likelihood a token,
+            without self-play.
         label_smoothing: see `spin_losses`.
         length_normalized: whether rewards use log-probabilities averaged over tokens, see `per_token`.
         sft_weight: weight of the human answer's negative log-likelihood a token, see `pair_terms`.
         base_weight: weight of the base model in the opponent, see `opponent_logprobs`.
         mu: noise ratio of the loss "nce", see `nce_losses`.
+        alpha: factor of the rewards of the loss "triplet", see `advantages`.
+        history_weight: weight of the historical advantage in the loss "triplet", see `triplet_losses`.
     """
 
     beta: float
@@ -64,11 +90,22 @@ class Objective(NamedTuple):
     sft_weight: float = 0.0
     base_weight: float = 0.0
     mu: float = 1.0
+    alpha: float = 1.0
+    history_weight: float = 0.1
 
     @property
     def begins_at_ln_2(self) -> bool:
         """Whether the loss is ln 2 for any pairs when the policy equals the reference."""
         return self.loss == "logistic" and not self.sft_weight and not self.base_weight
+
+    @property
+    def step_zero_scale(self) -> float:
+        """The least factor of `STEP_ZERO_TOLERANCE`, which was measured with a loss that changes by 0.1 a nat.
+
+        That is the slope of SPIN's logistic loss where policy and reference agree, beta / 2, for beta = 0.2. T-SPIN's
+        changes by up to alpha a nat, so that the same rounding moves it by 10 alpha times as much.
+        """
+        return 10 * self.alpha if self.loss == "triplet" and not self.length_normalized else 1.0
 
 
 class PairTerms(NamedTuple):
@@ -78,11 +115,13 @@ class PairTerms(NamedTuple):
         losses: the quantity to minimise.
         rewards: implicit rewards of both answers.
         sft: the human answer's negative log-likelihood a token, unweighted.
+        advantages: those of the loss "triplet"; None with another loss.
     """
 
     losses: Tensor
     rewards: Rewards
     sft: Tensor
+    advantages: Advantages | None = None
 
 
 def rewards(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Rewards:
@@ -105,7 +144,7 @@ def spin_losses(rewards: Rewards, loss: Loss = "logistic", label_smoothing: floa
 
     Args:
         rewards: each (B,).
-        loss: name of the loss function; not "nce" or "sft", which have no margin.
+        loss: name of the loss function; not "nce", "triplet" or "sft", which have no such margin.
         label_smoothing: epsilon of the logistic loss, (1 - epsilon) * l(m) + epsilon * l(-m): the probability that the
             two answers of a pair are swapped ("conservative DPO", as in arXiv:2403.00409).
     """
@@ -141,6 +180,43 @@ def nce_losses(rewards: Rewards, mu: float = 1.0) -> Tensor:
     return functional.softplus(log_mu - rewards.actual) + mu * functional.softplus(rewards.generated - log_mu)
 
 
+def advantages(policy: AnswerLogprobs, lengths: AnswerLengths, alpha: float = 1.0) -> Advantages:
+    """Advantages of T-SPIN (arXiv:2601.08198, section 3), differences of the reward r(x, z) = alpha log pi(z | x).
+
+    The reward has no reference policy. The current advantage is r(x, y) - r(x, y'), of the human answer over the
+    generated one. The historical advantage is r(x, y') - r(x, y0), of the generated answer over the proto-synthetic
+    one, y0, which the policy that iteration 0 started from gave.
+
+    Args:
+        policy: each (B,) float32, with gradient; sums, or per token.
+        lengths: tokens of the answers; a proto answer of 0 tokens is none.
+        alpha: weight of the entropy regulariser of the paper's game, > 0.
+    """
+    current = alpha * (policy.actual - policy.generated)
+    if policy.proto is None or lengths.proto is None:
+        return Advantages(current, torch.zeros_like(current), torch.zeros_like(current, dtype=torch.bool))
+    is_triplet = lengths.proto > 0
+    historical = torch.where(is_triplet, alpha * (policy.generated - policy.proto), 0.0)
+    return Advantages(current, historical, is_triplet)
+
+
+def triplet_losses(advantages: Advantages, history_weight: float = 0.1) -> Tensor:
+    """T-SPIN's loss of each triplet (arXiv:2601.08198, equation 7); (B,) float32.
+
+    With l(z) = log(1 + e^-z) it is l(current advantage) + beta l(historical advantage). The second term is left out
+    for a pair without a proto answer, as in all of iteration 0, where the paper's beta is 0.
+
+    Args:
+        advantages: each (B,).
+        history_weight: the paper's beta, >= 0; not the beta of `rewards`.
+    """
+    losses = functional.softplus(-advantages.current)
+    if not history_weight:
+        return losses
+    historical = history_weight * functional.softplus(-advantages.historical)
+    return losses + torch.where(advantages.is_triplet, historical, 0.0)
+
+
 def spin_loss(policy: AnswerLogprobs, reference: AnswerLogprobs, beta: float) -> Tensor:
     """SPIN objective (arXiv:2401.01335) with the logistic loss, mean over the B pairs; scalar ()."""
     return spin_losses(rewards(policy, reference, beta)).mean()
@@ -167,7 +243,10 @@ def opponent_logprobs(reference: AnswerLogprobs, base: AnswerLogprobs, base_weig
 
 def per_token(logprobs: AnswerLogprobs, lengths: AnswerLengths) -> AnswerLogprobs:
     """Log-probabilities averaged over each answer's tokens, as in SimPO (arXiv:2405.14734)."""
-    return AnswerLogprobs(logprobs.actual / lengths.actual, logprobs.generated / lengths.generated)
+    proto = None
+    if logprobs.proto is not None and lengths.proto is not None:
+        proto = logprobs.proto / lengths.proto.clamp(min=1)
+    return AnswerLogprobs(logprobs.actual / lengths.actual, logprobs.generated / lengths.generated, proto)
 
 
 def pair_terms(
@@ -175,20 +254,25 @@ def pair_terms(
 ) -> PairTerms:
     """Objective of each pair: the loss of its margin, or of its answers, plus `sft_weight` * -log pi(y | x) / |y|.
 
+    The rewards are those against the opponent with every loss, also where, as in "triplet", the loss does not use them.
+
     The second term (arXiv:2404.19733) keeps up the likelihood of the human answer, which the margin alone lets fall as
     long as that of the generated answer falls faster.
 
     Args:
         policy: each (B,) float32, with gradient.
         opponent: the same under the reference, or as returned by `opponent_logprobs`; no gradient.
-        lengths: tokens of both answers, each >= 1.
+        lengths: tokens of the answers, each >= 1 but for proto answers.
         objective: options of the iteration.
     """
     sft = -policy.actual / lengths.actual
     if objective.length_normalized:
         policy, opponent = per_token(policy, lengths), per_token(opponent, lengths)
     pair_rewards = rewards(policy, opponent, objective.beta)
-    if objective.loss == "nce":
+    among_three = advantages(policy, lengths, objective.alpha) if objective.loss == "triplet" else None
+    if among_three is not None:
+        losses = triplet_losses(among_three, objective.history_weight)
+    elif objective.loss == "nce":
         losses = nce_losses(pair_rewards, objective.mu)
     elif objective.loss == "sft":
         losses = sft
@@ -196,83 +280,4 @@ def pair_terms(
         losses = spin_losses(pair_rewards, objective.loss, objective.label_smoothing)
     if objective.sft_weight:
         losses = losses + objective.sft_weight * sft
-    return PairTerms(losses, pair_rewards, sft)
-
-
-METRIC_SUMS = (
-    "num_pairs",
-    "loss",
-    "acc",
-    "rewards_actual",
-    "rewards_generated",
-    "rewards_squared",
-    "generated_lengths",
-    "sft",
-)
-"""Names of the sums that `metric_sums` returns, in order; they are additive over micro-batches and ranks."""
-
-
-def metric_sums(terms: PairTerms, generated_lengths: Tensor, weights: Tensor) -> Tensor:
-    """Sums over pairs from which `metrics_from_sums` computes a global batch's metrics.
-
-    Args:
-        terms: each (B,).
-        generated_lengths: tokens of each generated answer, (B,).
-        weights: 1 for a pair, 0 for one that only fills the batch, (B,) float32.
-
-    Returns: (len(METRIC_SUMS),) float64, without gradient.
-    """
-    actual, generated = (reward.detach().double() for reward in terms.rewards)
-    columns = (
-        torch.ones_like(actual),
-        terms.losses.detach().double(),
-        (actual > generated).double(),
-        actual,
-        generated,
-        actual.square() + generated.square(),
-        generated_lengths.double(),
-        terms.sft.detach().double(),
-    )
-    return torch.stack([(column * weights).sum() for column in columns])
-
-
-def metrics_from_sums(sums: Tensor, *, with_sft: bool = False) -> dict[str, float]:
-    """The metrics of a global batch, under NeMo's names; rewards include the factor beta, which NeMo's do not (see
-    `log_ratios_from_rewards`).
-
-    `rewards_all_std` is the sample deviation over the 2B rewards of both kinds of answer.
-
-    Args:
-        sums: see `metric_sums`.
-        with_sft: whether to name `sft_loss`, the human answers' negative log-likelihood a token, mean over pairs.
-    """
-    value = dict(zip(METRIC_SUMS, sums.tolist(), strict=True))
-    num_pairs = value["num_pairs"]
-    num_rewards = 2 * num_pairs
-    mean_all = (value["rewards_actual"] + value["rewards_generated"]) / num_rewards
-    variance = max(value["rewards_squared"] - num_rewards * mean_all**2, 0.0) / max(num_rewards - 1, 1)
-    return {
-        "loss": value["loss"] / num_pairs,
-        **({"sft_loss": value["sft"] / num_pairs} if with_sft else {}),
-        "acc": value["acc"] / num_pairs,
-        "rewards_actual_mean": value["rewards_actual"] / num_pairs,
-        "rewards_generated_mean": value["rewards_generated"] / num_pairs,
-        "rewards_all_mean": mean_all,
-        "rewards_all_std": math.sqrt(variance),
-        "avg_generated_lengths": value["generated_lengths"] / num_pairs,
-    }
-
-
-def log_ratios_from_rewards(metrics: Mapping[str, float], beta: float) -> dict[str, float]:
-    """The metrics of rewards without the factor beta, as `log_ratios_*`: the values that NeMo-Aligner logs under the
-    names `rewards_*`.
-
-    Args:
-        metrics: see `metrics_from_sums`.
-        beta: weight of the log-ratio in these rewards.
-    """
-    return {
-        f"log_ratios_{name.removeprefix('rewards_')}": value / beta
-        for name, value in metrics.items()
-        if name.startswith("rewards_")
-    }
+    return PairTerms(losses, pair_rewards, sft, among_three)

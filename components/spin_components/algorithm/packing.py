@@ -3,21 +3,23 @@
 Shapes: T tokens of all groups, H heads, D head size. A group is a prompt and its answers, [prompt, answer 0,
 answer 1, …]. The positions of every answer continue those of its prompt, and an answer attends to its prompt and
 itself, as in a sequence of its own. Only attention needs to know the groups: their lengths are passed in place of the
-attention mask, which `transformers` hands unchanged to every layer of every architecture.
+attention mask, which `transformers` hands unchanged to every layer of every architecture. Attention itself is one of
+several kernels (`attention.kernels`); the one here runs on any device, a call for each answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 PACKED = "spin_packed"
-"""Name under which the attention implementation is registered in `transformers`."""
+"""Name under which the attention implementation is registered in `transformers`; with another kernel, the beginning of
+its name."""
 
 
 class Prompted(NamedTuple):
@@ -78,52 +80,49 @@ def pack(groups: Sequence[Prompted], device: torch.device | str = "cpu") -> Pack
     )
 
 
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each group, as an attention function of `transformers`.
+class AttentionOptions(NamedTuple):
+    """Options of a layer's attention.
 
-    Args:
-        module: attention module of the layer.
-        query: (1, H, T, D).
-        key: (1, H or a divisor of it, T, D).
-        value: as key.
-        attention_mask: `PackedBatch.lengths`.
+    Attributes:
         scaling: factor of the scores; 1 / sqrt(D) by default.
-        dropout: must be 0.
-        sliding_window: number of tokens that a token attends to, itself included.
+        window: number of tokens that a token attends to, itself included.
         softcap: bound of the scores, softcap * tanh(scores / softcap).
-        **kwargs: further arguments of an architecture; see Raises.
+        sinks: (H,), a further score in the softmax of each head, without a value.
+    """
 
-    Returns: (1, T, H, D), and None for the attention weights.
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class Kernel(Protocol):
+    """Causal attention within each group.
+
+    Takes queries (1, H, T, D), keys (1, K, T, D) and values (1, K, T, E), where K divides H; the groups' lengths as
+    (G, 1 + answers) on the CPU, see `PackedBatch`; and the layer's options. Returns (1, H, T, E).
 
     Raises:
-        NotImplementedError: the mask holds no lengths, or the architecture needs dropout, attention sinks, a position
-            bias or a head mask.
+        NotImplementedError: the kernel does not support one of the options.
     """
-    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.is_floating_point():
-        raise NotImplementedError("packed attention needs the groups' lengths as attention_mask")
-    if dropout or any(kwargs.get(name) is not None for name in ("s_aux", "position_bias", "head_mask")):
-        raise NotImplementedError(f"{type(module).__name__} needs an option that packed attention does not support")
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, options: AttentionOptions
+    ) -> Tensor: ...
+
+
+def attend_by_answer(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, options: AttentionOptions) -> Tensor:
+    """The `Kernel` for CPUs: a call of torch's attention for each answer, in any dtype, on any device."""
     if query.shape[1] != key.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    lengths = attention_mask[0, 0].tolist()
+    groups = lengths.tolist()
     # split instead of slices: the gradient of a slice has the size of the whole batch, that of a split is one cat
-    sizes = [size for prompt, first, *others in lengths for size in (prompt + first, *others) if size]
+    sizes = [size for prompt, first, *others in groups for size in (prompt + first, *others) if size]
     queries, keys, values = (iter(torch.split(tensor, sizes, dim=2)) for tensor in (query, key, value))
-    attend = partial(_attend, scaling=scaling, window=sliding_window, softcap=softcap)
+    attend = partial(_attend, options=options)
     outputs = []
-    for prompt, _, *others in lengths:
+    for prompt, _, *others in groups:
         group_query, group_key, group_value = next(queries), next(keys), next(values)  # of prompt and first answer
         outputs.append(attend(group_query, group_key, group_value))
         prompt_key, prompt_value = group_key[:, :, :prompt], group_value[:, :, :prompt]
@@ -136,23 +135,75 @@ def packed_attention(
             for length in others
             if length
         ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
-) -> Tensor:
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    *,
+    kernel: Kernel = attend_by_answer,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each group, as an attention function of `transformers`.
+
+    Args:
+        module: attention module of the layer.
+        query: (1, H, T, D).
+        key: (1, H or a divisor of it, T, D).
+        value: as key.
+        attention_mask: `PackedBatch.lengths`.
+        scaling: factor of the scores, see `AttentionOptions`.
+        dropout: must be 0.
+        sliding_window: `AttentionOptions.window`.
+        softcap: bound of the scores.
+        s_aux: `AttentionOptions.sinks`.
+        kernel: that computes it.
+        **kwargs: further arguments of an architecture; see Raises.
+
+    Returns: (1, T, H, D), and None for the attention weights.
+
+    Raises:
+        NotImplementedError: the mask holds no lengths, or the architecture needs dropout, a position bias or a head
+            mask, or an option that the kernel does not support.
+    """
+    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.is_floating_point():
+        raise NotImplementedError("packed attention needs the groups' lengths as attention_mask")
+    if dropout or any(kwargs.get(name) is not None for name in ("position_bias", "head_mask")):
+        raise NotImplementedError(f"{type(module).__name__} needs an option that packed attention does not support")
+    options = AttentionOptions(scaling, sliding_window, softcap, s_aux)
+    output = kernel(query, key, value, attention_mask[0, 0], options)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, options: AttentionOptions) -> Tensor:
     """Causal attention of the last Q tokens of a sequence of K: query (1, H, Q, D), key and value (1, H, K, D)."""
     num_queries, num_keys = query.shape[2], key.shape[2]
+    scaling, window, softcap, sinks = options
     if window is not None and window >= num_keys:
         window = None
-    if softcap is None and window is None and num_queries == num_keys:
+    is_plain = softcap is None and sinks is None
+    if is_plain and window is None and num_queries == num_keys:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     allowed = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
     if window is not None:
         allowed = allowed.triu(num_keys - num_queries - window + 1)
-    if softcap is None:
+    if is_plain:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scaling)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~allowed, float("-inf"))
-    return functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(-1, -1, num_queries, -1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return weights[..., :num_keys] @ value

@@ -1,7 +1,8 @@
 """Judges iterations by their validations: which model is best, which regressed or drifted, and whether to continue.
 
-An iteration is compared with the best model so far, the base model included, on the same held-out answers, by
-`selection.measure`: the loss of the human answers, or the likeness of the policy's own answers to them.
+An iteration is compared with the best model so far, the base model included, by `selection.measure`: on the same
+held-out prompts the loss of the human answers, or the likeness of the policy's own answers to them, or the judge's
+score; or a task of the evaluation.
 
     drifted     its own answers went astray: see `drift.find_drift`
     regressed   its loss is not finite, or its measure is clearly worse than the best's
@@ -66,7 +67,7 @@ def assess(
         rules: the attempt's `[selection]`.
         max_iterations: of the attempt.
         steps_left: whether `max_steps` allows another step.
-        changes: returns the paired change of a measure of sampled answers.
+        changes: returns the change of another measure.
     """
     comparison = Comparison(rules.measure, compare, changes)
     best = gained = models[0]
@@ -78,7 +79,7 @@ def assess(
             gained, waited = model, 0
         else:
             waited += 1
-        if outcome not in REJECTED and comparison.score(model) < comparison.score(best):
+        if outcome not in REJECTED and comparison.is_better(model, best):
             best = model
         left = steps_left and model.iteration + 1 < max_iterations
         reaction = _reaction(outcome, is_worse, rules)
@@ -106,8 +107,8 @@ def _outcome(
         return "drifted", f"{drift}; {reason}", is_worse
     if is_worse:
         return "regressed", reason, True
-    is_lower = comparison.score(model) < comparison.score(best)
-    if gain and gain.high < 0 and gain.mean < -rules.min_delta and is_lower:
+    is_gain = gain is not None and gain.high < 0 and gain.mean < -rules.min_delta
+    if is_gain and comparison.is_better(model, best):
         if loss := find_loss(model, best, comparison, rules):
             return "unclear", f"{loss}; {reason}", False
         return "better", reason, False

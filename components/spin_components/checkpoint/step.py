@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from spin_components.checkpoint.comparisons import as_facts, change_finder, comparer, measured
 from spin_components.checkpoint.selection import Assessment, assess
 from spin_components.data.pair_counts import PairCounts
 from spin_components.model.stored import fetch_model, model_files, validated_epoch
+from spin_components.record.choice import choose_epoch
 from spin_components.record.decisions import REJECTED, goes_on, name_of, word_of
 from spin_components.record.pairs import shard_manifests
 from spin_components.record.pointers import pointer_to
@@ -72,7 +72,8 @@ def publish(
             refresh(step.run, step.warn)
         if judgement.next is not None:
             return str(pointer_to(step.run, judgement.next)["uri"])
-        if not (step.evaluation.is_on or step.control.sft):  # they may be writing, and end the attempt
+        is_evaluated_beside = step.evaluation.is_on and not rules.waits_for_evaluation
+        if not (is_evaluated_beside or step.control.sft):  # they may be writing, and end the attempt
             step.run.sweep()
             step.is_last = True
         return STOPPED
@@ -100,19 +101,11 @@ def _epochs(step: Step, iteration: int) -> tuple[list[Manifest], list[Manifest]]
     )
 
 
-def _choose(validations: list[Manifest], rules: SelectionSettings) -> int:
-    """The epoch whose policy is published."""
-    if rules.epoch == "last":
-        return len(validations) - 1
-    losses = [math.inf if each.facts["val_loss"] is None else each.facts["val_loss"] for each in validations]
-    return min(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))
-
-
 def _facts(step: Step, iteration: int, reference_uri: str, rules: SelectionSettings) -> dict[str, Any]:
     """Facts of the iteration's manifest, without the judgement."""
     settings, shards = step.settings, shard_manifests(step.run, iteration)
     epochs, validations = _epochs(step, iteration)
-    epoch = _choose(validations, rules)
+    epoch = choose_epoch(validations, rules.epoch)
     trained, validation = epochs[epoch].facts, validations[epoch].facts
     return {
         "iteration": iteration,
@@ -149,7 +142,7 @@ def _assess(
     epochs = {layout.BASE: 0, start[0]: start[1], **epochs}
     compare, changes = comparer(run, epochs, rules.confidence), change_finder(run, epochs, rules.confidence)
     judged = assess(
-        measured(run, {t: epoch for t, epoch in epochs.items() if t == start[0] or t >= 0}, references),
+        measured(run, {t: epoch for t, epoch in epochs.items() if t == start[0] or t >= 0}, references, rules.measure),
         compare,
         rules,
         max_iterations=max_iterations,
@@ -169,6 +162,7 @@ def _assess(
             for name, before in (
                 *(("chrf", own.against), ("match", own.against)),
                 *(("ended", reference), ("repetition", reference)),
+                *([(rules.measure, own.against)] if rules.waits_for_evaluation else []),
             )
         },
     }

@@ -62,8 +62,8 @@ def control(
             return step.returns("")
         facts = step.published.facts
         delete_epochs(step, number, num_epochs, keep=facts["epoch"], trainer=not step.settings.spin.reset_optimizer)
-        if iteration:  # the control before it was validated, and nothing else begins from it
-            before = layout.control(iteration - 1)
+        before = layout.control(iteration - 1)
+        if iteration and not _is_awaited(step, before):  # it was validated, and nothing else begins from it
             delete_epochs(step, before, Course(step.settings, before).num_epochs)
         return step.run.resolve(str(facts["policy_uri"]))
 
@@ -71,6 +71,12 @@ def control(
 def train_on_nodes(*, pod: dict[str, Any], template: dict[str, Any], poll_s: float = 5.0, **arguments: Any) -> str:
     """Run a control in several pods; see `Pods`, and for the other arguments `control`."""
     return control(**arguments, pods=Pods(pod, template, poll_s))
+
+
+def _is_awaited(step: Step, number: int) -> bool:
+    """Whether a control's weights are still to be evaluated; the evaluation then deletes them."""
+    is_evaluated = step.selection.waits_for_evaluation and step.evaluation.tasks
+    return bool(is_evaluated) and not step.run.exists(layout.evaluation(number))
 
 
 def _facts(step: Step, iteration: int, epochs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class PairCounts(BaseModel):
         num_dropped: dropped pairs of this iteration; together with `num_pairs - num_history`, all it generated.
         dropped: `num_dropped` by cause.
         history_dropped: dropped pairs of earlier iterations, by cause.
+        num_triplets: pairs to train on that have a proto answer, see `data.triplets`; None where the objective uses
+            none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,11 +47,13 @@ class PairCounts(BaseModel):
     num_dropped: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     history_dropped: dict[str, int] = Field(default_factory=dict)
+    num_triplets: int | None = None
 
 
 def add_up(parts: Iterable[PairCounts]) -> PairCounts:
     """Sum the counts of the shards of an iteration."""
     counts = list(parts)
+    triplets = [part.num_triplets for part in counts if part.num_triplets is not None]
     return PairCounts(
         num_pairs=sum(part.num_pairs for part in counts),
         num_history=sum(part.num_history for part in counts),
@@ -57,6 +61,7 @@ def add_up(parts: Iterable[PairCounts]) -> PairCounts:
         num_dropped=sum(part.num_dropped for part in counts),
         dropped=_add(part.dropped for part in counts),
         history_dropped=_add(part.history_dropped for part in counts),
+        num_triplets=sum(triplets) if triplets else None,
     )
 
 

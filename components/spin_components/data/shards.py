@@ -40,6 +40,8 @@ class Pair:
         origin: iteration that generated it.
         sampled_logprob: log-probability of the generated answer as reported by the sampling engine, in nats, summed
             over its tokens; used to check weights and template, not in the loss.
+        proto_ids: the answer that iteration 0 generated to the same prompt, where the objective needs it; see
+            `data.triplets`. Not stored with the generations.
     """
 
     index: int
@@ -49,6 +51,7 @@ class Pair:
     finish_reason: str
     origin: int = 0
     sampled_logprob: float = 0.0
+    proto_ids: list[int] | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -56,9 +59,15 @@ class Pair:
         return self.origin, self.index
 
     @property
+    def answers(self) -> tuple[list[int], ...]:
+        """Token ids of the human answer, the generated one and, if there is one, the proto answer."""
+        both = self.actual_ids, self.generated_ids
+        return both if self.proto_ids is None else (*both, self.proto_ids)
+
+    @property
     def num_tokens(self) -> int:
-        """Tokens of both sequences, the prompt counted twice."""
-        return 2 * len(self.prompt_ids) + len(self.actual_ids) + len(self.generated_ids)
+        """Tokens of a sequence for each answer, the prompt counted in all of them."""
+        return sum(len(self.prompt_ids) + len(answer) for answer in self.answers)
 
     def is_empty(self, eos_ids: Collection[int]) -> bool:
         """Whether the generated answer has no tokens but EOS."""
@@ -78,6 +87,7 @@ class Score:
         batch: number, within the shard, of the global batch that the pair is scored and trained in.
         origin: that of the pair; a pair of an earlier iteration is scored again under the present reference.
         base_actual, base_generated: log-probabilities under the base model of the run, where the objective needs them.
+        ref_proto: that of the proto answer, where the objective needs it; NaN for a pair without one.
     """
 
     index: int
@@ -87,6 +97,7 @@ class Score:
     origin: int
     base_actual: float | None = None
     base_generated: float | None = None
+    ref_proto: float | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -178,6 +189,21 @@ class Judgment:
     score: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentValue:
+    """A metric of one document of an evaluation task.
+
+    Attributes:
+        metric: as the evaluation's manifest names it.
+        index: number of the document in the task.
+    """
+
+    task: str
+    metric: str
+    index: int
+    value: float
+
+
 _IDS = pa.list_(pa.int32())
 COLUMNS = {
     "index": pa.int64(),
@@ -185,6 +211,7 @@ COLUMNS = {
     "prompt_ids": _IDS,
     "actual_ids": _IDS,
     "generated_ids": _IDS,
+    "proto_ids": _IDS,
     "actual_ended": pa.bool_(),
     "finish_reason": pa.string(),
     "sampled_logprob": pa.float32(),
@@ -193,6 +220,7 @@ COLUMNS = {
     "batch": pa.int32(),
     "base_actual": pa.float32(),
     "base_generated": pa.float32(),
+    "ref_proto": pa.float32(),
     "step": pa.int64(),
     "reward_actual": pa.float32(),
     "reward_generated": pa.float32(),
@@ -208,15 +236,18 @@ COLUMNS = {
     "match": pa.bool_(),
     "reply": pa.string(),
     "score": pa.float32(),
+    "task": pa.string(),
+    "metric": pa.string(),
+    "value": pa.float64(),
 }
 
 PROMPT_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Prompt)])
 """The columns of a file of prompts."""
 
 PAIR_SCHEMA = pa.schema([(field.name, COLUMNS[field.name]) for field in fields(Pair)])
-"""The columns of a file of pairs."""
+"""All columns of pairs, optional ones included."""
 
-Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment)
+Row = TypeVar("Row", Prompt, Pair, Score, PairReward, AnswerLoss, Sample, AnswerMeasures, Judgment, DocumentValue)
 
 
 def write_rows(path: Path, kind: type[Row], rows: Sequence[Row]) -> None:

@@ -100,6 +100,8 @@ def make_rows(batch: pa.RecordBatch, kind: type[Row]) -> list[Row]:
 def _values(column: pa.Array) -> list[Any]:
     if not pa.types.is_list(column.type):
         return list(column.to_pylist())
+    if column.null_count:
+        return list(column.to_pylist())
     offsets, ids = column.offsets.to_numpy(), column.values.to_numpy()
     return [ids[start:end].tolist() for start, end in pairwise(offsets)]
 

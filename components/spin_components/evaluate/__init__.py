@@ -1,1 +1,1 @@
-"""Published models on tasks of a harness, and before a judge: optional, and nothing waits for it."""
+"""Models on tasks of a harness, and before a judge: optional, beside training or before a verdict."""

@@ -1,15 +1,21 @@
-"""Evaluate a published model, and the base model once: tasks of lm-evaluation-harness, and an LLM as a judge."""
+"""Evaluate a model: tasks of lm-evaluation-harness, and an LLM as a judge.
+
+`evaluate` does so beside training, `evaluate_to_decide` before a verdict that waits for the results.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from spin_components.errors import SpinError
+from spin_components.data.shards import DocumentValue, Judgment, write_rows
+from spin_components.errors import ConfigError, DataError, EngineError, SpinError
+from spin_components.evaluate.decisive import check_decisive, check_scores
+from spin_components.evaluate.models import Published, has_weights, model_to_judge, published_model
 from spin_components.model.stored import model_digest, open_model
 from spin_components.record.chat_template import read_chat_template
 from spin_components.record.decisions import name_of
@@ -19,32 +25,18 @@ from spin_components.record.retention import prune_evaluated
 from spin_components.report.page import refresh
 from spin_components.runtime.step import Step
 from spin_components.settings.packages import check_packages
+from spin_components.settings.selection import JUDGE, task_measure
 from spin_components.store import layout
-from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, differing, read_manifest
+from spin_components.training.epoch import delete_epochs
 
 logger = logging.getLogger(__name__)
 
+TASKS = "tasks"
+"""The part of an evaluation that is not the judge's; see `Part`."""
 Facts = dict[str, Any]
 Outputs = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A model to evaluate.
-
-    Attributes:
-        iteration: `layout.BASE` for the base model.
-        epoch: of the iteration, whose policy it is.
-        uri: of the model.
-        global_step: optimizer steps that it has seen.
-    """
-
-    iteration: int
-    epoch: int
-    uri: str
-    global_step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +53,13 @@ class Part:
 
 
 def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = None) -> str:
-    """Evaluate one model by the attempt's `[evaluation]`.
+    """Evaluate one published model by the attempt's `[evaluation]`; nothing waits for it.
 
     A part that is finished is repeated if its inputs have changed, since nothing depends on it.
 
     Args:
         run_uri: the run.
-        iteration: t, or `layout.BASE`.
+        iteration: t, `layout.BASE`, or the number of a control.
         hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
 
     Returns: the model's URI; empty where there is none, or the attempt's time is up.
@@ -77,7 +69,10 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = Non
         EngineError: the harness or the judge failed.
     """
     with Step.begin("evaluate", run_uri, hardware, iteration=iteration) as step:
-        model = _published(step.run, iteration)
+        model = published_model(step.run, iteration)
+        if model is None and layout.controlled(iteration) is not None:
+            step.is_stopped, step.is_last = True, is_over(step.run)  # its own failure is recorded already
+            return step.returns("")
         if model is None:
             step.stop(f"{name_of(iteration)} is not published")
             return step.returns("")
@@ -92,38 +87,88 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = Non
             step.is_last |= is_over(step.run)  # also where it fails
             check_packages(step.evaluation)
             _evaluate(step, model, parts)
+        if (of := layout.controlled(iteration)) is not None and step.run.exists(layout.control_manifest(of + 1)):
+            delete_epochs(step, iteration, step.settings.spin.epochs(of))  # the next one began from it
         if not step.is_stopped and is_over(step.run):
             step.is_last = True
             prune_evaluated(step.run, step.settings)
         return step.returns(model.uri)
 
 
-def _published(run: RunStore, iteration: int) -> Published | None:
-    """The model that an iteration published; None if it was stopped before."""
-    if iteration == layout.BASE:
-        return Published(iteration, 0, str(run.read_json(layout.RUN)["base_model"]["uri"]), 0)
-    if not run.exists(layout.checkpoint(iteration)):
-        return None
-    facts = read_manifest(run, layout.checkpoint(iteration)).facts
-    return Published(iteration, int(facts["epoch"]), str(facts["checkpoint_uri"]), int(facts["step"]))
+def evaluate_to_decide(
+    run_uri: str, iteration: int, policy_uri: str, after: str, hardware: dict[str, Any] | None = None
+) -> str:
+    """Evaluate one model before the verdict that its results decide (`selection.measure`).
+
+    Where what decides is missing the attempt ends: nothing is guessed. The failure of the other part of the evaluation
+    is a warning; the same command does it again.
+
+    Args:
+        run_uri: the run.
+        iteration: t, `layout.BASE` or `layout.WARM_UP`.
+        policy_uri: the validated policy of the last epoch, or of the warm-up; empty when the attempt has stopped.
+        after: what the steps that must be over before returned; likewise.
+        hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
+
+    Returns: `policy_uri`; empty when the attempt has stopped, or its time is up.
+
+    Raises:
+        ConfigError, DataError, EngineError: as `evaluate`; also where the measure cannot decide.
+    """
+    with Step.begin("evaluate", run_uri, hardware, after=[policy_uri, after], iteration=iteration) as step:
+        if step.is_stopped:
+            return step.returns("")
+        model = model_to_judge(step.run, step.settings, step.selection, iteration, policy_uri)
+        parts = _parts(step, model)
+        with _explained(step, model):
+            if step.is_due(
+                layout.evaluation(model.iteration),
+                lambda: {name: part.inputs for name, part in parts.items()},
+                replaces=True,
+            ):
+                check_packages(step.evaluation)
+                _evaluate(step, model, parts, needed=JUDGE if step.selection.measure == JUDGE else TASKS)
+            if not step.is_stopped:
+                check_decisive(step.run, model, step.selection.measure)
+        return step.returns(policy_uri)
+
+
+@contextmanager
+def _explained(step: Step, model: Published) -> Iterator[None]:
+    """Say in errors of the evaluation that it decides, and how the run goes on."""
+    try:
+        yield
+    except (ConfigError, DataError, EngineError) as error:
+        raise type(error)(
+            f"{error}. selection.measure = {step.selection.measure!r} decides, and {name_of(model.iteration)} cannot "
+            "be compared without it: the run stops here and keeps everything; once that is mended, the same command "
+            "goes on"
+        ) from error
 
 
 def _parts(step: Step, model: Published) -> dict[str, Part]:
     """The parts that the attempt asks for, by name."""
     parts = {}
     if step.evaluation.tasks:
-        parts["tasks"] = _tasks_part(step, model)
+        parts[TASKS] = _tasks_part(step, model)
     if step.evaluation.judge_url:
-        parts["judge"] = _judge_part(step, model)
+        parts[JUDGE] = _judge_part(step, model)
     return parts
 
 
-def _evaluate(step: Step, model: Published, parts: dict[str, Part]) -> None:
-    """Run the parts that are not finished, and publish each as soon as it is; then raise the first failure."""
+def _evaluate(step: Step, model: Published, parts: dict[str, Part], *, needed: str = "") -> None:
+    """Run the parts that are not finished, and publish each as soon as it is; then raise the first failure.
+
+    Args:
+        step: the running step.
+        model: to evaluate.
+        parts: by name.
+        needed: the one whose failure is raised, those of others being warnings; empty for all.
+    """
     previous = step.previous or Manifest(step=step.name, inputs={})
     due = {name: part for name, part in parts.items() if previous.inputs.get(name) != part.inputs}
     current = previous
-    failures: list[SpinError] = []
+    failures: dict[str, SpinError] = {}
     for name, part in due.items():
         if changed := differing(previous.inputs.get(name, part.inputs), part.inputs):
             logger.info("%s again: %s", name, "; ".join(changed))
@@ -131,7 +176,7 @@ def _evaluate(step: Step, model: Published, parts: dict[str, Part]) -> None:
             facts, outputs = part.run()
         except SpinError as error:
             logger.error("%s: %s", name, error)
-            failures.append(error)
+            failures[name] = error
             continue
         current = current.model_copy(
             update={
@@ -143,11 +188,14 @@ def _evaluate(step: Step, model: Published, parts: dict[str, Part]) -> None:
         if len(due) > 1:
             step.commit(layout.evaluation(model.iteration), current)
     if not failures:
-        step.track("evaluation", model.global_step, tracked(current.facts))
+        if model.global_step is not None:
+            step.track("evaluation", model.global_step, tracked(current.facts))
         step.publish(current.facts, inputs=current.inputs, outputs=current.outputs)
     refresh(step.run, step.warn)
-    if failures:
-        raise failures[0]
+    for name, failure in failures.items():
+        if not needed or name == needed:
+            raise failure
+        step.warn(f"{name_of(model.iteration)} has no results of its {name}: {failure}")
 
 
 def _tasks_part(step: Step, model: Published) -> Part:
@@ -168,8 +216,12 @@ def _tasks_part(step: Step, model: Published) -> Part:
     }
 
     def run_part() -> tuple[Facts, Outputs]:
-        if not _has_weights(run, model.uri):
+        if not has_weights(run, model.uri):
             reason = "its weights are not kept (selection.save_top_k)"
+            if task_measure(step.selection.measure)[0] and layout.controlled(model.iteration) is None:
+                before = (step.previous.inputs if step.previous else {}).get(TASKS)
+                changed = f"; set back what changed: {'; '.join(differing(before, inputs))}" if before else ""
+                raise ConfigError(f"{name_of(model.iteration)} cannot be evaluated by tasks: {reason}{changed}")
             step.warn(f"{name_of(model.iteration)} is not evaluated: {reason}")
             return {"skipped": reason}, {}
         from spin_components.harness.tasks import find_tasks, run_tasks
@@ -180,7 +232,7 @@ def _tasks_part(step: Step, model: Published) -> Part:
         scratch.mkdir(parents=True)
         manager = find_tasks(evaluation, folder, scratch)
         plain = open_model(run, model.uri, what="the model to evaluate")
-        results = run_tasks(
+        results, documents = run_tasks(
             settings,
             evaluation,
             compute,
@@ -189,7 +241,10 @@ def _tasks_part(step: Step, model: Published) -> Part:
             chat_template=read_chat_template(run),
             chat_template_date=str(read_manifest(run, layout.DATA_MANIFEST).facts.get("chat_template_date", "")),
         )
-        return {"results": results}, {}
+        key = layout.document_values(model.iteration)
+        with run.staged(key) as staged:
+            write_rows(staged.path, DocumentValue, documents)
+        return {"results": results}, dict(staged.outputs)
 
     return Part(inputs, run_part)
 
@@ -209,23 +264,18 @@ def _judge_part(step: Step, model: Published) -> Part:
     def run_part() -> tuple[Facts, Outputs]:
         if not answers.file:
             return {"skipped": "its loss is not finite, so it was not sampled"}, {}
-        from spin_components.data.shards import Judgment, write_rows
         from spin_components.evaluate.judge import Judge, judge_figures
 
         asked = questions(run, step.settings, answers, step.evaluation.judge_num_samples)
         with closing(Judge(step.evaluation)) as judge:
             scores = judge.score(asked, step.progress(len(asked), "answers").update)
+        if step.selection.measure == JUDGE:
+            check_scores(scores, step.evaluation)
         with run.staged(key) as staged:
             write_rows(staged.path, Judgment, scores)
         return judge_figures(scores), dict(staged.outputs)
 
     return Part(inputs, run_part)
-
-
-def _has_weights(run: RunStore, uri: str) -> bool:
-    """Whether a model's weights are in storage; those of a base model elsewhere are taken to be."""
-    folder = run.key_of(uri)
-    return folder is None or bool(run.sizes(folder))
 
 
 def _version(package: str) -> str:

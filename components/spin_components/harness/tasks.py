@@ -9,9 +9,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from numbers import Real
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from spin_components.data.shards import DocumentValue
 from spin_components.errors import ConfigError, EngineError, SpinError
 from spin_components.harness.sandbox import plain_templates
 from spin_components.harness.task_files import check_task_files, write_located
@@ -103,7 +106,7 @@ def run_tasks(
     *,
     chat_template: str | None = None,
     chat_template_date: str = "",
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[DocumentValue]]:
     """Evaluate a model on tasks.
 
     Args:
@@ -115,8 +118,8 @@ def run_tasks(
         chat_template: text of the file that `data.chat_template` names; None for the model's own template.
         chat_template_date: date and time of its clock; empty for the current time.
 
-    Returns: by task or group `num_documents` and `metrics`; each metric has a `value` and its standard error `stderr`,
-        None if unknown.
+    Returns: by task or group `num_documents` and `metrics`; each metric has a `value`, its standard error `stderr` and
+        `higher_is_better`, each None if unknown. Then the values of single documents, for metrics that are their mean.
 
     Raises:
         ConfigError: `chat_template` is set, but the tokenizer has no chat template.
@@ -158,7 +161,7 @@ def run_tasks(
             limit=None if evaluation.limit == 1.0 and isinstance(evaluation.limit, float) else evaluation.limit,
             batch_size=evaluation.batch_size,
             bootstrap_iters=_BOOTSTRAPS,
-            log_samples=False,
+            log_samples=True,
             apply_chat_template=evaluation.chat_template,
             random_seed=settings.run.seed,
             numpy_random_seed=settings.run.seed,
@@ -166,7 +169,8 @@ def run_tasks(
             fewshot_random_seed=settings.run.seed,
             confirm_run_unsafe_code=evaluation.trust_task_code,
         )
-    return _figures(results)
+    figures = _figures(results)
+    return figures, document_values(results.get("samples", {}), figures)
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +178,13 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for task, table in results["results"].items():
         values = {key.removesuffix(",none"): value for key, value in table.items() if "," in key}
+        directions = results["higher_is_better"].get(task, {})
         metrics = {
-            key: {"value": _number(value), "stderr": _number(values.get(_stderr_of(key)))}
+            key: {
+                "value": _number(value),
+                "stderr": _number(values.get(_stderr_of(key))),
+                "higher_is_better": directions.get(key.partition(",")[0]),
+            }
             for key, value in values.items()
             if "_stderr" not in key and isinstance(value, (int, float))
         }
@@ -183,6 +192,33 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
             count = results["n-samples"].get(task, {}).get("effective", table.get("sample_len"))
             figures[task] = {"num_documents": None if count is None else int(count), "metrics": metrics}
     return figures
+
+
+def document_values(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], figures: Mapping[str, Any]
+) -> list[DocumentValue]:
+    """Values of single documents, of those metrics whose value is their mean.
+
+    A metric that is computed from all documents at once, such as BLEU or a perplexity, has none.
+
+    Args:
+        samples: by task, the harness's log of each document and filter.
+        figures: see `run_tasks`.
+    """
+    rows: list[DocumentValue] = []
+    for task, logged in samples.items():
+        by_metric: dict[str, dict[int, Any]] = {}
+        for sample in logged:
+            kind = "" if sample["filter"] == "none" else f",{sample['filter']}"
+            for metric in sample["metrics"]:
+                by_metric.setdefault(f"{metric}{kind}", {})[int(sample["doc_id"])] = sample[metric]
+        for metric, by_document in by_metric.items():
+            values = [float(value) for value in by_document.values() if isinstance(value, Real)]
+            whole = figures.get(task, {}).get("metrics", {}).get(metric, {}).get("value")
+            if whole is None or len(values) < len(by_document) or not math.isclose(fmean(values), whole, abs_tol=1e-9):
+                continue
+            rows += [DocumentValue(task, metric, index, float(value)) for index, value in sorted(by_document.items())]
+    return rows
 
 
 def _stderr_of(key: str) -> str:

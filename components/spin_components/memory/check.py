@@ -17,9 +17,8 @@ from spin_components.memory.zero_stage import resolve_zero_stage
 
 def estimate_steps(shape: ModelShape, work: Workload) -> list[Estimate]:
     """Estimate the peak memory of each step, in the order of the pipeline."""
-    if work.is_packed and not shape.packs:
-        training = work.settings.training.model_copy(update={"packing": "off"})
-        work = replace(work, settings=work.settings.model_copy(update={"training": training}))
+    if not shape.packs:
+        work = work.padded()
     # one answer a prompt: the human's
     human = replace(work, lengths=replace(work.lengths, generated=0))
     return [

@@ -15,6 +15,7 @@ import numpy as np
 
 from spin_components.algorithm.batching import form_batches, micro_batches
 from spin_components.algorithm.schedules import resolve_count
+from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
 from spin_components.memory.estimate import StepName
 from spin_components.memory.roofline import Hardware, exchanged_bytes
 from spin_components.memory.shape import ModelShape
@@ -56,12 +57,14 @@ class DataSize:
     Attributes:
         num_prompts: that are trained on in an iteration.
         prompt, actual, generated: mean lengths in tokens; no generated answers at 0.
+        proto: mean length of iteration 0's answers where they are trained on besides; none at 0.
     """
 
     num_prompts: int
     prompt: int
     actual: int
     generated: int
+    proto: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +105,15 @@ def durations(shape: ModelShape, work: Workload, hardware: Hardware, data: DataS
         data: the records.
         num_gpus: that all pods of the run have together, at most.
     """
+    work = work if shape.packs else work.padded()
     spin = work.settings.spin
     iterations = range(spin.max_iterations)
     generating = _generating(shape, work, hardware, data, num_gpus)
     pairs = [data.num_prompts * (1 + min(t, spin.history)) for t in iterations]
-    scoring = [_scoring(shape, work, hardware, data, num, num_gpus) for num in pairs]
-    training = [_training(shape, work, hardware, data, num) for num in pairs]
+    triplets = replace(data, proto=data.generated)
+    parts = [triplets if work.settings.objective.answers(t) > 2 else data for t in iterations]  # of each iteration
+    scoring = [_scoring(shape, work, hardware, part, num, num_gpus) for part, num in zip(parts, pairs, strict=True)]
+    training = [_training(shape, work, hardware, part, num) for part, num in zip(parts, pairs, strict=True)]
     epochs = [spin.epochs(t) for t in iterations]
     warm_up, controls = work.settings.warm_up.max_epochs, len(epochs) if work.settings.control.sft else 0
     num_validations = 1 + sum(epochs) + bool(warm_up) + controls
@@ -211,6 +217,8 @@ def _training(
     num_steps = resolve_count(training.limit_train_batches, num_batches)
     slowest = float(np.mean([max(each) for each in _tokens_by_rank(work, data, ranks)]))
     num_micro = max(training.global_batch_size // (training.micro_batch_size * ranks), 1)
+    if training.micro_batch_tokens:
+        num_micro = max(num_micro, math.ceil(slowest / training.micro_batch_tokens))
     rate = hardware.network_rate if work.settings.hardware.nodes > 1 else hardware.link_rate
     operations = (8 if training.gradient_checkpointing else 6) * shape.num_active * slowest
     saved = (4 + 4 * STATE_NUMBERS[training.optimizer]) * shape.num_parameters
@@ -242,7 +250,7 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     training, limit = work.settings.training, work.settings.data.max_length
     num_pairs = _NUM_DRAWN * training.global_batch_size
     random = np.random.default_rng(0)
-    means = [mean for mean in (data.prompt, data.actual, data.generated) if mean]
+    means = [mean for mean in (data.prompt, data.actual, data.generated, data.proto) if mean]
     prompts, *answers = (_draw(random, mean, num_pairs) for mean in means)
     prompts = np.minimum(prompts, limit - 1)
     answers = [np.minimum(each, limit - prompts) for each in answers]
@@ -254,10 +262,16 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
         sums = [_num_computed([shapes[i] for i in batch], is_packed=True) for batch in batches]
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
+    size = training.micro_batch_size
+    once, num_answers = prompts + np.sum(answers, axis=0), [len(answers)] * num_pairs
+    of_pairs = PairLengths(once, prompts, np.max(answers, axis=0), num_answers)
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded)
+
     def computed(batch: Sequence[int], rank: int) -> int:
-        micros = micro_batches(
-            batch, lengths, micro_batch_size=training.micro_batch_size, rank=rank, ranks=ranks, num=num
-        )
+        if training.micro_batch_tokens:
+            micros = budgeted_micro_batches(batch, lengths, budget, rank=rank, ranks=ranks, is_balanced=False)
+        else:
+            micros = micro_batches(batch, lengths, micro_batch_size=size, rank=rank, ranks=ranks, num=num)
         return sum(_num_computed([shapes[i] for i in micro.pairs], is_packed=False) for micro in micros)
 
     return [[computed(batch, rank) for rank in range(ranks)] for batch in batches]
@@ -270,12 +284,11 @@ def _draw(random: np.random.Generator, mean: int, num: int) -> np.ndarray:
 
 
 def _num_computed(pairs: Sequence[tuple[int, ...]], *, is_packed: bool) -> int:
-    """Tokens of a micro-batch, as `algorithm.logprobs` computes it: packed, or padded in two halves by length."""
+    """Tokens of a micro-batch, as `algorithm.logprobs` computes it: packed, or a padded row for each answer."""
     if is_packed:
         return sum(map(sum, pairs))
-    sequences = sorted(((prompt, answer) for prompt, *answers in pairs for answer in answers), key=sum)
-    halves = sequences[: len(sequences) // 2], sequences[len(sequences) // 2 :]
-    return sum(len(half) * (max(p for p, _ in half) + max(a for _, a in half)) for half in halves if half)
+    sequences = [(prompt, answer) for prompt, *answers in pairs for answer in answers]
+    return len(sequences) * (max(prompt for prompt, _ in sequences) + max(answer for _, answer in sequences))
 
 
 def _reading_s(shape: ModelShape) -> float:

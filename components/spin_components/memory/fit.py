@@ -88,7 +88,9 @@ def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
     match part:
         case "activations" | "logits" if step in TRAINING:
             changes = [] if training.gradient_checkpointing else ["training.gradient_checkpointing = true"]
-            if training.micro_batch_size > 1:
+            if training.micro_batch_tokens > work.lengths.pair:
+                changes.append(f"training.micro_batch_tokens below {training.micro_batch_tokens}")
+            elif training.micro_batch_size > 1 and not training.micro_batch_tokens:
                 changes.append(f"training.micro_batch_size below {training.micro_batch_size}")
             return [*changes, f"data.max_length below {work.settings.data.max_length}"]
         case "activations" | "logits" if step == "generate":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 from spin_components.memory.activations import Batch, logit_bytes, working_bytes
 from spin_components.memory.estimate import (
     CUDA_BASE,
@@ -29,21 +31,22 @@ def estimate_scoring(shape: ModelShape, work: Workload, step: StepName) -> Estim
 
 
 def forward_batch(work: Workload) -> Batch:
-    """Largest forward pass over pairs: packed, a whole micro-batch; padded, the half with the longer answers."""
-    size, lengths = work.settings.training.micro_batch_size, work.lengths
+    """Largest forward pass over pairs, of a micro-batch; padded, all answers have rows of the longest length."""
+    size, lengths = work.pairs_at_once, work.lengths
+    positions = ceil(size * lengths.answers)
     if work.is_packed:
-        return Batch(size * lengths.pair, size * (lengths.actual + lengths.generated))
-    answer = max(lengths.actual, lengths.generated)
-    return Batch(size * lengths.longest, size * answer, squares=0 if work.on_gpu else size * lengths.longest**2)
+        return Batch(ceil(size * lengths.pair), positions)
+    rows = work.num_answers * size
+    squares = 0 if work.on_gpu else ceil(rows * lengths.longest**2)
+    return Batch(ceil(rows * lengths.longest), positions, squares=squares)
 
 
 def validation_batch(work: Workload) -> Batch:
-    """Largest forward pass over human answers: packed, a whole batch; padded, half of it."""
+    """Largest forward pass over human answers, of a batch."""
     size, lengths = work.settings.validation.batch_size, work.lengths
     length = lengths.prompt + lengths.actual
     if work.is_packed:
         return Batch(size * length, size * lengths.actual)
-    size = -(-size // 2)
     return Batch(size * length, size * lengths.actual, squares=0 if work.on_gpu else size * length**2)
 
 

@@ -71,7 +71,7 @@ def bounds(shape: ModelShape, work: Workload, hardware: Hardware) -> list[Bound]
     """Bounds of each step on the given hardware."""
     return [
         _generating(shape, work, hardware),
-        _scoring(shape, work, hardware, "ref-logprob", work.settings.training.micro_batch_size, work.lengths.pair),
+        _scoring(shape, work, hardware, "ref-logprob", work.pairs_at_once, work.lengths.pair),
         _training(shape, work, hardware),
         _scoring(
             shape,
@@ -101,7 +101,7 @@ def _generating(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
     )
 
 
-def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepName, size: int, length: int) -> Bound:
+def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepName, size: float, length: int) -> Bound:
     """Bound of one batch; the float32 weights are read and cast, and the bf16 copies are read."""
     traffic = shape.num_parameters * (4 + 2 * 2 if work.machine.is_bf16 else 4)
     seconds = {
@@ -109,20 +109,21 @@ def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepNa
         "memory": traffic / hardware.memory_rate,
         "network": 0.0,
     }
-    return Bound(step, f"{size} sequences of {length} tokens", seconds)
+    return Bound(step, f"{round(size, 2):g} sequences of {length} tokens", seconds)
 
 
 def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
     """Bound of one micro-batch of a rank, including its share of the update."""
     training, ranks = work.settings.training, work.settings.hardware.world_size
-    tokens = training.micro_batch_size * work.lengths.pair
+    size = work.pairs_at_once
+    tokens = size * work.lengths.pair
     again = training.gradient_checkpointing
-    num_micro = max(training.global_batch_size // (training.micro_batch_size * ranks), 1)
+    num_micro = max(int(training.global_batch_size / (size * ranks)), 1)
     traffic = shape.num_parameters * (3 if again else 2) * (8 if work.machine.is_bf16 else 4)
     rate = hardware.network_rate if work.settings.hardware.nodes > 1 else hardware.link_rate
     return Bound(
         "train-epoch",
-        f"{training.micro_batch_size} pairs of {work.lengths.pair} tokens a rank",
+        f"{round(size, 2):g} pairs of {work.lengths.pair} tokens a rank",
         {
             "compute": (8 if again else 6) * shape.num_active * tokens / hardware.flops,
             "memory": traffic / hardware.memory_rate,

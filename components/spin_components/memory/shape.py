@@ -26,8 +26,8 @@ _NAMES = {
 _TWO_MATRICES = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "bloom", "falcon", "mpt", "starcoder2", "gpt_bigcode")
 """`model_type` of families whose MLP has no gate: two matrices instead of three."""
 
-_PADDED = ("gpt_oss", "llama4", "llama4_text", "mamba", "mamba2")
-"""`model_type` of families that never pack: attention sinks, chunks that live in the mask alone, recurrent states."""
+_PADDED = ("llama4", "llama4_text", "mamba", "mamba2")
+"""`model_type` of families that never pack: chunks that live in the mask alone, recurrent states."""
 
 
 @dataclass(frozen=True, slots=True)

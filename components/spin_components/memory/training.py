@@ -9,6 +9,9 @@ stage 3, gathers at most 1e9 weights at a time, its defaults.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil
+
 from spin_components.memory import activations
 from spin_components.memory.activations import Batch
 from spin_components.memory.estimate import (
@@ -44,7 +47,7 @@ def estimate_training(shape: ModelShape, work: Workload) -> Estimate:
     held = _held(shape, work, stage)
     passing = _passing(shape, work, is_cast=stage != 3)
     updating = _updating(shape, work, held)
-    in_parts = stage == 3 and not work.is_packed  # see training.deepspeed_backend
+    in_parts = stage == 3  # see training.deepspeed_backend
     loading = {"weights": _weights(shape, work) // (work.settings.hardware.world_size if in_parts else 1)}
     saving = _saving(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
@@ -75,14 +78,12 @@ def zero_stage(work: Workload) -> int | None:
 
 
 def training_batches(work: Workload) -> Batch:
-    """The tokens saved for the backward pass of a micro-batch: padded, those of both its forward passes."""
-    size, lengths = work.settings.training.micro_batch_size, work.lengths
-    positions = size * (lengths.actual + lengths.generated)
-    if work.is_packed:
-        return Batch(size * lengths.pair, positions, repeated=size * (lengths.prompt + lengths.generated))
-    sequences = (lengths.prompt + lengths.actual, lengths.prompt + lengths.generated)
-    squares = 0 if work.on_gpu else size * sum(length**2 for length in sequences)
-    return Batch(size * sum(sequences), positions, squares=squares)
+    """The tokens saved for the backward pass of a micro-batch: those of its forward pass."""
+    batch, lengths = forward_batch(work), work.lengths
+    if not work.is_packed:
+        return batch
+    repeated = lengths.num_generated * (lengths.prompt + lengths.generated)
+    return replace(batch, repeated=ceil(work.pairs_at_once * repeated))
 
 
 def _held(shape: ModelShape, work: Workload, stage: int | None) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spin_components.algorithm.batching import LOGITS_BYTES, logit_chunk
@@ -17,17 +17,24 @@ class Lengths:
     Attributes:
         prompt: length of the prompt.
         actual: length of the human answer.
-        generated: length of the generated answer.
+        generated: length of the generated answer, or of each of two.
+        num_generated: number of generated answers: 2 where iteration 0's are trained on besides.
     """
 
     prompt: int
     actual: int
     generated: int
+    num_generated: int = 1
+
+    @property
+    def answers(self) -> int:
+        """Tokens of all answers."""
+        return self.actual + self.num_generated * self.generated
 
     @property
     def pair(self) -> int:
-        """Tokens of the packed pair: the prompt once, and both answers."""
-        return self.prompt + self.actual + self.generated
+        """Tokens of the packed pair: the prompt once, and all answers."""
+        return self.prompt + self.answers
 
     @property
     def longest(self) -> int:
@@ -36,9 +43,15 @@ class Lengths:
 
 
 def longest_allowed(settings: Settings) -> Lengths:
-    """The longest pair that the settings allow: a prompt of one token, and two answers of maximum length."""
+    """The longest pair that the settings allow: a prompt of one token, and all answers of maximum length."""
     max_length = settings.data.max_length
-    return Lengths(1, max_length - 1, min(settings.generation.max_new_tokens, max_length - 1))
+    generated = min(settings.generation.max_new_tokens, max_length - 1)
+    return Lengths(1, max_length - 1, generated, num_generated(settings))
+
+
+def num_generated(settings: Settings) -> int:
+    """Number of generated answers of a pair, in the iteration that has the most."""
+    return settings.objective.answers(settings.spin.max_iterations - 1) - 1
 
 
 def longest_of(settings: Settings, prompts: Iterable[tuple[int, int]]) -> Lengths:
@@ -49,7 +62,8 @@ def longest_of(settings: Settings, prompts: Iterable[tuple[int, int]]) -> Length
         prompts: lengths of each prompt and its human answer, in tokens; not empty.
     """
     max_length, max_new_tokens = settings.data.max_length, settings.generation.max_new_tokens
-    pairs = (Lengths(prompt, actual, min(max_new_tokens, max_length - prompt)) for prompt, actual in prompts)
+    num = num_generated(settings)
+    pairs = (Lengths(prompt, actual, min(max_new_tokens, max_length - prompt), num) for prompt, actual in prompts)
     return max(pairs, key=lambda lengths: lengths.pair)
 
 
@@ -90,9 +104,27 @@ class Workload:
 
     @property
     def is_packed(self) -> bool:
-        """Whether batches are packed, as `scoring.resolve_packing` decides."""
-        packing = self.settings.training.packing
-        return packing == "on" or (packing == "auto" and self.machine.device == "cpu")
+        """Whether batches are packed, as `model.batch_layout.resolve_packing` decides."""
+        return self.settings.training.packing != "off"
+
+    def padded(self) -> Workload:
+        """The same with padded batches, for a model that does not pack."""
+        training = self.settings.training.model_copy(update={"packing": "off"})
+        return replace(self, settings=self.settings.model_copy(update={"training": training}))
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are computed of each pair."""
+        return 1 + self.lengths.num_generated if self.lengths.generated else 1
+
+    @property
+    def pairs_at_once(self) -> float:
+        """Size of a micro-batch, in pairs of the longest lengths; a fraction where a budget of tokens limits it."""
+        training, lengths = self.settings.training, self.lengths
+        if not training.micro_batch_tokens:
+            return training.micro_batch_size
+        tokens = lengths.pair if self.is_packed else self.num_answers * lengths.longest
+        return max(1.0, min(training.micro_batch_size, training.micro_batch_tokens / tokens))
 
     @property
     def on_gpu(self) -> bool:

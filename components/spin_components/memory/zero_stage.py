@@ -24,7 +24,8 @@ def resolve_zero_stage(shape: ModelShape, work: Workload) -> Workload:
         return replace(work, settings=_with_stage(settings, 2))
     for stage in _STAGES[1 if settings.training.offload_optimizer else 0 :]:
         candidate = replace(work, settings=_with_stage(settings, stage))
-        if not shortages([estimate_training(shape, candidate)], candidate):
+        computed = candidate if shape.packs else candidate.padded()
+        if not shortages([estimate_training(shape, computed)], computed):
             return candidate
     return replace(work, settings=_with_stage(settings, 3))
 

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from spin_components.algorithm.logprobs import answer_logprobs, is_packed
-from spin_components.algorithm.packing import PACKED, Prompted, packed_attention
+from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.loss import AnswerLogprobs
+from spin_components.algorithm.packing import Prompted
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.data.shards import AnswerLoss, Pair, Prompt
-from spin_components.errors import ModelError, NonFiniteError
+from spin_components.errors import NonFiniteError
+from spin_components.model.batch_layout import check_padded, pack_where_it_fits
 from spin_components.model.compute import Compute
 from spin_components.model.families import check_family
 from spin_components.model.loading import load_model
 from spin_components.model.lora.merging import load_layered
-from spin_components.model.windows import short_windows
 from spin_components.settings.run import ValidationSettings
 from spin_components.settings.settings import Settings
-from spin_components.settings.training import TrainingSettings
-
-logger = logging.getLogger(__name__)
-
-
-_TOLERANCE = 1e-4
-_PADDED_TOLERANCE = (
-    2e-2  # of padded batches, which have no alternative: their mistakes are gross, rounding on a GPU not
-)
-
-
-def resolve_packing(settings: TrainingSettings, compute: Compute) -> Literal["packed", "aligned"]:
-    """The batch layout of `training.packing`: packed (without padding) or aligned (padded). `auto` packs on a CPU."""
-    is_packed = settings.packing == "on" or (settings.packing == "auto" and compute.device.type == "cpu")
-    return "packed" if is_packed else "aligned"
 
 
 def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
@@ -56,102 +42,29 @@ def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
     else:
         model = load_model(folder, settings.model, device=compute.device)
     check_family(model)
-    if resolve_packing(settings.training, compute) == "packed":
-        if not (reason := enable_packed_attention(model, compute.device)):
-            return model
-        if settings.training.packing == "on":
-            raise ModelError(f"{type(model).__name__} does not support packing: {reason}; set training.packing = 'off'")
-        logger.warning("packing is off: %s does not support it: %s", type(model).__name__, reason)
+    if pack_where_it_fits(model, settings.training, compute):
+        return model
     if not settings.lora.is_quantized:  # quantized layers round by more than what this would find
-        _check_padded(model, compute.device)
+        check_padded(model, compute.device)
     return model
 
 
-def enable_packed_attention(model: Any, device: torch.device) -> str:
-    """Switch a model to packed attention, if its log-probabilities of two small example groups stay the same.
-
-    Returns: an empty string, or why the model keeps its own attention.
-    """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(PACKED, packed_attention)
-    before = model.config._attn_implementation
-    groups, rows = _examples(model.get_input_embeddings().num_embeddings)
-    with torch.no_grad(), short_windows(model):
-        expected = _stock_logprobs(model, groups, rows, device)
-        try:
-            model.set_attn_implementation(PACKED)
-            if not is_packed(model):
-                raise NotImplementedError("its attention cannot be replaced")
-            difference = _difference(answer_logprobs(model, groups, device), expected)
-            reason = f"its log-probabilities differ by {difference:.1e}" if not difference < _TOLERANCE else ""
-        except (NotImplementedError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            reason = str(error)
-    if reason:
-        model.set_attn_implementation(before)
-    return reason
+def all_answers(pairs: Sequence[Pair]) -> list[Prompted]:
+    """Each pair's prompt with the human answer, the generated one and, if there is one, the proto answer."""
+    return [Prompted(pair.prompt_ids, pair.answers) for pair in pairs]
 
 
-def _check_padded(model: Any, device: torch.device) -> None:
-    """Refuse a model that scores padded batches otherwise than single sequences.
-
-    Raises:
-        ModelError: see above.
-    """
-    groups, rows = _examples(model.get_input_embeddings().num_embeddings)
-    with torch.no_grad(), short_windows(model):
-        expected = _stock_logprobs(model, groups, rows, device)
-        if not torch.isfinite(expected).all():
-            return  # training has destroyed the weights, which is no fault of the architecture
-        difference = _difference(answer_logprobs(model, groups, device), expected)
-    if not difference < _PADDED_TOLERANCE:
-        raise ModelError(
-            f"{type(model).__name__} cannot be trained: in padded batches its log-probabilities differ by "
-            f"{difference:.1e}, relative, from those of its own forward pass"
-        )
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-def _stock_logprobs(model: Any, groups: Sequence[Prompted], rows: list[list[int]], device: torch.device) -> Tensor:
-    """Sums of the groups' answers, by the model's own forward pass over rows of one length without padding."""
-    logits = model(input_ids=torch.tensor(rows, device=device), use_cache=False).logits
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    answers = [(len(prompt), answer) for prompt, both in groups for answer in both]
-    sums = [
-        row[torch.arange(first - 1, first - 1 + len(answer)), torch.tensor(answer)].sum()
-        for row, (first, answer) in zip(logprobs, answers, strict=True)
-    ]
-    return torch.stack(sums)
-
-
-def _examples(vocabulary: int) -> tuple[list[Prompted], list[list[int]]]:
-    """Two groups of different lengths with arbitrary tokens; small, because every step with a model runs them.
-
-    Returns: the groups, and a row for each of their answers: prompt, answer, and further tokens up to one length.
-    """
-    tokens = [7 + index * 31 % max(vocabulary - 7, 1) for index in range(24)]
-    groups = [
-        Prompted(tokens[:5], (tokens[5:7], tokens[7:12])),
-        Prompted(tokens[12:14], (tokens[14:20], tokens[20:24])),
-    ]
-    sequences = [[*prompt, *answer] for prompt, answers in groups for answer in answers]
-    longest = max(map(len, sequences))
-    return groups, [sequence + tokens[: longest - len(sequence)] for sequence in sequences]
-
-
-def both_answers(pairs: Sequence[Pair]) -> list[Prompted]:
-    """Each pair's prompt with the human answer and the generated one."""
-    return [Prompted(pair.prompt_ids, (pair.actual_ids, pair.generated_ids)) for pair in pairs]
+def pair_logprobs(model: nn.Module, pairs: Sequence[Pair], device: torch.device | str = "cpu") -> AnswerLogprobs:
+    """Log-probabilities of the answers of B pairs, each (B,) float32; see `algorithm.logprobs.answer_logprobs`."""
+    groups = all_answers(pairs)
+    logprobs = torch.split(answer_logprobs(model, groups, device), [len(group.answers) for group in groups])
+    return AnswerLogprobs(*pad_sequence(list(logprobs), batch_first=True).unbind(-1))
 
 
 def validation_batches(prompts: Sequence[Prompt], settings: ValidationSettings) -> list[list[Prompt]]:
     """Batches of held-out records of similar length, limited by `limit_val_batches`.
 
-    A last batch of one record joins the batch before it, because it would make one forward pass where any other makes
-    two (see `answer_logprobs`), and all ranks must make as many.
+    A last batch of one record joins the batch before it, so that no forward pass is for one record alone.
     """
     size = settings.batch_size
     num = resolve_count(settings.limit_val_batches, -(-len(prompts) // size))

@@ -33,6 +33,12 @@ def check_shape(settings: Settings, compiled: Mapping[str, Any]) -> None:
             "[evaluation] asks for tasks or a judge, but this pipeline was compiled without the step that evaluates; "
             "compile it again with them"
         )
+    waits, is_compiled = settings.selection.waits_for_evaluation, compiled.get("decides", False)
+    if waits != is_compiled:
+        raise ConfigError(
+            f"selection.measure = {settings.selection.measure!r}, but this pipeline was compiled for verdicts that "
+            f"{'wait' if is_compiled else 'do not wait'} for the evaluation; compile it again"
+        )
     for name, is_on, key, tasks in (
         ("warm_up.max_epochs", settings.warm_up.is_on, "warms_up", "a warm-up"),
         ("control.sft", settings.control.sft, "controls", "controls"),

@@ -49,21 +49,7 @@ def prepare(
     "Prepared",
     run_uri=str,
     policy_uri=str,
-    accelerator=str,
-    generate_accelerators=str,
-    train_accelerators=str,
-    score_accelerators=str,
-    validate_accelerators=str,
-    evaluate_accelerators=str,
-    generate_cpu=str,
-    generate_memory=str,
-    train_cpu=str,
-    train_memory=str,
-    score_cpu=str,
-    score_memory=str,
-    node_selector=dict,
-    tolerations=list,
-    affinity=dict,
+    pods=dict,
 ):
     """Check configuration, model and data; write shards; return the run's address, the base model's, and pod requests.
 
@@ -73,13 +59,11 @@ def prepare(
     from spin_components.prepare.form import read_form
     from spin_components.prepare.pods import pod_requests
     from spin_components.runtime.kfp_artifacts import show_data
-    from spin_components.runtime.process import step_of
     from spin_components.runtime.supervisor import run_step
 
-    with step_of(attempt):
-        address, settings = read_form(form, compiled, attempt, created)
+    address, settings = read_form(form, compiled, attempt, created)
     uri = run_step(
         attempt, "spin_components.prepare.step:prepare", run_uri=address, settings=settings, compiled=compiled
     )
     show_data(dataset, address, uri)
-    return address, uri, *pod_requests(settings)
+    return address, uri, pod_requests(settings)

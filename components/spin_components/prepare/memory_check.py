@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from spin_components.errors import ModelError
 from spin_components.memory.check import check_memory, format_peaks
 from spin_components.memory.machines import pod_machine, this_machine
 from spin_components.memory.shape import shape_of_folder
-from spin_components.memory.work import Lengths, Workload
+from spin_components.memory.work import Lengths, Workload, num_generated
 from spin_components.runtime.step import Step
 from spin_components.settings.settings import Settings
 from spin_components.store.manifests import Manifest
@@ -51,6 +51,7 @@ def foresee(step: Step, settings: Settings, folder: Path, lengths: Lengths, *, q
     except ModelError as error:  # an architecture that is not known here can still be trained
         warn(f"memory is not estimated: {error}")
         return {}
+    lengths = replace(lengths, num_generated=num_generated(settings))  # recorded ones may be of fewer iterations
     machine = pod_machine(settings) if os.environ.get(_POD) else this_machine(settings)
     estimates = check_memory(shape, Workload(settings, machine, lengths), warn)
     if not quiet:

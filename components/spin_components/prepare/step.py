@@ -77,7 +77,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         run_uri: the run's address.
         settings: every section.
         compiled: what the pipeline was compiled for: `max_iterations`, `max_epochs` (of each iteration), `shards`,
-            `nodes` and `evaluates` (whether it has the step that evaluates models).
+            `nodes`, `evaluates` (whether it has the step that evaluates models), and `decides` (whether verdicts wait
+            for that).
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -96,7 +97,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         model = _architecture(step, checked, base)
         foresee(step, checked, base.folder, SHORTEST, quiet=True)
         if checked.evaluation.tasks:
-            keep_tasks(step, checked.evaluation)
+            keep_tasks(step, checked.evaluation, checked.selection.measure)
         sources = {name: _data(step, name, uri) for name, uri in named_sources(checked).items()}
         base_files = _checked(base, checked.model.sha256)
         data_files = {name: source.digests for name, source in sources.items()}
@@ -165,6 +166,7 @@ def _begin_attempt(step: Step, settings: Settings) -> None:
         deadline=deadline,
         **({"warm_up": settings.warm_up.max_epochs} if settings.warm_up.is_on else {}),
         **({"control": True} if settings.control.sft else {}),
+        **({"decides": True} if settings.selection.waits_for_evaluation else {}),
     )
     step.run.sweep()
 

@@ -1,9 +1,10 @@
-"""Confidence intervals of differences of validation losses and of measures of answers, by a paired bootstrap."""
+"""Confidence intervals of differences of validation losses and of measures, by a paired bootstrap where that can be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,33 @@ class Difference:
     def is_clear(self) -> bool:
         """Whether the interval excludes 0."""
         return self.high < 0 or self.low > 0
+
+
+class UnpairedDifference(Difference):
+    """The change of a measure whose interval is that of two independent values with standard errors.
+
+    `num_better` is not known, and 0; `num_answers` is the number of documents.
+    """
+
+    __slots__ = ()
+
+
+def unpaired_change(
+    before: tuple[float, float], after: tuple[float, float], num: int, confidence: float = LEVEL
+) -> UnpairedDifference:
+    """Compare two values by their standard errors: z sqrt(a^2 + b^2) is half the interval's width.
+
+    The models answer the same documents, which makes their errors alike: this interval is wider than a paired one.
+
+    Args:
+        before: value of the model to compare with, and its standard error.
+        after: the same of the policy.
+        num: of documents.
+        confidence: level of the interval, in (0, 1).
+    """
+    mean = after[0] - before[0]
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * (before[1] ** 2 + after[1] ** 2) ** 0.5
+    return UnpairedDifference(mean, mean - half, mean + half, 0, num)
 
 
 def paired_difference(

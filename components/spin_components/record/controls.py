@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from spin_components.data.shards import AnswerLoss, read_rows
 from spin_components.record.answer_measures import COLUMNS, read_measures, values_of
-from spin_components.record.bootstrap import Difference, paired_change, paired_difference
+from spin_components.record.bootstrap import Difference, UnpairedDifference, paired_change, paired_difference
 from spin_components.record.decisions import word_of
+from spin_components.record.evaluated import change_of, read_evaluated, title_of
 from spin_components.record.history import History
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import Manifest
@@ -31,21 +32,27 @@ class Controlled:
         iteration: t.
         num_steps: optimizer steps of the control and of those before it.
         spin_steps: optimizer steps of the run up to the iteration's end.
-        changes: paired changes from the control to the iteration, by `val_loss` and the measures of
-            `record.answer_measures`; those that are known.
+        changes: paired changes from the control to the iteration, by `val_loss`, the measures of
+            `record.answer_measures`, and the measure of the evaluation that decides, if any; those that are known.
+        falling: names of those of the evaluation of which lower is better.
     """
 
     iteration: int
     num_steps: int
     spin_steps: int
     changes: dict[str, Difference]
+    falling: tuple[str, ...] = ()
+
+    def verdict(self, name: str) -> str:
+        """Whether self-play did better than the control by a measure of `changes`."""
+        return verdict_of(name, self.changes[name], self.falling)
 
     @property
     def sentence(self) -> str:
         """By which measures self-play did better than the control, worse, or neither."""
         words: dict[str, list[str]] = {}
         for name, change in self.changes.items():
-            words.setdefault(verdict_of(name, change), []).append(f"{_NAMES.get(name, name)} {interval(change)}")
+            words.setdefault(self.verdict(name), []).append(f"{name_of_measure(name)} {interval(change)}")
         if not words:
             return f"Too few answers are known to compare iteration {self.iteration} with its control."
         as_many = f"as many ({self.num_steps})" if self.num_steps == self.spin_steps else str(self.num_steps)
@@ -63,16 +70,27 @@ class Controlled:
         )
 
 
-def verdict_of(name: str, change: Difference) -> str:
-    """Whether a change of a measure is for the better, for the worse, or not clear."""
-    rose = (change.mean > 0) == (name not in _LOWER_IS_BETTER)
+def name_of_measure(name: str) -> str:
+    """A measure's name in sentences, by its name in `Controlled.changes`."""
+    return _NAMES.get(name) or title_of(name)
+
+
+def verdict_of(name: str, change: Difference, falling: Collection[str] = ()) -> str:
+    """Whether a change of a measure is for the better, for the worse, or not clear.
+
+    Args:
+        name: of the measure.
+        change: of it.
+        falling: names of measures of the evaluation of which lower is better.
+    """
+    rose = (change.mean > 0) == (name not in _LOWER_IS_BETTER and name not in falling)
     return ("better" if rose else "worse") if change.is_clear else word_of("unclear")
 
 
-def verdicts(changes: Mapping[str, Difference | None]) -> list[str]:
-    """The verdict of each measure that is known, with its change and interval."""
+def verdicts(changes: Mapping[str, Difference | None], falling: Collection[str] = ()) -> list[str]:
+    """The verdict of each measure that is known, with its change and interval; arguments as of `verdict_of`."""
     return [
-        f"{_NAMES.get(name, name)} {interval(change)}, {verdict_of(name, change)}"
+        f"{name_of_measure(name)} {interval(change)}, {verdict_of(name, change, falling)}"
         for name, change in changes.items()
         if change
     ]
@@ -80,7 +98,8 @@ def verdicts(changes: Mapping[str, Difference | None]) -> list[str]:
 
 def interval(change: Difference) -> str:
     """A change with its interval, e.g. `+0.100 (−0.100 to +0.300)`."""
-    return f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)})"
+    how = ", by standard errors, not paired" if isinstance(change, UnpairedDifference) else ""
+    return f"{signed(change.mean)} ({signed(change.low)} to {signed(change.high)}{how})"
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -109,8 +128,12 @@ def compare_controls(run: RunStore, history: History) -> list[Controlled]:
         changes = {"val_loss": losses} | {
             name: paired_change(values_of(before, name), values_of(after, name), confidence) for name in COLUMNS
         }
+        own, other = (read_evaluated(run, each.number, history.measure) for each in (control, iteration))
+        if own and other:
+            changes[history.measure] = change_of(own, other, confidence)
+        falling = (history.measure,) if other and other.higher_is_better is False else ()
         known = {name: change for name, change in changes.items() if change}
-        compared.append(Controlled(iteration.number, num_steps, int(facts["step"]), known))
+        compared.append(Controlled(iteration.number, num_steps, int(facts["step"]), known, falling))
     return compared
 
 

@@ -15,8 +15,10 @@ iteration t), `epoch` and `shard` where the step has them. Other fields by kind:
     transfer    a long transfer is in progress       what, and the fields of progress, in MiB
     metrics     an optimizer step is done            global_step, consumed_samples, step_time, loss, acc, rewards_*,
                                                      avg_generated_lengths, grad_norm, lr; sft_loss if it is part
-                                                     of the objective. Of a warm-up or a control: no acc, rewards_*
-                                                     and lengths, and its own global_step
+                                                     of the objective; current_advantage_mean, current_acc and, where
+                                                     a pair has a third answer, historical_advantage_mean,
+                                                     historical_acc with the loss "triplet". Of a warm-up or a
+                                                     control: no acc, rewards_* and lengths, and its own global_step
     validation  validation within an epoch is done   global_step, val_loss
     samples     a shard is generated                 samples, each with index, prompt, actual, generated, finish_reason
     resume      an epoch is resumed from a save      done (steps of the epoch)

@@ -119,6 +119,13 @@ class History:
         return dict(self.record["settings"])
 
     @property
+    def measure(self) -> str:
+        """What decided last: the newest attempt may have another `selection.measure` than the first."""
+        published = self.published
+        facts = published[-1].published.facts if published and published[-1].published else {}
+        return str(facts.get("measure", self.settings.get("selection", {}).get("measure", "nll")))
+
+    @property
     def published(self) -> list[IterationHistory]:
         """Finished iterations."""
         return [iteration for iteration in self.iterations if iteration.published]
@@ -223,7 +230,7 @@ def _epochs_alone(run: RunStore, number: int, manifest: str) -> IterationHistory
         return read_manifest(run, key) if key in keys else None
 
     epochs = _epochs(number, read)
-    return IterationHistory(number, [], epochs, read(manifest)) if epochs else None
+    return IterationHistory(number, [], epochs, read(manifest), read(layout.evaluation(number))) if epochs else None
 
 
 def _epochs(number: int, read: Callable[[str], Manifest | None]) -> list[EpochHistory]:

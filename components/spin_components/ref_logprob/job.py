@@ -15,12 +15,14 @@ class Share(BaseModel):
     Attributes:
         pairs: Parquet file of its pairs.
         batches: indices among them, by micro-batch.
+        with_protos: whether the pairs are triplets, see `data.triplets`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: Path
     batches: list[tuple[int, ...]]
+    with_protos: bool = False
 
 
 class ScoringJob(BaseModel):

@@ -155,6 +155,40 @@ def _clean(pairs: Sequence[Pair], hygiene: Hygiene, dropped: Counter[str], answe
     return _Clean(np.array(rows), np.array(origins))
 
 
+def proto_rows(pairs: Sequence[Pair], protos: Sequence[Pair], hygiene: Hygiene) -> NDArray[np.int64]:
+    """Find the proto answer of each pair: what iteration 0 generated to the same prompt.
+
+    A pair has none where that answer is one that the criteria drop, or the pair's own generated answer, as in the pairs
+    of iteration 0 that are trained on again.
+
+    Args:
+        pairs: N pairs to train on.
+        protos: pairs that iteration 0 generated.
+        hygiene: which of these not to use.
+
+    Returns: indices among `protos`, -1 for none, (N,).
+    """
+    rows, indices, answers = array("q"), array("q"), bytearray()
+    for row, proto in enumerate(protos):
+        if not hygiene.cause(proto):
+            rows.append(row)
+            indices.append(proto.index)
+            answers += _answer(proto)
+    if not rows:
+        return np.full(len(pairs), -1)
+    wanted, own = array("q"), bytearray()
+    for pair in pairs:
+        wanted.append(pair.index)
+        own += _answer(pair)
+    order = np.argsort(np.array(indices), kind="stable")
+    found = np.array(indices)[order]
+    places = np.minimum(np.searchsorted(found, np.array(wanted, dtype=np.int64)), len(found) - 1)
+    is_there = found[places] == np.array(wanted, dtype=np.int64)
+    digests = [np.frombuffer(part, dtype=f"V{_DIGEST_BYTES}") for part in (own, answers)]
+    is_own = digests[0] == digests[1][order][places]
+    return np.where(is_there & ~is_own, np.array(rows)[order][places], -1)
+
+
 _DIGEST_BYTES = 16
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spin_components.ref_logprob.job import ScoringJob
 from spin_components.runtime.ranks import begin_rank, one_at_a_time, take_cores, take_part
+
+if TYPE_CHECKING:
+    from spin_components.data.shards import Score
 
 
 def main(job_path: Path) -> None:
@@ -33,10 +37,17 @@ def main(job_path: Path) -> None:
             model = load_scored(job.folder, job.settings, compute).eval()
         share = job.shares[rank]
         pairs = StoredRows([share.pairs], Pair, share.pairs.parent)
-        scores = score_pairs(model, pairs, compute, share.batches, training, report)
-        return {"scores": [[score.index, score.origin, score.ref_actual, score.ref_generated] for score in scores]}
+        scores = score_pairs(model, pairs, compute, share.batches, training, report, with_protos=share.with_protos)
+        return {"scores": [_as_list(score) for score in scores]}
 
     take_part(job_path, job.where, work)
+
+
+def _as_list(score: Score) -> list[int | float | None]:
+    """The numbers of a score for JSON, which has no NaN."""
+    has_proto = score.ref_proto is not None and not math.isnan(score.ref_proto)
+    proto = score.ref_proto if has_proto else None
+    return [score.index, score.origin, score.ref_actual, score.ref_generated, proto]
 
 
 if __name__ == "__main__":

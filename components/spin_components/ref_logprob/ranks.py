@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from spin_components.algorithm.batching import micro_batches
@@ -28,6 +30,7 @@ def score_in_ranks(
     *,
     where: str,
     report: Callable[[int], None],
+    with_protos: bool = False,
 ) -> RowColumns[Score]:
     """Score as `step.score_pairs`; a pair is computed in the same micro-batch as there.
 
@@ -39,6 +42,7 @@ def score_in_ranks(
         ranks: number of processes.
         where: for errors.
         report: called with the number of pairs done.
+        with_protos: whether the scores have those of proto answers.
 
     Returns: the scores, in the order of the pairs.
 
@@ -57,7 +61,7 @@ def score_in_ranks(
         for path, indices in zip(paths, rows, strict=True):
             _write_pairs(path, pairs, indices)
         parts = [
-            Share(pairs=path, batches=_renumbered(micros_of_rank, indices))
+            Share(pairs=path, batches=_renumbered(micros_of_rank, indices), with_protos=with_protos)
             for path, micros_of_rank, indices in zip(paths, scored, rows, strict=True)
         ]
         job = ScoringJob(where=where, folder=folder, shares=parts, settings=settings)
@@ -65,9 +69,12 @@ def score_in_ranks(
         outcomes = launch(module, job, ranks, where=where, variables=ALLOCATOR, report=report)
     number_of = {i: number for number, batch in enumerate(batches) for i in batch}
     scores = RowColumns(Score, num_zeros=len(pairs))
+    if with_protos:
+        scores.set_column("ref_proto", np.full(len(pairs), np.nan))
     for indices, outcome in zip(rows, outcomes, strict=True):
-        for i, (index, origin, actual, generated) in zip(indices, outcome["scores"], strict=True):
-            scores[i] = Score(index, actual, generated, number_of[i], origin)
+        for i, (index, origin, actual, generated, proto) in zip(indices, outcome["scores"], strict=True):
+            ref_proto = math.nan if proto is None else proto
+            scores[i] = Score(index, actual, generated, number_of[i], origin, ref_proto=ref_proto)
     report(len(scores))
     return scores
 
@@ -88,10 +95,15 @@ def _micro_batches(
 ) -> list[tuple[int, ...]]:
     """Indices of the pairs of every micro-batch of training, without those that fill a batch.
 
+    With a budget of tokens, of every global batch: the tokens of a micro-batch depend on whether the model packs, which
+    the process that loads it finds out.
+
     A short batch is filled with its shortest pair, which is also the first of the pairs that it fills up: formed from
     its own pairs alone, a micro-batch is filled with the same.
     """
     training = settings.training
+    if training.micro_batch_tokens:
+        return [tuple(batch) for batch in batches]
     size = training.micro_batch_size
     formed = (
         micro_batches(batch, lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size)

@@ -1,27 +1,35 @@
 """Log-probabilities of both answers under the reference, computed once: training needs no second model.
 
 Pairs of earlier iterations that are trained on again (`spin.history`) are scored here too, since rewards are measured
-from the policy that this iteration starts from.
+from the policy that this iteration starts from. For T-SPIN the pairs are joined with iteration 0's answers to the same
+prompts, which are scored with them.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches
-from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches, micro_batches
+from spin_components.algorithm.logprobs import is_packed
+from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
+from spin_components.data.triplets import Triplets
 from spin_components.errors import NonFiniteError
 from spin_components.memory.processes import num_processes
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
-from spin_components.model.scoring import both_answers, load_scored, resolve_packing
+from spin_components.model.scoring import load_scored, pair_logprobs
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs
-from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs
+from spin_components.ref_logprob.pool import Hygiene, Pool, origins, pool_pairs, proto_rows
 from spin_components.ref_logprob.ranks import score_in_ranks
 from spin_components.ref_logprob.sampler_check import check_sampler, coarser
 from spin_components.runtime.step import Step
@@ -29,6 +37,8 @@ from spin_components.settings.training import TrainingSettings
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, read_manifest
+
+logger = logging.getLogger(__name__)
 
 _POOL = ("history_ratio", "max_similarity", "max_length_ratio")
 
@@ -69,24 +79,28 @@ def _inputs(step: Step, iteration: int, shard: int, reference_uri: str) -> dict[
     """What the shard's scores depend on."""
     run, settings = step.run, step.settings
     compute = resolve_compute(settings.hardware, settings.training.precision)
+    protos = _protos(step, iteration, shard, reference_uri)
     inputs = {
         **{
             generations_input(origin): digest_of(manifest.outputs)
-            for origin, manifest in _generations(step, iteration, shard).items()
+            for origin, manifest in {**_generations(step, iteration, shard), **protos}.items()
         },
         "reference": model_digest(run, reference_uri),
         "precision": compute.precision,
         **settings.lora.scoring_inputs(),
-        "packing": resolve_packing(settings.training, compute),
+        "packing": resolve_packing(settings.training),
         "run.seed": settings.run.seed,
         "training.global_batch_size": settings.training.global_batch_size,
         "training.micro_batch_size": settings.training.micro_batch_size,
+        **settings.training.budget_inputs(),
         "eos_ids": _eos_ids(step),
         **{f"spin.{name}": getattr(settings.spin, name) for name in _POOL},
         "generation.on_truncated": settings.generation.on_truncated,
     }
     if settings.objective.base_weight:
         inputs["base"] = model_digest(run, _base_uri(step))
+    if protos:
+        inputs["answers of a pair"] = 3
     return inputs
 
 
@@ -95,6 +109,19 @@ def _generations(step: Step, iteration: int, shard: int) -> dict[int, Manifest]:
     return {
         origin: read_generations(step.run, origin, shard) for origin in origins(iteration, step.settings.spin.history)
     }
+
+
+def _protos(step: Step, iteration: int, shard: int, reference_uri: str) -> dict[int, Manifest]:
+    """By 0, the manifest of the shard's proto answers, which iteration 0 generated.
+
+    Empty where the objective uses none, and where the reference is the policy that generated them: after the run went
+    back to it, as in iteration 0, both generated answers are from the same policy.
+    """
+    if step.settings.objective.answers(iteration) < 3:
+        return {}
+    protos = read_generations(step.run, 0, shard)
+    is_initial = protos.inputs["reference"] == model_digest(step.run, reference_uri)
+    return {} if is_initial else {0: protos}
 
 
 def _eos_ids(step: Step) -> list[int]:
@@ -111,6 +138,8 @@ def _score(step: Step, iteration: int, shard: int, reference_uri: str) -> tuple[
     settings = step.settings
     generations = _generations(step, iteration, shard)
     pool = _pool(step, generations, iteration, shard)
+    for protos in _protos(step, iteration, shard, reference_uri).values():
+        pool = _with_protos(step, pool, protos)
     compute = resolve_compute(settings.hardware, settings.training.precision)
     set_threads(settings.hardware)
     seed = derive_seed(settings.run.seed, "batches", iteration, shard)
@@ -148,11 +177,20 @@ def _pool(step: Step, generations: dict[int, Manifest], iteration: int, shard: i
     )
 
 
+def _with_protos(step: Step, pool: Pool, manifest: Manifest) -> Pool:
+    """Join the pairs with the proto answers, and count those that have one."""
+    protos = read_pairs(step.run, [manifest])
+    rows = proto_rows(pool.pairs, protos, Hygiene.of(step.settings, _eos_ids(step)))
+    pairs = Triplets(pool.pairs, protos, rows)
+    logger.info("%d of %d pairs have an answer of iteration 0 besides", pairs.num_triplets, len(pairs))
+    return Pool(pairs, pool.counts.model_copy(update={"num_triplets": pairs.num_triplets}))
+
+
 def _scored_by(
     uri: str, what: str, pairs: Sequence[Pair], compute: Compute, batches: Sequence[Sequence[int]], step: Step
 ) -> RowColumns[Score]:
     """Score the pairs with a model: here, or in several processes that share them; it is freed at the end."""
-    settings, folder = step.settings, open_scored(step.run, uri, what=what)
+    settings, folder, with_protos = step.settings, open_scored(step.run, uri, what=what), isinstance(pairs, Triplets)
     report = step.progress(len(pairs), "pairs", verb="scored").update
     ranks = num_processes(
         settings,
@@ -163,9 +201,18 @@ def _scored_by(
     )
     step.num_processes = ranks
     if ranks > 1:
-        return score_in_ranks(folder, pairs, batches, settings, ranks, where=f"scoring with {what}", report=report)
+        return score_in_ranks(
+            folder,
+            pairs,
+            batches,
+            settings,
+            ranks,
+            where=f"scoring with {what}",
+            report=report,
+            with_protos=with_protos,
+        )
     model = load_scored(folder, settings, compute).eval()
-    return score_pairs(model, pairs, compute, batches, settings.training, report)
+    return score_pairs(model, pairs, compute, batches, settings.training, report, with_protos=with_protos)
 
 
 def score_pairs(
@@ -175,8 +222,10 @@ def score_pairs(
     batches: Iterable[Iterable[int]],
     training: TrainingSettings,
     report: Callable[[int], None] = lambda done: None,
+    *,
+    with_protos: bool = False,
 ) -> RowColumns[Score]:
-    """Log-probabilities of both answers of every pair, computed in the micro-batches that training will compute.
+    """Log-probabilities of the answers of every pair, computed in the micro-batches that training will compute.
 
     Args:
         model: the reference.
@@ -185,32 +234,50 @@ def score_pairs(
         batches: indices of pairs, by global batch; see `algorithm.batching.form_batches`.
         training: batch sizes.
         report: called with the number of pairs done.
+        with_protos: whether the scores have those of proto answers.
 
     Returns: the scores, in the order of the pairs.
 
     Raises:
         NonFiniteError: a log-probability is NaN or infinite; names the pairs.
     """
-    size = training.micro_batch_size
     scores, num_done = RowColumns(Score, num_zeros=len(pairs)), 0
+    if with_protos:
+        scores.set_column("ref_proto", np.full(len(pairs), np.nan))
     for number, batch in enumerate(batches):
         by_index = {int(i): pairs[i] for i in batch}
-        lengths = {i: pair.num_tokens for i, pair in by_index.items()}
-        for micro in micro_batches(
-            list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=training.global_batch_size // size
-        ):
+        for micro in _micro_batches(by_index, training, is_packed=is_packed(model)):
             if micro.is_filling:
                 continue
             chosen = [by_index[i] for i in micro.pairs]  # B
             with torch.inference_mode(), compute.autocast():
-                logprobs = answer_logprobs(model, both_answers(chosen), compute.device).view(-1, 2).cpu()  # (B, 2)
-            if not torch.isfinite(logprobs).all():
+                logprobs = [each.cpu() for each in pair_logprobs(model, chosen, compute.device) if each is not None]
+            if not all(torch.isfinite(each).all() for each in logprobs):
                 raise NonFiniteError(
                     f"the reference gives a log-probability that is not finite to one of the pairs "
                     f"{[pair.index for pair in chosen]}; look at the model's weights"
                 )
-            for i, pair, (actual, generated) in zip(micro.pairs, chosen, logprobs.tolist(), strict=True):
-                scores[i] = Score(pair.index, actual, generated, number, pair.origin)
+            for i, pair, (actual, generated, *proto) in zip(
+                micro.pairs, chosen, torch.stack(logprobs, -1).tolist(), strict=True
+            ):
+                score = Score(pair.index, actual, generated, number, pair.origin, ref_proto=math.nan)
+                scores[i] = score if pair.proto_ids is None else replace(score, ref_proto=proto[0])
             num_done += int(sum(micro.weights))
             report(num_done)
     return scores
+
+
+def _micro_batches(by_index: dict[int, Pair], training: TrainingSettings, *, is_packed: bool) -> list[MicroBatch]:
+    """The micro-batches that training forms of a global batch on one rank."""
+    lengths, size = {i: pair.num_tokens for i, pair in by_index.items()}, training.micro_batch_size
+    if not training.micro_batch_tokens:
+        num = training.global_batch_size // size
+        return micro_batches(list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=num)
+    of_pairs = PairLengths(
+        {i: len(pair.prompt_ids) + sum(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.prompt_ids) for i, pair in by_index.items()},
+        {i: max(map(len, pair.answers)) for i, pair in by_index.items()},
+        {i: len(pair.answers) for i, pair in by_index.items()},
+    )
+    budget = Budget(size, training.micro_batch_tokens, of_pairs.packed if is_packed else of_pairs.padded)
+    return budgeted_micro_batches(list(by_index), lengths, budget, rank=0, ranks=1, is_balanced=False)

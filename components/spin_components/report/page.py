@@ -25,14 +25,14 @@ from spin_components.report import lineage
 from spin_components.report.answers import drift, lengths, read_answers
 from spin_components.report.samples import sample_rows
 from spin_components.report.series import (
-    answer_differences,
+    measure_differences,
     published_differences,
     read_steps,
     step_series,
     unlearnt_loss,
     validation_points,
 )
-from spin_components.report.verdict import by_answers, compute_verdict, percent, perplexity
+from spin_components.report.verdict import by_measure, compute_verdict, percent, perplexity
 from spin_components.report.warnings import find_warnings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -57,9 +57,8 @@ def build_page(run: RunStore) -> str:
     answers = [read_answers(run, it, history.iterations) for it in history.iterations if it.num_pairs]
     rows, points = read_steps(run, history), validation_points(run, history)
     verdict = compute_verdict(history, published_differences(points))
-    measure = history.settings.get("selection", {}).get("measure", "nll")
-    if measure != "nll" and verdict.kind != "open":
-        verdict = by_answers(history, verdict, measure, answer_differences(run, history, measure))
+    if history.measure != "nll" and verdict.kind != "open":
+        verdict = by_measure(history, verdict, *measure_differences(run, history))
     samples = sample_rows(run, history, answers)
     data = {
         "start": {
@@ -218,6 +217,11 @@ def about_pairs(iteration: int, counts: PairCounts) -> str:
         text += f" Dropped of the earlier pairs: {earlier_dropped}."
     if dropped:
         text += f" Dropped of iteration {iteration}'s own: {dropped}."
+    if counts.num_triplets is not None:
+        text += (
+            f" Of iteration {iteration}'s {counts.num_pairs:,} pairs, {counts.num_triplets:,} have a third answer, of "
+            "iteration 0; the others have no historical term."
+        )
     return text.strip()
 
 
@@ -241,7 +245,9 @@ def _evaluation(history: History) -> dict[str, Any] | None:
     """Table of evaluated models: `models`, `rows` of a name and cells, `remarks`; None if there are none."""
     manifests = [
         ("base", history.base_evaluated),
+        ("warm-up", history.warm_up.evaluated if history.warm_up else None),
         *((f"iteration {it.number}", it.evaluated) for it in history.iterations),
+        *((name_of(it.number).removeprefix("the "), it.evaluated) for it in history.controls.values()),
     ]
     models = [(name, manifest.facts) for name, manifest in manifests if manifest]
     if not models:

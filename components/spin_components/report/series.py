@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spin_components.data.shards import AnswerLoss, read_rows
-from spin_components.record.answer_measures import read_measures, values_of
-from spin_components.record.bootstrap import Difference, paired_change, paired_difference
+from spin_components.record.answer_measures import COLUMNS, read_measures, values_of
+from spin_components.record.bootstrap import LEVEL, Difference, paired_change, paired_difference
+from spin_components.record.evaluated import change_of, read_evaluated, title_of
 from spin_components.record.history import History
 from spin_components.store import layout
 from spin_components.store.base import RunStore
@@ -44,6 +45,8 @@ def evenly(num: int, most: int) -> NDArray[np.int64]:
 
 
 STEP_METRICS = ("loss", "acc", "rewards_actual_mean", "rewards_generated_mean", "lr", "grad_norm")
+ADVANTAGES = ("current_advantage_mean", "historical_advantage_mean")
+"""Metrics of the loss "triplet" alone; steps without a third answer have no historical one."""
 MOST_POINTS = 800
 """Maximum number of points of one line; see `min_max`."""
 
@@ -61,7 +64,10 @@ def read_steps(run: RunStore, history: History) -> list[dict[str, Any]]:
 
 
 def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return each metric by step, decimated; the margin is the difference of the two rewards."""
+    """Return each metric by step, decimated; the margin is the difference of the two rewards.
+
+    A line of `ADVANTAGES` that no step has is left out.
+    """
     starts: dict[int, int] = {}
     for row in rows:
         starts.setdefault(row["iteration"], row["step"])
@@ -74,13 +80,23 @@ def step_series(rows: list[dict[str, Any]]) -> dict[str, Any]:
     series = {}
     for name, line in lines.items():
         kept = np.union1d(min_max(np.array(line), MOST_POINTS), ends)
-        series[name] = {"x": steps[kept].tolist(), "y": [float(f"{line[index]:.6g}") for index in kept]}
+        series[name] = _line(steps[kept], np.array(line)[kept])
+    for name in ADVANTAGES:
+        if has := [row for row in rows if name in row]:
+            values = np.array([float(row[name]) for row in has])
+            kept = min_max(values, MOST_POINTS)
+            series[name] = _line(np.array([row["step"] for row in has], dtype=np.int64)[kept], values[kept])
     return {"total": len(rows), "starts": [{"iteration": t, "step": step} for t, step in starts.items()], **series}
+
+
+def _line(steps: NDArray[np.int64], values: NDArray[np.float64]) -> dict[str, Any]:
+    """A line of a chart, its values rounded to six digits."""
+    return {"x": steps.tolist(), "y": [float(f"{value:.6g}") for value in values.tolist()]}
 
 
 def unlearnt_loss(objective: dict[str, Any]) -> dict[str, Any] | None:
     """Return the loss of a policy that equals its reference; None if it depends on the pairs."""
-    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") == "sft":
+    if objective.get("sft_weight") or objective.get("base_weight") or objective.get("loss") in ("sft", "triplet"):
         return None
     if objective.get("loss", "logistic") == "logistic":
         return {"y": math.log(2), "label": "ln 2: policy equals reference"}
@@ -126,14 +142,25 @@ def published_differences(points: list[dict[str, Any]]) -> dict[int, Difference]
     return {point["iteration"]: point["difference"] for point in points if point["published"] and point["difference"]}
 
 
-def answer_differences(run: RunStore, history: History, measure: str) -> dict[int, Difference]:
-    """Return the changes of a measure of answers from the first reference to the published epochs, by iteration."""
-    epoch = (history.warm_up.published_epoch if history.warm_up else None) or 0
-    start = values_of(read_measures(run, history.start, epoch), measure) if history.start_check else {}
-    changes = {}
-    for iteration in history.published:
-        if iteration.published:
-            answers = read_measures(run, iteration.number, int(iteration.published.facts["epoch"]))
-            if change := paired_change(start, values_of(answers, measure)):
-                changes[iteration.number] = change
-    return changes
+def measure_differences(run: RunStore, history: History) -> tuple[str, bool, dict[int, Difference]]:
+    """Changes of the measure that decides from the first reference to the published epochs.
+
+    Returns: the measure's name for people, whether higher is better, and the changes by iteration. They are empty
+        where val_loss decides, see `published_differences`.
+    """
+    measure, title, is_higher_better = history.measure, title_of(history.measure), True
+    published = {it.number: it.published for it in history.published if it.published}
+    changes: dict[int, Difference | None] = {}
+    if measure in COLUMNS and history.start_check:
+        epoch = (history.warm_up.published_epoch if history.warm_up else None) or 0
+        start = values_of(read_measures(run, history.start, epoch), measure)
+        title = f"{title} of greedy answers"
+        for t, manifest in published.items():
+            answers = read_measures(run, t, int(manifest.facts["epoch"]))
+            changes[t] = paired_change(start, values_of(answers, measure))
+    elif before := read_evaluated(run, history.start, measure):
+        title, is_higher_better = before.title, before.higher_is_better is not False
+        for t in published:
+            after = read_evaluated(run, t, measure)
+            changes[t] = change_of(before, after, LEVEL) if after else None
+    return title, is_higher_better, {t: change for t, change in changes.items() if change}

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spin_components.record.bootstrap import Difference
+from spin_components.record.bootstrap import Difference, UnpairedDifference
 from spin_components.record.controls import signed
 from spin_components.record.decisions import name_of
 from spin_components.record.history import History
@@ -99,27 +99,30 @@ def _about_warm_up(history: History) -> str:
     return f" The warm-up before it brought the loss from {facts['base_val_loss']:.3f} to {facts['val_loss']:.3f}."
 
 
-def by_answers(history: History, verdict: Verdict, measure: str, changes: dict[int, Difference]) -> Verdict:
-    """The verdict where `selection.measure` is one of the policy's own answers.
+def by_measure(
+    history: History, verdict: Verdict, title: str, is_higher_better: bool, changes: dict[int, Difference]
+) -> Verdict:
+    """The verdict where `selection.measure` is not the loss of the human answers.
 
     Args:
         history: manifests of the run.
         verdict: by val_loss, whose detail is kept.
-        measure: chrf or match.
+        title: the measure's name.
+        is_higher_better: whether a higher value of it is better.
         changes: of the measure from the first reference, by iteration.
     """
     best = verdict.iteration
     if best is None or best == history.start:
         return replace(
-            verdict, kind="worse", headline=_none_better(history), detail=f"{measure} decides. {verdict.detail}"
+            verdict, kind="worse", headline=_none_better(history), detail=f"{title} decides. {verdict.detail}"
         )
     change = changes.get(best)
     if change is None:
         kind: VerdictKind = "unclear"
-        moved = f"Too few answers were measured to compare {measure}."
+        moved = f"Too few answers were measured to compare {title}."
     else:
-        kind = ("better" if change.mean > 0 else "worse") if change.is_clear else "unclear"
-        moved = f"{measure} of greedy answers decides: {_interval(change)}."
+        kind = ("better" if (change.mean > 0) == is_higher_better else "worse") if change.is_clear else "unclear"
+        moved = f"{title} decides: {_interval(change)}."
     return replace(verdict, kind=kind, headline=_headline(kind, best, history), detail=f"{moved} {verdict.detail}")
 
 
@@ -130,9 +133,12 @@ def _about_drift(history: History, iteration: int) -> str:
 
 
 def _interval(change: Difference) -> str:
+    over = f"{change.num_answers} answers"
+    if isinstance(change, UnpairedDifference):
+        over = f"{change.num_answers} documents, by standard errors, not paired"
     return (
         f"a change of {signed(change.mean)}, with a 95 % confidence interval from {signed(change.low)} to "
-        f"{signed(change.high)} over {change.num_answers} answers"
+        f"{signed(change.high)} over {over}"
     )
 
 

@@ -40,7 +40,7 @@ def find_warnings(history: History, rows: list[dict[str, Any]], repeats: Sequenc
         if iteration.num_pairs:
             warnings += _of_the_answers(history, iteration)
         if steps := [row for row in rows if row["iteration"] == iteration.number]:
-            warnings += _of_the_training(iteration.number, steps)
+            warnings += _of_the_training(iteration.number, steps, history.settings.get("objective", {}))
     return warnings + _of_the_losses(history) + _of_the_samples(history) + _of_the_steps(repeats)
 
 
@@ -100,7 +100,8 @@ def _mean(iteration: IterationHistory, name: str) -> float:
     return sum(float(facts[name]) * int(facts["num_pairs"]) for facts in shards) / iteration.num_pairs
 
 
-def _of_the_training(iteration: int, rows: list[dict[str, Any]]) -> list[str]:
+def _of_the_training(iteration: int, rows: list[dict[str, Any]], objective: dict[str, Any]) -> list[str]:
+    has_reference = objective.get("loss") != "triplet"  # in its rewards, so that their weight holds the policy to it
     last = rows[-max(1, len(rows) // 4) :]
     acc, loss, actual, generated = (
         sum(float(row[name]) for row in last) / len(last)
@@ -111,13 +112,13 @@ def _of_the_training(iteration: int, rows: list[dict[str, Any]]) -> list[str]:
         warnings.append(
             f"Margins of iteration {iteration} are saturated: over its last {len(last):,} steps the mean loss is "
             f"{loss:.3f} at a reward accuracy of {acc:.3f}, so they changed the policy little. Use fewer epochs, or a "
-            "lower training.lr or spin.ref_policy_kl_penalty."
+            f"lower training.lr{' or spin.ref_policy_kl_penalty' if has_reference else ' or objective.alpha'}."
         )
     if actual < 0 and generated < 0:
         warnings.append(
             f"Rewards of both kinds of answers are negative in iteration {iteration} (human {actual:.2f}, generated "
             f"{generated:.2f}): the policy also assigns the human answers less probability than its reference. Lower "
-            "training.lr, or raise spin.ref_policy_kl_penalty."
+            f"training.lr, or {'raise spin.ref_policy_kl_penalty' if has_reference else 'set objective.sft_weight'}."
         )
     return warnings
 

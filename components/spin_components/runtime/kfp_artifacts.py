@@ -20,7 +20,7 @@ from typing import Any
 
 from spin_components.errors import SpinError
 from spin_components.model.stored import model_files, validated_epoch
-from spin_components.record.evaluation import tracked
+from spin_components.record.evaluation import JUDGE, tracked
 from spin_components.record.pointers import read_pointer
 from spin_components.runtime.process import STOPPED
 from spin_components.store import layout
@@ -33,6 +33,7 @@ from spin_components.store.open import open_run
 logger = logging.getLogger(__name__)
 
 _TEXT_LIMIT = 2000
+_MAX_METRICS = 8
 
 
 def show_data(dataset: Any, run_uri: str, returned: str) -> None:
@@ -41,7 +42,7 @@ def show_data(dataset: Any, run_uri: str, returned: str) -> None:
     def fill(run: RunStore) -> None:
         record, manifest = run.read_json(layout.RUN), read_manifest(run, layout.DATA_MANIFEST)
         files = {key: file.sha256 for key, file in manifest.outputs.items()}
-        _describe(
+        describe(
             dataset,
             uri=run.uri_of(layout.DATA),
             base_model=record["base_model"]["uri"],
@@ -101,10 +102,13 @@ def show_validation(metrics: Any, run_uri: str, iteration: int, epoch: int, retu
 
 
 def show_evaluation(metrics: Any, run_uri: str, iteration: int, returned: str) -> None:
-    """Log the metrics of the evaluation tasks and the judge's mean score."""
+    """Log the judge's mean score and the first metrics of the evaluation tasks; the report has all."""
 
     def fill(run: RunStore) -> None:
-        log(metrics, {**tracked(read_manifest(run, layout.evaluation(iteration)).facts), **_where(iteration)})
+        number = validated_epoch(run, returned)[0] if iteration == layout.WARM_UP else iteration
+        values = tracked(read_manifest(run, layout.evaluation(number)).facts)
+        names = sorted(values, key=lambda name: name != JUDGE)[:_MAX_METRICS]
+        log(metrics, {**{name: values[name] for name in names}, **_where(iteration)})
 
     fill_from(run_uri, returned, fill)
 
@@ -159,7 +163,7 @@ def describe_model(model: Any, run: RunStore, facts: Mapping[str, Any], **more: 
         more: further facts.
     """
     files = model_files(run, facts["checkpoint_uri"])
-    _describe(
+    describe(
         model,
         uri=facts["checkpoint_uri"],
         sha256=digest_of(files),
@@ -207,14 +211,16 @@ def known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _where(iteration: int, epoch: int | None = None) -> dict[str, int]:
-    """The labels among the metrics; the base model, the warm-up and controls have none."""
+    """The labels among the metrics; the base model and the warm-up have none, a control that of its iteration."""
+    if (of_control := layout.controlled(iteration)) is not None:
+        return {"iteration": of_control}
     if iteration <= layout.BASE:
         return {}
     return {"iteration": iteration} | ({} if epoch is None else {"epoch": epoch})
 
 
-def _describe(artifact: Any, *, uri: str, **facts: Any) -> None:
-    """Write an address and facts as the artifact's metadata and as its content."""
+def describe(artifact: Any, *, uri: str, **facts: Any) -> None:
+    """Write an address and facts as an artifact's metadata and as its content; facts that are None are left out."""
     content = known({"address": uri, **facts})
     artifact.metadata.update(content)
     Path(artifact.path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -64,7 +64,8 @@ def explain_end(step: str, reason: str) -> None:
         step: its name.
         reason: in one or more lines.
     """
-    line = f"{step} failed: {'; '.join(part.strip() for part in reason.splitlines() if part.strip())}"
+    parts = "; ".join(part.strip() for part in reason.splitlines() if part.strip())
+    line = f"{step} failed: {parts.replace(':; ', ': ')}"
     sys.stderr.write(f"{line}\n")
     if TERMINATION_LOG.exists():  # only in a pod
         with suppress(OSError):

@@ -10,8 +10,9 @@ from typing import Any
 from spin_components.record.attempts import last_failures, newest_attempt_of
 from spin_components.record.decisions import goes_on, name_of, word_of
 from spin_components.record.pointers import read_pointer
-from spin_components.runtime.kfp_artifacts import describe_model, errors_logged, fill_from, log
-from spin_components.runtime.step import OPTIONAL
+from spin_components.runtime.kfp_artifacts import describe, describe_model, errors_logged, fill_from, log
+from spin_components.runtime.step import is_optional
+from spin_components.settings.selection import SelectionSettings
 from spin_components.store import layout
 from spin_components.store.addresses import filled_in
 from spin_components.store.base import RunStore
@@ -57,8 +58,10 @@ def show_result(model: Any, metrics: Any, report: Any, run_uri: str, attempt: st
             return
         best = read_pointer(run, layout.BEST)
         if best["iteration"] > layout.BASE:
-            facts = checkpoints[best["iteration"]]
-            describe_model(model, run, facts, ended=outcome[0])
+            describe_model(model, run, checkpoints[best["iteration"]], ended=outcome[0])
+        else:
+            at = {"iteration": best["iteration"], "val_loss": best["val_loss"], "run": run.uri}
+            describe(model, uri=best["uri"], **at, ended=outcome[0])
         names = ("acc", "spin_margin", "consumed_samples")
         log(
             metrics,
@@ -88,8 +91,9 @@ def outcome_of(run: RunStore, checkpoints: list[dict[str, Any]]) -> str:
     events = newest_attempt_of(run)
     failures = last_failures(events)
     again = f"a run with run_uri = {run.uri} goes on"
+    rules = SelectionSettings.model_validate(run.read_json(layout.ATTEMPT).get("selection", {}))
     for event in reversed(failures):
-        if event["step"] not in OPTIONAL:
+        if not is_optional(event["step"], event.get("iteration"), decides=rules.waits_for_evaluation):
             return f"failed in {_place(event)}: {event['error']}: {event['message']}"
     if stops := [event for event in events if event["kind"] == "stop"]:
         return f"stopped in {_place(stops[-1])}: {stops[-1]['reason']}; {again}"

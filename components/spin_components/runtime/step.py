@@ -36,8 +36,20 @@ from spin_components.tracking.tracker import AttemptState
 
 logger = logging.getLogger(__name__)
 
-OPTIONAL = ("evaluate", "control")
-"""Steps whose failure leaves the attempt running."""
+_OPTIONAL = ("evaluate", "control")
+
+
+def is_optional(name: str, iteration: int | None, *, decides: bool) -> bool:
+    """Whether a step's failure leaves the attempt running: training goes on without an evaluation or a control.
+
+    Args:
+        name: of the step.
+        iteration: its label; None for a step that has none.
+        decides: whether verdicts wait for the evaluation; only those of controls are optional then.
+    """
+    if name == "evaluate" and decides:
+        return iteration is not None and layout.controlled(iteration) is not None
+    return name in _OPTIONAL
 
 
 @dataclass
@@ -104,7 +116,8 @@ class Step(Publication):
                     yield step
                 outcome, is_whole = "ended" if step.is_last and attempt else "running", not step.is_stopped
             except BaseException as error:
-                step.is_last |= name not in OPTIONAL
+                decides = name == "evaluate" and step.selection.waits_for_evaluation
+                step.is_last |= not is_optional(name, labels.get("iteration"), decides=decides)
                 outcome = "running" if isinstance(error, Interrupted) else "failed"
                 raise
             finally:

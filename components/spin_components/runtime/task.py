@@ -22,6 +22,7 @@ MODULES = {
         for name in ("train_epoch", "warm_up", "control")
         for where in ("", "_on_nodes")
     },
+    "evaluate_to_decide": "spin_components.evaluate.component",
     **dict.fromkeys(("generate_and_score", "train_and_validate"), "spin_components.fused.component"),
 }
 """Module of each component, by the name of its function."""
@@ -57,5 +58,6 @@ if __name__ == "__main__":
         try:
             main(sys.argv[1:])
         except SpinError as error:
-            explain_end("the task", f"{type(error).__name__}: {error}")
+            name = sys.argv[-1] if sys.argv[-1] in MODULES else "the task"
+            explain_end(name.replace("_", "-"), f"{type(error).__name__}: {error}")
             raise SystemExit(error.exit_code) from error

@@ -186,7 +186,8 @@ TaskName = Annotated[str, Field(pattern=r"^[^\s/\\*?\[\]]+$")]
 class EvaluationSettings(Section):
     """Evaluation of the base model and of each iteration's model; may change between attempts.
 
-    The pipeline has evaluate steps only where `tasks` or `judge_url` is set; no other step depends on them.
+    The pipeline has evaluate steps only where `tasks` or `judge_url` is set; no other step depends on them, unless
+    `selection.measure` is one of their results.
     """
 
     tasks: list[TaskName] = Field(

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
 
 from spin_components.settings.section import Section
 
-Measure = Literal["nll", "chrf", "match"]
+HELD_OUT_MEASURES = ("nll", "chrf", "match")
+"""Measures that every validation gives."""
+JUDGE = "judge"
+"""The measure that is the judge's score."""
+TASK = "task:"
+"""Beginning of a measure that is a metric of a task, `task:NAME` or `task:NAME/METRIC`."""
+_TASK_MEASURE = re.compile(r"task:([^\s/\\*?\[\]]+)(?:/([^\s/]+))?")
+
+
+def check_measure(value: str) -> str:
+    """Return the name of a measure; raises ValueError where there is no such measure."""
+    if value not in (*HELD_OUT_MEASURES, JUDGE) and not _TASK_MEASURE.fullmatch(value):
+        raise ValueError("expected 'nll', 'chrf', 'match', 'judge', or 'task:NAME' for a task of evaluation.tasks")
+    return value
+
+
+def task_measure(measure: str) -> tuple[str, str]:
+    """The task and the metric that a measure names; the metric is empty for the task's first one, both for no task."""
+    found = _TASK_MEASURE.fullmatch(measure)
+    return (found[1], found[2] or "") if found else ("", "")
+
+
+_NAMES = {"anyOf": [{"enum": [*HELD_OUT_MEASURES, JUDGE]}, {"type": "string"}]}
+Measure = Annotated[str, AfterValidator(check_measure), WithJsonSchema(_NAMES)]
 Reaction = Literal["stop", "roll_back", "continue"]
 MIN_MEASURED = 8
 """Number of sampled answers below which a change of their measures has no interval: resampling fewer gives intervals
@@ -40,7 +64,9 @@ class SelectionSettings(Section):
         "nll",
         description="Measure that decides whether an iteration is better: nll, the loss of the held-out human answers; "
         "chrf, the likeness of the policy's greedy answers to them; match, the share of them that its greedy answers "
-        "equal.",
+        "equal; judge, the judge's mean score of its sampled answers; task:NAME or task:NAME/METRIC, a metric of a "
+        "task of evaluation.tasks, the first that it reports by default. With judge and task the run waits for the "
+        "evaluation of each model. Fixed when the pipeline is compiled, as far as it waits or not.",
     )
     on_regression: Reaction = Field(
         "stop",
@@ -62,7 +88,8 @@ class SelectionSettings(Section):
         0.0,
         ge=0,
         description="Smallest change of the measure that counts as a gain or a regression: nats per token (nll), "
-        "points of 100 (chrf), or a share (match).",
+        "points of 100 (chrf), a share (match), points of the judge's 1 to 10 (judge), or the unit of the task's "
+        "metric, which is a share for acc and exact_match.",
     )
     max_repetition: float = Field(
         0.0,
@@ -84,6 +111,11 @@ class SelectionSettings(Section):
         if 0 < value <= 1:
             raise ValueError("1 is the human's own length; give a limit above it, like 2.0, or 0 for none")
         return value
+
+    @property
+    def waits_for_evaluation(self) -> bool:
+        """Whether what decides is a result of the evaluation, which every verdict then waits for."""
+        return self.measure not in HELD_OUT_MEASURES
 
     @property
     def limits(self) -> list[str]:

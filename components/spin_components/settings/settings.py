@@ -15,6 +15,7 @@ from spin_components.settings.attempt import (
     TrackingSettings,
 )
 from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.objective import ObjectiveSettings
 from spin_components.settings.run import (
     DataSettings,
     ModelSettings,
@@ -26,11 +27,16 @@ from spin_components.settings.section import (
     Section,
     check_per_iteration,
 )
-from spin_components.settings.selection import MIN_MEASURED, SelectionSettings
+from spin_components.settings.selection import (
+    HELD_OUT_MEASURES,
+    JUDGE,
+    MIN_MEASURED,
+    SelectionSettings,
+    task_measure,
+)
 from spin_components.settings.training import (
     ControlSettings,
     LoraSettings,
-    ObjectiveSettings,
     TrainingSettings,
     WarmUpSettings,
 )
@@ -93,12 +99,7 @@ class Settings(Section):
                 f"{' and '.join(self.selection.limits)} limit sampled answers, but validation.num_samples is 0; "
                 "set it, e.g. to 64, or remove the limits"
             )
-        if self.selection.measure != "nll" and self.validation.num_samples < MIN_MEASURED:
-            raise ValueError(
-                f"selection.measure = {self.selection.measure!r} compares sampled answers, of which at least "
-                f"{MIN_MEASURED} are needed, but validation.num_samples is {self.validation.num_samples}; set it, e.g. "
-                "to 64, or selection.measure = 'nll'"
-            )
+        self._check_measure()
         return self
 
     def num_gpus(self, step: str) -> int:
@@ -118,6 +119,34 @@ class Settings(Section):
         if self.training.lr_schedule_span == "iteration":
             return {}
         return {"training.lr_schedule_span (epochs of the run)": self.spin.epochs_before(self.spin.max_iterations)}
+
+    def _check_measure(self) -> None:
+        """Refuse a measure that could never decide."""
+        measure, evaluation, num_samples = self.selection.measure, self.evaluation, self.validation.num_samples
+        task = task_measure(measure)[0]
+        if task and task not in evaluation.tasks:
+            raise ValueError(
+                f"selection.measure = {measure!r}, but evaluation.tasks has no {task!r}; found "
+                f"{', '.join(evaluation.tasks) or 'none'}. Add it, or set another selection.measure"
+            )
+        if measure == JUDGE and not evaluation.judge_url:
+            raise ValueError(
+                "selection.measure = 'judge', but there is no judge; set evaluation.judge_url and "
+                "evaluation.judge_model, or another selection.measure"
+            )
+        if measure not in (JUDGE, *HELD_OUT_MEASURES[1:]):
+            return
+        if num_samples < MIN_MEASURED:
+            raise ValueError(
+                f"selection.measure = {measure!r} compares sampled answers, of which at least {MIN_MEASURED} are "
+                f"needed, but validation.num_samples is {num_samples}; set it, e.g. to 64, or selection.measure = "
+                "'nll'"
+            )
+        if measure == JUDGE and 0 < evaluation.judge_num_samples < MIN_MEASURED:
+            raise ValueError(
+                f"selection.measure = 'judge' needs at least {MIN_MEASURED} scored answers, but "
+                f"evaluation.judge_num_samples is {evaluation.judge_num_samples}; raise it, or set it to 0 for all"
+            )
 
     def _check_judge(self) -> None:
         requested, sampled = self.evaluation.judge_num_samples, self.validation.num_samples

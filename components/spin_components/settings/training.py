@@ -1,4 +1,4 @@
-"""Settings of training: `[training]`, `[objective]`, `[lora]`."""
+"""Settings of training: `[training]`, `[lora]`, `[warm_up]`, `[control]`."""
 
 from __future__ import annotations
 
@@ -125,75 +125,6 @@ class ControlSettings(Section):
     )
 
 
-class ObjectiveSettings(Section):
-    """Loss of a pair and terms added to it; formulas and papers are in `algorithm.loss`."""
-
-    loss: Literal["logistic", "hinge", "correlation", "least_squares", "nce", "sft"] = Field(
-        "logistic",
-        description="Loss of the margin m: log(1 + e^-m), max(0, 1 - m), 1 - m, or (1 - m)^2; nce (SPACE) classifies "
-        "each of the two answers by itself instead. sft is supervised fine-tuning on the human answers alone, by which "
-        "to compare.",
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="Assumed fraction of pairs with swapped answers; logistic loss only."
-    )
-    length_normalized: bool = Field(
-        False, description="Whether rewards use mean log-probabilities per token instead of their sums."
-    )
-    sft_weight: float = Field(
-        0.0,
-        ge=0,
-        allow_inf_nan=False,
-        description="Weight of an added SFT term, the human answer's negative log-likelihood per token.",
-    )
-    base_weight: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="alpha of alpha-SPIN, whose opponent is reference^(1 - alpha) x base^alpha; above 0 the base model "
-        "scores each pair as well.",
-    )
-    mu: PositiveFloat = Field(
-        1.0, description="Noise ratio of loss = 'nce': the weight of generated answers; 1: the paper's."
-    )
-
-    @model_validator(mode="after")
-    def _check_nce(self) -> ObjectiveSettings:
-        if self.mu != 1.0 and self.loss != "nce":
-            raise ValueError(f"mu = {self.mu} is defined for loss = 'nce' only, not for {self.loss!r}; set it to 1")
-        if self.loss == "nce" and self.base_weight:
-            raise ValueError(
-                f"base_weight = {self.base_weight} is not defined for loss = 'nce': the mixture of reference and base "
-                "is known only up to a factor that cancels in a margin, not in the reward of a single answer; set it "
-                "to 0, or use a loss of the margin"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_sft(self) -> ObjectiveSettings:
-        unused = [name for name in ("sft_weight", "base_weight", "length_normalized") if getattr(self, name)]
-        if self.loss == "sft" and unused:
-            raise ValueError(
-                f"{unused[0]} = {getattr(self, unused[0])} has no effect with loss = 'sft', which is the negative "
-                "log-likelihood per token of the human answer alone; leave it out, or use a loss of self-play"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_label_smoothing(self) -> ObjectiveSettings:
-        if self.label_smoothing and self.loss != "logistic":
-            raise ValueError(
-                f"label_smoothing = {self.label_smoothing} is defined for loss = 'logistic' only, not for "
-                f"{self.loss!r}; set it to 0, or use the logistic loss"
-            )
-        return self
-
-    def training_inputs(self) -> dict[str, Any]:
-        """Settings that a trained policy depends on, by name; `mu` for the loss that has it."""
-        values = self.model_dump(mode="json", exclude=set() if self.loss == "nce" else {"mu"})
-        return {f"objective.{name}": value for name, value in values.items()}
-
-
 class TrainingSettings(Section):
     """Optimizer, batches, precision and parallelism of training."""
 
@@ -215,10 +146,17 @@ class TrainingSettings(Section):
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether sequences are packed without padding and each prompt is computed once for both answers; "
-        "auto: where benchmarks show a gain.",
+        "auto: where a kernel of attention fits the model, else the log says why not; on: or the run ends.",
     )
     global_batch_size: int = Field(64, ge=1, description="Number of pairs per optimizer step, over all ranks.")
     micro_batch_size: int = Field(1, ge=1, description="Number of pairs per forward pass of one rank.")
+    micro_batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="Most tokens per forward pass of one rank, as they are computed: packed, each prompt once; padded, "
+        "with padding. A micro-batch then has up to micro_batch_size pairs, and a longer pair one of its own; 0: no "
+        "limit.",
+    )
     optimizer: Literal["adamw", "rmsprop"] = Field("adamw", description="Optimizer.")
     lr: PositiveFloat | list[PositiveFloat] = Field(
         5e-7, description="Peak learning rate: one number, or a list with one per iteration."
@@ -274,6 +212,10 @@ class TrainingSettings(Section):
         if self.min_lr > lowest:
             raise ValueError(f"min_lr ({self.min_lr}) exceeds lr ({lowest}); the schedule falls from lr to min_lr")
         return self
+
+    def budget_inputs(self) -> dict[str, int]:
+        """`micro_batch_tokens` by name, where it is set: how rounding falls depends on it."""
+        return {"training.micro_batch_tokens": self.micro_batch_tokens} if self.micro_batch_tokens else {}
 
     def peak_lr(self, iteration: int) -> float:
         """Peak learning rate of an iteration."""

@@ -159,13 +159,18 @@ def measures_of(validation_manifest: str) -> str:
 
 
 def evaluation(t: int) -> str:
-    """Manifest of an iteration's evaluation; iteration `BASE` is the base model."""
+    """Manifest of the evaluation of an iteration, of the base model, of the warm-up or of a control."""
     return BASE_EVALUATION if t == BASE else f"{iteration(t)}/evaluation.json"
 
 
 def judge_scores(t: int) -> str:
     """Parquet file with the judge's score of each answer, next to the manifest of the evaluation."""
     return evaluation(t).removesuffix(".json") + "-verdicts.parquet"
+
+
+def document_values(t: int) -> str:
+    """Parquet file with the metrics of each document of the tasks, next to the manifest of the evaluation."""
+    return evaluation(t).removesuffix(".json") + "-documents.parquet"
 
 
 def checkpoint(t: int) -> str:

@@ -22,7 +22,7 @@ _OWN = re.compile(
     | base/(validation|evaluation){_TABLE}
     | inputs/([a-z_]+\.(json|jsonl|jinja) | (model|tasks)(/.+)?)
     | iterations/\d+/(checkpoint\.json | evaluation{_TABLE} | (generations|ref_logprobs)/\d{{5}}\.(parquet|json))
-    | warm_up/manifest\.json | control/\d+/manifest\.json
+    | (warm_up|control/\d+)/(manifest\.json | evaluation{_TABLE})
     | (iterations/\d+|control/\d+|warm_up)/epochs/\d+/(
         (manifest|partial|watched|metrics)\.json | rewards\.parquet | validation{_TABLE}
         | (policy|trainer|adapter|partial)(/.+)?

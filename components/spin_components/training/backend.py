@@ -18,7 +18,7 @@ class Backend(Protocol):
         rank: of `ranks`.
         compute: this rank's device, and the precision.
         model: the policy.
-        needs_filling: whether every global batch must come as the same number of micro-batches, some of weight 0.
+        needs_filling: whether all ranks must compute as many micro-batches of a global batch, some of weight 0.
     """
 
     rank: int
@@ -27,8 +27,8 @@ class Backend(Protocol):
     model: Any
     needs_filling: bool
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this rank's part of the global batch's mean loss."""
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
+        """Add the gradients of this rank's part of the global batch's mean loss; `is_last` with its last part."""
 
     def check_gradients(self) -> str | None:
         """Name of a parameter whose gradient is not finite on some rank, or None; before `clip_and_step`."""

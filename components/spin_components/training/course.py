@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from spin_components.algorithm.batching import derive_seed
 from spin_components.algorithm.loss import Objective
@@ -61,7 +62,9 @@ class Course:
     @property
     def objective(self) -> Objective:
         """Options of the loss."""
-        options = self.settings.objective.model_dump() if self.is_self_play else {"loss": "sft"}
+        options: dict[str, Any] = self.settings.objective.model_dump() if self.is_self_play else {"loss": "sft"}
+        if self.settings.objective.answers(self.iteration) < 3:
+            options["history_weight"] = 0.0
         return Objective(self.settings.spin.beta(self.iteration), **options)
 
     def span(self, steps_per_epoch: int) -> tuple[int, int]:

@@ -23,11 +23,13 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from spin_components.errors import ConfigError
+from spin_components.model.batch_layout import pack_where_it_fits
 from spin_components.model.compute import Compute
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import load_scored, resolve_packing
+from spin_components.model.scoring import load_scored
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import TrainingSettings
+from spin_components.training.extensions import extensions_compiled
 from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -90,13 +92,16 @@ class DeepSpeedBackend:
         for name, parameter in named:
             parameter.register_hook(self._finite_hook(name))
         _keep_tied_float32(model)
-        self.model, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
-            config=engine_config(settings, compute),
-        )
+        with extensions_compiled():
+            self.model, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=build_optimizer(settings, [parameter for _, parameter in named]),
+                config=engine_config(settings, compute),
+            )
         self._module = self.model.module
         self._named = dict(named)
+        if self._stage == 3:
+            pack_where_it_fits(self.model, settings, compute)
 
     def _finite_hook(self, name: str) -> Callable[[Tensor], None]:
         def check(gradient: Tensor) -> None:
@@ -109,9 +114,11 @@ class DeepSpeedBackend:
         """Torch's optimizer: below ZeRO's wrapper, over flat partitions; without ZeRO the optimizer itself."""
         return getattr(self.model.optimizer, "optimizer", self.model.optimizer)  # type: ignore[no-any-return]
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         if self._pending:
             self.model.step()  # inside a global batch: counts the micro-batch, updates nothing
+        if self._settings.micro_batch_tokens:  # global batches have different numbers of micro-batches
+            self.model.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed divides by the number of micro-batches and averages over ranks; this loss is divided already
         self.model.backward(loss * (self._num_micro * self.ranks))
         self._pending = True
@@ -224,13 +231,13 @@ class DeepSpeedBackend:
 def load_for_ranks(folder: Path, settings: Settings, compute: Compute) -> Any:
     """Load a model for `DeepSpeedBackend`; every rank calls it.
 
-    Under ZeRO-3 each parameter is sharded as it is created, and the first rank reads the files. A packed model is
-    loaded whole, because the check of packed attention needs all weights.
+    Under ZeRO-3 each parameter is sharded as it is created, and the first rank reads the files. Packed attention is
+    checked once DeepSpeed gathers the weights for a forward pass, in `DeepSpeedBackend`.
 
     Raises:
         ModelError: see `load_scored`.
     """
-    if settings.training.zero_stage != 3 or resolve_packing(settings.training, compute) == "packed":
+    if settings.training.zero_stage != 3:
         return load_scored(folder, settings, compute)
     from transformers.integrations import HfDeepSpeedConfig
 

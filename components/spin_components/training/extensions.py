@@ -1,4 +1,4 @@
-"""Locks of PyTorch's extensions, which DeepSpeed compiles at first use (`torch.utils.cpp_extension`).
+"""PyTorch's extensions, which DeepSpeed compiles at first use (`torch.utils.cpp_extension`): locks and failures.
 
 A process that compiles an extension holds a file `lock` beside it, and every other one waits until that file is gone. A
 process that was killed leaves it behind, and all later ones would wait for ever.
@@ -8,13 +8,37 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from spin_components.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 _PROCESSES = Path("/proc")
+_FAILED = re.compile(r"Error building extension '(\w+)'|Ninja is required")  # messages of torch.utils.cpp_extension
+_REASON = re.compile(r"(?m)^.*(?:\bnot found|No such file|error: |Ninja is required).*$")
+
+
+@contextmanager
+def extensions_compiled() -> Iterator[None]:
+    """Run a block that may compile an extension, and name what is missing where it cannot be compiled.
+
+    Raises:
+        ConfigError: a compiler, ninja or a header is missing, or a source does not compile.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (failed := _FAILED.search(text := str(error))):
+            raise
+        reason = found[0].strip() if (found := _REASON.search(text)) else text.strip().splitlines()[-1]
+        raise ConfigError(
+            f"DeepSpeed compiles its extension {failed[1] or ''} when it is first used, which failed: {reason}; "
+            "install g++ and ninja, use an image that has the extension, or set training.backend = 'torch'"
+        ) from error
 
 
 def remove_stale_locks() -> list[Path]:

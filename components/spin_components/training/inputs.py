@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from spin_components.errors import ConfigError
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import resolve_compute
-from spin_components.model.scoring import resolve_packing
 from spin_components.model.stored import model_digest
 from spin_components.record.pairs import generation_digests, shard_manifests
 from spin_components.runtime.step import Step
@@ -19,6 +19,7 @@ from spin_components.training.course import Course
 _NOT_INPUTS = (
     *("training.save_interval", "training.backend", "training.zero_stage", "training.offload_optimizer"),
     "training.lr_schedule_span",  # see `Settings.schedule_inputs`
+    "training.micro_batch_tokens",  # see `TrainingSettings.budget_inputs`
 )
 
 
@@ -69,7 +70,8 @@ def epoch_inputs(
 def _training_inputs(settings: Settings) -> dict[str, Any]:
     """Settings of `[training]` that an epoch depends on, by name."""
     training = {f"training.{name}": value for name, value in settings.training.model_dump(mode="json").items()}
-    return {name: value for name, value in training.items() if name not in _NOT_INPUTS}
+    inputs = {name: value for name, value in training.items() if name not in _NOT_INPUTS}
+    return inputs | settings.training.budget_inputs()
 
 
 def _warm_up_inputs(step: Step, epoch: int, policy_uri: str, numerics: dict[str, Any] | None) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _warm_up_inputs(step: Step, epoch: int, policy_uri: str, numerics: dict[str,
 def numerics_here(settings: Settings) -> dict[str, Any]:
     """`precision` and `packing` that this machine computes log-probabilities with."""
     compute = resolve_compute(settings.hardware, settings.training.precision)
-    return {"precision": compute.precision, "packing": resolve_packing(settings.training, compute)}
+    return {"precision": compute.precision, "packing": resolve_packing(settings.training)}
 
 
 def check_numerics(here: dict[str, Any], reference: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from spin_components.algorithm.batching import (
 )
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.schedules import learning_rate, resolve_count
+from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
 from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
 from spin_components.record.training_pairs import TrainingPairs
@@ -45,7 +46,9 @@ class EpochLoop:
         self._course = course
         self._batches = epoch_batches(job, data)
         self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
-        self._lengths = data.num_tokens - data.num_prompt if self._is_balanced else data.num_tokens  # (N,)
+        self._lengths = data.num_packed if self._is_balanced else data.num_tokens  # (N,)
+        of_pairs = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
+        self._count = of_pairs.packed if is_packed(backend.model) else of_pairs.padded
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
@@ -84,6 +87,15 @@ class EpochLoop:
         does, so pairs of one length stay together, in the micro-batches that the reference was scored in.
         """
         backend, training = self._backend, self._job.settings.training
+        if training.micro_batch_tokens:
+            return budgeted_micro_batches(
+                self._batches[number],
+                self._lengths,
+                Budget(training.micro_batch_size, training.micro_batch_tokens, self._count),
+                rank=backend.rank,
+                ranks=backend.ranks,
+                is_balanced=self._is_balanced,
+            )
         form = balanced_micro_batches if self._is_balanced else micro_batches
         return form(
             self._batches[number],

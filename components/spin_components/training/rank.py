@@ -20,6 +20,7 @@ from spin_components.store import layout
 from spin_components.training.adapter import begin_adapter
 from spin_components.training.backend import Backend
 from spin_components.training.course import Course
+from spin_components.training.extensions import extensions_compiled
 from spin_components.training.job import EpochJob
 from spin_components.training.loop import EpochLoop
 from spin_components.training.saves import Trained, load_trainer, save_epoch
@@ -140,7 +141,8 @@ def _meet(job: EpochJob, compute: Compute) -> None:
         weights = sum(path.stat().st_size for path in job.policy.rglob("*.safetensors"))
         limit["timeout"] = timedelta(seconds=save_limit_s(weights))
     backend = "gloo" if compute.device.type == "cpu" else "nccl"
-    deepspeed.init_distributed(dist_backend=backend, **limit)
+    with extensions_compiled():
+        deepspeed.init_distributed(dist_backend=backend, **limit)
 
 
 def save_limit_s(weight_bytes: int) -> float:

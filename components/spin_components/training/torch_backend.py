@@ -26,7 +26,7 @@ class TorchBackend:
         self._named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = build_optimizer(settings, [parameter for _, parameter in self._named])
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def check_gradients(self) -> str | None:

@@ -15,7 +15,6 @@ import torch
 from spin_components.algorithm.batching import MicroBatch
 from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.loss import (
-    METRIC_SUMS,
     STEP_ZERO_LOSS,
     STEP_ZERO_TOLERANCE,
     AnswerLengths,
@@ -23,16 +22,14 @@ from spin_components.algorithm.loss import (
     Objective,
     PairTerms,
     Rewards,
-    log_ratios_from_rewards,
-    metric_sums,
-    metrics_from_sums,
     opponent_logprobs,
     pair_terms,
 )
+from spin_components.algorithm.metrics import METRIC_SUMS, log_ratios_from_rewards, metric_sums, metrics_from_sums
 from spin_components.algorithm.packing import Prompted
 from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError, StepZeroError
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import pair_logprobs
 from spin_components.record.pairs import ScoredPairs
 from spin_components.training.backend import Backend
 
@@ -41,8 +38,8 @@ class StepResult(NamedTuple):
     """The result of one optimizer step.
 
     Attributes:
-        metrics: those of `algorithm.loss.metrics_from_sums` and `log_ratios_from_rewards`, with `grad_norm` and `lr`;
-            without generated answers the loss alone of the former.
+        metrics: those of `algorithm.metrics`: `metrics_from_sums` and `log_ratios_from_rewards`, with `grad_norm` and
+            `lr`; without generated answers the loss alone of the former.
         rewards: of the human and the generated answer of each pair, in the order of the global batch.
     """
 
@@ -83,24 +80,23 @@ def train_single_step(
     loss_at_reference = torch.zeros(1, dtype=torch.float64, device=device)  # the loss if the policy were the reference
     rewards = torch.zeros(len(batch), 2, dtype=torch.float64, device=device)  # (N, 2): actual, generated
     row_of = {pair: row for row, pair in enumerate(batch)}
-    for micro in micro_batches:
+    for number, micro in enumerate(micro_batches, start=1):
         if micro.is_filling and not backend.needs_filling:
             continue
         pairs = [data.pairs[i] for i in micro.pairs]  # B
         if not data.scores:
             terms = _human_terms(backend, pairs)
             weights = torch.tensor(micro.weights, device=device)  # (B,)
-            backend.backward((terms.losses * weights).sum() / len(batch))
+            backend.backward((terms.losses * weights).sum() / len(batch), is_last=number == len(micro_batches))
             sums += metric_sums(terms, torch.zeros_like(weights), weights)
             continue
         reference, opponent = _fixed_logprobs([data.scores[i] for i in micro.pairs], objective, device)  # each (B,)
         lengths = _answer_lengths(pairs, device)  # each (B,)
         weights = torch.tensor(micro.weights, device=device)  # (B,)
         with backend.compute.autocast():
-            logprobs = answer_logprobs(backend.model, both_answers(pairs), device)  # (2 B,)
-            policy = AnswerLogprobs(*logprobs.view(-1, 2).unbind(-1))  # each (B,)
+            policy = pair_logprobs(backend.model, pairs, device)  # each (B,)
         terms = pair_terms(policy, opponent, lengths, objective)  # each (B,)
-        backend.backward((terms.losses * weights).sum() / len(batch))
+        backend.backward((terms.losses * weights).sum() / len(batch), is_last=number == len(micro_batches))
         sums += metric_sums(terms, lengths.generated, weights)
         if is_step_zero:
             losses = pair_terms(reference, opponent, lengths, objective).losses  # (B,)
@@ -108,11 +104,15 @@ def train_single_step(
         rows = torch.tensor([row_of[i] for i in micro.pairs], device=device)
         rewards.index_add_(0, rows, (torch.stack(terms.rewards, -1).detach() * weights[:, None]).double())
     total = backend.reduce_sum(torch.cat([sums, loss_at_reference, rewards.flatten()]))
-    metrics = metrics_from_sums(total[: len(sums)], with_sft=bool(objective.sft_weight))
+    metrics = metrics_from_sums(
+        total[: len(sums)], with_sft=bool(objective.sft_weight), with_advantages=objective.loss == "triplet"
+    )
     _check_finite(metrics["loss"], where)
     if is_step_zero and data.scores:
         expected_loss = STEP_ZERO_LOSS if objective.begins_at_ln_2 else float(total[len(sums)])
-        _check_step_zero(metrics["loss"], expected_loss, backend.compute.precision, where)
+        tolerance = STEP_ZERO_TOLERANCE[backend.compute.precision]
+        tolerance *= max(1.0, abs(expected_loss), objective.step_zero_scale)
+        _check_step_zero(metrics["loss"], expected_loss, tolerance, backend.compute.precision, where)
     if name := backend.check_gradients():
         raise NonFiniteError(
             f"{where}: the gradient of {name} is not finite, the loss was {metrics['loss']}. Nothing was updated. "
@@ -143,6 +143,7 @@ def _fixed_logprobs(
     reference = AnswerLogprobs(
         torch.tensor([score.ref_actual for score in scores], device=device),
         torch.tensor([score.ref_generated for score in scores], device=device),
+        _proto_logprobs(scores, device),
     )
     if not objective.base_weight:
         return reference, reference
@@ -153,10 +154,19 @@ def _fixed_logprobs(
     return reference, opponent_logprobs(reference, base, objective.base_weight)
 
 
+def _proto_logprobs(scores: Sequence[Score], device: torch.device) -> torch.Tensor | None:
+    """Log-probabilities of the proto answers, 0 for none, (B,); None where the objective uses none."""
+    logprobs = [score.ref_proto for score in scores if score.ref_proto is not None]
+    if not logprobs:
+        return None
+    return torch.tensor([0.0 if math.isnan(logprob) else logprob for logprob in logprobs], device=device)
+
+
 def _answer_lengths(pairs: Sequence[Pair], device: torch.device) -> AnswerLengths:
     return AnswerLengths(
         torch.tensor([len(pair.actual_ids) for pair in pairs], device=device),
         torch.tensor([len(pair.generated_ids) for pair in pairs], device=device),
+        torch.tensor([len(pair.proto_ids or ()) for pair in pairs], device=device),
     )
 
 
@@ -167,8 +177,7 @@ def _check_finite(loss: float, where: str) -> None:
         )
 
 
-def _check_step_zero(loss: float, expected: float, precision: str, where: str) -> None:
-    tolerance = STEP_ZERO_TOLERANCE[precision] * max(1.0, abs(expected))
+def _check_step_zero(loss: float, expected: float, tolerance: float, precision: str, where: str) -> None:
     if abs(loss - expected) > tolerance:
         name = "ln 2 =" if expected == STEP_ZERO_LOSS else "this objective's loss at the reference,"
         raise StepZeroError(

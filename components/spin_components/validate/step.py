@@ -19,9 +19,10 @@ from spin_components.data.shards import (
 )
 from spin_components.errors import NonFiniteError
 from spin_components.memory.processes import num_processes
+from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.folder import load_tokenizer
-from spin_components.model.scoring import mean_nll, resolve_packing, validation_batches
+from spin_components.model.scoring import mean_nll, validation_batches
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
 from spin_components.record.decisions import name_of
 from spin_components.record.pointers import is_over
@@ -142,7 +143,7 @@ def _inputs(step: Step, iteration: int, policy_uri: str, reference_uri: str) -> 
         "validation.batch_size": settings.validation.batch_size,
         "validation.num_samples": settings.validation.num_samples,
         "precision": compute.precision,
-        "packing": resolve_packing(settings.training, compute),
+        "packing": resolve_packing(settings.training),
     }
     if not settings.validation.num_samples:
         return inputs

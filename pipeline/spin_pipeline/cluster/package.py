@@ -19,7 +19,7 @@ _EXISTS = 409
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a pipeline in KFP; `is_new` if this process uploaded it."""
+    """A version of a pipeline in KFP, with the name that the UI shows; `is_new` if this process uploaded it."""
 
     pipeline_id: str
     version_id: str
@@ -46,6 +46,12 @@ def compile_package(pipeline: Any, path: Path) -> str:
     return f"{__version__}{iterations}-{content[:12]}"
 
 
+def display_name_of(name: str) -> str:
+    """The name of a version for people, as `0.1.0 2 iterations 4cd17dd8`; see `compile_package`."""
+    *parts, digest = name.split("-")
+    return " ".join([*parts, digest[:8]])
+
+
 def _graphs(pipeline: Any) -> list[list[str]]:
     """Task keys of each graph of a pipeline."""
     spec = pipeline.pipeline_spec
@@ -63,9 +69,10 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
         version = compile_package(pipeline, path)
         description = str(pipeline.pipeline_spec.pipeline_info.description)
         pipeline_id = _pipeline_id(api, name, description)
+        shown = display_name_of(version)
         if version_id := _version_id(api, pipeline_id, version):
-            return Version(pipeline_id, version_id, version, is_new=False)
-        what = f"uploading version {version} of pipeline {name}"
+            return Version(pipeline_id, version_id, shown, is_new=False)
+        what = f"uploading version {shown} of pipeline {name}"
         described: dict[str, Any] = {"description": description} if description else {}
         try:
             created = api.call(
@@ -73,14 +80,15 @@ def upload(api: Api, name: str, pipeline: Any) -> Version:
                 api.client.pipeline_uploads.upload_pipeline_version,
                 str(path),
                 name=version,
+                display_name=shown,
                 pipelineid=pipeline_id,
                 **described,
             )
-            return Version(pipeline_id, _id(what, created.pipeline_version_id), version, is_new=True)
+            return Version(pipeline_id, _id(what, created.pipeline_version_id), shown, is_new=True)
         except ClusterAccessError as error:
             # another process uploaded the same version, or this one did and the response was lost
             if refused_with(error) == _EXISTS and (version_id := _version_id(api, pipeline_id, version)):
-                return Version(pipeline_id, version_id, version, is_new=True)
+                return Version(pipeline_id, version_id, shown, is_new=True)
             raise
 
 
@@ -146,14 +154,19 @@ def _find_pipeline(api: Api, name: str) -> str:
 
 
 def _version_id(api: Api, pipeline_id: str, name: str) -> str:
-    versions = api.pages(
-        f"looking for version {name}",
-        api.client.pipelines.pipeline_service_list_pipeline_versions,
-        "pipeline_versions",
-        pipeline_id=pipeline_id,
-        filter=named(name),
-    )
-    return next((str(each.pipeline_version_id) for each in versions if each.display_name == name), "")
+    """The id of a version; empty if there is none. A server without display names shows the name itself."""
+    for shown in (display_name_of(name), name):
+        versions = api.pages(
+            f"looking for version {shown}",
+            api.client.pipelines.pipeline_service_list_pipeline_versions,
+            "pipeline_versions",
+            pipeline_id=pipeline_id,
+            filter=named(shown),
+        )
+        for version in versions:
+            if version.display_name == shown and (version.name or version.display_name) in (name, shown):
+                return str(version.pipeline_version_id)
+    return ""
 
 
 def _of_namespace(api: Api) -> dict[str, str]:

@@ -20,8 +20,10 @@ from spin_pipeline.cluster.submit import run_uri_of
 from spin_pipeline.watch.lines import LinePrinter
 
 _TASK = re.compile(
-    r"(prepare|validate|evaluate)(-base)?|(generate|ref-logprob|checkpoint|evaluate)-\d+|(train-epoch|validate)-\d+-\d+|"
-    r"(generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?|result"
+    r"prepare|result|warm-up|(validate|evaluate)-base|(validate|evaluate)-warm-up|(control|(validate|evaluate)-control)-\d+|"
+    r"(generate|ref-logprob|generate-and-score|checkpoint|evaluate)-\d+|"
+    r"(train-epoch|validate|train-and-validate)-\d+-\d+|"
+    r"(generate|ref-logprob|train-epoch(-on-nodes)?|validate|checkpoint|evaluate|retrain)(-\d+)?"
 )
 """Keys of the pipeline's tasks, with iteration and epoch, and those of pipelines that were compiled before."""
 _DEADLINE_S = 20.0  # it may be storage that only pods reach

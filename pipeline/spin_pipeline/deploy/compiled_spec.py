@@ -1,4 +1,4 @@
-"""Finishes a compiled pipeline: readable names, no raw placeholders among a task's inputs, small tasks, no duplicates.
+"""Finishes a compiled pipeline: readable names, requests of pods, small tasks, no duplicates.
 
 Argo stores a run as one object, which ends the run above about 1 MiB. What a task's command, environment and inputs
 take stands in it eight times, so on a cluster the command is that of `spin_components.runtime.task`, which finds the
@@ -8,19 +8,18 @@ component's function in the image, instead of the function's source.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import json_format
 
 from spin_components.settings.form import FIELDS, PREFIX
 from spin_pipeline.deploy.dedupe_spec import merge_duplicates
+from spin_pipeline.deploy.pod_parameters import graphs, pass_requests, shorten_inputs
 
 ENTRY = ["python3", "-m", "spin_components.runtime.task"]
 """Command of a task's container."""
 
 _GROUP = re.compile(r"(condition|for-loop|exit-handler)(-\d+)+")
-_RESOURCES = frozenset({"cpu_limit", "memory_limit", "accelerator_type", "accelerator_count"})
 
 
 def finish(pipeline_spec: Any, platform_spec: Any, *, has_images: bool) -> None:
@@ -34,9 +33,9 @@ def finish(pipeline_spec: Any, platform_spec: Any, *, has_images: bool) -> None:
     ir, platform = json_format.MessageToDict(pipeline_spec), json_format.MessageToDict(platform_spec)
     for graph in list(graphs(ir)):
         _name_groups(graph, ir["components"])
-        for task in graph["dag"]["tasks"].values():
-            _drop_raw_resources(task)
+    shorten_inputs(ir)
     if has_images:
+        pass_requests(ir, platform)
         for executor in ir["deploymentSpec"]["executors"].values():
             executor["container"]["command"] = list(ENTRY)
     for name, parameter in ir["root"]["inputDefinitions"]["parameters"].items():
@@ -46,11 +45,6 @@ def finish(pipeline_spec: Any, platform_spec: Any, *, has_images: bool) -> None:
     for message, values in ((pipeline_spec, ir), (platform_spec, platform)):
         message.Clear()
         json_format.ParseDict(values, message)
-
-
-def graphs(ir: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Components with tasks: the root, nested pipelines, loops and conditions."""
-    yield from (component for component in (ir["root"], *ir["components"].values()) if "dag" in component)
 
 
 def _name_groups(graph: dict[str, Any], components: dict[str, Any]) -> None:
@@ -82,14 +76,3 @@ def _rename_producers(node: Any, keys: dict[str, str]) -> None:
                 node[name] = keys[node[name]]
         for value in node.values():
             _rename_producers(value, keys)
-
-
-def _drop_raw_resources(task: dict[str, Any]) -> None:
-    """Drop inputs that KFP's compiler adds for resources: placeholders as text, which its driver does not read.
-
-    The driver takes a resource from the container's specification, and its value from the input that this names.
-    """
-    parameters = task.get("inputs", {}).get("parameters", {})
-    for name in _RESOURCES & parameters.keys():
-        if "{{$.inputs.parameters[" in str(parameters[name].get("runtimeValue", "")):
-            del parameters[name]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kfp import kubernetes
 
@@ -13,40 +12,16 @@ from spin_components.runtime.supervisor import RETRIES
 from spin_components.settings.attempt import JUDGE_KEY
 from spin_components.training.nodes.train_job import STEP_LABEL
 from spin_pipeline.deploy.cluster_settings import ClusterSettings
+from spin_pipeline.deploy.pod_parameters import POD_KINDS, parts_of
 
 CACHE = "/var/cache/spin"
-"""Folder of the model cache in a pod."""
+"""Folder of the model cache in a pod; the images set `SPIN_CACHE_DIR` to it."""
 
 TRACKING_KEYS = ("WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 """Keys that a tracking Secret may have; each becomes the environment variable of the same name."""
 
-EVALUATE_GPUS = "evaluate_accelerators"
-"""Output of `prepare` that no pod within an iteration takes."""
-
-POD_FIELDS: dict[str, type] = {
-    "accelerator": str,
-    "generate_accelerators": str,
-    "train_accelerators": str,
-    "score_accelerators": str,
-    "validate_accelerators": str,
-    EVALUATE_GPUS: str,
-    "generate_cpu": str,
-    "generate_memory": str,
-    "train_cpu": str,
-    "train_memory": str,
-    "score_cpu": str,
-    "score_memory": str,
-    "node_selector": dict,
-    "tolerations": list,
-    "affinity": dict,
-}
-"""Outputs of `prepare` that configure pods. They are known only at run time, since `[placement]` is a parameter."""
-
 _FIRST_RETRY_S, _LAST_RETRY_S = 15, 30 * 86400
 """Pauses before retries. KFP's longest is also Argo's limit on the time since the first attempt began."""
-
-_TASK = re.compile(r"(.+?)(-base|-warm-up|-control)?(?:-(\d+))?(?:-(\d+))?")
-"""A task's key: step, iteration, epoch."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +48,24 @@ class Placement:
             self._fixed_resources(task, self.cluster)
         return task
 
-    def generate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of generate; `pod_fields` are prepare's outputs of `POD_FIELDS`, here and below."""
-        return self._with_model(task, pod_fields, "generate", image="generate")
+    def with_model(self, task: Any, pods: Any) -> Any:
+        """Configure the pod of a step with a model; see `pod_parameters.POD_KINDS`.
 
-    def score(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of ref-logprob, of which there is one for each shard."""
-        return self._with_model(task, pod_fields, "score", image="train")
-
-    def validate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of validate: CPU and memory as for scoring."""
-        return self._with_model(task, pod_fields, "score", image="train", gpus="validate")
-
-    def evaluate(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of evaluate: as for scoring, with the judge's API key, which no other pod has."""
-        self._with_model(task, pod_fields, "score", image="train", gpus="evaluate")
-        if self.cluster and self.cluster.judge_secret:
+        Args:
+            task: the step's task. One that starts a TrainJob passes its placement on to that.
+            pods: output of `prepare` with the requests of all pods, known at run time since `[placement]` is a
+                parameter. `pod_parameters.pass_requests` has the task read them.
+        """
+        if not self.cluster:
+            return task
+        step, _, _ = parts_of(task.component_spec.name)
+        self._common(task, self.cluster, image=POD_KINDS[step].image)
+        task.register_pipeline_channels([pods])
+        size = f"{self.cluster.shm_gib}Gi"
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=size)
+        if step == "evaluate" and self.cluster.judge_secret:  # no other pod has the key
             kubernetes.use_secret_as_env(task, self.cluster.judge_secret, {JUDGE_KEY: JUDGE_KEY})
         return task
-
-    def train(self, task: Any, pod_fields: Mapping[str, Any]) -> Any:
-        """Configure the pod of train-epoch, which trains itself or starts a TrainJob with the same placement."""
-        return self._with_model(task, pod_fields, "train", image="train")
 
     def job_template(self) -> dict[str, Any] | None:
         """The cluster's part of a TrainJob; see `spin_components.training.nodes.train_job.JobTemplate`."""
@@ -109,44 +80,17 @@ class Placement:
             "timeout_s": self.cluster.timeout_s,
         }
 
-    def _with_model(
-        self,
-        task: Any,
-        pod_fields: Mapping[str, Any],
-        kind: Literal["generate", "train", "score"],
-        *,
-        image: str,
-        gpus: str = "",
-    ) -> Any:
-        if not self.cluster:
-            return task
-        self._common(task, self.cluster, image=image)
-        cpu, memory = pod_fields[f"{kind}_cpu"], pod_fields[f"{kind}_memory"]
-        accelerators = pod_fields[f"{gpus or kind}_accelerators"]
-        task.set_cpu_limit(cpu).set_memory_limit(memory)  # Kubernetes takes a limit as the request too
-        task.set_accelerator_type(pod_fields["accelerator"])
-        task.set_accelerator_limit(accelerators)
-        # a ParallelFor passes on only registered channels; KFP registers those of the calls below, not of those above
-        task.register_pipeline_channels([cpu, memory, pod_fields["accelerator"], accelerators])
-        kubernetes.add_node_selector_json(task, pod_fields["node_selector"])
-        kubernetes.add_toleration_json(task, pod_fields["tolerations"])
-        kubernetes.add_node_affinity_json(task, pod_fields["affinity"])
-        size = f"{self.cluster.shm_gib}Gi"
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=size)
-        return task
-
     @staticmethod
     def _fixed_resources(task: Any, cluster: ClusterSettings) -> None:
         task.set_cpu_limit(cluster.light.cpu).set_memory_limit(cluster.light.memory)
 
     def _labels(self, key: str, cluster: ClusterSettings) -> Iterator[tuple[str, str]]:
         """Labels for `kubectl get pods -l`, and the queue of Kueue. A shard is known at run time only."""
-        match = _TASK.fullmatch(key)
-        assert match
-        yield "app.kubernetes.io/component", match[1]
+        step, iteration, epoch = parts_of(key)
+        yield "app.kubernetes.io/component", step
         if self.run_name:
             yield "app.kubernetes.io/instance", self.run_name
-        for name, number in (("iteration", match[3]), ("epoch", match[4])):
+        for name, number in (("iteration", iteration), ("epoch", epoch)):
             if number and cluster.iteration_labels:
                 yield f"spin-pipelines.io/{name}", number
         if cluster.queue:
@@ -158,7 +102,7 @@ class Placement:
         for label in (STEP_LABEL, *self._labels(task.component_spec.name, cluster)):
             kubernetes.add_pod_label(task, *label)
         retries = {} if cluster.retries == ClusterSettings().retries else {RETRIES: str(cluster.retries)}
-        for name, value in {"SPIN_CACHE_DIR": CACHE, **retries, **cluster.env}.items():
+        for name, value in {**retries, **cluster.env}.items():
             task.set_env_variable(name, value)
         if cluster.storage_secret:
             keys = {key: variable for variable, key in cluster.storage_env.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 _LIMIT_KIB = 1024
-_TASK_KIB = 4.7
+_TASK_KIB = 4.5
 """Compressed size of a task's nodes: 62 KB in 10.4 : 1 on Kubeflow Pipelines 2.17, less what tasks have lost since."""
 
 _SPEC_COPIES = 2

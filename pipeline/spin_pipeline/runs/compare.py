@@ -23,6 +23,7 @@ from spin_components.report.series import read_losses
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.open import open_run
+from spin_pipeline.runs.evaluated_best import evaluated_best, evaluated_change
 
 _NOT_COMPARED = ("run.name", "run.uri")
 
@@ -46,7 +47,9 @@ class ComparedRun:
         acc, margin: of the best iteration.
         from_base: paired change of val_loss from the base model to the best iteration; None if the base model is best.
         from_first: the same from the first run's best model; None if the runs have other validation answers.
-        answers_from_first: paired changes of the measures of `record.answer_measures` from the first run's best model.
+        answers_from_first: paired changes of the measures of `record.answer_measures` from the first run's best model;
+            and of the measure of the evaluation that decides, where both were evaluated alike.
+        falling: that measure's name, where lower is better.
         warm_up_loss: val_loss of the warm-up; None without one.
         controls: the comparison of the last iteration with its control, in a sentence; empty without one.
         work_s: sum of the steps' durations in seconds.
@@ -68,6 +71,7 @@ class ComparedRun:
     answers_from_first: dict[str, Difference | None] = field(default_factory=dict)
     warm_up_loss: float | None = None
     controls: tuple[str, ...] = ()
+    falling: tuple[str, ...] = ()
 
     @property
     def best_loss(self) -> float | None:
@@ -109,7 +113,7 @@ class Comparison:
         first = self.runs[0].label
         against = [
             f"{run.label} against {first}: "
-            f"{'; '.join(verdicts({'val_loss': run.from_first, **run.answers_from_first}))}."
+            f"{'; '.join(verdicts({'val_loss': run.from_first, **run.answers_from_first}, run.falling))}."
             for run in self.runs[1:]
             if run.from_first
         ]
@@ -126,12 +130,13 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
     """
     if len(uris) < 2 or len({uri.rstrip("/") for uri in uris}) < len(uris):
         raise ConfigError(f"compare: expected two or more different runs, found {', '.join(uris) or 'none'}")
-    histories, losses, answers, controls = [], [], [], []
+    histories, losses, answers, controls, evaluated = [], [], [], [], []
     for uri in uris:
         with open_run(uri) as run:
             histories.append(read_history(run))
             losses.append(_losses(run, histories[-1]))
             answers.append(_answers(run, histories[-1]))
+            evaluated.append(evaluated_best(run, histories[-1]))
             controls.append(tuple(each.sentence for each in compare_controls(run, histories[-1])[-1:]))
     labels = _labels(histories)
     runs: list[ComparedRun] = []
@@ -140,6 +145,9 @@ def compare_runs(uris: Sequence[str]) -> Comparison:
         first = losses[0][1] if comparable and runs else []
         compared = _compared(label, history, base, best, first)
         changes = {name: paired_change(values_of(answers[0], name), values_of(measures, name)) for name in COLUMNS}
+        if change := evaluated_change(evaluated[0], evaluated[len(runs)]):
+            changes[history.measure] = change
+            compared = replace(compared, falling=evaluated[0].falling if evaluated[0] else ())
         compared = replace(compared, controls=controls[len(runs)])
         runs.append(replace(compared, answers_from_first=changes) if first else compared)
     return Comparison(runs, _differing(histories), _warnings(runs))

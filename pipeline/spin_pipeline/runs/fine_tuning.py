@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from spin_components.record.controls import compare_controls, verdict_of
+from spin_components.record.controls import compare_controls
 from spin_components.record.history import History
 from spin_components.settings.training import ControlSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.manifests import read_manifest
+from spin_components.store.manifests import Manifest, read_manifest
 
 
 class Record(BaseModel):
@@ -49,6 +49,7 @@ class WarmUpStatus(Answers):
         epochs: `val_loss`, `num_steps` and `train_s` of each epoch that is done.
         num_steps: optimizer steps; they do not count among the run's.
         ended_by: `patience` or `max_epochs`; empty until it is finished.
+        evaluation: as in `IterationStatus`; only where its results decide.
     """
 
     val_loss: float | None = None
@@ -57,6 +58,7 @@ class WarmUpStatus(Answers):
     epochs: list[dict[str, Any]] = Field(default_factory=list)
     num_steps: int = 0
     ended_by: str = ""
+    evaluation: dict[str, Any] | None = None
 
 
 class ControlStatus(Answers):
@@ -69,6 +71,7 @@ class ControlStatus(Answers):
         changes: paired changes from the control to the iteration, by measure, with the `verdict` on self-play: better,
             worse or no clear change.
         sentence: whether self-play did better than the control; empty until both are validated.
+        evaluation: as in `IterationStatus`; only where its results decide.
     """
 
     iteration: int
@@ -77,6 +80,14 @@ class ControlStatus(Answers):
     uri: str = ""
     changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sentence: str = ""
+    evaluation: dict[str, Any] | None = None
+
+
+def evaluation_facts(manifest: Manifest | None) -> dict[str, Any] | None:
+    """Results of an evaluation, as a status shows them; None without one."""
+    if manifest is None:
+        return None
+    return {name: value for name, value in manifest.facts.items() if name != "policy_uri"}
 
 
 def warm_up_status(history: History) -> WarmUpStatus | None:
@@ -88,7 +99,11 @@ def warm_up_status(history: History) -> WarmUpStatus | None:
         {name: each.trained.facts[name] for name in ("val_loss", "num_steps", "train_s")} for each in warmed.epochs
     ]
     facts = warmed.published.facts if warmed.published else {}
-    known = {"epochs": epochs, "num_steps": sum(int(each["num_steps"]) for each in epochs)}
+    known = {
+        "evaluation": evaluation_facts(warmed.evaluated),
+        "epochs": epochs,
+        "num_steps": sum(int(each["num_steps"]) for each in epochs),
+    }
     if facts:
         known |= {"uri": facts["policy_uri"], **{name: facts[name] for name in ("val_loss", "epoch", "ended_by")}}
     return WarmUpStatus.model_validate({**(warmed.check.facts if warmed.check else {}), **known})
@@ -103,11 +118,12 @@ def control_status(run: RunStore, history: History) -> list[ControlStatus]:
             continue
         facts = control.published.facts
         changes = {
-            name: {**asdict(change), "verdict": verdict_of(name, change)}
+            name: {**asdict(change), "verdict": compared[t].verdict(name)}
             for name, change in (compared[t].changes if t in compared else {}).items()
         }
         known = {"iteration": t, "num_steps": facts["num_steps"], "uri": facts["policy_uri"], "changes": changes}
-        known["sentence"] = compared[t].sentence if t in compared else ""
+        known |= {"sentence": compared[t].sentence if t in compared else ""}
+        known |= {"evaluation": evaluation_facts(control.evaluated)}
         rows.append(ControlStatus.model_validate({**(control.check.facts if control.check else {}), **known}))
     return rows
 

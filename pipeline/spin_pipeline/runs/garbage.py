@@ -30,9 +30,11 @@ _MANIFESTS = (
     ("iterations", "*/checkpoint.json"),
     ("iterations", "*/evaluation.json"),
     ("warm_up", "manifest.json"),
+    ("warm_up", "evaluation.json"),
     ("warm_up", "epochs/*/manifest.json"),
     ("warm_up", "epochs/*/validation.json"),
     ("control", "*/manifest.json"),
+    ("control", "*/evaluation.json"),
     ("control", "*/epochs/*/manifest.json"),
     ("control", "*/epochs/*/validation.json"),
 )

@@ -12,8 +12,10 @@ from spin_components.record.decisions import goes_on
 from spin_components.record.events import read_events
 from spin_components.record.history import read_history
 from spin_components.record.pointers import read_pointer
-from spin_components.runtime.step import OPTIONAL
+from spin_components.runtime.step import is_optional
 from spin_components.settings.attempt import EvaluationSettings
+from spin_components.settings.selection import SelectionSettings
+from spin_components.settings.training import ControlSettings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.lease import read_lease
@@ -26,6 +28,7 @@ from spin_pipeline.runs.fine_tuning import (
     Record,
     WarmUpStatus,
     control_status,
+    evaluation_facts,
     is_control_missing,
     warm_up_status,
 )
@@ -47,7 +50,9 @@ class IterationStatus(Answers):
         from_best: the same from the best model before it.
         measure: what decided, `selection.measure`.
         answer_changes: paired changes of measures of answers, by their names, as `from_best` has them: `chrf` and
-            `match` from the best model before it, `ended` and `repetition` from the iteration's reference.
+            `match` from the best model before it, `ended` and `repetition` from the iteration's reference; and of
+            `measure` from the best model before it, where that is one of the evaluation. `is_paired` is false where
+            its interval is from standard errors.
         evaluation: results of `spin_components.evaluate`: `tasks`, `judge`; None without an evaluation.
     """
 
@@ -63,6 +68,7 @@ class IterationStatus(Answers):
     num_dropped: int = 0
     dropped: dict[str, int] = Field(default_factory=dict)
     history_dropped: dict[str, int] = Field(default_factory=dict)
+    num_triplets: int | None = None
     decision: str
     outcome: str = ""
     reason: str = ""
@@ -214,7 +220,8 @@ def _state(
     if is_at_work(run):
         return "running", None
     failures = last_failures(events)
-    if fatal := [event for event in failures if event.get("step") not in OPTIONAL]:
+    rules = SelectionSettings.model_validate(run.read_json(layout.ATTEMPT).get("selection", {}))
+    if fatal := [event for event in failures if not _is_optional(event, rules)]:
         return "failed", _failure(fatal[-1])
     if any(event["kind"] == "stop" for event in events):
         return "stopped", None
@@ -226,6 +233,13 @@ def _state(
         run, [row.iteration for row in iterations]
     )
     return "interrupted" if is_missing else "done", None
+
+
+def _is_optional(event: dict[str, Any], rules: SelectionSettings) -> bool:
+    """Whether a `fail` event left the attempt running."""
+    iteration = event.get("iteration")
+    number = iteration if type(iteration) is int else None
+    return is_optional(str(event.get("step")), number, decides=rules.waits_for_evaluation)
 
 
 def _failure(event: dict[str, Any]) -> dict[str, Any]:
@@ -245,13 +259,18 @@ def _with_answers(run: RunStore, base: BaseStatus) -> BaseStatus:
 
 def _evaluation(run: RunStore, iteration: int) -> dict[str, Any] | None:
     key = layout.evaluation(iteration)
-    if not run.exists(key):
-        return None
-    return {name: value for name, value in read_manifest(run, key).facts.items() if name != "policy_uri"}
+    return evaluation_facts(read_manifest(run, key)) if run.exists(key) else None
 
 
 def _is_evaluation_missing(run: RunStore, iterations: list[IterationStatus]) -> bool:
-    """Whether the attempt is configured to evaluate models and an evaluation is missing."""
-    settings = EvaluationSettings.model_validate(run.read_json(layout.ATTEMPT).get("evaluation", {}))
-    numbers = (layout.BASE, *(row.iteration for row in iterations))
-    return settings.is_on and not all(run.exists(layout.evaluation(number)) for number in numbers)
+    """Whether the attempt is configured to evaluate models and an evaluation, or a part of it, is missing."""
+    attempt = run.read_json(layout.ATTEMPT)
+    settings = EvaluationSettings.model_validate(attempt.get("evaluation", {}))
+    if not settings.is_on:
+        return False
+    numbers = [layout.BASE, *(row.iteration for row in iterations)]
+    rules = SelectionSettings.model_validate(attempt.get("selection", {}))
+    if rules.waits_for_evaluation and ControlSettings.model_validate(attempt.get("control", {})).sft:
+        numbers += [layout.control(row.iteration) for row in iterations]
+    wanted = {name for name, is_on in (("tasks", settings.tasks), ("judge", settings.judge_url)) if is_on}
+    return not all(wanted <= (_evaluation(run, number) or {}).keys() for number in numbers)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from spin_components.record.decisions import goes_on
 from spin_components.runtime.publication import TRAINING_STEPS
-from spin_components.runtime.step import OPTIONAL
+from spin_components.runtime.step import is_optional
 from spin_components.store.layout import BASE, WARM_UP, controlled
 
 StepState = Literal["waiting", "running", "done", "reused", "failed", "stopped", "interrupted"]
@@ -90,7 +90,7 @@ class StepStatus:
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """Planned iterations, epochs and shards of an attempt; `deadline` in seconds since 1970; `warm_up` is its largest
-    number of epochs, `control` whether there are controls."""
+    number of epochs, `control` whether there are controls, `decides` whether verdicts wait for the evaluation."""
 
     name: str
     max_iterations: int
@@ -99,6 +99,7 @@ class RunPlan:
     deadline: float | None = None
     warm_up: int = 0
     control: bool = False
+    decides: bool = False
 
     def epochs(self, iteration: int) -> int:
         """Number of epochs of an iteration; 1 for an iteration beyond the plan."""
@@ -172,7 +173,7 @@ class RunModel:
     @property
     def outcome(self) -> str:
         """How the newest attempt ended: done, failed or stopped; empty while it is not known."""
-        if self.failure and (self.is_over or self.failure["step"] not in OPTIONAL):
+        if self.failure and (self.is_over or not self._is_optional(_key(self.failure))):
             return "failed"
         return "stopped" if self.stop_reason else "done" if self.is_over else ""
 
@@ -223,6 +224,7 @@ class RunModel:
             event.get("deadline"),
             int(event.get("warm_up", 0)),
             bool(event.get("control", False)),
+            bool(event.get("decides", False)),
         )
 
     def _on_progress(self, event: Event, step: StepStatus, time: float) -> None:
@@ -290,8 +292,12 @@ class RunModel:
 
     def _on_fail(self, event: Event, step: StepStatus, time: float) -> None:
         step.state, step.ended = "failed", time
-        if self.failure is None or step.key.name not in OPTIONAL:  # an optional step's failure ends no attempt
+        if self.failure is None or not self._is_optional(step.key):  # an optional step's failure ends no attempt
             self.failure = event
+
+    def _is_optional(self, key: StepKey) -> bool:
+        """Whether a step's failure leaves the attempt running; see `runtime.step.is_optional`."""
+        return is_optional(key.name, key.iteration, decides=self.plan is not None and self.plan.decides)
 
 
 def _is_part(event: Event) -> bool:

@@ -50,8 +50,9 @@ def rows(model: RunModel, limit: int) -> list[DagRow]:
     if (model.plan and model.plan.warm_up) or StepKey("warm-up") in model.steps:
         shown.append(_row(model.step("warm-up"), "warm-up"))
         shown.append(_row(model.step("validate", WARM_UP, 0), "validate warm-up"))
-    if (key := StepKey("evaluate", BASE)) in model.steps:
-        shown.append(_row(model.steps[key], "evaluate base"))
+    for start, name in ((BASE, "base"), (WARM_UP, "warm-up")):
+        if (key := StepKey("evaluate", start)) in model.steps:
+            shown.append(_row(model.steps[key], f"evaluate {name}"))
     started = [t for t in iterations if _iteration_state(model, t) != "waiting"]
     expanded = {t for t in started if t == started[-1] or _iteration_state(model, t) not in _ENDED}
     for name in ("evaluate", "control"):
@@ -83,12 +84,17 @@ def _steps_of(model: RunModel, t: int) -> list[DagRow]:
         suffix = f" {epoch}" if num_epochs > 1 else ""
         steps.append(_row(model.step("train-epoch", t, epoch), f"train-epoch{suffix}"))
         steps.append(_row(model.step("validate", t, epoch), f"validate{suffix}"))
-    steps.append(_row(model.step("checkpoint", t), "checkpoint"))
-    if (key := StepKey("evaluate", t)) in model.steps:
-        steps.append(_row(model.steps[key], "evaluate"))
+    evaluated = [_row(model.step("evaluate", t), "evaluate")]
+    published = [_row(model.step("checkpoint", t), "checkpoint")]
+    decides = model.plan is not None and model.plan.decides  # the verdict waits for the evaluation
+    if not decides and StepKey("evaluate", t) not in model.steps:
+        evaluated = []
+    steps += evaluated + published if decides else published + evaluated
     if (model.plan and model.plan.control) or StepKey("control", t) in model.steps:
         steps.append(_row(model.step("control", t), "control"))
         steps.append(_row(model.step("validate", number_of_control(t), 0), "validate control"))
+        if (key := StepKey("evaluate", number_of_control(t))) in model.steps:
+            steps.append(_row(model.steps[key], "evaluate control"))
     return steps
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spin_components.data.pair_counts import in_words
-from spin_components.record.decisions import REJECTED, name_of, word_of
+from spin_components.record.decisions import REJECTED, goes_on, name_of, word_of
 from spin_components.record.evaluation import evaluation_rows
 from spin_components.store.layout import BASE, WARM_UP
 from spin_pipeline.runs.garbage import Garbage
@@ -74,9 +74,12 @@ def print_status(status: RunStatus, console: Console) -> None:
 
 def _print_evaluations(status: RunStatus, console: Console) -> None:
     """Print task metrics and judge scores: one row a metric, one column a model."""
+    warm_up = [("warm-up", status.warm_up.evaluation)] if status.warm_up and status.warm_up.evaluation else []
     models = [
         ("base", status.base.evaluation),
+        *warm_up,
         *((f"it. {row.iteration}", row.evaluation) for row in status.iterations),
+        *((f"control {row.iteration}", row.evaluation) for row in status.control if row.evaluation),
     ]
     names, rows = evaluation_rows([facts for _, facts in models])
     if not names:
@@ -123,7 +126,8 @@ def _verdict(row: IterationStatus) -> str:
 def _print_state(status: RunStatus, console: Console) -> None:
     if status.failure:
         failure = status.failure
-        if failure["step"] in _OF_STEP:
+        is_over = bool(status.iterations) and not goes_on(status.iterations[-1].decision)
+        if failure["step"] in _OF_STEP and is_over:  # else the verdict waits for it
             console.print(
                 f"training is complete; the same command runs the {_OF_STEP[failure['step']]} that are missing",
                 highlight=False,

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from spin_components.algorithm.logprobs import PromptAnswer, align, answer_logprobs, token_logprobs
+from spin_components.algorithm.packing import Prompted
 from support.bounds import float64
 from support.families import (
     CONFIGS,
@@ -154,3 +155,12 @@ def test_an_eos_that_is_also_the_pad_token_counts_like_any_other() -> None:
         cut = [PromptAnswer(prompt_ids, answer_ids[:-1]) for prompt_ids, answer_ids in (SEQUENCES[1], SEQUENCES[3])]
         whole = answer_logprobs(padded, groups_of([SEQUENCES[1], SEQUENCES[3]]))
     assert (answer_logprobs(padded, groups_of(cut)) > whole).all()
+
+
+@pytest.mark.parametrize("attention", LAYOUTS)
+def test_a_micro_batch_is_one_forward_pass(attention: str) -> None:
+    model = copy.deepcopy(model_of("llama", attention))
+    calls: list[Any] = []
+    model.model.register_forward_hook(lambda *call: calls.append(call))
+    answer_logprobs(model, [Prompted([5, 6], ([7], [8, 9, 10])), Prompted([11], ([12, 13], [14]))])
+    assert len(calls) == 1

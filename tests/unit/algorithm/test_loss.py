@@ -9,17 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from spin_components.algorithm.loss import (
-    METRIC_SUMS,
     STEP_ZERO_LOSS,
     AnswerLogprobs,
     PairTerms,
     Rewards,
-    metric_sums,
-    metrics_from_sums,
     rewards,
     spin_loss,
     spin_losses,
 )
+from spin_components.algorithm.metrics import METRIC_SUMS, metric_sums, metrics_from_sums
 from support import bounds
 
 FORMULA = bounds.gamma(20)

@@ -12,14 +12,13 @@ from spin_components.algorithm.loss import (
     Loss,
     Objective,
     Rewards,
-    metric_sums,
-    metrics_from_sums,
     nce_losses,
     opponent_logprobs,
     pair_terms,
     per_token,
     spin_losses,
 )
+from spin_components.algorithm.metrics import metric_sums, metrics_from_sums
 from support.bounds import gamma
 
 # One pair: an answer of 4 tokens by a human, one of 2 tokens by the reference.
@@ -72,7 +71,7 @@ def test_nce_by_hand() -> None:
 def test_nce_classifies_each_answer_by_itself() -> None:
     # POLICY's log-ratios: 4 and -1; beta 0.5: rewards 2 and -0.5. d loss / d log pi(y) = -beta (1 - s(2)), and
     # d loss / d log pi(y') = beta mu s(-0.5), where s(x) = 1 / (1 + 2 e^-x)
-    actual, generated = (each.clone().requires_grad_() for each in POLICY)
+    actual, generated = (each.clone().requires_grad_() for each in (POLICY.actual, POLICY.generated))
     terms = pair_terms(AnswerLogprobs(actual, generated), REFERENCE, LENGTHS, Objective(0.5, "nce", mu=2.0))
     terms.losses.sum().backward()  # type: ignore[no-untyped-call]
     assert actual.grad is not None
@@ -136,7 +135,7 @@ def test_the_sft_term_by_hand() -> None:
 
 
 def test_supervised_fine_tuning_is_the_human_answers_alone() -> None:
-    actual, generated = (each.clone().requires_grad_() for each in POLICY)
+    actual, generated = (each.clone().requires_grad_() for each in (POLICY.actual, POLICY.generated))
     terms = pair_terms(AnswerLogprobs(actual, generated), REFERENCE, LENGTHS, Objective(0.5, "sft"))
     assert close(terms.losses, 1.0)  # 4 / 4
     terms.losses.sum().backward()  # type: ignore[no-untyped-call]

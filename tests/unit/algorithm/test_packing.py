@@ -96,7 +96,7 @@ def test_a_mask_without_lengths_is_refused() -> None:
 def test_unsupported_attention_options_are_refused() -> None:
     query, lengths = torch.zeros(1, 2, 4, 8), torch.tensor([[[[2, 2]]]])
     with pytest.raises(NotImplementedError, match="needs an option that packed attention does not support"):
-        packed_attention(nn.Identity(), query, query, query, lengths, s_aux=torch.zeros(2))
+        packed_attention(nn.Identity(), query, query, query, lengths, head_mask=torch.ones(2))
     with pytest.raises(NotImplementedError, match="needs an option"):
         packed_attention(nn.Identity(), query, query, query, lengths, dropout=0.1)
 

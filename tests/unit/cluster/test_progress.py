@@ -9,11 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 from rich.console import Console
 
 from spin_components.record.events import EventLog
 from spin_components.store.open import open_run
-from spin_pipeline.cluster.progress import RunProgress, failed_line
+from spin_pipeline.cluster.progress import RunProgress, failed_line, tasks_of
+from spin_pipeline.config import load_settings
+from spin_pipeline.dag import build
+from spin_pipeline.deploy.pod_parameters import graphs
 from support.kfp_server import recorded_tasks
 from support.s3_server import BUCKET, S3Server
 
@@ -68,3 +72,17 @@ def test_without_storage_the_pipelines_own_tasks_are_shown_once(
     assert failed_line(answer("", recorded_tasks("run-killed"), "child failed\n why")) == (
         "failed: generate: child failed why"
     )
+
+
+@pytest.mark.parametrize("fuse", ["[]", "['ref-logprob', 'validate']"])
+def test_every_step_of_a_compiled_pipeline_is_one_of_its_own_tasks(fuse: str) -> None:
+    steps = ["evaluation.tasks=['arc_easy']", "warm_up.max_epochs=1", "control.sft=true", f"cluster.fuse={fuse}"]
+    settings = load_settings("tiny", steps)
+    ir = json_format.MessageToDict(build(settings, settings.cluster).pipeline_spec)
+    keys = {
+        key: "dag" not in ir["components"][task["componentRef"]["name"]]
+        for graph in graphs(ir)
+        for key, task in graph["dag"]["tasks"].items()
+    }
+    listed = answer("", [{"display_name": key} for key in keys])
+    assert {task.display_name for task in tasks_of(listed)} == {key for key, is_step in keys.items() if is_step}

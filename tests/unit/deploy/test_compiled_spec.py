@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from spin_components.prepare.pods import pod_requests
 from spin_components.runtime.task import MODULES
+from spin_components.settings.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build, shape_of
-from spin_pipeline.deploy.compiled_spec import ENTRY, graphs
+from spin_pipeline.deploy.compiled_spec import ENTRY
+from spin_pipeline.deploy.pod_parameters import PODS, graphs
+from support.kfp_driver import resolve
 
 SHAPES = [
     [],
@@ -23,6 +27,7 @@ SHAPES = [
     ["spin.max_iterations=1", "hardware.nodes=2", "hardware.ranks=1"],
     ["generation.shards=2", "cluster.fuse=['ref-logprob', 'validate']"],
 ]
+IDS = ["plain", "epochs", "shards", "evaluate", "nodes", "fused"]
 
 
 def compiled(*overrides: str) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def shown(ir: dict[str, Any], graph: dict[str, Any], layers: tuple[str, ...] = (
             yield from shown(ir, component, (*layers, key))
 
 
-@pytest.mark.parametrize("overrides", SHAPES, ids=["plain", "epochs", "shards", "evaluate", "nodes", "fused"])
+@pytest.mark.parametrize("overrides", SHAPES, ids=IDS)
 def test_every_task_has_a_key_of_its_own_and_a_loop_is_used_once(overrides: list[str]) -> None:
     ir = compiled(*overrides)
     tasks = list(shown(ir, ir["root"]))
@@ -89,21 +94,53 @@ def test_names_in_the_graph_are_for_people() -> None:
     assert names["iteration-1"] == ("iteration-1-if-0-may-go-on", "iteration 1")
     assert names["iteration-1-shards"] == ("iteration-1", "iteration 1: shards")
     assert names["train-epoch-1-0"] == ("iteration-1", "iteration 1: train epoch 0")
-    assert names["validate-base"] == ("root", "base model: validate")
+    assert names["validate-base"] == ("self-play", "base model: validate")
 
 
 def test_the_result_is_shown_also_where_a_task_failed() -> None:
-    result = compiled()["root"]["dag"]["tasks"]["result"]
+    ir = compiled("evaluation.tasks=['arc_easy']", "warm_up.max_epochs=1", "control.sft=true")
+    outside = {key for layers, key, _, _ in shown(ir, ir["root"]) if "self-play" not in layers}
+    assert outside == {"prepare", "self-play", "result"}  # the exit task runs once `self-play` has begun
+    result = ir["root"]["dag"]["tasks"]["result"]
     assert result["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
     assert result["dependentTasks"] == ["self-play"]
 
 
-def test_inputs_of_tasks_are_values_and_not_placeholders() -> None:
-    for graph in graphs(compiled("generation.shards=3")):
-        for key, task in graph["dag"]["tasks"].items():
-            given = task["inputs"]["parameters"]
-            raw = [name for name, value in given.items() if "$.inputs" in str(value.get("runtimeValue", ""))]
-            assert not raw, key
+def test_prepare_returns_two_addresses_and_what_pods_request() -> None:
+    outputs = compiled()["components"]["comp-prepare"]["outputDefinitions"]["parameters"]
+    assert {name: value["parameterType"] for name, value in outputs.items()} == {
+        "run_uri": "STRING",
+        "policy_uri": "STRING",
+        "pods": "STRUCT",
+    }
+
+
+@pytest.mark.parametrize("overrides", SHAPES, ids=IDS)
+def test_inputs_of_tasks_are_few_and_values(overrides: list[str]) -> None:
+    settings = load_settings("tiny", overrides)
+    pipeline: Any = build(settings, settings.cluster)
+    ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))
+    table = pod_requests(settings.model_dump(mode="json", include=set(Settings.model_fields)))
+    of_pod = {f"pipelinechannel--{name}" for name in ("cpu", "memory", "gpu_type", "gpus")}
+    for task in resolve(ir, platform, {"prepare": {PODS: table}}):
+        if task.key in ("prepare", "result"):
+            continue
+        assert not [name for name, value in task.inputs.items() if "{{" in str(value)], task.key
+        # at most: attempt, run, iteration, epoch, policy, reference, scores, the template of a TrainJob
+        assert len(task.inputs.keys() - of_pod) <= 7 + ("template" in task.inputs), task.key
+        assert task.key.startswith("checkpoint") or of_pod <= task.inputs.keys(), task.key
+
+
+def test_inputs_of_graphs_are_named_after_what_they_are() -> None:
+    ir = compiled("generation.shards=3", "warm_up.max_epochs=1", "control.sft=true")
+    named = {name for graph in graphs(ir) for name in graph.get("inputDefinitions", {}).get("parameters", {})} - ir[
+        "root"
+    ]["inputDefinitions"]["parameters"].keys()
+    assert {name for name in named if "pipelinechannel" in name} == {
+        "pipelinechannel--iteration-0-Output",  # compared by a condition
+        "pipelinechannel--loop-item-param-1",
+    }
+    assert {"policy_uri", "reference_uri", "pods", "node_selector", "tolerations", "affinity"} <= named
 
 
 def test_tasks_of_a_cluster_name_their_function_and_do_not_carry_its_source() -> None:

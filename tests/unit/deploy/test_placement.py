@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from spin_components.prepare.pods import pod_requests
 from spin_components.settings.settings import Settings
 from spin_pipeline.config import load_settings
 from spin_pipeline.dag import build
-from spin_pipeline.deploy.placement import POD_FIELDS
+from spin_pipeline.deploy.cluster_settings import Configuration
+from spin_pipeline.deploy.placement import CACHE
+from spin_pipeline.deploy.pod_parameters import PODS, parts_of
+from support.kfp_driver import ResolvedTask, resolve
 
 GPU = [
     "placement.accelerator=nvidia.com/gpu",
@@ -32,15 +36,26 @@ def compiled(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: executor["container"] for name, executor in ir["deploymentSpec"]["executors"].items()}, pods
 
 
+WITH_ALL_STEPS = ["evaluation.tasks=['arc_easy']", "warm_up.max_epochs=1", "control.sft=true"]
+
+
+def resolved(settings: Configuration) -> list[ResolvedTask]:
+    """The tasks of a run on a cluster, as KFP's driver resolves them after `prepare`."""
+    pipeline: Any = build(settings, settings.cluster)
+    ir, platform = (json_format.MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec))
+    table = pod_requests(settings.model_dump(mode="json", include=set(Settings.model_fields)))
+    return list(resolve(ir, platform, {"prepare": {PODS: table}}))
+
+
 def values(*overrides: str) -> dict[str, Any]:
     settings = load_settings("tiny", overrides).model_dump(mode="json", include=set(Settings.model_fields))
-    return dict(zip(POD_FIELDS, pod_requests(settings), strict=True))
+    return pod_requests(settings)
 
 
 def test_gpus_follow_from_the_work_of_a_step() -> None:
     pod_fields = values(*GPU)
-    assert pod_fields["accelerator"] == "nvidia.com/gpu"
-    counts = [pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score", "validate", "evaluate")]
+    assert pod_fields["gpu_type"] == "nvidia.com/gpu"
+    counts = [pod_fields[f"{step}_gpus"] for step in ("generate", "train", "score", "validate", "evaluate")]
     assert counts == ["4", "4", "4", "4", "1"]
 
 
@@ -48,15 +63,15 @@ def test_gpus_follow_from_the_work_of_a_step() -> None:
 def test_pods_of_shards_divide_the_gpus_of_a_training_pod(shards: int, expected: tuple[str, str]) -> None:
     generation = ["generation.tensor_parallel=2", f"generation.shards={shards}"]
     pod_fields = values(*GPU[:1], "hardware.ranks=8", "training.micro_batch_size=1", *generation)
-    assert (pod_fields["generate_accelerators"], pod_fields["score_accelerators"]) == expected
-    assert pod_fields["validate_accelerators"] == "8"
+    assert (pod_fields["generate_gpus"], pod_fields["score_gpus"]) == expected
+    assert pod_fields["validate_gpus"] == "8"
 
 
 def test_without_an_accelerator_no_gpu_is_requested() -> None:
     pod_fields = values("generation.tensor_parallel=2", "hardware.ranks=2")
     assert [
-        pod_fields["accelerator"],
-        *(pod_fields[f"{step}_accelerators"] for step in ("generate", "train", "score")),
+        pod_fields["gpu_type"],
+        *(pod_fields[f"{step}_gpus"] for step in ("generate", "train", "score")),
     ] == [
         "",
         "0",
@@ -65,7 +80,51 @@ def test_without_an_accelerator_no_gpu_is_requested() -> None:
     ]
 
 
-def test_requested_resources_are_parameters() -> None:
+def test_every_pod_requests_what_prepare_returned_for_its_step() -> None:
+    placed = [
+        'placement.node_selector={zone = "a"}',
+        'placement.tolerations=[{key = "gpu", operator = "Exists"}]',
+        "placement.affinity={requiredDuringSchedulingIgnoredDuringExecution = {}}",
+        'placement.generate={cpu = "2", memory = "20Gi"}',
+        'placement.train={cpu = "3", memory = "30Gi"}',
+        'placement.score={cpu = "500m", memory = "5Gi"}',
+    ]
+    where = [
+        {"zone": "a"},
+        [{"key": "gpu", "operator": "Exists"}],
+        {"requiredDuringSchedulingIgnoredDuringExecution": {}},
+    ]
+    settings = load_settings("tiny", [*GPU, *placed, *WITH_ALL_STEPS, "generation.shards=2"])
+    # 4 GPUs, which 2 shards divide: tensor_parallel is 2; an evaluation has one process
+    expected = {
+        "generate": ["2", "20Gi", "nvidia.com/gpu", "2"],
+        "ref-logprob": ["500m", "5Gi", "nvidia.com/gpu", "2"],
+        "train-epoch": ["3", "30Gi", "nvidia.com/gpu", "4"],
+        "warm-up": ["3", "30Gi", "nvidia.com/gpu", "4"],
+        "control": ["3", "30Gi", "nvidia.com/gpu", "4"],
+        "validate": ["500m", "5Gi", "nvidia.com/gpu", "4"],
+        "evaluate": ["500m", "5Gi", "nvidia.com/gpu", "1"],
+    }
+    found: dict[str, list[str]] = {}
+    for task in resolved(settings):
+        step = parts_of(task.key)[0]
+        if step in ("prepare", "checkpoint", "result"):
+            assert (task.resources, task.placement) == (["2", "8Gi", "", ""], [])
+            continue
+        assert task.placement == where, task.key
+        assert found.setdefault(step, task.resources) == task.resources, task.key
+    assert found == expected
+
+
+def test_fused_steps_request_what_the_first_of_them_does() -> None:
+    settings = load_settings("tiny", [*GPU, "cluster.fuse=['ref-logprob', 'validate']"])
+    resources = {parts_of(task.key)[0]: task.resources for task in resolved(settings)}
+    table = pod_requests(settings.model_dump(mode="json", include=set(Settings.model_fields)))
+    for step, kind in (("generate-and-score", "generate"), ("train-and-validate", "train")):
+        assert resources[step] == [table[f"{kind}_cpu"], table[f"{kind}_memory"], "nvidia.com/gpu", "4"]
+
+
+def test_a_resource_is_the_whole_text_of_an_input() -> None:
     containers, pods = compiled()
     for name in ("exec-generate", "exec-ref-logprob", "exec-train-epoch", "exec-validate"):
         resources = containers[name]["resources"]
@@ -74,8 +133,16 @@ def test_requested_resources_are_parameters() -> None:
             resources["resourceMemoryLimit"],
             *resources["accelerator"].values(),
         ]
-        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
+        # KFP takes names with this prefix alone for parameters
+        assert all(value.startswith("{{$.inputs.parameters['pipelinechannel--") for value in requested), name
         assert {"nodeSelector", "tolerations", "nodeAffinity"} <= set(pods[name])
+
+
+def test_the_images_keep_the_cache_where_its_volume_is_mounted() -> None:
+    files = sorted((Path(__file__).parents[3] / "docker").glob("*.Dockerfile"))
+    assert len(files) == 3
+    for file in files:
+        assert f"SPIN_CACHE_DIR={CACHE} " in file.read_text("utf-8"), file.name
 
 
 def test_each_step_has_its_image() -> None:
@@ -89,7 +156,6 @@ def test_each_step_has_its_image() -> None:
         "exec-ref-logprob": "registry.local/team/train:7",
         "exec-train-epoch": "registry.local/team/train:7",
         "exec-validate": "registry.local/team/train:7",
-        "exec-validate-base": "registry.local/team/train:7",
     }
 
 
@@ -99,7 +165,7 @@ def test_storage_keys_come_from_a_secret_only() -> None:
         (secret,) = pod["secretAsEnv"]
         assert secret["secretName"] == "keys"
         assert secret["keyToEnv"] == [{"secretKey": "accesskey", "envVar": "AWS_ACCESS_KEY_ID"}], name
-    assert all([entry["name"] for entry in container["env"]] == ["SPIN_CACHE_DIR"] for container in containers.values())
+    assert not any("env" in container for container in containers.values())
 
 
 def test_a_pods_own_identity_needs_no_secret() -> None:
@@ -142,14 +208,8 @@ def test_evaluations_are_placed_like_scoring_and_only_they_have_the_judges_key()
     given = {name for name, pod in pods.items() if "judge" in [secret["secretName"] for secret in pod["secretAsEnv"]]}
     assert given == evaluating != set()
     for name in evaluating:
-        assert containers[name]["image"] == containers["exec-validate"]["image"]
-        resources = containers[name]["resources"]
-        requested = [
-            resources["resourceCpuLimit"],
-            resources["resourceMemoryLimit"],
-            *resources["accelerator"].values(),
-        ]
-        assert all(value.startswith("{{$.inputs.parameters[") for value in requested), name
+        for field in ("image", "resources"):
+            assert containers[name][field] == containers["exec-validate"][field], name
         (secret,) = [secret for secret in pods[name]["secretAsEnv"] if secret["secretName"] == "judge"]
         assert secret["keyToEnv"] == [{"secretKey": "SPIN_JUDGE_API_KEY", "envVar": "SPIN_JUDGE_API_KEY"}]
 
@@ -174,7 +234,7 @@ def test_a_run_on_this_machine_has_no_placement() -> None:
 
 def test_executors_are_shared_by_all_iterations() -> None:
     containers, _ = compiled("spin.max_iterations=8")
-    assert len(containers) == len(compiled()[0]) == 8  # those of 6 steps, the base model's validation, and result
+    assert len(containers) == len(compiled()[0]) == 7  # those of 6 steps, and result
 
 
 def test_pods_have_labels_with_their_step_and_run_and_the_queue() -> None:

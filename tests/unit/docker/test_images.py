@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
+import sys
+import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -109,6 +113,78 @@ def test_a_pin_holds_where_the_bases_version_is_excluded(environment: ModuleType
     base = [{"name": name, "version": version} for name, version in (("Transformers", "4.1"), ("torch", "2.9.1+cpu"))]
     assert environment.excluded(base, ["transformers>=4.5,<6", "torch>=2.5", "numpy"]) == {"transformers"}
     assert "numpy" not in environment.excluded(base, environment.requirements())
+
+
+def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+    """Write a wheel without content."""
+    stem = f"{name.replace('-', '_')}-{version}"
+    info = f"{stem}.dist-info"
+    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{info}/METADATA", metadata(name, version, *requires))
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", f"{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+
+
+def metadata(name: str, version: str, *requires: str) -> str:
+    """The content of a package's METADATA."""
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    return "\n".join([*lines, *(f"Requires-Dist: {line}" for line in requires)]) + "\n"
+
+
+def test_a_dependency_replaces_a_package_of_the_base_only_by_a_newer_one_that_it_needs(tmp_path: Path) -> None:
+    """With packages of no content, and a base that is a folder at the end of the path."""
+    root, base, wheels = (tmp_path / name for name in ("src", "base", "wheels"))
+    (root / "docker" / "cpu").mkdir(parents=True)
+    wheels.mkdir()
+    for file in ("environment.py", "cpu/no-deps.txt"):
+        shutil.copy(ROOT / "docker" / file, root / "docker" / file)
+    (root / "sitecustomize.py").write_text(f"import sys\n\nsys.path.append({str(base)!r})\n", "utf-8")
+    # newer than x-kfp allows, older than it pins, older than it needs, older than the project needs
+    versions = {"x-protobuf": "7.1", "x-requests": "2.32.5", "x-setuptools": "70.0", "x-urllib3": "1.26"}
+    in_base = {"vllm": "0.33.0", **versions}
+    for name, version in in_base.items():
+        info = base / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(metadata(name, version), "utf-8")
+    wheel(wheels, "x-kfp", "2.17.0", "x-protobuf<7,>=6.31", "x-requests==2.33.0", "x-setuptools>=77")
+    for name, version in (
+        ("x-protobuf", "6.33.6"),
+        ("x-requests", "2.33.0"),
+        ("x-setuptools", "78.1.1"),
+        ("x-urllib3", "2.7"),
+    ):
+        wheel(wheels, name, version)
+    project = '[project]\ndependencies = ["x-kfp", "x-urllib3>=2"]\n[project.optional-dependencies]\ntrain = []\n'
+    (root / "pyproject.toml").write_text(project, "utf-8")
+    (root / "constraints.txt").write_text("x-kfp==2.17.0\nx-protobuf==6.33.6\nx-setuptools==78.1.1\n", "utf-8")
+    variables = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))},
+        "SPIN_ENVIRONMENT": str(tmp_path / "spin"),
+        "PYTHONPATH": str(root),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+    }
+
+    python = str(Path(sys.base_prefix, "bin", "python3"))  # an image's python is in no virtual environment
+
+    def run(*arguments: str) -> str:
+        command = [python, str(root / "docker" / "environment.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("create")
+    # before Python 3.12 also the setuptools that a virtual environment begins with
+    assert re.search(
+        r"left to the base: (setuptools \S+, )?x-protobuf 7\.1, x-requests 2\.32\.5\n", run("install", "train")
+    )
+    run("check")
+    (site,) = (tmp_path / "spin" / "lib").glob("python*/site-packages")
+    own = {path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")}
+    assert {name for name in own if name.startswith("x_")} == {"x_kfp-2.17.0", "x_setuptools-78.1.1", "x_urllib3-2.7"}
 
 
 def test_the_cpu_image_refuses_a_build_of_torch_before_it_fetches_anything() -> None:

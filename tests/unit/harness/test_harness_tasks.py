@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from spin_components.data.shards import DocumentValue
 from spin_components.errors import ConfigError, DataError, EngineError
 from spin_components.harness.task_files import check_task_files
 from spin_components.harness.tasks import find_tasks, run_tasks
@@ -90,15 +91,30 @@ def evaluate_tasks(
     settings = small_settings("u", tiny_llama, "d", data=data or {})
     manager = find_tasks(evaluation, folder, scratch)
     compute = Compute(torch.device("cpu"), "float32")
-    return run_tasks(
+    results, documents = run_tasks(
         settings, evaluation, compute, manager, tiny_llama, chat_template=template, chat_template_date=date
     )
+    check_means(results, documents)
+    return results
+
+
+def check_means(results: dict[str, Any], documents: list[DocumentValue]) -> None:
+    """The documents' values are those that a metric is the mean of."""
+    by_metric: dict[tuple[str, str], list[float]] = {}
+    for row in documents:
+        by_metric.setdefault((row.task, row.metric), []).append(row.value)
+    for (task, metric), values in by_metric.items():
+        assert len(values) == results[task]["num_documents"]
+        assert sum(values) / len(values) == pytest.approx(results[task]["metrics"][metric]["value"])
+    plain = {(task, name) for task, table in results.items() for name in table["metrics"] if name != "perplexity"}
+    assert by_metric.keys() == plain
 
 
 def test_accuracy_agrees_with_hand_computed_sums(tiny_llama: Path, tasks: Path, tmp_path: Path) -> None:
     results = evaluate_tasks(tiny_llama, tasks, tmp_path / "s", tasks=["my_choice", "my_text"], batch_size=3)
     # 3 of 4: the sample's variance is 4/3 * 3/16 = 1/4, its mean's standard error sqrt(1/4 / 4)
-    assert results["my_choice"] == {"num_documents": 4, "metrics": {"acc": {"value": 0.75, "stderr": 0.25}}}
+    acc = {"value": 0.75, "stderr": 0.25, "higher_is_better": True}
+    assert results["my_choice"] == {"num_documents": 4, "metrics": {"acc": acc}}
     assert results["my_text"]["num_documents"] == 2
     assert results["my_text"]["metrics"]["exact_match"]["value"] == 0.5
     assert list(results) == ["my_choice", "my_text"]
@@ -113,7 +129,7 @@ def test_a_group_with_a_limit_in_a_moved_folder(tiny_llama: Path, tasks: Path, t
     finally:
         moved.rename(tasks)
     assert {name: result["num_documents"] for name, result in results.items()} == {"my_choice": 1, "my_text": 1}
-    assert results["my_choice"]["metrics"]["acc"] == {"value": 1.0, "stderr": None}
+    assert results["my_choice"]["metrics"]["acc"] == {"value": 1.0, "stderr": None, "higher_is_better": True}
     assert results["my_text"]["metrics"]["exact_match"]["value"] == 1.0
 
 

@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 
 from spin_components.errors import ConfigError
+from spin_components.memory.activations import Batch
 from spin_components.memory.check import check_memory, estimate_steps
 from spin_components.memory.estimate import Estimate
 from spin_components.memory.fit import shortages
+from spin_components.memory.inference import forward_batch
 from spin_components.memory.shape import KNOWN, ModelShape, shape_of_config
+from spin_components.memory.training import training_batches
 from spin_components.memory.work import Lengths, Machine, Workload, longest_allowed, longest_of
 from spin_components.memory.zero_stage import resolve_zero_stage
 from spin_components.settings.settings import Settings
@@ -90,6 +93,25 @@ def test_the_longest_pair_of_the_data() -> None:
     # 10 + 50 + 30 = 90; 60 + 20 + 30 = 110; 90 + 5 + what is left of 100 = 105
     assert longest_of(settings, [(10, 50), (60, 20), (90, 5)]) == Lengths(60, 20, 30)
     assert longest_allowed(settings) == Lengths(1, 99, 30)
+
+
+def test_three_answers_a_pair_take_the_memory_of_a_third_sequence() -> None:
+    more = {"data": {"max_length": 100, "max_prompt_length": 60}, "generation": {"max_new_tokens": 30}}
+    settings = settings_of(objective={"loss": "triplet"}, **more)
+    assert longest_of(settings, [(60, 20), (10, 50)]) == Lengths(60, 20, 30, 2)
+    assert longest_allowed(settings) == Lengths(1, 99, 30, 2)
+    assert longest_allowed(settings_of(objective={"loss": "triplet"}, spin={"max_iterations": 1})).num_generated == 1
+    lengths, machine = Lengths(60, 20, 30, 2), Machine("cpu", is_bf16=False)
+    assert (lengths.answers, lengths.pair) == (20 + 2 * 30, 60 + 20 + 2 * 30)
+    packed, padded = (
+        Workload(
+            settings_of(training={"packing": packing, "micro_batch_size": 4, "global_batch_size": 64}), machine, lengths
+        )
+        for packing in ("on", "off")
+    )
+    assert training_batches(packed) == Batch(4 * 140, 4 * 80, repeated=4 * 2 * 90)
+    # padded, a row of the longest length for each answer
+    assert training_batches(padded) == forward_batch(padded) == Batch(12 * 90, 4 * 80, squares=12 * 90**2)
 
 
 def test_a_shortage_names_the_largest_parts_and_settings_to_change() -> None:

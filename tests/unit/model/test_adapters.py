@@ -16,11 +16,11 @@ from spin_components.algorithm.logprobs import answer_logprobs
 from spin_components.algorithm.packing import Prompted
 from spin_components.errors import ConfigError, IntegrityError
 from spin_components.memory.shape import num_trained, shape_of_folder
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute
 from spin_components.model.lora.files import Base, read_base, read_config, read_weights, write_adapter
 from spin_components.model.lora.layers import adapter_parameters, add_trained, load_weights, merge, saved_config
 from spin_components.model.lora.merging import joined
-from spin_components.model.scoring import enable_packed_attention
 from spin_components.settings.training import LoraSettings, TrainingSettings
 from spin_components.training.torch_backend import TorchBackend
 from support import bounds
@@ -122,7 +122,7 @@ def test_packing_with_an_adapter_gives_the_same_scores(make_random_llama: Callab
     model = trained(make_random_llama(), tmp_path / "adapter")
     aligned = scores(model)
     packed = make_random_llama()
-    assert enable_packed_attention(packed, torch.device("cpu")) == ""
+    assert enable_packed_attention(packed, Compute(torch.device("cpu"), "float32")) == ""
     add_trained(packed, LORA, seed=2)
     load_weights(packed, read_weights(tmp_path / "adapter"))
     torch.testing.assert_close(scores(packed), aligned, rtol=0.0, atol=bounds.of_logprob(model, num_tokens=4))

@@ -15,10 +15,10 @@ from spin_components.engine.engine import Sampling
 from spin_components.engine.slots import enable_slot_attention
 from spin_components.engine.transformers_engine import TransformersEngine
 from spin_components.errors import ModelError
+from spin_components.model.batch_layout import enable_packed_attention
 from spin_components.model.compute import Compute
 from spin_components.model.families import check_family
 from spin_components.model.loading import load_model
-from spin_components.model.scoring import enable_packed_attention
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import ModelSettings
 from support import bounds
@@ -39,14 +39,15 @@ PACKED = {
     "gemma4",
     "gemma4_text",
     "gpt2",
+    "gpt_oss",
     "mistral",
     "mixtral",
     "olmoe",
     "opt",
     "qwen3_moe",
 }
-PADDED = {"gpt_oss", "llama4_text", "mamba", "mamba2", "qwen2_moe", "qwen3_next"}
-"""Sinks, windows that live in the mask alone, states that are carried from token to token."""
+PADDED = {"llama4_text", "mamba", "mamba2", "qwen2_moe", "qwen3_next"}
+"""Windows that live in the mask alone, states that are carried from token to token."""
 
 Loaded = Callable[[str], Any]
 
@@ -81,7 +82,7 @@ def reasons(model: Any) -> tuple[str, str]:
     """Why a model takes no slots and does not pack; it packs afterwards, if it can."""
     slots = enable_slot_attention(model, CPU)
     model.set_attn_implementation("eager")
-    return slots, enable_packed_attention(model, CPU)
+    return slots, enable_packed_attention(model, Compute(CPU, "float32"))
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -90,7 +91,7 @@ def test_log_probabilities_are_those_of_the_stock_forward_pass(family: str, load
     model = loaded(family).train()  # as the policy: without dropout or noise, it gives what the reference gives
     check_family(model)
     for packs in (False, True):
-        reason = enable_packed_attention(model, CPU) if packs else ""
+        reason = enable_packed_attention(model, Compute(CPU, "float32")) if packs else ""
         assert bool(reason) == (packs and family in PADDED), reason
         found = answer_logprobs(model, GROUPS, CPU).detach()
         # a window that is not kept costs nats (see below)
@@ -120,7 +121,7 @@ def test_greedy_answers_are_those_of_the_stock_forward_pass(
 @pytest.mark.parametrize("family", ["llama4_text", "qwen2_moe"])
 def test_a_window_in_the_mask_alone_is_seen_by_a_short_probe(family: str, loaded: Loaded) -> None:
     model = loaded(family).eval()
-    assert "differ" in enable_packed_attention(model, CPU)
+    assert "differ" in enable_packed_attention(model, Compute(CPU, "float32"))
     assert "differ" in enable_slot_attention(model, CPU)
     assert model.config._attn_implementation == "eager"
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def test_pairs_of_all_shards_are_joined_in_the_order_of_their_scores(run: LocalR
     assert [(score.index, score.origin) for score in data.scores] == expected
     pairs = [pair(index, origin) for index, origin in expected]
     assert data.num_tokens.tolist() == [each.num_tokens for each in pairs]
-    assert data.num_prompt.tolist() == [len(each.prompt_ids) for each in pairs]
+    assert data.num_packed.tolist() == [each.num_tokens - len(each.prompt_ids) for each in pairs]
     assert list(data.batches) == [(0, 2), (1, 3), (4, 5, 6)]
     assert (data.counts.num_pairs, data.counts.num_by_origin) == (7, {1: 4, 0: 3})
     assert list(data.read(range(7)).pairs) == pairs
@@ -50,6 +52,40 @@ def test_a_rank_reads_the_pairs_that_it_trains_on_and_no_others(run: LocalRun) -
 
 def test_a_score_of_a_pair_that_was_not_generated_is_refused(run: LocalRun) -> None:
     write_scores(run, 1, 0, [(4, 1, 0), (9, 1, 0)], origins=[1, 0])
+    with pytest.raises(IntegrityError, match="are of other pairs than"):
+        load_training_pairs(run, 1)
+
+
+def test_third_answers_are_read_from_the_generations_of_iteration_0(run: LocalRun) -> None:
+    write_scores(run, 1, 0, [(4, 1, 0), (1, 1, 1), (2, 0, 0)], origins=[1, 0], protos=[4, 1])
+    write_scores(run, 1, 1, [(5, 1, 0), (7, 1, 0), (6, 1, 0)], origins=[1, 0], protos=[6])
+    data = load_training_pairs(run, 1)
+    protos = {index: pair(index, 0).generated_ids for index in (4, 1, 6)}
+    keys = [(4, 1), (1, 1), (2, 0), (5, 1), (7, 1), (6, 1)]
+    expected = [replace(pair(*key), proto_ids=protos.get(key[0])) for key in keys]
+    read = data.read(range(6))
+    assert list(read.pairs) == expected
+    assert data.num_tokens.tolist() == [each.num_tokens for each in expected]
+    # packed, the prompt counts once
+    assert data.num_packed.tolist() == [len(each.prompt_ids) + sum(map(len, each.answers)) for each in expected]
+    assert [score.ref_proto for score in read.scores] == pytest.approx([-3, -3, *[math.nan] * 3, -3], nan_ok=True)
+    part = data.read([5, 1])  # of another rank, or after an interruption
+    assert (part.pairs[5], part.pairs[1]) == (expected[5], expected[1])
+
+
+def test_a_control_of_triplets_trains_on_the_human_answers_alone(run: LocalRun) -> None:
+    write_scores(run, 1, 0, [(4, 1, 0), (1, 1, 1)], origins=[1, 0], protos=[4])
+    write_scores(run, 1, 1, [(5, 1, 0)], origins=[1, 0], protos=[])
+    data = load_training_pairs(run, 1, with_generated=False)
+    assert (len(data.scores), data.proto_rows) == (0, None)
+    # prompts of 5, 2 and 6 tokens, answers of 3
+    assert data.num_packed.tolist() == [5 + 3, 2 + 3, 6 + 3]
+    assert data.num_tokens.tolist() == [2 * 5 + 3, 2 * 2 + 3, 2 * 6 + 3]
+
+
+def test_a_third_answer_that_was_not_generated_is_refused(run: LocalRun) -> None:
+    write_scores(run, 1, 0, [(4, 1, 0)], origins=[1], protos=[4])  # without the generations of iteration 0
+    write_scores(run, 1, 1, [(5, 1, 0)], origins=[1], protos=[])
     with pytest.raises(IntegrityError, match="are of other pairs than"):
         load_training_pairs(run, 1)
 

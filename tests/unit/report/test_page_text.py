@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from spin_components.data.pair_counts import PairCounts
-from spin_components.record.bootstrap import Difference
+from spin_components.record.bootstrap import Difference, UnpairedDifference
 from spin_components.record.controls import signed
 from spin_components.record.history import EpochHistory, History, IterationHistory
 from spin_components.report.lineage import costs, duration, sampler_facts, settings_tables
 from spin_components.report.page import about_pairs, embedded_json, render
 from spin_components.report.samples import _shared_ends
-from spin_components.report.verdict import by_answers, compute_verdict, perplexity
+from spin_components.report.verdict import by_measure, compute_verdict, perplexity
 from spin_components.report.warnings import find_warnings
 from spin_components.settings.settings import Settings
 from spin_components.store.layout import BASE, WARM_UP
@@ -150,12 +150,27 @@ def test_a_drifted_iteration_of_a_lower_loss_is_not_better_and_the_reason_is_giv
 def test_the_verdict_follows_the_measure_that_decides(change: Difference | None, kind: str) -> None:
     run = history(iteration(0, 3.0, {"best": 0}))
     by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    verdict = by_answers(run, by_loss, "chrf", {0: change} if change else {})
+    verdict = by_measure(run, by_loss, "chrf of greedy answers", True, {0: change} if change else {})
     assert (verdict.kind, verdict.iteration) == (kind, 0)
     assert verdict.detail.endswith(by_loss.detail)
     run = history(iteration(0, 3.0, {"best": BASE}))
     rejected = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
-    assert by_answers(run, rejected, "chrf", {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind == "worse"
+    assert (
+        by_measure(run, rejected, "chrf of greedy answers", True, {0: Difference(2.0, 1.0, 3.0, 30, 48)}).kind
+        == "worse"
+    )
+
+
+def test_a_measure_of_which_lower_is_better_decides_by_its_fall() -> None:
+    run = history(iteration(0, 3.0, {"best": 0}))
+    by_loss = compute_verdict(run, {0: Difference(-1.0, -1.2, -0.8, 40, 48)})
+    fell = UnpairedDifference(-2.0, -3.0, -1.0, 0, 48)
+    verdict = by_measure(run, by_loss, "arc perplexity", False, {0: fell})
+    assert verdict.kind == "better"
+    assert verdict.detail.startswith(
+        "arc perplexity decides: a change of −2.000, with a 95 % confidence interval from −3.000 to −1.000 over 48 "
+        "documents, by standard errors, not paired."
+    )
 
 
 def warmed(*iterations: IterationHistory, val_loss: float) -> History:
@@ -346,6 +361,23 @@ def test_earlier_and_dropped_pairs_are_described() -> None:
         "1 the human's own."
     )
     assert about_pairs(0, PairCounts(num_pairs=7, num_by_origin={0: 7}, dropped={"empty": 0})) == ""
+
+
+def test_pairs_with_a_third_answer_are_counted() -> None:
+    counts = PairCounts(num_pairs=1300, num_by_origin={1: 1300}, num_triplets=1290)
+    assert about_pairs(1, counts) == (
+        "Of iteration 1's 1,300 pairs, 1,290 have a third answer, of iteration 0; the others have no historical term."
+    )
+
+
+def test_advice_about_the_rewards_of_t_spin_names_settings_that_it_has() -> None:
+    run = history(iteration(0, 3.9))
+    rows = [*steps(0, loss=0.01, acc=1.0, actual=-0.1)]
+    assert all("spin.ref_policy_kl_penalty" in warning for warning in find_warnings(run, rows))
+    run.settings["objective"]["loss"] = "triplet"
+    saturated, negative = find_warnings(run, rows)
+    assert saturated.endswith("Use fewer epochs, or a lower training.lr or objective.alpha.")
+    assert negative.endswith("Lower training.lr, or set objective.sft_weight.")
 
 
 def test_many_pairs_dropped_by_settings_are_warned_of() -> None:

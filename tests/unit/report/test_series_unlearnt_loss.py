@@ -27,6 +27,6 @@ def test_the_loss_of_a_policy_that_equals_its_reference(objective: dict[str, Any
     assert loss["y"] == pytest.approx(expected, rel=gamma(8, torch.float64))
 
 
-@pytest.mark.parametrize("objective", [{"sft_weight": 0.1}, {"base_weight": 0.5}, {"loss": "sft"}])
+@pytest.mark.parametrize("objective", [{"sft_weight": 0.1}, {"base_weight": 0.5}, {"loss": "sft"}, {"loss": "triplet"}])
 def test_the_loss_is_unknown_where_it_depends_on_the_pairs(objective: dict[str, Any]) -> None:
     assert unlearnt_loss(objective) is None

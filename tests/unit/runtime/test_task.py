@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 import pytest
 
 from spin_components.generate.component import generate
+from spin_components.prepare.component import prepare
 from spin_components.result.component import result
 from spin_components.runtime.process import explain_end
 from spin_components.runtime.task import MODULES
+from spin_components.settings.form import form_values
 from spin_components.store.lease import RUNNER
+from spin_pipeline.config import load_settings
+from spin_pipeline.dag import shape_of
 from spin_pipeline.deploy.compiled_spec import ENTRY
 from support.kfp_component import executor_input
 
@@ -46,6 +51,29 @@ def test_the_last_line_of_a_failed_task_is_its_reason(tmp_path: Path) -> None:
     assert "scheme 'ftp' is not supported" in last
 
 
+@pytest.mark.parametrize(
+    ("mistakes", "reason"),
+    [
+        (
+            {"beta": "x", "settings_training": "lr: 1"},
+            r"2 mistakes in the pipeline's parameters: beta = 'x': expected a number.*; settings_training is no JSON",
+        ),
+        ({"settings_training": '{"lrr": 1}'}, r"training\.lrr: unknown key; did you mean 'lr'\?"),
+        ({"max_iterations": 9}, r"spin\.max_iterations = 9, but this pipeline was compiled for at most 2"),
+    ],
+)
+def test_a_mistake_in_the_form_is_the_last_line_of_prepare(
+    tmp_path: Path, mistakes: dict[str, Any], reason: str
+) -> None:
+    settings = load_settings("tiny", run_uri=str(tmp_path / "run"))
+    compiled = {**shape_of(settings).as_compiled(), "defaults": settings.model_dump_json(exclude={"cluster"})}
+    given = {"attempt": "id", "created": "", "compiled": compiled, **form_values(settings), **mistakes}
+    ended = run_task(prepare, given, tmp_path / "outputs", "prepare")
+    assert ended.returncode == 2
+    assert re.match(f"prepare failed: ConfigError: .*{reason}", ended.stderr.splitlines()[-1])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_function_that_the_image_lacks_is_named(tmp_path: Path) -> None:
     ended = run_task(result, {}, tmp_path, "distill")
     assert ended.returncode == 2
@@ -63,7 +91,7 @@ def test_modules_of_components_are_there_and_have_their_functions() -> None:
 
 def test_a_reason_of_several_lines_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     explain_end("prepare", "2 mistakes in x:\n  a: unknown key\n  b = 1: too small\n")
-    assert capsys.readouterr().err == "prepare failed: 2 mistakes in x:; a: unknown key; b = 1: too small\n"
+    assert capsys.readouterr().err == "prepare failed: 2 mistakes in x: a: unknown key; b = 1: too small\n"
 
 
 def test_kubernetes_is_left_the_reason(

@@ -55,6 +55,43 @@ def test_a_judge_needs_sampled_answers() -> None:
         settings_with(evaluation=JUDGE, validation={"num_samples": 0})
 
 
+@pytest.mark.parametrize("measure", ["nll", "chrf", "match", "judge", "task:arc_easy", "task:arc_easy/acc_norm"])
+def test_results_of_the_evaluation_may_decide(measure: str) -> None:
+    selection = settings_with(evaluation={"tasks": ["arc_easy"], **JUDGE}, selection={"measure": measure}).selection
+    assert selection.measure == measure
+    assert selection.waits_for_evaluation == (measure not in ("nll", "chrf", "match"))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"selection": {"measure": "judge"}}, r"measure = 'judge', but there is no judge; set evaluation\.judge_url"),
+        (
+            {"selection": {"measure": "task:boolq/acc"}, "evaluation": {"tasks": ["arc_easy"]}},
+            r"measure = 'task:boolq/acc', but evaluation\.tasks has no 'boolq'; found arc_easy\. Add it",
+        ),
+        ({"selection": {"measure": "task:arc_easy"}}, r"evaluation\.tasks has no 'arc_easy'; found none"),
+        (
+            {"selection": {"measure": "arc_easy"}},
+            r"= 'arc_easy': expected 'nll', 'chrf', 'match', 'judge', or 'task:NAME",
+        ),
+        ({"selection": {"measure": "task:"}}, r"expected 'nll'"),
+        ({"selection": {"measure": "task:a/b/c"}}, r"expected 'nll'"),
+        (
+            {"selection": {"measure": "judge"}, "evaluation": {**JUDGE, "judge_num_samples": 7}},
+            r"needs at least 8 scored answers, but evaluation\.judge_num_samples is 7",
+        ),
+        (
+            {"selection": {"measure": "judge"}, "evaluation": JUDGE, "validation": {"num_samples": 7}},
+            r"measure = 'judge' compares sampled answers, of which at least 8 are needed, but .* is 7",
+        ),
+    ],
+)
+def test_a_measure_that_could_never_decide_is_refused(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings_with(**sections)
+
+
 def test_settings_can_be_overridden_on_the_command_line() -> None:
     overrides = ['evaluation.tasks=["arc_easy"]', "evaluation.limit=20", "evaluation.judge_url=http://h/v1/"]
     evaluation = load_settings("tiny", [*overrides, "evaluation.judge_model=j"]).evaluation

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.objective import ObjectiveSettings
 from spin_components.settings.run import (
     DataSettings,
     ModelSettings,
@@ -20,7 +21,7 @@ from spin_components.settings.run import (
 from spin_components.settings.section import Section
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
-from spin_components.settings.training import ObjectiveSettings, TrainingSettings
+from spin_components.settings.training import TrainingSettings
 
 
 def settings(**sections: dict[str, Any]) -> Settings:
@@ -79,6 +80,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (ObjectiveSettings, "label_smoothing", [-0.1, 0.5]),
     (ObjectiveSettings, "sft_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "base_weight", [-0.1, 1.1]),
+    (ObjectiveSettings, "alpha", [0.0, -1.0, math.inf, math.nan]),
+    (ObjectiveSettings, "history_weight", [-0.1, math.inf, math.nan]),
     (ObjectiveSettings, "mu", [0, -1.0, math.inf, math.nan]),
     (GenerationSettings, "temperature", [-0.1, 10.1, math.nan, [1.0, -0.1]]),
     (GenerationSettings, "top_p", [0, 1.1]),
@@ -97,6 +100,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (TrainingSettings, "precision", ["fp16"]),
     (TrainingSettings, "global_batch_size", [0]),
     (TrainingSettings, "micro_batch_size", [0]),
+    (TrainingSettings, "micro_batch_tokens", [-1]),
     (TrainingSettings, "optimizer", ["sgd"]),
     (TrainingSettings, "lr", [0, -1e-6, math.inf, [1e-6, 0.0]]),
     (TrainingSettings, "lr_schedule", ["step"]),
@@ -219,6 +223,14 @@ def test_settings_are_frozen() -> None:
         ({"objective": {"loss": "sft", "length_normalized": True}}, "length_normalized = True has no effect"),
         ({"objective": {"mu": 2}}, "mu = 2.0 is defined for loss = 'nce' only, not for 'logistic'"),
         ({"objective": {"loss": "nce", "base_weight": 0.5}}, "base_weight = 0.5 is not defined for loss = 'nce'"),
+        (
+            {"objective": {"loss": "triplet", "base_weight": 0.5}},
+            "not defined for loss = 'triplet', whose reward has no",
+        ),
+        ({"objective": {"loss": "triplet", "label_smoothing": 0.1}}, "loss = 'logistic' only, not for 'triplet'"),
+        ({"objective": {"loss": "triplet", "mu": 2}}, "mu = 2.0 is defined for loss = 'nce' only, not for 'triplet'"),
+        ({"objective": {"alpha": 0.5}}, "alpha = 0.5 is defined for loss = 'triplet' only, not for 'logistic'; set it"),
+        ({"objective": {"loss": "nce", "history_weight": 0}}, "history_weight = 0.0 .* 'nce'; set it to 0.1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], says: str) -> None:
@@ -345,6 +357,20 @@ def test_limits_on_sampled_answers_need_sampled_answers() -> None:
     settings(validation={"num_samples": 0})  # the default limit applies to answers where there are any
     with pytest.raises(ValueError, match=r"selection.measure = 'chrf' .* at least 8 .* validation.num_samples is 7"):
         settings(selection={"measure": "chrf"}, validation={"num_samples": 7})
+
+
+def test_t_spin_has_three_answers_from_iteration_1_on() -> None:
+    triplet = ObjectiveSettings(loss="triplet")
+    assert [triplet.answers(t) for t in (0, 1, 2)] == [2, 3, 3]
+    assert (triplet.alpha, triplet.history_weight) == (1.0, 0.1)
+    assert ObjectiveSettings(loss="triplet", history_weight=0.0).answers(1) == ObjectiveSettings().answers(1) == 2
+
+
+def test_a_policy_depends_on_the_settings_of_its_own_loss_alone() -> None:
+    names = {loss: set(ObjectiveSettings(loss=loss).training_inputs()) for loss in ("logistic", "nce", "triplet")}
+    assert names["nce"] - names["logistic"] == {"objective.mu"}
+    assert names["triplet"] - names["logistic"] == {"objective.alpha", "objective.history_weight"}
+    assert names["logistic"] < names["nce"]
 
 
 def test_settings_are_unchanged_when_numbers_become_floats() -> None:

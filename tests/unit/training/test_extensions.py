@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from torch.utils.file_baton import FileBaton
 
-from spin_components.training.extensions import remove_stale_locks
+from spin_components.errors import ConfigError
+from spin_components.training.extensions import extensions_compiled, remove_stale_locks
 
 
 @pytest.fixture
@@ -48,3 +49,28 @@ def test_the_folder_is_the_one_that_torch_chooses(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert str(extensions._root()) == get_default_build_root()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "source", "reason"),
+    [
+        ("no-such-compiler", "", r"no-such-compiler: (command )?not found"),
+        ("g++", "not C++;", r"error: "),
+    ],
+)
+def test_what_an_extension_cannot_be_compiled_for_is_named(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, source: str, reason: str
+) -> None:
+    from torch.utils.cpp_extension import load
+
+    monkeypatch.setenv("CXX", compiler)
+    file = lock.with_name("shm.cpp")
+    file.write_text(source, "utf-8")
+    message = rf"its extension shm_comm\w* .* failed: .*({reason}).*; install g\+\+ and ninja"
+    with pytest.raises(ConfigError, match=message), extensions_compiled():
+        load(name="shm_comm", sources=[str(file)], build_directory=str(lock.parent))
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="of another kind"), extensions_compiled():
+        raise RuntimeError("of another kind")

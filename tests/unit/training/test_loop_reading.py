@@ -89,7 +89,7 @@ def test_each_rank_reads_its_own_pairs_and_no_others(data: Recorded, attention: 
 
 def test_packed_ranks_have_as_many_tokens_each(data: Recorded) -> None:
     # a prompt of index + 1 tokens counts once in a packed batch: index + 1, and 3 + 2 + index % 3 of the answers
-    tokens = (data.num_tokens - data.num_prompt).tolist()
+    tokens = data.num_packed.tolist()
     assert tokens == [index + 1 + 5 + index % 3 for index in range(NUM)]
     spread = {}
     for attention in (PACKED, "sdpa"):

@@ -15,7 +15,7 @@ from spin_components.data.pair_counts import PairCounts
 from spin_components.data.shards import Pair, Score
 from spin_components.errors import NonFiniteError, StepZeroError
 from spin_components.model.compute import Compute
-from spin_components.model.scoring import both_answers
+from spin_components.model.scoring import all_answers
 from spin_components.record.pairs import ScoredPairs
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.training import TrainingSettings
@@ -350,8 +350,8 @@ def test_scoring_with_a_model_that_is_not_finite_names_the_pairs(make_random_lla
         score(model, micro_batch_size=2)
 
 
-def test_both_answers_are_the_humans_first() -> None:
-    found = both_answers(PAIRS[:2])
+def test_the_answers_of_a_pair_are_the_humans_first() -> None:
+    found = all_answers(PAIRS[:2])
     assert [[list(answer) for answer in group.answers] for group in found] == [
         [[8, 9, 2], [10, 11, 12, 13, 2]],
         [[21, 2], [22, 23, 24, 25, 26, 27]],

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spin_components.store.layout import BASE, WARM_UP
+from spin_components.store.layout import BASE, WARM_UP, control
 from spin_pipeline.watch.model import RunModel
 from spin_pipeline.watch.steps import rows
 from spin_pipeline.watch.view import Frame, draw
@@ -200,3 +200,14 @@ def test_no_event_raises_an_error_in_the_view(events: list[tuple[str, dict[str, 
     model = model_of(prepared(), [{"kind": kind, **fields} for kind, fields in events])
     frame = Frame("runs/tiny", 10.0, "running")
     assert all(line.cell_len <= 80 for line in draw(model, frame, 80, 40))
+
+
+def test_an_evaluation_that_a_verdict_waits_for_stands_before_it_and_ends_the_attempt_where_it_fails() -> None:
+    model = model_of(prepared(decides=True), [event(9.5, "start", "evaluate", 0)])
+    labels = [row.label for row in rows(model, 30)]
+    assert labels.index("evaluate") < labels.index("checkpoint")
+    model.apply([event(10.0, "fail", "evaluate", 0, error="EngineError", message="no answer", exit_code=1)])
+    assert model.outcome == "failed"
+    model = model_of(prepared(decides=True), [event(9.5, "start", "evaluate", control(0))])
+    model.apply([event(10.0, "fail", "evaluate", control(0), error="EngineError", message="no answer", exit_code=1)])
+    assert model.outcome == "", "nothing waits for that of a control"

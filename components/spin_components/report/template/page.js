@@ -46,6 +46,11 @@
     plot("Reward accuracy", [line("acc", "ink", "acc")], { zero: true });
     plot("Rewards", [line("human", "human", "rewards_actual_mean"), line("generated", "model", "rewards_generated_mean")], { zero: true });
     plot("Margin: reward of human minus generated", [line("margin", "ink", "margin")], { zero: true });
+    if (steps.current_advantage_mean) {
+      const advantages = [line("of human over generated", "human", "current_advantage_mean")];
+      if (steps.historical_advantage_mean) advantages.push(line("of generated over iteration 0’s", "model", "historical_advantage_mean"));
+      plot("Advantages in T-SPIN’s reward", advantages, { zero: true });
+    }
     plot("Learning rate", [line("lr", "ink", "lr")], { zero: true });
     plot("Gradient norm, before clipping", [line("norm", "ink", "grad_norm")], { zero: true });
   } else at("steps-note").textContent = "No epoch is finished yet.";

@@ -22,6 +22,8 @@ _STEP_METRICS: dict[str, Measure] = {
     "rewards_actual_mean": "rewards",
     "rewards_generated_mean": "rewards",
     "sft_loss": "loss",
+    "current_advantage_mean": "rewards",
+    "historical_advantage_mean": "rewards",
     "grad_norm": "grad norm",
     "val_loss": "val_loss",
 }
