@@ -6,7 +6,7 @@
         validate the base -> [warm-up -> validate] ->
         iteration 0 -> If(next != "") iteration 1 -> If(next != "") iteration 2 ...
         evaluate, if configured: no other task depends on it, unless its results decide (`selection.measure`)
-        control 0 -> validate -> control 1 -> validate ..., if configured: no iteration depends on them
+        control t -> validate, after iteration t, if configured: no iteration depends on them
 
     iteration(t, reference):
         [generate -> ref-logprob] for each shard, in parallel
@@ -154,8 +154,12 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             placer.with_model(validated, pods)
             return result_of(validated)
 
-        def add_control(t: int, start: Any, after: Any) -> Any:
-            """Add the control of iteration t and its validation; returns the address of its policy."""
+        def add_control(t: int, start: Any, after: Any) -> None:
+            """Add the control of iteration t and its validation.
+
+            A later one finds the control that it begins from in storage: as an input of the next iteration's condition
+            it would hold that up.
+            """
             step = trainer(shape, placer, control, control_on_nodes)
             trained = task_of(step, t, **at, iteration=t, start_uri=start, after=after)
             placer.with_model(trained, pods)
@@ -164,15 +168,14 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
             if shape.decides:
                 evaluated = task_of(evaluate, f"control-{t}", **at, iteration=number, after=validated)
                 placer.with_model(evaluated, pods)
-            return validated
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
-            """Add iteration t and, nested in a condition on its result, those after it; `start` is its control's."""
+            """Add iteration t and, nested in a condition on its result, those after it; `start` is the controls'."""
             played = iterations[t](run_uri=address, reference_uri=reference, pods=pods)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if shape.controls:
-                start = add_control(t, start, played.output)
+                add_control(t, start, played.output)
             if t + 1 < shape.max_iterations:
                 with dsl.If(played.output != "", name=f"iteration {t + 1} if {t} may go on"):
                     add_iteration(t + 1, played.output, start)

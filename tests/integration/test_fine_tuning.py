@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spin_components.control.step import control
 from spin_components.errors import ConfigError, InputsChangedError
 from spin_components.record.history import read_history
 from spin_components.settings.settings import Settings
@@ -16,13 +17,14 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import read_manifest
 from spin_components.training.course import Course
+from spin_components.validate.step import validate
 from spin_components.warm_up.step import is_exhausted
 from spin_pipeline.runs.export import model_card
 from spin_pipeline.runs.published import find_published, forked_values
 from spin_pipeline.runs.status import read_status
 from support import bounds
 from support.killed_run import play_until_saved
-from support.playing import begin, play, play_anywhere, play_iteration, play_warm_up
+from support.playing import begin, hardware, play, play_anywhere, play_iteration, play_warm_up
 from support.small import small_settings
 
 MakeSettings = Callable[..., Settings]
@@ -202,6 +204,32 @@ def test_two_ranks_give_the_losses_of_one(warmed: LocalRun, tmp_path: Path, tiny
         expected, abs=bounds.of_small_run(tiny_llama, num_steps=6)
     )
     assert read_manifest(run, layout.epoch_manifest(layout.WARM_UP, 0)).machine["ranks"] == 2
+
+
+def test_a_control_that_is_begun_first_trains_the_one_before_to_the_same_bits(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    sections: dict[str, Any] = {
+        "spin": {"max_iterations": 2},
+        "selection": {"on_regression": "continue"},
+        "control": {"sft": True},
+        "validation": {"num_samples": 0},
+        "hardware": {"threads": 1},
+    }
+    in_order = play(make_settings(run={"uri": str(tmp_path / "in-order")}, **sections))
+    settings = make_settings(**sections)
+    first = begin(settings)
+    play_iteration(settings, 1, play_iteration(settings, 0, first))
+    uri, machine = settings.run.uri, hardware(settings)
+    last = control(uri, 1, first, machine)
+    run = LocalRun(Path(uri))
+    weights = run.resolve(str(read_manifest(run, layout.control_manifest(0)).facts["policy_uri"]))
+    assert Path(weights).is_dir(), "it is not validated yet"
+    for number, policy in ((1, last), (0, control(uri, 0, first, machine))):
+        validate(uri, layout.control(number), 0, policy, machine, "")
+    assert not Path(weights).exists()
+    assert fine_tuning_losses(run, "control") == fine_tuning_losses(in_order, "control")
+    assert policies(run) == policies(in_order)
 
 
 def test_adapters_are_trained_on_that_of_the_warm_up(make_settings: MakeSettings) -> None:

@@ -78,13 +78,12 @@ def play_warm_up(settings: Settings, base: str) -> str:
     return validate(uri, layout.WARM_UP, 0, warm_up(uri, base, machine), machine, "")
 
 
-def play_control(settings: Settings, iteration: int, start: str) -> str:
-    """Train the control of an iteration and validate it; returns where the next one starts."""
+def play_control(settings: Settings, iteration: int, start: str) -> None:
+    """Train the control of an iteration and validate it; `start` is the reference of iteration 0."""
     uri, machine = settings.run.uri, hardware(settings)
-    validated = validate(uri, layout.control(iteration), 0, control(uri, iteration, start, machine), machine, "")
+    validate(uri, layout.control(iteration), 0, control(uri, iteration, start, machine), machine, "")
     if settings.selection.waits_for_evaluation:
         evaluate(uri, layout.control(iteration), machine)
-    return validated
 
 
 def play(settings: Settings) -> LocalRun:
@@ -102,7 +101,7 @@ def play_anywhere(settings: Settings) -> None:
     for iteration in range(settings.spin.max_iterations):
         reference = play_iteration(settings, iteration, reference)
         if settings.control.sft:
-            start = play_control(settings, iteration, start)
+            play_control(settings, iteration, start)
         if not reference:
             break
 

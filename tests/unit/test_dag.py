@@ -238,7 +238,7 @@ def test_iteration_0_and_its_control_begin_from_the_warm_up_and_no_iteration_wai
     }
     assert produced["iteration-0"] == {"validate-warm-up"}
     assert produced["control-0"] == {"validate-warm-up", "iteration-0"}
-    assert produced["iteration-1-if-0-may-go-on"] == {"iteration-0", "validate-control-0"}
+    assert produced["iteration-1-if-0-may-go-on"] == {"iteration-0", "validate-warm-up"}
 
 
 def test_a_warm_up_on_several_nodes_trains_in_a_trainjob() -> None:

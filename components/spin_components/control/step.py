@@ -6,10 +6,13 @@ import logging
 from typing import Any
 
 from spin_components.record.pointers import is_over
+from spin_components.runtime.process import STOPPED
 from spin_components.runtime.step import Step
 from spin_components.store import layout
+from spin_components.store.manifests import read_manifest
+from spin_components.store.open import open_run
 from spin_components.training.course import Course
-from spin_components.training.epoch import delete_epochs, lowest_epoch, train_part
+from spin_components.training.epoch import delete_control, delete_epochs, lowest_epoch, train_part
 from spin_components.training.inputs import epoch_inputs, numerics_here
 from spin_components.training.nodes.following import Pods
 
@@ -29,13 +32,16 @@ def control(
     Args:
         run_uri: the run.
         iteration: t, which is published.
-        start_uri: the reference of iteration 0; after that the control of the iteration before, validated.
+        start_uri: the reference of iteration 0, where control 0 begins. Each later one begins from the control of the
+            iteration before, and trains that first where its own task has not yet done so: no iteration waits for it.
         hardware: `[hardware]`; None for what `prepare` recorded for the attempt.
         pods: where `hardware.nodes` pods train; None trains on this machine.
 
     Returns: URI of the policy; empty where the iteration was not published, or the attempt's time is up.
     """
     number = layout.control(iteration)
+    if iteration and start_uri != STOPPED:
+        start_uri = _trained(run_uri, iteration - 1) or control(run_uri, iteration - 1, start_uri, hardware, pods=pods)
     with Step.begin("control", run_uri, hardware, after=[start_uri], iteration=iteration) as step:
         if step.is_stopped:
             return step.returns("")
@@ -62,9 +68,8 @@ def control(
             return step.returns("")
         facts = step.published.facts
         delete_epochs(step, number, num_epochs, keep=facts["epoch"], trainer=not step.settings.spin.reset_optimizer)
-        before = layout.control(iteration - 1)
-        if iteration and not _is_awaited(step, before):  # it was validated, and nothing else begins from it
-            delete_epochs(step, before, Course(step.settings, before).num_epochs)
+        if iteration:
+            delete_control(step, iteration - 1)
         return step.run.resolve(str(facts["policy_uri"]))
 
 
@@ -73,10 +78,12 @@ def train_on_nodes(*, pod: dict[str, Any], template: dict[str, Any], poll_s: flo
     return control(**arguments, pods=Pods(pod, template, poll_s))
 
 
-def _is_awaited(step: Step, number: int) -> bool:
-    """Whether a control's weights are still to be evaluated; the evaluation then deletes them."""
-    is_evaluated = step.selection.waits_for_evaluation and step.evaluation.tasks
-    return bool(is_evaluated) and not step.run.exists(layout.evaluation(number))
+def _trained(run_uri: str, iteration: int) -> str:
+    """URI of the policy of an iteration's control; empty where that is not trained."""
+    with open_run(run_uri) as run:
+        if not run.exists(layout.control_manifest(iteration)):
+            return ""
+        return run.resolve(str(read_manifest(run, layout.control_manifest(iteration)).facts["policy_uri"]))
 
 
 def _facts(step: Step, iteration: int, epochs: list[dict[str, Any]]) -> dict[str, Any]:

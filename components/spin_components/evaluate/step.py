@@ -29,7 +29,7 @@ from spin_components.settings.selection import JUDGE, task_measure
 from spin_components.store import layout
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import Manifest, differing, read_manifest
-from spin_components.training.epoch import delete_epochs
+from spin_components.training.epoch import delete_control
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def evaluate(run_uri: str, iteration: int, hardware: dict[str, Any] | None = Non
             step.is_last |= is_over(step.run)  # also where it fails
             check_packages(step.evaluation)
             _evaluate(step, model, parts)
-        if (of := layout.controlled(iteration)) is not None and step.run.exists(layout.control_manifest(of + 1)):
-            delete_epochs(step, iteration, step.settings.spin.epochs(of))  # the next one began from it
+        if not step.is_stopped and (of := layout.controlled(iteration)) is not None:
+            delete_control(step, of)
         if not step.is_stopped and is_over(step.run):
             step.is_last = True
             prune_evaluated(step.run, step.settings)

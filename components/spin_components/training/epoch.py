@@ -84,6 +84,28 @@ def delete_epochs(step: Step, number: int, epochs: int, *, keep: int | None = No
             step.run.delete(f"{folder}/{layout.ADAPTER}")
 
 
+def delete_control(step: Step, iteration: int) -> None:
+    """Delete the weights of a control that the next one has begun from, once it is validated and, where the evaluation
+    decides, evaluated. With `lora.export = "adapter"` they stay: the next control's adapter is for the model that they
+    make.
+
+    Args:
+        step: the running step.
+        iteration: t of the control.
+    """
+    settings, number = step.settings, layout.control(iteration)
+    if (settings.lora.is_on and settings.lora.export == "adapter") or not step.run.exists(
+        layout.control_manifest(iteration + 1)
+    ):
+        return
+    epoch = int(read_manifest(step.run, layout.control_manifest(iteration)).facts["epoch"])
+    awaited = [layout.validation(number, epoch)]
+    if step.selection.waits_for_evaluation and step.evaluation.tasks:
+        awaited.append(layout.evaluation(number))
+    if all(step.run.exists(key) for key in awaited):
+        delete_epochs(step, number, settings.spin.epochs(iteration))
+
+
 def _train_here(step: Step, iteration: int, epoch: int, policy_uri: str) -> None:
     job = begin_epoch(
         step.run,

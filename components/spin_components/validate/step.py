@@ -32,6 +32,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
+from spin_components.training.epoch import delete_control
 from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from spin_components.validate.policy import decodings, human_losses, sample_answers, score_samples
 from spin_components.validate.ranks import Measured, measure_in_ranks
@@ -113,6 +114,8 @@ def validate(
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
             if layout.controlled(iteration) is not None:
                 refresh(step.run, step.warn)  # an iteration's checkpoint does that
+        if not step.is_stopped and (of := layout.controlled(iteration)) is not None:
+            delete_control(step, of)
         return step.returns(policy_uri)
 
 

@@ -17,7 +17,8 @@ def add(commands: Any, exit_codes: str) -> None:
         "--iteration",
         metavar="N",
         default="best",
-        help="number of the iteration, or best: the base model if no iteration is better; default: %(default)s",
+        help="number of the iteration, warm-up, or best: the base model or the warm-up if no iteration is better; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--adapter", action="store_true", help="write a peft adapter for the base model; for runs with [lora]"
