@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from spin_components.evaluate.judged_answers import questions, sampled
+from spin_components.record.history import read_history
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
@@ -17,10 +18,13 @@ from spin_components.store.open import open_run
 
 
 def main(run_uri: str, index: int | None) -> None:
-    """Print questions with the human's answer, and those of the base model and of every finished iteration."""
+    """Print questions with the human's answer, and those of the base model, the warm-up and every finished
+    iteration."""
     with open_run(run_uri) as run:
         settings = Settings.model_validate(run.read_json(layout.RUN)["settings"])
         places = {"base": (layout.BASE, 0)}
+        if (warmed := read_history(run).warm_up) and warmed.published_epoch is not None:
+            places["warm-up"] = (layout.WARM_UP, warmed.published_epoch)
         for t in range(settings.spin.max_iterations):
             if run.exists(layout.checkpoint(t)):
                 places[f"iteration {t}"] = (t, int(read_manifest(run, layout.checkpoint(t)).facts["epoch"]))

@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "SPIN, sft_weight 1": {"objective.sft_weight": 1.0},
     "SPIN a token, beta 2": {"objective.length_normalized": True, "spin.ref_policy_kl_penalty": 2.0},
     "SPACE, beta 1": {"objective.loss": "nce", "spin.ref_policy_kl_penalty": 1.0},
-    "T-SPIN": {"objective.loss": "triplet"},
+    "T-SPIN": {"objective.loss": "triplet", "spin.history": 0},
 }
 """The first has the warm-up and the control; the others begin with its warm-up. Rewards a token are tens of times
 smaller than those of whole answers, so their beta is larger (SimPO has 2, arXiv:2405.14734)."""
@@ -56,6 +56,8 @@ _COMMON = {
     "selection.patience": 0,
     "selection.save_top_k": -1,
     "training.lr": 5e-6,
+    "warm_up.max_epochs": 0,
+    "control.sft": False,
 }
 _WARM_UP = {"warm_up.max_epochs": 8, "control.sft": True}
 _SYSTEM = {"stdlib-docstrings": "You document Python.", "parameters": "You document models."}

@@ -28,6 +28,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The first is what the others differ from; an adapter has the rate that is usual for one."""
 
+_ALONE = {"warm_up.max_epochs": 0, "control.sft": "false", "generation.max_new_tokens": 32}
+"""Self-play from the base model, without what demo.toml has beside it."""
+
 _ROW = (
     "| {name} | {loss:.3f} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {margin:+.2f} | {minutes:.1f} | {stored:.0f} |"
 )
@@ -40,7 +43,7 @@ _HEAD = (
 def run(folder: Path, changes: dict[str, Any], given: list[str], num_pairs: int) -> dict[str, Any]:
     """One run, or what is there of one, and what its last iteration came to."""
     budget = {"data.max_train_records": num_pairs, "training.limit_train_batches": num_pairs // 8}
-    settings = [f"{name}={value}" for name, value in (budget | changes).items()] + given
+    settings = [f"{name}={value}" for name, value in (_ALONE | budget | changes).items()] + given
     command = ["spin-pipeline", "run", "--config", "demo", "--run-uri", str(folder)]
     done = subprocess.run([*command, *(part for each in settings for part in ("--set", each))], stdout=sys.stderr)
     if done.returncode:
