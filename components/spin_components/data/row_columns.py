@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from spin_components.data.row_sequence import Row, RowSequence
 from spin_components.data.shards import COLUMNS, needed_columns
 
-Row = TypeVar("Row")
 _CODES = {pa.int64(): "q", pa.int32(): "i", pa.float32(): "d"}
 
 
-class RowColumns(Sequence[Row], Generic[Row]):
+class RowColumns(RowSequence[Row]):
     """Rows of one kind whose columns are numbers; a row is made when it is read.
 
     Optional columns are there once `set_column` has added them; until then their values are None.
@@ -43,13 +43,7 @@ class RowColumns(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> Row:
         row: Row = self._kind(**{name: column[index] for name, column in self._columns.items()})
         return row
 

@@ -7,17 +7,17 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
+from spin_components.data.row_sequence import Row, RowSequence
 from spin_components.data.shards import check_columns, needed_columns
 from spin_components.errors import IntegrityError
 
-Row = TypeVar("Row")
 _ROWS_READ = 256
 _ROWS_HELD = 64
 """Rows of the local file that are read together."""
@@ -106,7 +106,7 @@ def _values(column: pa.Array) -> list[Any]:
     return [ids[start:end].tolist() for start, end in pairwise(offsets)]
 
 
-class StoredRows(Sequence[Row], Generic[Row]):
+class StoredRows(RowSequence[Row]):
     """Rows in a local file without a name, in Arrow's IPC format; a row is read when it is asked for.
 
     Rows are copied from Parquet, which gives no single row without decoding the thousands around it. The file is read
@@ -153,13 +153,7 @@ class StoredRows(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> Row:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
@@ -178,7 +172,7 @@ class StoredRows(Sequence[Row], Generic[Row]):
         return self._last[1]
 
 
-class PickedRows(Sequence[Row], Generic[Row]):
+class PickedRows(RowSequence[Row]):
     """Some rows of several sequences, in a given order.
 
     Args:
@@ -193,13 +187,7 @@ class PickedRows(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> Row:
         row = int(self._rows[index])
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._sources[number][row - int(self._starts[number])]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spin_components.data.row_sequence import RowSequence
 from spin_components.data.shards import Pair
 
 
-class Triplets(Sequence[Pair]):
+class Triplets(RowSequence[Pair]):
     """Pairs with `Pair.proto_ids`.
 
     Args:
@@ -27,13 +28,7 @@ class Triplets(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> Pair:
         pair, row = self._pairs[index], int(self._rows[index])
         return pair if row < 0 else replace(pair, proto_ids=self._protos[row].generated_ids)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from spin_components.algorithm.batching import GlobalBatches, form_batches
 from spin_components.data.pair_counts import PairCounts, add_up, in_words
 from spin_components.data.row_columns import RowColumns
+from spin_components.data.row_sequence import RowSequence
 from spin_components.data.shards import Pair, Prompt, Score
 from spin_components.data.stored_rows import PickedRows, StoredRows, read_numbers
 from spin_components.data.triplets import Triplets
@@ -91,7 +92,7 @@ class TrainingPairs:
         return ScoredPairs(pairs, self.scores, self.batches, self.counts)
 
 
-class _HumanAnswers(Sequence[Pair]):
+class _HumanAnswers(RowSequence[Pair]):
     """Pairs with empty generated answers, of rows that have others or none."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
@@ -100,13 +101,7 @@ class _HumanAnswers(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Pair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pair]: ...
-    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> Pair:
         row = self._rows[index]
         return Pair(row.index, row.prompt_ids, row.actual_ids, [], "")
 
