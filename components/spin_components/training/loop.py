@@ -24,6 +24,7 @@ from spin_components.record.training_pairs import TrainingPairs
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
+from spin_components.tracking.tracker import branch_of
 from spin_components.training.backend import Backend
 from spin_components.training.course import Course
 from spin_components.training.job import EpochJob
@@ -43,7 +44,7 @@ class EpochLoop:
     def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step) -> None:
         settings, course = job.settings, Course(job.settings, job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
-        self._course = course
+        self._course, self._branch = course, branch_of(job.iteration)
         self._batches = epoch_batches(job, data)
         self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
         self._lengths = data.num_packed if self._is_balanced else data.num_tokens  # (N,)
@@ -171,12 +172,10 @@ class EpochLoop:
         )
 
     def _track(self, row: dict[str, Any]) -> None:
-        """Send the metrics of one step of self-play to the trackers."""
-        if not self._course.is_self_play:  # its steps are counted apart
-            return
-        self._step.track("train", row["step"], _values(row))
+        """Send the metrics of one step to the trackers."""
+        self._step.track("train", row["step"], _values(row), self._branch)
         if "val_loss" in row:
-            self._step.track("validation", row["step"], {"val_loss": row["val_loss"]})
+            self._step.track("validation", row["step"], {"val_loss": row["val_loss"]}, self._branch)
 
     def _after_step(self, done: int) -> None:
         """Validate and save, each at its interval; the end of the epoch has a validation and a save of its own."""
@@ -194,8 +193,7 @@ class EpochLoop:
         self.trained.rows[-1]["val_loss"] = val_loss
         global_step = self.trained.state.step
         self._step.events.write("validation", global_step=global_step, val_loss=val_loss)
-        if self._course.is_self_play:
-            self._step.track("validation", global_step, {"val_loss": val_loss})
+        self._step.track("validation", global_step, {"val_loss": val_loss}, self._branch)
         logger.info("val_loss %.4f after step %d", val_loss, done)
 
     def held_out_loss(self) -> float:
