@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 
@@ -42,10 +40,7 @@ NUM_PAIRS = 4
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair]]:
     """SmolLM2-135M, and pairs whose "generated" answer is the human answer to another question."""
     folder: Path = tmp_path_factory.mktemp("models") / "smollm2"
-    with pytest.MonkeyPatch.context() as patch:
-        # transformers reads the file's metadata four times, 5 s each
-        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
-        make_smollm2(folder)
+    make_smollm2(folder)
     settings = ModelSettings(base=str(folder))
     tokenizer = load_tokenizer(folder, settings)
     eos_ids = find_eos_ids(tokenizer, 2)
