@@ -210,6 +210,7 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
     from spin_components.data.pair_counts import PairCounts
     from spin_components.model.lora.layers import add_trained
     from spin_components.record.pairs import ScoredPairs
+    from spin_components.training.parts import write_parts
     from spin_components.training.torch_backend import TorchBackend
     from spin_components.training.train_step import train_single_step
 

@@ -86,7 +86,7 @@ class Confirmations:
             return value()
         if self._rank == 0:
             self._store.set(f"spin/{name}", json.dumps(value()))
-        return self._read(f"spin/{name}", "has not begun")
+        return self._read(f"spin/{name}")
 
     def confirm(self, save: int, write: Callable[[], Outputs], commit: Callable[[Outputs], None]) -> None:
         """Store this rank's part of a save, and return once the manifest is written.
@@ -100,26 +100,22 @@ class Confirmations:
             SpinError: what storing a part raised on any rank, or writing the manifest; EngineError where a rank did
                 not confirm in time.
         """
-        own = f"spin/save/{save}/{self._rank}"
+        key, end = f"spin/save/{save}", f"spin/save/{save}/end"
+        own = f"{key}/{self._rank}" if self._rank else end
         try:
             outputs = write()
+            if self._rank == 0:
+                for rank in range(1, self._ranks):
+                    part = self._read(f"{key}/{rank}", rank=rank)
+                    _raise_failure(part)
+                    outputs |= {name: FileDigest.model_validate(file) for name, file in part.items()}
+                commit(outputs)
         except BaseException as error:
             self._put(own, _failure(error))
             raise
-        self._put(own, {name: file.model_dump() for name, file in outputs.items()})
+        self._put(own, {name: file.model_dump() for name, file in outputs.items()} if self._rank else {})
         if self._rank:
-            _raise_failure(self._read(f"spin/save/{save}/end", "has not written the manifest of a save"))
-            return
-        try:
-            for rank in range(1, self._ranks):
-                part = self._read(f"spin/save/{save}/{rank}", "has not stored its part of a save", rank=rank)
-                _raise_failure(part)
-                outputs |= {name: FileDigest.model_validate(file) for name, file in part.items()}
-            commit(outputs)
-        except BaseException as error:
-            self._put(f"spin/save/{save}/end", _failure(error))
-            raise
-        self._put(f"spin/save/{save}/end", {})
+            _raise_failure(self._read(end))
 
     def shorten(self, limit_s: float) -> None:
         """Wait for other ranks no longer than this from now on: this rank ends with an error, and others may have."""
@@ -129,15 +125,16 @@ class Confirmations:
         if self._store is not None:
             self._store.set(key, json.dumps(value))
 
-    def _read(self, key: str, what: str, *, rank: int = 0) -> dict[str, Any]:
+    def _read(self, key: str, *, rank: int = 0) -> dict[str, Any]:
         """Poll a value; another wait on the store must not be blocked."""
         assert self._store is not None
         began, pause_s = time.monotonic(), _POLL_S
         while not self._store.check([key]):
             if time.monotonic() - began > self._limit_s:
                 raise EngineError(
-                    f"{self._where}: rank {rank} {what} after {self._limit_s:.0f} s; see its log, and where storage is "
-                    "that slow raise hardware.save_timeout. The save before is kept, and the same command resumes"
+                    f"{self._where}: rank {rank} did not do its part of a save within {self._limit_s:.0f} s; see its "
+                    "log, and where storage is that slow raise hardware.save_timeout. The save before is kept, and the "
+                    "same command resumes from it"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_POLL_S)
