@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from torch import distributed as dist
@@ -18,8 +19,10 @@ from spin_components.training.confirmations import Confirmations, Outputs, save_
 DIGEST = FileDigest(num_bytes=1, sha256="0" * 64)
 
 
-def make_store() -> dist.TCPStore:
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+def make_store() -> Any:
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False
+    )
 
 
 class Ranks:
