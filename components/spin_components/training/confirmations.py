@@ -56,13 +56,16 @@ def open_store() -> KeyStore:
     from torch import distributed as dist
 
     # a request must outlast a store that is slow to answer, no more: waits are polls
-    return dist.TCPStore(  # type: ignore[attr-defined, no-any-return]
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         timeout=timedelta(seconds=300),
         wait_for_workers=False,
     )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store where it restarts ranks
+    prefixed: KeyStore = dist.PrefixStore(f"spin/{attempt}", store)  # type: ignore[attr-defined]
+    return prefixed
 
 
 class Confirmations:
@@ -85,8 +88,8 @@ class Confirmations:
         if self._store is None:
             return value()
         if self._rank == 0:
-            self._store.set(f"spin/{name}", json.dumps(value()))
-        return self._read(f"spin/{name}")
+            self._store.set(f"shared/{name}", json.dumps(value()))
+        return self._read(f"shared/{name}")
 
     def confirm(self, save: int, write: Callable[[], Outputs], commit: Callable[[Outputs], None]) -> None:
         """Store this rank's part of a save, and return once the manifest is written.
@@ -100,7 +103,7 @@ class Confirmations:
             SpinError: what storing a part raised on any rank, or writing the manifest; EngineError where a rank did
                 not confirm in time.
         """
-        key, end = f"spin/save/{save}", f"spin/save/{save}/end"
+        key, end = f"save/{save}", f"save/{save}/end"
         own = f"{key}/{self._rank}" if self._rank else end
         try:
             outputs = write()
