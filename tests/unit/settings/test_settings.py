@@ -133,6 +133,8 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (HardwareSettings, "ranks", [0]),
     (HardwareSettings, "nodes", [0]),
     (HardwareSettings, "threads", [-1]),
+    (HardwareSettings, "collective_timeout", [0.5, 604801, math.inf, math.nan]),
+    (HardwareSettings, "save_timeout", [-1, math.inf, math.nan]),
     (HardwareSettings, "gpu_memory_gib", [-1, math.nan, math.inf]),
     (HardwareSettings, "memory_check", ["maybe", True]),
     (HardwareSettings, "sampler_tolerance", [-0.1, math.inf, math.nan]),
