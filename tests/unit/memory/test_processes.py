@@ -12,7 +12,7 @@ import pytest
 from spin_components.memory import processes
 from spin_components.memory.check import check_memory
 from spin_components.memory.machines import pod_machine
-from spin_components.memory.processes import in_copies, num_processes
+from spin_components.memory.processes import divide, in_copies
 from spin_components.memory.shape import shape_of_config
 from spin_components.memory.work import Machine, Workload, longest_allowed
 from spin_components.settings.settings import Settings
@@ -54,20 +54,20 @@ def test_there_is_a_process_for_each_gpu_up_to_the_ranks(
     monkeypatch: pytest.MonkeyPatch, folder: Path, num_gpus: int, expected: int
 ) -> None:
     on_machine(monkeypatch, "cuda", 500)
-    found = num_processes(settings_of(), folder, "ref-logprob", num_tokens=10**8, num_gpus=num_gpus)
+    found = divide(settings_of(), folder, "ref-logprob", num_tokens=10**8, num_gpus=num_gpus).processes
     assert found == expected
 
 
 def test_an_engine_takes_as_many_gpus_as_it_is_divided_among(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     on_machine(monkeypatch, "cuda", 500)
     settings = settings_of(generation={"tensor_parallel": 4, "engine": "vllm"})
-    assert num_processes(settings, folder, "generate", num_tokens=10**8, num_gpus=8) == 2
+    assert divide(settings, folder, "generate", num_tokens=10**8, num_gpus=8).processes == 2
 
 
 def test_processes_on_gpus_load_one_after_the_other(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     # 27 GiB of weights once, and 3 GiB a process: (0.9 * 48 - 27) / 3 = 5.4
     on_machine(monkeypatch, "cuda", 48)
-    assert num_processes(settings_of(), folder, "ref-logprob", num_tokens=10**8, num_gpus=8) == 5
+    assert divide(settings_of(), folder, "ref-logprob", num_tokens=10**8, num_gpus=8).processes == 5
 
 
 def test_processes_on_a_cpu_hold_a_model_each(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -77,13 +77,13 @@ def test_processes_on_a_cpu_hold_a_model_each(monkeypatch: pytest.MonkeyPatch, f
     work = Workload(settings, Machine("cpu", True), longest_allowed(settings))
     one = in_copies(shape, replace(work, settings=settings_of(hardware={"ranks": 1})), "ref-logprob").host_bytes
     on_machine(monkeypatch, "cpu", 3.5 * one / 0.9 / GIB)
-    assert num_processes(settings, folder, "ref-logprob", num_tokens=10**9, num_gpus=0) == 3
+    assert divide(settings, folder, "ref-logprob", num_tokens=10**9, num_gpus=0).processes == 3
 
 
 def test_little_work_is_done_by_one_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     # 2 * 7.24e9 * 100,000 operations are 14 s of a GPU: less than a process takes to start
     on_machine(monkeypatch, "cuda", 500)
-    assert num_processes(settings_of(), folder, "ref-logprob", num_tokens=10**5, num_gpus=8) == 1
+    assert divide(settings_of(), folder, "ref-logprob", num_tokens=10**5, num_gpus=8).processes == 1
 
 
 def test_gpus_that_a_pods_memory_leaves_idle_are_a_warning() -> None:
