@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-_FLAG = "_is_hf_initialized"
-"""Attribute by which transformers knows a parameter that is loaded from one that it must initialize."""
+_LOADED = "_is_hf_initialized"
+"""Attribute by which transformers distinguishes a parameter that is loaded from one that it must initialize."""
+
+_TAKEN = "spin_frozen"
+"""Attribute of parameters that were taken over; a tied one is set in a second module."""
 
 _ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
 """Environment variable with which transformers reads a weight when it sets it, and not all of them ahead in threads."""
@@ -90,14 +93,14 @@ class FrozenWeights:
 
     def _take(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         """The parameter to register in place of another; None to register that one."""
-        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+        if parameter is None or parameter.is_meta or hasattr(parameter, _TAKEN) or not parameter.is_floating_point():
             return None
         contents = parameter.detach()
         if self._is_bf16 and self._is_cast(module):
             contents = contents.to(torch.bfloat16)
             module.__class__ = HalfLinear
         if self.ranks == 1 or contents.ndim < 2:
-            return _flagged(nn.Parameter(contents.to(self._device), requires_grad=False))
+            return _marked(nn.Parameter(contents.to(self._device), requires_grad=False))
         flat = contents.reshape(-1)
         size = -(-len(flat) // self.ranks)
         mine = flat[self._rank * size : (self._rank + 1) * size]
@@ -105,12 +108,13 @@ class FrozenWeights:
         part[: len(mine)] = mine
         stand_in = nn.Parameter(torch.empty(contents.shape, dtype=flat.dtype, device="meta"), requires_grad=False)
         self.parts[id(stand_in)] = Part(part, contents.shape)
-        return _flagged(stand_in)
+        return _marked(stand_in)
 
     def _is_cast(self, module: nn.Module) -> bool:
         return type(module) in (nn.Linear, HalfLinear) and module.out_features != self._kept_vocabulary  # type: ignore[union-attr]
 
 
-def _flagged(parameter: nn.Parameter) -> nn.Parameter:
-    setattr(parameter, _FLAG, True)
+def _marked(parameter: nn.Parameter) -> nn.Parameter:
+    for name in (_LOADED, _TAKEN):
+        setattr(parameter, name, True)
     return parameter
