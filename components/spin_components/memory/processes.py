@@ -15,7 +15,7 @@ from typing import Literal
 
 from spin_components.errors import ModelError
 from spin_components.machine import num_cores
-from spin_components.memory.estimate import Estimate
+from spin_components.memory.estimate import Estimate, StepName
 from spin_components.memory.fit import DOUBTED
 from spin_components.memory.inference import estimate_generation, estimate_scoring
 from spin_components.memory.machines import this_machine
@@ -54,8 +54,8 @@ class Division:
     is_sharded: bool = False
 
 
-def is_sharded(shape: ModelShape, work: Workload, step: SharedStep, most: int) -> bool:
-    """Whether processes divide the weights of the model: as `hardware.shard_scoring` says.
+def is_sharded(shape: ModelShape, work: Workload, step: StepName, most: int) -> bool:
+    """Whether the processes of ref-logprob or validate divide the weights, see `hardware.shard_scoring`; of others, no.
 
     Args:
         shape: of the model.
@@ -64,7 +64,8 @@ def is_sharded(shape: ModelShape, work: Workload, step: SharedStep, most: int) -
         most: processes that there can be.
     """
     wanted = work.settings.hardware.shard_scoring
-    if step == "generate" or most < 2 or wanted == "off" or work.settings.lora.is_quantized:
+    is_scoring = step in ("ref-logprob", "validate")
+    if not is_scoring or most < 2 or wanted == "off" or work.settings.lora.is_quantized:
         return False
     if wanted == "on":
         return True
@@ -83,7 +84,7 @@ def in_copies(shape: ModelShape, work: Workload, step: SharedStep) -> Estimate:
     settings = work.settings
     num_gpus = settings.num_gpus(step) if work.machine.is_pod else settings.hardware.ranks
     most = num_gpus // _gpus_of_one(settings, step)
-    if step != "generate" and is_sharded(shape, work, step, most):
+    if is_sharded(shape, work, step, most):
         return estimate_scoring(shape, work, step, most)
     one, num = _fitting(shape, work, step, most)
     return replace(one, processes=one.processes * num) if num > 1 else _of_one(shape, work, step)
