@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -30,7 +32,12 @@ MakeSettings = Callable[..., Settings]
 ONE: dict[str, Any] = {"device": "cpu", "threads": 1}
 TWO = {**ONE, "ranks": 2, "shard_scoring": "on"}
 THREE = {**TWO, "ranks": 3}
-SHORT = {"data": {"max_train_records": 6}, "generation": {"max_new_tokens": 8}}
+SHORT = {
+    "data": {"max_train_records": 2, "validation_size": 4},
+    "generation": {"max_new_tokens": 8},
+    "training": {"global_batch_size": 12, "micro_batch_size": 2},
+}
+"""Two pairs, and two of the iteration before, in two micro-batches: one of three processes has none."""
 
 
 def again(run: LocalRun, key: str) -> None:
@@ -38,7 +45,9 @@ def again(run: LocalRun, key: str) -> None:
     run.delete(key)
 
 
-def test_scores_of_a_policy_with_history_are_those_of_one_process(make_settings: MakeSettings) -> None:
+def test_scores_of_a_policy_with_history_are_those_of_one_process(
+    make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = make_settings(
         hardware=ONE,
         spin={"max_iterations": 2, "history": 1},
@@ -50,11 +59,14 @@ def test_scores_of_a_policy_with_history_are_those_of_one_process(make_settings:
     generations = generate_shard(uri, 1, 0, reference, ONE)
     key = layout.ref_logprobs(1, 0)
     rows = []
+    caplog.set_level(logging.INFO)
     for machine in (ONE, TWO, THREE):
         score_shard(uri, 1, 0, reference, generations, machine)
         rows.append(read_rows(run.path(key), Score))
         again(run, layout.manifest_of(key))
     assert {score.origin for score in rows[0]} == {0, 1}
+    logged = [record.message for record in caplog.records if "divide the weights" in record.message]
+    assert logged == [f"{ranks} processes divide the weights of the model" for ranks in (2, 3)]
     assert rows[1] == rows[0]
     assert rows[2] == rows[0]
 
@@ -63,8 +75,7 @@ def test_a_validation_has_the_losses_and_answers_of_one_process(make_settings: M
     # four records in two batches and one answer, for three processes: some have no batch, two have no answer
     settings = make_settings(
         hardware=ONE,
-        data={"max_train_records": 6, "validation_size": 4},
-        generation={"max_new_tokens": 8},
+        **SHORT,
         validation={"batch_size": 2, "num_samples": 1},
     )
     reference, uri = begin(settings), settings.run.uri
@@ -93,8 +104,6 @@ score_shard(*json.loads(sys.argv[1]))
 def test_a_step_that_is_killed_as_its_ranks_compute_is_done_again(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     settings = make_settings(
         hardware=ONE, training={"micro_batch_size": 1, "global_batch_size": 4}, generation={"max_new_tokens": 8}
     )
