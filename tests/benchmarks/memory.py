@@ -173,7 +173,7 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
     from spin_components.model.scoring import load_scored
 
     peaks = {"imports": peak_bytes()}
-    loader = None if settings.lora.is_quantized else WholeLoader(compute)
+    loader = None if case.step == "train-epoch" else WholeLoader(compute)
     model = load_scored(folder, settings, compute, loader)
     peaks["load"] = peak_bytes()
     return peaks | (_validate if case.step == "validate" else _score)(case, model, settings, compute)

@@ -60,7 +60,7 @@ def test_scores_of_a_policy_with_history_are_those_of_one_process(
     key = layout.ref_logprobs(1, 0)
     rows = []
     caplog.set_level(logging.INFO)
-    for machine in (ONE, TWO, THREE):
+    for machine in ({**TWO, "shard_scoring": "off"}, TWO, {**THREE, "shard_scoring": "off"}, THREE):
         score_shard(uri, 1, 0, reference, generations, machine)
         rows.append(read_rows(run.path(key), Score))
         again(run, layout.manifest_of(key))
@@ -68,7 +68,7 @@ def test_scores_of_a_policy_with_history_are_those_of_one_process(
     logged = [record.message for record in caplog.records if "divide the weights" in record.message]
     assert logged == [f"{ranks} processes divide the weights of the model" for ranks in (2, 3)]
     assert rows[1] == rows[0]
-    assert rows[2] == rows[0]
+    assert rows[3] == rows[2]
 
 
 def test_a_validation_has_the_losses_and_answers_of_one_process(make_settings: MakeSettings, tiny_llama: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_step_that_is_killed_as_its_ranks_compute_is_done_again(
     )
     reference, uri = begin(settings), settings.run.uri
     generations = generate_shard(uri, 0, 0, reference, ONE)
-    score_shard(uri, 0, 0, reference, generations, ONE)
+    score_shard(uri, 0, 0, reference, generations, {**TWO, "shard_scoring": "off"})
     run, key = LocalRun(Path(uri)), layout.ref_logprobs(0, 0)
     expected = read_rows(run.path(key), Score)
     again(run, layout.manifest_of(key))

@@ -33,7 +33,7 @@ def load_scored(folder: Path, settings: Settings, compute: Compute, loader: Froz
         folder: as returned by `model.stored.open_scored`.
         settings: of the run.
         compute: device and precision.
-        loader: of a model that is not trained; None for one that is, with float32 weights.
+        loader: of a model that is not trained; None for one that is, with float32 weights. Not used for 4-bit weights.
 
     Raises:
         ModelError: it cannot be loaded or its answers cannot be scored, or `training.packing` is "on" and the

@@ -33,7 +33,7 @@ def human_losses(
     settings: Settings,
     compute: Compute,
     report: Report,
-    loader: FrozenLoader | None,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
 ) -> list[list[AnswerLoss]]:
     """Losses of the human answers, by batch; the model is freed at the end, before sampling loads its own."""
@@ -43,8 +43,7 @@ def human_losses(
     for batch_losses in answer_losses(model, batches, compute, finite=False):
         losses.append(batch_losses)
         report(sum(map(len, losses)))
-    if loader:
-        loader.finish()
+    loader.finish()
     return losses
 
 
@@ -61,7 +60,7 @@ def sample_answers(
     settings: Settings,
     compute: Compute,
     report: Report,
-    loader: FrozenLoader | None,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
 ) -> tuple[list[Answer], list[Answer]]:
     """Give two answers to each prompt: sampled, and greedy. Where the settings are greedy, both are the same answers.
@@ -91,8 +90,7 @@ def sample_answers(
                     report=lambda done, num_tokens, begun=begun: report(begun + done),
                 )
             )
-        if loader:
-            loader.finish()
+        loader.finish()
     return answers[0], answers[-1]
 
 
@@ -103,7 +101,7 @@ def score_samples(
     settings: Settings,
     compute: Compute,
     reference: Mapping[int, list[int]] | None,
-    loader: FrozenLoader | None,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
 ) -> list[Sample]:
     """The policy's answers with its log-probabilities of them, and of the reference's answers to the same prompts.
@@ -127,8 +125,7 @@ def score_samples(
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     logprobs = sampled_logprobs(model, groups, settings.validation, compute)
-    if loader:
-        loader.finish()
+    loader.finish()
     return [
         Sample(
             prompt.index,

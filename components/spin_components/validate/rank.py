@@ -37,27 +37,24 @@ def main(job_path: Path) -> None:
         set_threads(settings.hardware)
         prompts = read_rows(job.prompts, Prompt)
         batches = [[prompts[i] for i in batch] for batch in part.batches]
-        loader: FrozenLoader | None = None
+        loader: FrozenLoader = WholeLoader(compute)
         if job.is_sharded:
             loader, turn = ShardedLoader(compute), nullcontext
-        elif not settings.lora.is_quantized:
-            loader = WholeLoader(compute)
         place = (loader, turn)
         takes_part = bool(batches) or job.is_sharded  # in the gathers of other ranks' passes
         losses = human_losses(job.folder, batches, settings, compute, report, *place) if takes_part else []
         outcome: dict[str, Any] = {"losses": [[astuple(loss) for loss in batch] for batch in losses]}
         is_finite = all(abs(loss.nll) < float("inf") for batch in losses for loss in batch)
-        samples_any = any(each.sampled for each in job.parts) if job.is_sharded else bool(part.sampled)
-        if loader:
-            is_finite = loader.agree(is_finite)
-        if not samples_any or not is_finite:  # the mean of all ranks is not finite either
+        is_any_sampled = any(each.sampled for each in job.parts) if job.is_sharded else bool(part.sampled)
+        is_finite = loader.agree(is_finite)
+        if not is_any_sampled or not is_finite:  # the mean of all ranks is not finite either
+            loader.close()
             return outcome
         chosen = [prompts[i] for i in part.sampled]
         sampling = Sampling(settings.generation.at(0), job.eos_ids, job.seed, engine=rank, numbers=part.numbers)
         sampled, greedy = sample_answers(job.plain, chosen, sampling, settings, compute, lambda done: None, *place)
         samples = score_samples(job.folder, chosen, sampled, settings, compute, job.reference, *place)
-        if loader:
-            loader.close()
+        loader.close()
         return outcome | {
             "sampled": [astuple(answer) for answer in sampled],
             "greedy": [astuple(answer) for answer in greedy],
