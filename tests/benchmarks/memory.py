@@ -169,10 +169,12 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
     compute = resolve_compute(settings.hardware, settings.training.precision)
     if case.step == "generate":
         return _generate(case, folder, settings, compute)
+    from spin_components.model.frozen import WholeLoader
     from spin_components.model.scoring import load_scored
 
     peaks = {"imports": peak_bytes()}
-    model = load_scored(folder, settings, compute)
+    loader = None if case.step == "train-epoch" else WholeLoader(compute)
+    model = load_scored(folder, settings, compute, loader)
     peaks["load"] = peak_bytes()
     return peaks | (_validate if case.step == "validate" else _score)(case, model, settings, compute)
 

@@ -19,6 +19,7 @@ from spin_components.engine.sampling import TokenSampler
 from spin_components.engine.slots import Slots, enable_slot_attention
 from spin_components.model.compute import Compute
 from spin_components.model.folder import load_tokenizer
+from spin_components.model.frozen import FrozenLoader
 from spin_components.model.loading import load_model
 from spin_components.settings.run import ModelSettings
 
@@ -62,9 +63,17 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelSettings,
+        sampling: Sampling,
+        compute: Compute,
+        loader: FrozenLoader | None = None,
+    ) -> None:
         self._sampling, self._compute = sampling, compute
-        self._model: Any = load_model(folder, model, device=compute.device).eval()
+        loaded = loader.load(folder, model) if loader else load_model(folder, model, device=compute.device)
+        self._model: Any = loaded.eval()
         self._tokenizer = load_tokenizer(folder, model)
         self._num_given = 0
         self._fallback: FallbackGenerator | None = None

@@ -13,7 +13,7 @@ from spin_components.engine.engine import Sampling, collect_answers
 from spin_components.engine.open import choose_engine, open_engine
 from spin_components.generate.engines import answer_with_engines
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
-from spin_components.memory.processes import num_processes
+from spin_components.memory.processes import divide
 from spin_components.model.compute import num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.stored import model_digest, open_model
 from spin_components.runtime.step import Step
@@ -82,7 +82,7 @@ def _generate(
     progress = step.progress(len(prompts), "answers", verb="generated")
     num_gpus = num_visible_gpus(compute)
     num_tokens = len(prompts) * generation.max_new_tokens
-    num_engines = num_processes(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus)
+    num_engines = divide(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus).processes
     started, step.num_processes = time.monotonic(), num_engines
     if num_engines > 1:
         answers = answer_with_engines(

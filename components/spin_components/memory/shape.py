@@ -79,6 +79,12 @@ class ModelShape:
         return self.num_parameters - (0 if self.is_tied else self.vocabulary * self.hidden)
 
     @property
+    def num_linear(self) -> int:
+        """Parameters of linear layers, of which a frozen model's are bf16: all but embedding and routed experts."""
+        experts = self.experts.num_routed(self.hidden) if self.experts else 0
+        return max(self.num_parameters - self.vocabulary * self.hidden - experts, 0)
+
+    @property
     def num_block(self) -> int:
         """Approximate number of parameters of one block."""
         embeddings = self.vocabulary * self.hidden * (1 if self.is_tied else 2)

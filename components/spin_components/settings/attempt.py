@@ -52,6 +52,11 @@ class HardwareSettings(Section):
         description="What to do when the estimated memory of a step clearly exceeds the available memory: refuse the "
         "run, warn, or nothing (off).",
     )
+    shard_scoring: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the processes that score and validate divide the weights of the model, so that each GPU "
+        "holds a part and gathers a block at a time; auto: where one GPU does not hold the model.",
+    )
     sampler_tolerance: float = Field(
         0.0,
         ge=0,
@@ -85,7 +90,8 @@ class PlacementSettings(Section):
     """Resources and scheduling of the pods that load a model; used on a cluster only, may change between attempts.
 
     The number of GPUs follows from the step: `hardware.ranks` for training and validation; the pods of the shards
-    divide as many among them to generate, at least `generation.tensor_parallel` each, and to score, at least one.
+    divide as many among them to generate, at least `generation.tensor_parallel` each, and to score, at least one, or
+    as many as an engine has, unless `hardware.shard_scoring` is `off`; where it is `on`, each has all of them to score.
     """
 
     accelerator: str = Field(

@@ -49,7 +49,7 @@ def test_an_unknown_key_without_a_similar_one_gets_the_list_of_keys() -> None:
     (_, line) = mistakes(hardware={"qqq": 1})
     assert line == (
         "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, collective_timeout, "
-        "save_timeout, gpu_memory_gib, memory_check, sampler_tolerance"
+        "save_timeout, gpu_memory_gib, memory_check, shard_scoring, sampler_tolerance"
     )
 
 

@@ -137,6 +137,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (HardwareSettings, "save_timeout", [-1, math.inf, math.nan]),
     (HardwareSettings, "gpu_memory_gib", [-1, math.nan, math.inf]),
     (HardwareSettings, "memory_check", ["maybe", True]),
+    (HardwareSettings, "shard_scoring", ["maybe", True]),
     (HardwareSettings, "sampler_tolerance", [-0.1, math.inf, math.nan]),
     (PlacementSettings, "accelerator", ["gpu", "nvidia.com/", "nvidia.com/gpu: 1"]),
     (PlacementSettings, "generate", [{"cpu": "0"}, {"cpu": "4 cores"}, {"memory": "0Gi"}, {"memory": "16 GB"}]),
