@@ -58,6 +58,7 @@ def sample_answers(
     compute: Compute,
     report: Report,
     turn: Turn = nullcontext,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[Answer], list[Answer]]:
     """Give two answers to each prompt: sampled, and greedy. Where the settings are greedy, both are the same answers.
 
@@ -69,6 +70,7 @@ def sample_answers(
         compute: device and precision.
         report: called with the number of answers done, over both decodings.
         turn: entered to load a model.
+        numbers: of the prompts among all that are answered; None for 0, 1, …
     """
     answers = []
     for number, each in enumerate(decodings(sampling)):
@@ -83,6 +85,7 @@ def sample_answers(
                     max_new_tokens=settings.generation.max_new_tokens,
                     max_length=settings.data.max_length,
                     report=lambda done, num_tokens, begun=begun: report(begun + done),
+                    numbers=numbers,
                 )
             )
     return answers[0], answers[-1]

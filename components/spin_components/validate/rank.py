@@ -41,8 +41,10 @@ def main(job_path: Path) -> None:
         if not part.sampled or not is_finite:  # the mean of all ranks is not finite either
             return outcome
         chosen = [prompts[i] for i in part.sampled]
-        sampling = Sampling(settings.generation.at(0), job.eos_ids, job.seed, engine=rank, numbers=part.numbers)
-        sampled, greedy = sample_answers(job.plain, chosen, sampling, settings, compute, lambda done: None, turn)
+        sampling = Sampling(settings.generation.at(0), job.eos_ids, job.seed)
+        sampled, greedy = sample_answers(
+            job.plain, chosen, sampling, settings, compute, lambda done: None, turn, numbers=part.numbers
+        )
         samples = score_samples(job.folder, chosen, sampled, settings, compute, job.reference, turn)
         return outcome | {
             "sampled": [astuple(answer) for answer in sampled],
