@@ -34,6 +34,9 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
 )
@@ -73,6 +76,15 @@ _GEMMA: dict[str, Any] = {**SIZES, **_MIXED, **_IDS, "num_key_value_heads": 2, "
 _PER_LAYER: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
 _GEMMA4: dict[str, Any] = {**_GEMMA, **_PER_LAYER, "global_head_dim": 8, "num_kv_shared_layers": 0}
 _SHARED: dict[str, Any] = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+_LINEAR: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 # windows of 30 tokens: longer than the probe's sequences, shorter than those of the tests
 OTHERS: dict[str, Any] = {
     "gemma3": Gemma3Config(
@@ -115,6 +127,9 @@ OTHERS: dict[str, Any] = {
         audio_token_id=10,
     ),
     "gemma4_text": Gemma4TextConfig(**_GEMMA4),
+    "gemma4_text with experts": Gemma4TextConfig(
+        **_GEMMA4, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32
+    ),
     "gpt2": GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, resid_pdrop=0.1, **_IDS
     ),
@@ -159,6 +174,11 @@ OTHERS: dict[str, Any] = {
     "qwen2_moe": Qwen2MoeConfig(
         **SIZES, **_EXPERTS, **_SHARED, num_experts=4, use_sliding_window=True, sliding_window=30, max_window_layers=2
     ),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "qwen3_5_moe_text": Qwen3_5MoeTextConfig(
+        **{**SIZES, **_LINEAR, **_SHARED}, num_experts=4, num_experts_per_tok=2, output_router_logits=True
+    ),
+    "qwen3_5_text": Qwen3_5TextConfig(**SIZES, **_LINEAR),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=8, num_experts=4, moe_intermediate_size=32),
     "qwen3_next": Qwen3NextConfig(
         **SIZES,
