@@ -34,6 +34,10 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
@@ -127,7 +131,7 @@ OTHERS: dict[str, Any] = {
         audio_token_id=10,
     ),
     "gemma4_text": Gemma4TextConfig(**_GEMMA4),
-    "gemma4_text with experts": Gemma4TextConfig(
+    "gemma4_moe": Gemma4TextConfig(
         **_GEMMA4, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32
     ),
     "gpt2": GPT2Config(
@@ -194,6 +198,32 @@ OTHERS: dict[str, Any] = {
     ),
 }
 """Families whose gradients are not tested one by one."""
+_VISION: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    },
+    "image_token_id": 8,
+    "video_token_id": 9,
+    "vision_start_token_id": 10,
+    "vision_end_token_id": 11,
+}
+WRAPPERS: dict[str, tuple[Any, Any]] = {
+    "qwen3_5": (
+        Qwen3_5ForConditionalGeneration,
+        Qwen3_5Config(text_config=OTHERS["qwen3_5_text"].to_dict(), **_VISION),
+    ),
+    "qwen3_5_moe": (
+        Qwen3_5MoeForConditionalGeneration,
+        Qwen3_5MoeConfig(text_config=OTHERS["qwen3_5_moe_text"].to_dict(), **_VISION),
+    ),
+}
+"""Models of images and text, as they are published, of which transformers' causal language model is a part."""
 SEQUENCES = [
     PromptAnswer([5, 6, 7, 8, 9, 10, 11], [12]),
     PromptAnswer([20], [21, 22, 23, 24, 25, 26, 2]),
@@ -226,12 +256,13 @@ def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> Non
     """Write a model of one family with random weights, the same each time.
 
     Args:
-        family: key of `CONFIGS` or `OTHERS`.
+        family: key of `CONFIGS`, `OTHERS` or `WRAPPERS`.
         folder: to be filled.
         tokenizer: folder whose tokenizer the model shall fit and take along.
     """
     bounds.few_threads()
-    config = copy.deepcopy({**CONFIGS, **OTHERS}[family])
+    kind, config = WRAPPERS.get(family) or (None, {**CONFIGS, **OTHERS}[family])
+    config = copy.deepcopy(config)
     if tokenizer is not None:
         for each in (config, config.get_text_config()):
             each.eos_token_id = 2  # the tokenizer's
@@ -244,7 +275,8 @@ def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> Non
             folder.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / path.name)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = kind(config) if kind else AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
 
 
 def groups_of(sequences: Sequence[PromptAnswer]) -> list[Prompted]:

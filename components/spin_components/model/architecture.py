@@ -70,6 +70,9 @@ def check_architecture(
         with _quiet():
             with torch.device("meta"):
                 kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code))
+            if kind.config_class is not type(config) and kind.config_class is type(config.get_text_config()):
+                warn(f"{what}: only the language model of this {config.model_type} model is trained and published")
+                config = config.get_text_config()
             model, found = kind.from_pretrained(
                 None,
                 config=config,

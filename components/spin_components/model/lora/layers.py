@@ -35,6 +35,7 @@ def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
         ConfigError: a layer of `lora.target_modules` does not exist or is an embedding.
     """
     from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
@@ -43,6 +44,7 @@ def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
         lora_dropout=0.0,
         target_modules=targets,
         exclude_modules=_routers(model) or None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's linear layers
         bias="none",
         task_type="CAUSAL_LM",
     )
