@@ -39,6 +39,7 @@ def settings_of(folder: Path, options: argparse.Namespace, ranks: int) -> Settin
                 "max_length": 384,
                 "max_prompt_length": 256,
             },
+            "spin": {"max_iterations": 1},
             "generation": {
                 "engine": "transformers",
                 "max_new_tokens": options.new_tokens,

@@ -28,6 +28,10 @@ from support.playing import begin, losses, play, val_losses
 from support.small import small_settings
 
 
+NO_ADAPTER = {"mamba", "mamba2"}
+"""Their kernels read the weights of layers that would have an adapter."""
+
+
 def run_settings(folder: Path, base: Path, questions: Path, **sections: dict[str, Any]) -> Settings:
     """Two steps with two pairs each."""
     return small_settings(
@@ -88,7 +92,7 @@ def test_a_whole_run_with_an_adapter_changes_linear_layers_alone(
     base, folder = tmp_path / "base", tmp_path / "run"
     save_family(family, base, tiny_llama)
     settings = run_settings(folder, base, question_file, lora={"r": 4, "export": "adapter"})
-    if family in ("mamba", "mamba2"):  # their kernels read the weights of layers that would have an adapter
+    if family in NO_ADAPTER:
         with pytest.raises(
             ConfigError, match=r"target_modules = 'all-linear' does not fit Mamba.*'out_proj' is incomp"
         ):
