@@ -27,7 +27,6 @@ from support.families import CONFIGS, OTHERS, WRAPPERS, alone, save_family
 from support.playing import begin, losses, play, val_losses
 from support.small import small_settings
 
-
 NO_ADAPTER = {"mamba", "mamba2"}
 """Their kernels read the weights of layers that would have an adapter."""
 

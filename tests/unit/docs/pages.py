@@ -228,9 +228,9 @@ def formats_page() -> str:
         "cache with a row for each sequence, do not fit an architecture (attention sinks, windows that live in the "
         "mask alone, states that are carried from token to token), it is scored in padded batches and sampled by "
         "`transformers`. An encoder with a decoder, a table of positions without `position_ids`, and a router that "
-        "draws experts at random (PhiMoE) are refused. Adapters are of linear layers: experts that one tensor of a layer "
-        "holds keep their weights, and Mamba is refused with an adapter. Of Qwen3.5's models of images and text the "
-        "language model is trained and published.",
+        "draws experts at random (PhiMoE) are refused. Adapters are of linear layers: experts that one tensor of a "
+        "layer holds keep their weights, and Mamba is refused with an adapter. Of Qwen3.5's models of images and text "
+        "the language model is trained and published.",
         "",
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
