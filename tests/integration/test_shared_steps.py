@@ -37,8 +37,8 @@ SHARED = {
     "data": {"max_train_records": 12},
     "generation": {"block_size": 5},
 }
-"""Twelve prompts in three blocks, eight held-out records in three batches, three of them answered: none of these
-divides evenly between two processes."""
+"""Twelve prompts in four blocks, eight held-out records in three batches, three of them answered: these do not
+divide evenly between two processes."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_two_processes_give_the_answers_scores_and_losses_of_one(
     pairs, expected_pairs = (read_rows(each.path(layout.generations(0, 0)), Pair) for each in (run, by_one))
     assert pairs == expected_pairs, "a block is answered by the same batches"
     facts = read_manifest(run, layout.manifest_of(layout.generations(0, 0))).facts
-    assert (facts["num_blocks"], facts["num_engines"]) == (3, 2)
+    assert (facts["num_blocks"], facts["num_engines"]) == (4, 2)
 
     scores, expected_scores = (read_rows(each.path(layout.ref_logprobs(0, 0)), Score) for each in (run, by_one))
     assert scores == expected_scores, "a pair is computed in the same micro-batch"

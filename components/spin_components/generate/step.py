@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from contextlib import closing
@@ -21,6 +22,8 @@ from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
+
+logger = logging.getLogger(__name__)
 
 
 def generate_shard(
@@ -86,6 +89,8 @@ def _generate(
     num_tokens = len(prompts) * generation.max_new_tokens
     most = num_processes(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus)
     num_engines = min(most, len(blocks))
+    if num_engines < most:
+        logger.info("%d of %d engines: the shard has as many blocks of generation.block_size", num_engines, most)
     started, step.num_processes = time.monotonic(), num_engines
     if num_engines > 1:
         answers = answer_with_engines(

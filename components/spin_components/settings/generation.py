@@ -53,8 +53,8 @@ class GenerationSettings(Section):
     block_size: int = Field(
         512,
         ge=0,
-        description="Number of prompts of a shard that one engine samples together, with random numbers of their own, "
-        "before it takes the next as many; 0: all of a shard.",
+        description="Most prompts of a shard that one engine samples together, with random numbers of their own, "
+        "before it takes others; 0: all of a shard.",
     )
     tensor_parallel: int = Field(1, ge=1, description="Number of GPUs of one vLLM engine.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory that vLLM may use.")
@@ -97,8 +97,13 @@ class GenerationSettings(Section):
         return values
 
     def blocks(self, num_prompts: int) -> list[range]:
-        """Divide the prompts of a shard into blocks of similar size: numbers of the prompts of each."""
+        """Divide the prompts of a shard into blocks of similar size: numbers of the prompts of each.
+
+        There are 1, 2, 4, 8 or a multiple of 8 blocks, so that as many engines as GPUs of a machine get as many each.
+        """
         num = -(-num_prompts // self.block_size) if self.block_size else 1
+        unit = min(8, 1 << (num - 1).bit_length())
+        num = min(-(-num // unit) * unit, num_prompts)
         ends = [index * num_prompts // num for index in range(num + 1)]
         return [range(start, end) for start, end in pairwise(ends)]
 

@@ -10,9 +10,11 @@ from spin_components.settings.generation import GenerationSettings
 
 def test_blocks_by_hand() -> None:
     settings = GenerationSettings(block_size=4)
-    assert settings.blocks(11) == [range(3), range(3, 7), range(7, 11)]
+    assert settings.blocks(11) == [range(2), range(2, 5), range(5, 8), range(8, 11)]
     assert settings.blocks(8) == [range(4), range(4, 8)]
     assert settings.blocks(3) == [range(3)]
+    assert [len(GenerationSettings().blocks(num)) for num in (512, 513, 1025, 2049, 4097, 6250)] == [1, 2, 4, 8, 16, 16]
+    assert GenerationSettings(block_size=1).blocks(3) == [range(1), range(1, 2), range(2, 3)]
     assert GenerationSettings(block_size=0).blocks(5000) == [range(5000)]
 
 
