@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from spin_components.errors import DataError
-from spin_components.runtime.ranks import launch, leave_torchrun, take_gpus
+from spin_components.runtime.ranks import launch, leave_torchrun, take_gpus, take_turns
 from support.started import started
 
 _MODULE = """
@@ -112,3 +112,11 @@ def test_an_engine_sees_nothing_of_the_other_ranks(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "1")
     leave_torchrun()
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+
+
+def test_each_number_goes_to_the_rank_that_is_free_first(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    quick, slow = take_turns(job, 5), take_turns(job, 5)
+    assert [next(quick), next(slow), next(quick), next(quick)] == [0, 1, 2, 3]
+    assert list(quick) == [4]
+    assert list(slow) == []

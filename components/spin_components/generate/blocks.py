@@ -1,0 +1,65 @@
+"""Blocks of a shard's prompts: one engine samples a block at a time, whichever is free.
+
+An engine's answers to a block depend on nothing but the block (`engine.engine.Engine`), so that the answers to a shard
+are the same for any number of engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from spin_components.data.shards import Prompt
+from spin_components.engine.engine import Answer, Capacity, Engine, Sampling, answer_limits, collect_answers
+from spin_components.settings.settings import Settings
+
+
+def with_capacity(sampling: Sampling, prompts: Sequence[Prompt], settings: Settings) -> Sampling:
+    """Sampling by engines that are started for the largest block and the longest sequence of a shard.
+
+    Args:
+        sampling: of the shard.
+        prompts: of the shard.
+        settings: of the run.
+    """
+    limits = answer_limits(
+        prompts, max_new_tokens=settings.generation.max_new_tokens, max_length=settings.data.max_length
+    )
+    longest = max(len(prompt.prompt_ids) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    most = max(map(len, settings.generation.blocks(len(prompts))))
+    return replace(sampling, capacity=Capacity(longest, most))
+
+
+def answer_blocks(
+    engine: Engine,
+    blocks: Iterable[tuple[range, Sequence[Prompt]]],
+    settings: Settings,
+    report: Callable[..., None],
+) -> Iterator[tuple[range, list[Answer]]]:
+    """Sample one answer to each prompt of some blocks.
+
+    Args:
+        engine: the model.
+        blocks: each with the numbers of its prompts in the shard.
+        settings: of the run.
+        report: called with the number of answers, and `num_tokens` of them, over all blocks so far.
+
+    Yields: the numbers of a block and its answers, in the order of the prompts.
+    """
+    done = tokens = 0
+    for numbers, prompts in blocks:
+
+        def report_sum(answered: int, *, num_tokens: int, done: int = done, tokens: int = tokens) -> None:
+            report(done + answered, num_tokens=tokens + num_tokens)
+
+        answers = collect_answers(
+            engine,
+            prompts,
+            max_new_tokens=settings.generation.max_new_tokens,
+            max_length=settings.data.max_length,
+            report=report_sum,
+            numbers=numbers,
+        )
+        done += len(answers)
+        tokens += sum(len(answer.token_ids) for answer in answers)
+        yield numbers, answers
