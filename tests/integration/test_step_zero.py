@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import permutation
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import answer_logprobs, is_packed
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE, AnswerLogprobs, spin_loss
 from spin_components.algorithm.token_budget import PairLengths
@@ -82,7 +82,7 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
             [max(map(len, pair.answers)) for pair in pairs],
             [2] * NUM_PAIRS,
         )
-        division = Division(lengths, training, 2, is_packed=is_packed(model))
+        division = BatchDivision(lengths, training, 2, is_packed=is_packed(model))
         groups = [list(micro.pairs) for rank in (0, 1) for micro in division.of_rank(batch, rank)]
     else:
         groups = [[index] for index in batch]

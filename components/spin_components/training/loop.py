@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import GlobalBatches, MicroBatch, derive_seed, order_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.token_budget import PairLengths
@@ -43,7 +43,7 @@ class EpochLoop:
         self._course, self._branch = course, branch_of(job.iteration)
         self._batches = epoch_batches(job, data)
         lengths = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
-        self._division = Division(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
+        self._division = BatchDivision(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
