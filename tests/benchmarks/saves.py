@@ -4,8 +4,9 @@
 
 Trains an epoch of nine steps of a Llama of 4.2 million parameters a layer, with a save after the fourth and the eighth,
 in a bucket of an S3 server on this machine behind a proxy that passes on `--rate` MB a second. Printed: the seconds
-between two steps that are no step's, where there is a save and where there is none; the seconds from the last step to
-the end of the ranks, which publish the policy; and the first rank's peak memory before the first save and in all.
+between two steps that are no step's, where there is a save and where there is none; those from the last step to the end
+of the ranks, which publish the policy, and from the first step to there; and the first rank's peak memory before the
+first save, up to the last step, and in all.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ def _result(events: list[dict[str, Any]], watch: Watch) -> dict[str, float]:
         "between_steps_s": statistics.median(others),
         "held_up_by_a_save_s": statistics.median(saves),
         "publishing_s": watch.ended - steps[-1]["time"],
+        "epoch_s": watch.ended - steps[0]["time"],
         "peak_before_saves_mib": peaks[0] / 2**20,
         "peak_with_saves_mib": peaks[1] / 2**20,
         "peak_with_publishing_mib": peaks[2] / 2**20,

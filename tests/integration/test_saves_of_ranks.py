@@ -60,9 +60,10 @@ class Epoch:
         return start_epoch(self.settings.run.uri, self.reference, self.scores, self.hardware(ranks, **changes))
 
     def kill_at(self, ranks: int, request: str, *, harm: str = "strike before", skip: int = 0) -> None:
-        """Train, and kill every process at a request."""
+        """Train, and kill every process at a request; ranks that die a moment later repeat it in vain."""
         processes: list[subprocess.Popen[bytes]] = []
-        self.proxy.reset(Rule(request, harm, skip=skip, strike=lambda: processes[0].kill()))
+        rule = Rule(request, harm, skip=skip, times=sys.maxsize, strike=lambda: processes[0].kill())
+        self.proxy.reset(rule)
         processes.append(self.start(ranks))
         processes[0].wait()
         self.proxy.reset()

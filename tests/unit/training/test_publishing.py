@@ -91,7 +91,7 @@ def test_an_index_names_the_file_of_every_weight(tmp_path: Path) -> None:
     model.save_pretrained(base)
     write_policy(OneOf(model, 0, 1), base, tmp_path / "policy", max_bytes=20_000)
     index = json.loads((tmp_path / "policy/model.safetensors.index.json").read_text("utf-8"))
-    stored = {}
+    stored: dict[str, str] = {}
     for name in set(index["weight_map"].values()):
         with safe_open(tmp_path / "policy" / name, framework="pt") as file:
             stored |= dict.fromkeys(file.keys(), name)
