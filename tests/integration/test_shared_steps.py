@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,11 +116,12 @@ def test_more_processes_than_pairs_or_held_out_records(
     one = scored("one", 1)
     monkeypatch.setattr(processes, "START_S", 0.0)
     four = scored("four", 4)
-    for key, kind in (
-        (layout.generations(0, 0), Pair),
-        (layout.ref_logprobs(0, 0), Score),
-        (layout.validation_losses(layout.BASE, 0), AnswerLoss),
-    ):
+    kinds: dict[str, type[Any]] = {
+        layout.generations(0, 0): Pair,
+        layout.ref_logprobs(0, 0): Score,
+        layout.validation_losses(layout.BASE, 0): AnswerLoss,
+    }
+    for key, kind in kinds.items():
         assert read_rows(four.path(key), kind) == read_rows(one.path(key), kind)
     assert read_manifest(four, layout.manifest_of(layout.generations(0, 0))).facts["num_engines"] == 3
 

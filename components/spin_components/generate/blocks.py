@@ -6,11 +6,11 @@ are the same for any number of engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from spin_components.data.shards import Prompt
-from spin_components.engine.engine import Answer, Capacity, Engine, Sampling, answer_limits, collect_answers
+from spin_components.engine.engine import Answer, Capacity, Engine, Report, Sampling, answer_limits, collect_answers
 from spin_components.settings.settings import Settings
 
 
@@ -34,7 +34,7 @@ def answer_blocks(
     engine: Engine,
     blocks: Iterable[tuple[range, Sequence[Prompt]]],
     settings: Settings,
-    report: Callable[..., None],
+    report: Report,
 ) -> Iterator[tuple[range, list[Answer]]]:
     """Sample one answer to each prompt of some blocks.
 
@@ -48,18 +48,23 @@ def answer_blocks(
     """
     done = tokens = 0
     for numbers, prompts in blocks:
-
-        def report_sum(answered: int, *, num_tokens: int, done: int = done, tokens: int = tokens) -> None:
-            report(done + answered, num_tokens=tokens + num_tokens)
-
         answers = collect_answers(
             engine,
             prompts,
             max_new_tokens=settings.generation.max_new_tokens,
             max_length=settings.data.max_length,
-            report=report_sum,
+            report=_added(report, done, tokens),
             numbers=numbers,
         )
         done += len(answers)
         tokens += sum(len(answer.token_ids) for answer in answers)
         yield numbers, answers
+
+
+def _added(report: Report, answers: int, tokens: int) -> Report:
+    """Report what is done of a block together with what was done before it."""
+
+    def report_sum(done: int, *, num_tokens: int) -> None:
+        report(answers + done, num_tokens=tokens + num_tokens)
+
+    return report_sum
