@@ -25,6 +25,7 @@ from spin_components.prepare.input_checks import check_parent, named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.model_limits import check_limits
 from spin_components.prepare.moved_inputs import record_addresses
+from spin_components.prepare.rendered_parts import RenderedParts, delete_parts, rendering_inputs
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
 from spin_components.prepare.sharding import divide, shard_inputs
@@ -104,6 +105,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         template = read_template(run.sources, checked.data)
         inputs = as_begun(run, {**_inputs(checked, base_files, data_files), **template_inputs(template)})
         is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
+        if step.published:
+            delete_parts(run)  # of an attempt that was killed after it was done
         if step.published and run.exists(layout.RUN):
             record_schedules(run, checked)
             record_addresses(run, base.uri, {name: source.uri for name, source in sources.items()})
@@ -257,13 +260,15 @@ def _write_data(
     """Render and split the data, and write it: one file a shard, one for validation."""
     data = settings.data
     streams = {name: stream_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
-    progress = step.progress(sum(stream.count() for each in streams.values() for stream in each), "records")
+    num_records = sum(stream.count() for each in streams.values() for stream in each)
     if template_file is not None:
         keep_template(step, template_file)
     tokenizer = load_tokenizer(base, settings.model)
     template, warnings = choose_template(tokenizer, base, data, template_file)
-    with open_spool(step.run, settings.run.seed) as spool:
-        rendered = render_records(streams, tokenizer, template, base, settings, spool, progress.update)
+    with open_spool(step.run, settings.run.seed, RenderedParts(step, rendering_inputs(step.inputs))) as spool:
+        state = spool.restore()
+        progress = step.progress(num_records, "records", done=state["done"] if state else 0)
+        rendered = render_records(streams, tokenizer, template, base, settings, spool, progress.update, state)
         spool.close()
         keys = spool.keys(rendered.numbers["train"], is_given="validation" in streams)
         split = split_records(keys, settings)
@@ -290,6 +295,7 @@ def _write_data(
             **({"warnings": warnings} if warnings else {}),
         }
     )
+    delete_parts(step.run)
     logger.info("%d training prompts, %d for validation", len(split.train), len(split.validation))
 
 
