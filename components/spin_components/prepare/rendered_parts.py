@@ -26,7 +26,7 @@ PART_TOKENS = 2**21
 """Token ids after which a part ends: 8 MiB before compression, some seconds of rendering."""
 
 _NOT_RENDERED = (
-    *("data.validation_size", "data.split", "data.shard_by", "data.deduplicate"),
+    *("data.validation_size", "data.split", "data.shard_by", "data.shard_tokens", "data.deduplicate"),
     *("data.max_train_records", "data.max_validation_records"),
 )
 """Settings of the data that matter only once all records are rendered."""

@@ -28,10 +28,11 @@ from spin_components.prepare.moved_inputs import record_addresses
 from spin_components.prepare.rendered_parts import RenderedParts, delete_parts, rendering_inputs
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
-from spin_components.prepare.sharding import divide, shard_inputs
+from spin_components.prepare.sharding import choose_shards, divide, shard_inputs
 from spin_components.prepare.splitting import split_inputs, split_records
 from spin_components.prepare.text_checks import message_of_left_out
 from spin_components.runtime.step import Step
+from spin_components.settings.generation import MAX_SHARDS
 from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.packages import check_packages
 from spin_components.settings.settings import Settings
@@ -52,7 +53,7 @@ FREE_SETTINGS = (
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
 
-_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "data.shard_by")
+_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "data.shard_by", "data.shard_tokens")
 """Beginnings of the names of settings that are no inputs as they are."""
 
 _PACKAGES = (
@@ -79,7 +80,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         settings: every section.
         compiled: what the pipeline was compiled for: `max_iterations`, `max_epochs` (of each iteration), `shards`,
             `nodes`, `evaluates` (whether it has the step that evaluates models), and `decides` (whether verdicts wait
-            for that).
+            for that); where shards are chosen here, `max_shards`.
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -124,7 +125,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         }
         run.write_json(layout.RUN, record)
         if is_due:  # otherwise somebody removed the record alone
-            _write_data(step, checked, base.folder, model, sources, template)
+            max_shards = int(compiled.get("max_shards", MAX_SHARDS))
+            _write_data(step, checked, base.folder, model, sources, template, max_shards)
         return base.uri
 
 
@@ -256,6 +258,7 @@ def _write_data(
     model: Architecture | None,
     sources: dict[str, Source],
     template_file: str | None,
+    max_shards: int,
 ) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
     data = settings.data
@@ -280,14 +283,15 @@ def _write_data(
             step.warn(warning)
         _warn_of_cuts(step, rendered, settings)
         foreseen = foresee(step, settings, base, longest_of(settings, spool.lengths(numbers)))
-        parts = divide(split.train, spool.lengths(split.train), settings)
+        num_shards = choose_shards(spool.lengths(split.train), settings, max_shards)
+        parts = divide(split.train, spool.lengths(split.train), settings, num_shards)
         files = {layout.train_shard(shard): part for shard, part in enumerate(parts)}
         write_files(step, spool, {**files, layout.VALIDATION: split.validation})
     step.publish(
         {
             "num_train": len(split.train),
             "num_validation": len(split.validation),
-            "num_shards": settings.generation.shards,
+            "num_shards": len(parts),
             **rendered.facts(),
             **split.facts(),
             **foreseen,

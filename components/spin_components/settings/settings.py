@@ -105,11 +105,12 @@ class Settings(Section):
     def num_gpus(self, step: str) -> int:
         """GPUs that a pod of a step requests: those of one training pod, divided among pods that work side by side."""
         ranks, engine = self.hardware.ranks, self.generation.tensor_parallel
+        shards = max(1, self.generation.shards)
         match step:
             case "generate":
-                return engine * max(1, ranks // self.generation.shards // engine)
+                return engine * max(1, ranks // shards // engine)
             case "ref-logprob":
-                return max(1, ranks // self.generation.shards)
+                return max(1, ranks // shards)
             case "train-epoch" | "warm-up" | "control" | "validate":
                 return ranks
         return 1
