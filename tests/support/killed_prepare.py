@@ -65,8 +65,8 @@ class _Writes:
                 self.note(key)
             delete(bucket, keys)
 
-        Bucket.put = put_or_die  # type: ignore[method-assign]
-        Bucket.delete = delete_or_die  # type: ignore[method-assign]
+        Bucket.put = put_or_die  # type: ignore[method-assign, assignment]
+        Bucket.delete = delete_or_die  # type: ignore[method-assign, assignment]
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -12,7 +12,7 @@ from spin_components.errors import DataError
 from spin_components.settings.settings import Settings
 
 
-def shard_inputs(settings: Settings) -> dict[str, str]:
+def shard_inputs(settings: Settings) -> dict[str, str | int]:
     """How records are divided, as an input of the run where earlier releases would divide them otherwise."""
     shards, data = settings.generation.shards, settings.data
     is_new = shards != 1 and data.shard_by == "tokens"
