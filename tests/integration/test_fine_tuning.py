@@ -34,8 +34,10 @@ WARM_UP = {"max_epochs": 2, "lr": 3e-3}
 def fine_tuning_losses(run: LocalRun, folder: str) -> list[float]:
     """The loss of every step of the warm-up or of the controls, in order."""
     keys = sorted(key for key in run.sizes(folder) if key.endswith("/metrics.json"))
-    assert keys
-    return [row["loss"] for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
+    rows = [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
+    assert [row["step"] for row in rows] == [*range(1, len(rows) + 1)]
+    assert rows
+    return [row["loss"] for row in rows]
 
 
 def policies(run: LocalRun) -> dict[str, str]:
@@ -232,13 +234,19 @@ def test_a_control_that_is_begun_first_trains_the_one_before_to_the_same_bits(
     assert policies(run) == policies(in_order)
 
 
-def test_adapters_are_trained_on_that_of_the_warm_up(make_settings: MakeSettings) -> None:
-    lora = {"r": 2, "export": "adapter"}
+@pytest.mark.parametrize(
+    "lora", [{"export": "adapter"}, {"export": "merged"}, {"export": "adapter", "quantize": "nf4"}]
+)
+def test_adapters_are_trained_on_those_of_the_warm_up_and_of_the_control_before(
+    lora: dict[str, str], make_settings: MakeSettings
+) -> None:
     run = play(
         make_settings(
-            lora=lora,
+            lora={"r": 2, **lora},
             warm_up={"max_epochs": 1, "lr": 1e-2},
             control={"sft": True},
+            spin={"max_iterations": 2, "history": 0},
+            selection={"on_regression": "continue"},
             validation={"num_samples": 0},
             generation={"max_new_tokens": 6},
             hardware={"threads": 1},
@@ -246,7 +254,18 @@ def test_adapters_are_trained_on_that_of_the_warm_up(make_settings: MakeSettings
     )
     facts = read_manifest(run, layout.checkpoint(0)).facts
     assert layout.epoch_of(run.key_of(facts["reference_uri"])) == (layout.WARM_UP, 0)
-    assert read_status(str(run.root)).control[0].val_loss is not None
+    warm_up, *controls = (
+        read_manifest(run, manifest).facts
+        for manifest in (layout.WARM_UP_MANIFEST, layout.control_manifest(0), layout.control_manifest(1))
+    )
+    assert warm_up["val_loss"] < warm_up["base_val_loss"]
+    assert [each["num_steps"] for each in controls] == [3, 3]
+    means = [warm_up["val_loss"], *(each.val_loss for each in read_status(str(run.root)).control)]
+    assert means == sorted(means, reverse=True), "each goes on from the one before"
+    # each epoch's loss as training measured it is that of the model as it is stored and read again
+    first_losses = fine_tuning_losses(run, layout.CONTROLS)
+    assert first_losses[0] < fine_tuning_losses(run, "warm_up")[0]
+    assert first_losses[3] < first_losses[0]
 
 
 def test_the_base_model_stays_where_no_epoch_is_better(make_settings: MakeSettings) -> None:

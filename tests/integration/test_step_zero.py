@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import gguf
 import pytest
 import torch
 
-from spin_components.algorithm.batching import micro_batches, permutation
-from spin_components.algorithm.logprobs import answer_logprobs
+from spin_components.algorithm.batching import permutation
+from spin_components.algorithm.division import Division
+from spin_components.algorithm.logprobs import answer_logprobs, is_packed
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE, AnswerLogprobs, spin_loss
+from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.builtin import docstrings, make_smollm2
 from spin_components.data.formats import Conversation, Message
 from spin_components.data.rendering import Renderer
@@ -27,8 +29,10 @@ from spin_components.model.loading import load_model
 from spin_components.model.scoring import all_answers
 from spin_components.ref_logprob.step import score_pairs
 from spin_components.settings.run import ModelSettings
+from spin_components.settings.settings import Settings
 from spin_components.settings.training import TrainingSettings
 from support.bounds import gamma
+from support.playing import losses, play
 
 NUM_PAIRS = 4
 """Two ranks with a micro-batch of two pairs each."""
@@ -75,11 +79,16 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
     compute = Compute(torch.device("cpu"), precision)
     training = TrainingSettings(global_batch_size=NUM_PAIRS, micro_batch_size=2)
     batch = permutation(NUM_PAIRS, seed=1)
-    scores = score_pairs(model, pairs, compute, [batch], training)
-    lengths = [pair.num_tokens for pair in pairs]
+    scores = score_pairs(model, pairs, compute, [batch], training, ranks=2)
     if like_reference:
-        shares = [micro_batches(batch, lengths, micro_batch_size=2, rank=rank, ranks=2, num=1) for rank in (0, 1)]
-        groups = [list(micro.pairs) for share in shares for micro in share]
+        lengths = PairLengths(
+            [len(pair.prompt_ids) + sum(map(len, pair.answers)) for pair in pairs],
+            [len(pair.prompt_ids) for pair in pairs],
+            [max(map(len, pair.answers)) for pair in pairs],
+            [2] * NUM_PAIRS,
+        )
+        division = Division(lengths, training, 2, is_packed=is_packed(model))
+        groups = [list(micro.pairs) for rank in (0, 1) for micro in division.of_rank(batch, rank)]
     else:
         groups = [[index] for index in batch]
     rows = []
@@ -104,3 +113,23 @@ def test_the_first_loss_is_ln_2_to_rounding(scored_model: tuple[Any, list[Pair]]
 
 def test_in_float32_the_first_loss_does_not_depend_on_batches(scored_model: tuple[Any, list[Pair]]) -> None:
     assert _distance(*scored_model, "float32", like_reference=False) < STEP_ZERO_TOLERANCE["float32"]
+
+
+@pytest.mark.usefixtures("warm_python")
+@pytest.mark.parametrize("budget", [{}, {"micro_batch_tokens": 220}])
+@pytest.mark.parametrize("packing", ["on", "off"])
+def test_in_bf16_two_ranks_begin_at_ln_2_whatever_the_penalty(
+    make_settings: Callable[..., Settings], packing: str, budget: dict[str, int]
+) -> None:
+    # a difference of half a nat, as bf16 has between batches, would move the loss by up to 12
+    training = {"backend": "deepspeed", "precision": "bf16", "micro_batch_size": 2, "packing": packing, **budget}
+    run = play(
+        make_settings(
+            training=training,
+            spin={"ref_policy_kl_penalty": 50.0},
+            generation={"max_new_tokens": 6},
+            validation={"num_samples": 0},
+            hardware={"device": "cpu", "ranks": 2, "threads": 1},
+        )
+    )
+    assert abs(losses(run)[0] - math.log(2)) < gamma(8 + 4) * math.log(2)

@@ -114,6 +114,15 @@ def is_step_zero_of(run: LocalRun, t: int, beta: float) -> bool:
     return bool(rows_of(run, t)[0]["loss"] == pytest.approx(expected, rel=STEP_ZERO_TOLERANCE["float32"]))
 
 
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_an_adapter_is_trained_on_triplets(export: str, make_settings: MakeSettings) -> None:
+    sections = {**TRIPLET, "spin": {**TRIPLET["spin"], "max_iterations": 2}, "lora": {"r": 2, "export": export}}
+    run = play(make_settings(**sections))
+    assert is_step_zero_of(run, 0, beta=0.0)
+    assert is_step_zero_of(run, 1, beta=BETA)
+    assert not all(math.isnan(score.ref_proto or math.nan) for score in scores_of(run, 1))
+
+
 def test_every_iteration_begins_at_the_loss_of_its_reference(finished: LocalRun) -> None:
     assert is_step_zero_of(finished, 0, beta=0.0)
     assert is_step_zero_of(finished, 1, beta=BETA)

@@ -102,10 +102,12 @@ class Objective(NamedTuple):
     def step_zero_scale(self) -> float:
         """The least factor of `STEP_ZERO_TOLERANCE`, which was measured with a loss that changes by 0.1 a nat.
 
-        That is the slope of SPIN's logistic loss where policy and reference agree, beta / 2, for beta = 0.2. T-SPIN's
-        changes by up to alpha a nat, so that the same rounding moves it by 10 alpha times as much.
+        That is the slope of SPIN's logistic loss where policy and reference agree, beta / 2, for beta = 0.2; the same
+        rounding moves it in proportion to beta. T-SPIN's loss changes by up to alpha a nat.
         """
-        return 10 * self.alpha if self.loss == "triplet" and not self.length_normalized else 1.0
+        if self.length_normalized:
+            return 1.0
+        return 10 * self.alpha if self.loss == "triplet" else max(1.0, self.beta / 0.2)
 
 
 class PairTerms(NamedTuple):

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spin_components.algorithm.batching import Lengths, MicroBatch, deal, filled
+
+Ints = Sequence[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class PairLengths:
-    """Tokens of pairs, by index.
+    """Tokens of pairs, by index; each (N,).
 
     Attributes:
         once: of the prompt, once, and of all answers.
@@ -26,10 +30,16 @@ class PairLengths:
         num_answers: number of answers that are computed, no tokens.
     """
 
-    once: Lengths
-    prompt: Lengths
-    longest: Lengths
-    num_answers: Lengths
+    once: Ints
+    prompt: Ints
+    longest: Ints
+    num_answers: Ints
+
+    @property
+    def in_rows(self) -> NDArray[np.int64]:
+        """Tokens of a row for each answer, with a prompt each, (N,); see `Pair.num_tokens`."""
+        once, prompt, num_answers = (np.asarray(each, np.int64) for each in (self.once, self.prompt, self.num_answers))
+        return once + (num_answers - 1) * prompt
 
     def packed(self, pairs: Sequence[int]) -> int:
         """Tokens of a packed batch: each prompt once."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from spin_components.data.shards import DocumentValue
 from spin_components.errors import ConfigError, EngineError, SpinError
-from spin_components.harness.sandbox import plain_templates
+from spin_components.harness.sandbox import limited_harness
 from spin_components.harness.task_files import check_task_files, write_located
 from spin_components.settings.attempt import EvaluationSettings
 
@@ -142,7 +142,7 @@ def run_tasks(
             "evaluation.chat_template = true, but the model's tokenizer has no chat template; set it to false"
         )
     model = load_model(folder, settings.model, device=compute.device).eval()
-    with _quiet(), _explained(evaluation.tasks), plain_templates(trust=evaluation.trust_task_code):
+    with _quiet(), _explained(evaluation.tasks), limited_harness(trust=evaluation.trust_task_code):
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 

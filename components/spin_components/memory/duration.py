@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spin_components.algorithm.batching import form_batches, micro_batches
+from spin_components.algorithm.batching import form_batches
+from spin_components.algorithm.division import Division
 from spin_components.algorithm.schedules import resolve_count
-from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
+from spin_components.algorithm.token_budget import PairLengths
 from spin_components.memory.estimate import StepName
 from spin_components.memory.roofline import Hardware, exchanged_bytes
 from spin_components.memory.shape import ModelShape
@@ -255,23 +256,17 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     prompts = np.minimum(prompts, limit - 1)
     answers = [np.minimum(each, limit - prompts) for each in answers]
     shapes = list(zip(prompts.tolist(), *(each.tolist() for each in answers), strict=True))
-    lengths = [len(answers) * prompt + sum(each) for prompt, *each in shapes]
-    num = max(training.global_batch_size // (training.micro_batch_size * ranks), 1)
     batches = form_batches(num_pairs, training.global_batch_size, 0)
-    if work.is_packed:  # ranks get as many tokens each, see `balanced_micro_batches`
+    if work.is_packed:  # ranks get as many tokens each, see `Division`
         sums = [_num_computed([shapes[i] for i in batch], is_packed=True) for batch in batches]
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
-    size = training.micro_batch_size
     once, num_answers = prompts + np.sum(answers, axis=0), [len(answers)] * num_pairs
     of_pairs = PairLengths(once, prompts, np.max(answers, axis=0), num_answers)
-    budget = Budget(size, training.micro_batch_tokens, of_pairs.padded)
+    division = Division(of_pairs, training, ranks, is_packed=False)
 
     def computed(batch: Sequence[int], rank: int) -> int:
-        if training.micro_batch_tokens:
-            micros = budgeted_micro_batches(batch, lengths, budget, rank=rank, ranks=ranks, is_balanced=False)
-        else:
-            micros = micro_batches(batch, lengths, micro_batch_size=size, rank=rank, ranks=ranks, num=num)
+        micros = division.of_rank(batch, rank)
         return sum(_num_computed([shapes[i] for i in micro.pairs], is_packed=False) for micro in micros)
 
     return [[computed(batch, rank) for rank in range(ranks)] for batch in batches]

@@ -37,7 +37,16 @@ def main(job_path: Path) -> None:
             model = load_scored(job.folder, job.settings, compute).eval()
         share = job.shares[rank]
         pairs = StoredRows([share.pairs], Pair, share.pairs.parent)
-        scores = score_pairs(model, pairs, compute, share.batches, training, report, with_protos=share.with_protos)
+        scores = score_pairs(
+            model,
+            pairs,
+            compute,
+            share.batches,
+            training,
+            report,
+            ranks=hardware.world_size,
+            with_protos=share.with_protos,
+        )
         return {"scores": [_as_list(score) for score in scores]}
 
     take_part(job_path, job.where, work)

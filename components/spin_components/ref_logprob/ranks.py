@@ -95,14 +95,14 @@ def _micro_batches(
 ) -> list[tuple[int, ...]]:
     """Indices of the pairs of every micro-batch of training, without those that fill a batch.
 
-    With a budget of tokens, of every global batch: the tokens of a micro-batch depend on whether the model packs, which
-    the process that loads it finds out.
+    With a budget of tokens, and where training has several ranks, of every global batch: how it is divided depends on
+    whether the model packs, which the process that loads it finds out.
 
     A short batch is filled with its shortest pair, which is also the first of the pairs that it fills up: formed from
     its own pairs alone, a micro-batch is filled with the same.
     """
     training = settings.training
-    if training.micro_batch_tokens:
+    if training.micro_batch_tokens or settings.hardware.world_size > 1:
         return [tuple(batch) for batch in batches]
     size = training.micro_batch_size
     formed = (

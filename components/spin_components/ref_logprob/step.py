@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches, micro_batches
+from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches
+from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
-from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
+from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
 from spin_components.data.triplets import Triplets
@@ -212,7 +213,16 @@ def _scored_by(
             with_protos=with_protos,
         )
     model = load_scored(folder, settings, compute).eval()
-    return score_pairs(model, pairs, compute, batches, settings.training, report, with_protos=with_protos)
+    return score_pairs(
+        model,
+        pairs,
+        compute,
+        batches,
+        settings.training,
+        report,
+        ranks=settings.hardware.world_size,
+        with_protos=with_protos,
+    )
 
 
 def score_pairs(
@@ -223,6 +233,7 @@ def score_pairs(
     training: TrainingSettings,
     report: Callable[[int], None] = lambda done: None,
     *,
+    ranks: int = 1,
     with_protos: bool = False,
 ) -> RowColumns[Score]:
     """Log-probabilities of the answers of every pair, computed in the micro-batches that training will compute.
@@ -234,6 +245,7 @@ def score_pairs(
         batches: indices of pairs, by global batch; see `algorithm.batching.form_batches`.
         training: batch sizes.
         report: called with the number of pairs done.
+        ranks: number of processes that training will have.
         with_protos: whether the scores have those of proto answers.
 
     Returns: the scores, in the order of the pairs.
@@ -246,7 +258,7 @@ def score_pairs(
         scores.set_column("ref_proto", np.full(len(pairs), np.nan))
     for number, batch in enumerate(batches):
         by_index = {int(i): pairs[i] for i in batch}
-        for micro in _micro_batches(by_index, training, is_packed=is_packed(model)):
+        for micro in _micro_batches(by_index, training, ranks, is_packed=is_packed(model)):
             if micro.is_filling:
                 continue
             chosen = [by_index[i] for i in micro.pairs]  # B
@@ -257,9 +269,11 @@ def score_pairs(
                     f"the reference gives a log-probability that is not finite to one of the pairs "
                     f"{[pair.index for pair in chosen]}; look at the model's weights"
                 )
-            for i, pair, (actual, generated, *proto) in zip(
-                micro.pairs, chosen, torch.stack(logprobs, -1).tolist(), strict=True
+            for i, weight, pair, (actual, generated, *proto) in zip(
+                micro.pairs, micro.weights, chosen, torch.stack(logprobs, -1).tolist(), strict=True
             ):
+                if not weight:  # it fills the micro-batch, and is computed in another one
+                    continue
                 score = Score(pair.index, actual, generated, number, pair.origin, ref_proto=math.nan)
                 scores[i] = score if pair.proto_ids is None else replace(score, ref_proto=proto[0])
             num_done += int(sum(micro.weights))
@@ -267,17 +281,17 @@ def score_pairs(
     return scores
 
 
-def _micro_batches(by_index: dict[int, Pair], training: TrainingSettings, *, is_packed: bool) -> list[MicroBatch]:
-    """The micro-batches that training forms of a global batch on one rank."""
-    lengths, size = {i: pair.num_tokens for i, pair in by_index.items()}, training.micro_batch_size
-    if not training.micro_batch_tokens:
-        num = training.global_batch_size // size
-        return micro_batches(list(by_index), lengths, micro_batch_size=size, rank=0, ranks=1, num=num)
-    of_pairs = PairLengths(
-        {i: len(pair.prompt_ids) + sum(map(len, pair.answers)) for i, pair in by_index.items()},
-        {i: len(pair.prompt_ids) for i, pair in by_index.items()},
-        {i: max(map(len, pair.answers)) for i, pair in by_index.items()},
-        {i: len(pair.answers) for i, pair in by_index.items()},
+def _micro_batches(
+    by_index: dict[int, Pair], training: TrainingSettings, ranks: int, *, is_packed: bool
+) -> list[MicroBatch]:
+    """The micro-batches that training forms of a global batch on all ranks."""
+    indices = sorted(by_index)
+    pairs = [by_index[i] for i in indices]
+    lengths = PairLengths(
+        [len(pair.prompt_ids) + sum(map(len, pair.answers)) for pair in pairs],
+        [len(pair.prompt_ids) for pair in pairs],
+        [max(map(len, pair.answers)) for pair in pairs],
+        [len(pair.answers) for pair in pairs],
     )
-    budget = Budget(size, training.micro_batch_tokens, of_pairs.packed if is_packed else of_pairs.padded)
-    return budgeted_micro_batches(list(by_index), lengths, budget, rank=0, ranks=1, is_balanced=False)
+    micros = Division(lengths, training, ranks, is_packed=is_packed).of_all_ranks(range(len(pairs)))
+    return [MicroBatch(tuple(indices[place] for place in micro.pairs), micro.weights) for micro in micros]

@@ -22,7 +22,7 @@ from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
 from spin_components.store.lease_holder import LeaseHolder
 from spin_components.store.manifests import Manifest, finished, read_manifest
-from spin_components.tracking.tracker import AttemptState, Series
+from spin_components.tracking.tracker import AttemptState, Branch, Series
 from spin_components.tracking.trackers import Trackers, open_trackers
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Publication:
     _number: int = 0
     _recorded: dict[str, Any] = field(default_factory=dict)
     _outputs: dict[str, FileDigest] = field(default_factory=dict)
+    _trackers: dict[Branch, Trackers | None] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -102,16 +103,24 @@ class Publication:
         logger.warning(message)
         self.events.write("warning", message=message)
 
-    def track(self, series: Series, global_step: int, values: Mapping[str, float]) -> None:
+    def track(
+        self, series: Series, global_step: int, values: Mapping[str, float], branch: Branch = "self-play"
+    ) -> None:
         """Send metrics to the attempt's trackers, if it has any.
 
         Args:
             series: which metrics these are.
-            global_step: optimizer steps done in the whole run.
+            global_step: optimizer steps done in the whole branch.
             values: by name; finite.
+            branch: what they are of.
         """
-        if self._trackers:
-            self._trackers.log(series, global_step, values)
+        if not self.events.enabled:
+            return  # one rank of several sends them
+        if branch not in self._trackers:
+            settings = self.settings.model_copy(update={"tracking": self._attempt.tracking})
+            self._trackers[branch] = open_trackers(self.run, settings, self.warn, branch)
+        if trackers := self._trackers[branch]:
+            trackers.log(series, global_step, values)
 
     @contextmanager
     def write(self, key: str) -> Iterator[Path]:
@@ -145,7 +154,7 @@ class Publication:
                 ranks=self.hardware.world_size if self.name in TRAINING_STEPS else 0,
             ),
         )
-        if trackers := self.__dict__.get("_trackers"):
+        for trackers in filter(None, self._trackers.values()):
             trackers.flush()  # a finished step does not run again, so nothing would send its metrics later
         self.commit(self._key, manifest)
         self.published = manifest
@@ -201,13 +210,6 @@ class Publication:
         """What `prepare` recorded for this attempt."""
         return Attempt(self.run, self.hardware, self._number, self._recorded)
 
-    @cached_property
-    def _trackers(self) -> Trackers | None:
-        """Where this attempt sends metrics beside its events; None for nowhere, and on all ranks but one."""
-        if not self.events.enabled:
-            return None
-        return open_trackers(self.run, self.settings.model_copy(update={"tracking": self._attempt.tracking}), self.warn)
-
     def _find(self, *, replaces: bool) -> Manifest | None:
         """The step's manifest, if the step need not run."""
         if not replaces:
@@ -228,6 +230,7 @@ class Publication:
 
     def _close(self, outcome: AttemptState) -> None:
         """Close the trackers, telling them how the attempt stands, then have all events stored."""
-        if trackers := self.__dict__.get("_trackers"):
-            trackers.close(outcome)
+        for branch, trackers in self._trackers.items():
+            if trackers:  # no later step belongs to a branch beside self-play, or it takes its run up again
+                trackers.close("ended" if outcome == "running" and branch != "self-play" else outcome)
         self.events.close()

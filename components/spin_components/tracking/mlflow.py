@@ -1,4 +1,4 @@
-"""MLflow tracker: one MLflow run per run, continued by every step."""
+"""MLflow tracker: an MLflow run for each branch of a run, continued by every step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from spin_components.settings.settings import Settings
 from spin_components.store.base import RunStore
-from spin_components.tracking.tracker import AttemptState, Point, TrackerState, flat
+from spin_components.tracking.tracker import AttemptState, Branch, Point, TrackerState, flat, run_name
 
 _BATCH = 900
 """Metrics per request; the server accepts at most 1000."""
@@ -26,7 +26,7 @@ class MlflowTracker:
     Credentials come from MLflow's own variables (MLFLOW_TRACKING_USERNAME, …).
     """
 
-    def __init__(self, run: RunStore, settings: Settings) -> None:
+    def __init__(self, run: RunStore, settings: Settings, branch: Branch) -> None:
         # MLflow's own timeouts are minutes; `Trackers` retries instead
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -36,23 +36,24 @@ class MlflowTracker:
 
         tracking = settings.tracking
         target = {"uri": tracking.mlflow_uri, "experiment": tracking.mlflow_experiment}
-        tracker_state = TrackerState(run, "mlflow", target)
+        tracker_state = TrackerState(run, "mlflow", target, branch)
         self._client: Any = MlflowClient(tracking.mlflow_uri)
         self._last: dict[str, int] = {}
         if stored := tracker_state.read().get("run_id"):
             self._run_id, self._is_new = str(stored), False
             self._client.update_run(self._run_id, status="RUNNING")
         else:
-            self._run_id, self._is_new = self._create(run, settings), True
+            self._run_id, self._is_new = self._create(run, settings, branch), True
             tracker_state.write({"run_id": self._run_id})
 
-    def _create(self, run: RunStore, settings: Settings) -> str:
+    def _create(self, run: RunStore, settings: Settings, branch: Branch) -> str:
         from mlflow.entities import Param
 
         name = settings.tracking.mlflow_experiment
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        run_id = self._client.create_run(number, run_name=settings.run.name, tags={"spin.run_uri": run.uri}).info.run_id
+        tags = {"spin.run_uri": run.uri, "spin.branch": branch}
+        run_id = self._client.create_run(number, run_name=run_name(settings, branch), tags=tags).info.run_id
         params = [Param(key, str(value)[:_VALUE_CHARACTERS]) for key, value in flat(settings).items()]
         self._client.log_batch(run_id, params=params)
         return str(run_id)

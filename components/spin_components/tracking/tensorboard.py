@@ -1,4 +1,4 @@
-"""TensorBoard tracker: event files in the run's storage, one folder per series."""
+"""TensorBoard tracker: event files in the run's storage, a folder for each series of each branch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
-from spin_components.tracking.tracker import AttemptState, Point, Series
+from spin_components.tracking.tracker import AttemptState, Branch, Point, Series
 
 
 class TensorBoardTracker:
@@ -25,8 +25,9 @@ class TensorBoardTracker:
     they are uploaded as a whole at each flush.
     """
 
-    def __init__(self, run: RunStore) -> None:
+    def __init__(self, run: RunStore, branch: Branch) -> None:
         self._run = run
+        self._folder = layout.TENSORBOARD if branch == "self-play" else f"{layout.TENSORBOARD}/{branch}"
         self._in_place = isinstance(run, LocalRun)
         self._root = run.scratch if self._in_place else Path(tempfile.mkdtemp(prefix="spin-tensorboard-"))
         self._writers: dict[Series, _Writer] = {}
@@ -35,7 +36,7 @@ class TensorBoardTracker:
     def log(self, points: Collection[Point]) -> None:
         for point in points:
             if point.series not in self._writers:
-                folder = self._root / layout.TENSORBOARD / point.series
+                folder = self._root / self._folder / point.series
                 self._writers[point.series] = _Writer(folder, point)
             self._writers[point.series].add(point)
 

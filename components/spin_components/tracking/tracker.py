@@ -12,6 +12,10 @@ from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 
+Branch = Literal["self-play", "warm-up", "control"]
+"""What metrics are of. Each branch has a run of its own at a tracker, with the same names of metrics, so that the
+tracker draws their curves over each other: a control's steps are counted as those of the iterations beside it."""
+
 
 class TrackerState:
     """A JSON object `tracking/NAME.json`, valid for one target only.
@@ -20,10 +24,12 @@ class TrackerState:
         run: the run that stores it.
         name: name of the tracker.
         target: server and project; the stored state of another target is ignored.
+        branch: what the tracker's run is of.
     """
 
-    def __init__(self, run: RunStore, name: str, target: dict[str, str]) -> None:
-        self._run, self._key, self._target = run, f"{layout.TRACKING}/{name}.json", target
+    def __init__(self, run: RunStore, name: str, target: dict[str, str], branch: Branch = "self-play") -> None:
+        own = name if branch == "self-play" else f"{name}-{branch}"
+        self._run, self._key, self._target = run, f"{layout.TRACKING}/{own}.json", target
 
     def read(self) -> dict[str, Any]:
         """Read the stored values; empty if there are none, or if they are damaged or of another target."""
@@ -79,6 +85,18 @@ class Tracker(Protocol):
 
     def close(self, state: AttemptState) -> None:
         """Flush, set the state of the tracker's run, and release resources."""
+
+
+def branch_of(number: int) -> Branch:
+    """The branch of an iteration, of the base model (`layout.BASE`), of the warm-up or of a control, by its number."""
+    if number == layout.WARM_UP:
+        return "warm-up"
+    return "self-play" if layout.controlled(number) is None else "control"
+
+
+def run_name(settings: Settings, branch: Branch) -> str:
+    """Name of a tracker's run."""
+    return settings.run.name if branch == "self-play" else f"{settings.run.name} {branch}"
 
 
 def flat(settings: Settings) -> dict[str, Any]:

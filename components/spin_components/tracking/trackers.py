@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from spin_components.settings.settings import Settings
 from spin_components.store.base import RunStore
-from spin_components.tracking.tracker import AttemptState, Point, Series, Tracker
+from spin_components.tracking.tracker import AttemptState, Branch, Point, Series, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -29,27 +29,30 @@ _TIMEOUT_S = 30.0
 _RETRY_S = 10.0
 
 
-def open_trackers(run: RunStore, settings: Settings, warn: Callable[[str], None]) -> Trackers | None:
+def open_trackers(
+    run: RunStore, settings: Settings, warn: Callable[[str], None], branch: Branch = "self-play"
+) -> Trackers | None:
     """Create the trackers that `[tracking]` enables; None if there are none.
 
     Args:
         run: the run; stores the trackers' state.
         settings: settings of the run, with this attempt's `[tracking]`.
         warn: called with a message when a tracker fails.
+        branch: what the metrics will be of.
     """
     tracking, openers = settings.tracking, dict[str, Callable[[], Tracker]]()
     if tracking.tensorboard:
         from spin_components.tracking.tensorboard import TensorBoardTracker
 
-        openers["TensorBoard"] = lambda: TensorBoardTracker(run)
+        openers["TensorBoard"] = lambda: TensorBoardTracker(run, branch)
     if tracking.mlflow_uri:
         from spin_components.tracking.mlflow import MlflowTracker
 
-        openers["MLflow"] = lambda: MlflowTracker(run, settings)
+        openers["MLflow"] = lambda: MlflowTracker(run, settings, branch)
     if tracking.wandb_project:
         from spin_components.tracking.wandb import WandbTracker
 
-        openers["Weights & Biases"] = lambda: WandbTracker(run, settings)
+        openers["Weights & Biases"] = lambda: WandbTracker(run, settings, branch)
     return Trackers(openers, warn) if openers else None
 
 

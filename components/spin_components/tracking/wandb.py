@@ -1,4 +1,4 @@
-"""Weights & Biases tracker: one W&B run per run, continued by every step."""
+"""Weights & Biases tracker: a W&B run for each branch of a run, continued by every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.local import LocalRun
-from spin_components.tracking.tracker import AttemptState, Point, TrackerState, flat
+from spin_components.tracking.tracker import AttemptState, Branch, Point, TrackerState, flat, run_name
 
 _INIT_S = 20.0
 _STEP = "global_step"
@@ -27,12 +27,12 @@ class WandbTracker:
     own login.
     """
 
-    def __init__(self, run: RunStore, settings: Settings) -> None:
+    def __init__(self, run: RunStore, settings: Settings, branch: Branch) -> None:
         import wandb
 
         tracking = settings.tracking
         target = {"project": tracking.wandb_project, "entity": tracking.wandb_entity, "mode": tracking.wandb_mode}
-        self._run, self._state = run, TrackerState(run, "wandb", target)
+        self._run, self._state = run, TrackerState(run, "wandb", target, branch)
         stored = self._state.read()
         self._id = str(stored.get("id") or secrets.token_hex(4))
         self._last: dict[str, int] = dict(stored.get("last", {}))
@@ -47,7 +47,9 @@ class WandbTracker:
             project=tracking.wandb_project,
             entity=tracking.wandb_entity or None,
             id=self._id,
-            name=settings.run.name,
+            name=run_name(settings, branch),
+            group=settings.run.name,
+            job_type=branch,
             config=flat(settings) | {"run_uri": run.uri},
             resume="allow",
             mode=tracking.wandb_mode,

@@ -7,23 +7,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from spin_components.algorithm.batching import (
-    GlobalBatches,
-    MicroBatch,
-    balanced_micro_batches,
-    derive_seed,
-    micro_batches,
-    order_batches,
-)
+from spin_components.algorithm.batching import GlobalBatches, MicroBatch, derive_seed, order_batches
+from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.schedules import learning_rate, resolve_count
-from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
+from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.shards import PairReward, Prompt, read_rows
 from spin_components.model.scoring import distributed_val_loss, validation_batches
 from spin_components.record.training_pairs import TrainingPairs
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.manifests import read_manifest
+from spin_components.tracking.tracker import branch_of
 from spin_components.training.backend import Backend
 from spin_components.training.course import Course
 from spin_components.training.job import EpochJob
@@ -43,12 +38,10 @@ class EpochLoop:
     def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step) -> None:
         settings, course = job.settings, Course(job.settings, job.iteration)
         self._job, self._backend, self._data, self._step = job, backend, data, step
-        self._course = course
+        self._course, self._branch = course, branch_of(job.iteration)
         self._batches = epoch_batches(job, data)
-        self._is_balanced = backend.ranks > 1 and is_packed(backend.model)
-        self._lengths = data.num_packed if self._is_balanced else data.num_tokens  # (N,)
-        of_pairs = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
-        self._count = of_pairs.packed if is_packed(backend.model) else of_pairs.padded
+        lengths = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
+        self._division = Division(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
@@ -81,30 +74,8 @@ class EpochLoop:
         return True
 
     def _share(self, number: int) -> list[MicroBatch]:
-        """This rank's micro-batches of the global batch of that number.
-
-        Packed, ranks get as many tokens each, a prompt counted once. Padded, a micro-batch costs what its longest pair
-        does, so pairs of one length stay together, in the micro-batches that the reference was scored in.
-        """
-        backend, training = self._backend, self._job.settings.training
-        if training.micro_batch_tokens:
-            return budgeted_micro_batches(
-                self._batches[number],
-                self._lengths,
-                Budget(training.micro_batch_size, training.micro_batch_tokens, self._count),
-                rank=backend.rank,
-                ranks=backend.ranks,
-                is_balanced=self._is_balanced,
-            )
-        form = balanced_micro_batches if self._is_balanced else micro_batches
-        return form(
-            self._batches[number],
-            self._lengths,
-            micro_batch_size=training.micro_batch_size,
-            rank=backend.rank,
-            ranks=backend.ranks,
-            num=training.global_batch_size // (training.micro_batch_size * backend.ranks),
-        )
+        """This rank's micro-batches of the global batch of that number."""
+        return self._division.of_rank(self._batches[number], self._backend.rank)
 
     def _own_pairs(self) -> Iterator[int]:
         """Pairs that this rank will compute, from the first step that is not done."""
@@ -171,12 +142,10 @@ class EpochLoop:
         )
 
     def _track(self, row: dict[str, Any]) -> None:
-        """Send the metrics of one step of self-play to the trackers."""
-        if not self._course.is_self_play:  # its steps are counted apart
-            return
-        self._step.track("train", row["step"], _values(row))
+        """Send the metrics of one step to the trackers."""
+        self._step.track("train", row["step"], _values(row), self._branch)
         if "val_loss" in row:
-            self._step.track("validation", row["step"], {"val_loss": row["val_loss"]})
+            self._step.track("validation", row["step"], {"val_loss": row["val_loss"]}, self._branch)
 
     def _after_step(self, done: int) -> None:
         """Validate and save, each at its interval; the end of the epoch has a validation and a save of its own."""
@@ -194,8 +163,7 @@ class EpochLoop:
         self.trained.rows[-1]["val_loss"] = val_loss
         global_step = self.trained.state.step
         self._step.events.write("validation", global_step=global_step, val_loss=val_loss)
-        if self._course.is_self_play:
-            self._step.track("validation", global_step, {"val_loss": val_loss})
+        self._step.track("validation", global_step, {"val_loss": val_loss}, self._branch)
         logger.info("val_loss %.4f after step %d", val_loss, done)
 
     def held_out_loss(self) -> float:

@@ -32,6 +32,7 @@ from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import digest_of
 from spin_components.store.manifests import read_manifest
+from spin_components.tracking.tracker import branch_of
 from spin_components.training.epoch import delete_control
 from spin_components.validate.measures import length_warning, mean_measures, measure_answers
 from spin_components.validate.policy import decodings, human_losses, sample_answers, score_samples
@@ -108,8 +109,7 @@ def validate(
             if iteration == first and (warning := length_warning(facts, settings.selection, name_of(iteration))):
                 step.warn(warning)
             numbers = {name: value for name, value in facts.items() if value is not None}
-            if iteration >= layout.BASE:  # the steps of others are counted apart
-                step.track("validation", _global_step(step.run, iteration, epoch), numbers)
+            step.track("validation", _global_step(step.run, iteration, epoch), numbers, branch_of(iteration))
             step.publish({**facts, "policy_uri": policy_uri})
             logger.info("val_loss %.4f on %d answers", mean, len(losses))
             if layout.controlled(iteration) is not None:

@@ -106,6 +106,10 @@ def test_the_first_loss_is_that_of_the_references_log_probabilities() -> None:
     # up to alpha a nat, where SPIN's logistic loss with beta = 0.2 changes by 0.1 a nat
     assert (triplet().step_zero_scale, triplet(alpha=0.5).step_zero_scale) == (10.0, 5.0)
     assert triplet(length_normalized=True).step_zero_scale == Objective(0.2).step_zero_scale == 1.0
+    assert (Objective(0.1).step_zero_scale, Objective(5.0).step_zero_scale) == (
+        1.0,
+        25.0,
+    )  # the paper's, first and last
 
 
 def test_a_third_answer_of_equal_likelihood_gives_ln_2_and_no_gradient_in_it() -> None:

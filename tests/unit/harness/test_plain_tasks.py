@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from spin_components.data.cpu_limit import CpuLimitError
-from spin_components.errors import ConfigError, DataError
+from spin_components.errors import ConfigError, DataError, EngineError
 from spin_components.harness import plain_tasks, sandbox
 from spin_components.harness.plain_tasks import MAX_DEPTH, check_plain
-from spin_components.harness.sandbox import plain_templates
+from spin_components.harness.sandbox import limited_harness
 from support.task_folder import CHOICE, GENERATE
 
 
@@ -165,7 +165,7 @@ def test_templates_reach_no_python_objects_unless_trusted(template: str) -> None
     from jinja2.exceptions import SecurityError, UndefinedError
     from lm_eval.utils import apply_template
 
-    with plain_templates(trust=False), pytest.raises((SecurityError, UndefinedError)):
+    with limited_harness(trust=False), pytest.raises((SecurityError, UndefinedError)):
         apply_template(template, {"question": "q"})
 
 
@@ -176,11 +176,11 @@ def test_templates_of_tasks_render_as_before() -> None:
     document = {"question": " q ", "choices": ["aa c"]}
     own = utils.env
     expected = utils.apply_template(template, {**document, "xs": [1]})
-    with plain_templates(trust=False):
+    with limited_harness(trust=False):
         assert utils.apply_template(template, {**document, "xs": [1]}) == expected == "q bb[1, 3]\n"
         assert utils.env is not own
     assert utils.env is own
-    with plain_templates(trust=True):
+    with limited_harness(trust=True):
         assert utils.env is own
 
 
@@ -189,5 +189,48 @@ def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(sandbox, "LIMIT_S", 0.05)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with plain_templates(trust=False), pytest.raises(CpuLimitError, match="still running"):
+    with limited_harness(trust=False), pytest.raises(CpuLimitError, match="still running"):
         apply_template(loop, {})
+
+
+def made_task(tmp_path: Path, **more: Any) -> Any:
+    """A generation task of one document, with its one answer given: letters, which slow patterns try in every way."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import ConfigurableTask
+
+    (tmp_path / "text.jsonl").write_text('{"question": "q", "target": "t"}\n', encoding="utf-8")
+    files = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "text.jsonl")}}}
+    task = ConfigurableTask(config=GENERATE | files | more, cache_dir=str(tmp_path))
+    answer = Instance(request_type="generate_until", doc=task.eval_docs[0], arguments=("q", {}), idx=0)
+    answer.resps = ["a" * 40]
+    task._instances = [answer]
+    return task
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$!", r"(a|a)+!", r"(\w*)*!"])
+def test_a_filters_slow_pattern_is_stopped(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"function": "regex", "regex_pattern": pattern}
+    task = made_task(tmp_path, filter_list=[{"name": "strict", "filter": [step, {"function": "take_first"}]}])
+    monkeypatch.setattr(sandbox, "FILTER_LIMIT_S", 0.05)
+    with (
+        limited_harness(trust=False),
+        pytest.raises(EngineError, match=r"task my_text, filter_list: it was still runn"),
+    ):
+        task.apply_filters()
+
+
+def test_a_metrics_slow_pattern_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = {"metric": "exact_match", "regexes_to_ignore": [r"(a+)+$!"], "aggregation": "mean"}
+    task = made_task(tmp_path, metric_list=[metric | {"higher_is_better": True}])
+    monkeypatch.setattr(sandbox, "LIMIT_S", 0.05)
+    with limited_harness(trust=False), pytest.raises(EngineError, match="task my_text, metric_list: it was still runn"):
+        task.process_results(task.eval_docs[0], ["a" * 40])
+
+
+def test_a_task_of_plain_patterns_scores_as_before(tmp_path: Path) -> None:
+    step = {"function": "regex", "regex_pattern": "(a{3})"}
+    task = made_task(tmp_path, filter_list=[{"name": "strict", "filter": [step, {"function": "take_first"}]}])
+    with limited_harness(trust=False):
+        task.apply_filters()
+        answer = task.instances[0].filtered_resps["strict"]
+        assert (answer, task.process_results({"target": "aaa"}, [answer])["exact_match"]) == ("aaa", 1.0)
