@@ -80,7 +80,7 @@ def test_prepare_killed_before_any_write_ends_with_the_same_bits(
     assert undisturbed[1]["num_unrenderable_records"] == 1
     assert num_writes >= 3 * PART_WRITES + 4, "several parts, three files and the manifest"
 
-    fatal = range(1, num_writes + 1, 2 if kind == "folder" else 6)
+    fatal = range(1, num_writes + 1, 3 if kind == "folder" else 6)
     again = [1, 2, 3, 3, 5, 4, 0]
     attempts = [(f"{root}/killed-{number}", each) for number in fatal for each in (number, 0)]
     attempts += [(f"{root}/again-and-again", number) for number in again]
