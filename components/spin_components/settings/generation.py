@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from spin_components.settings.section import PositiveFloat, Section, per_iteration
 
+MAX_SHARDS = 256
 Temperature = Annotated[float, Field(ge=0, le=10)]
 
 
@@ -39,9 +40,11 @@ class GenerationSettings(Section):
     )
     shards: int = Field(
         1,
-        ge=1,
-        le=256,
-        description="Number of parts of the prompts, generated in parallel; fixed when the pipeline is compiled.",
+        ge=0,
+        le=MAX_SHARDS,
+        description="Number of parts of the prompts, generated in parallel; fixed when the pipeline is compiled. 0: "
+        "`prepare` chooses it, so that a part has at most `data.shard_tokens` tokens, or as many parts as a cluster "
+        "allows.",
     )
     on_truncated: Literal["keep", "drop"] = Field(
         "keep",
