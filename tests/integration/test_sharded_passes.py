@@ -96,8 +96,10 @@ def test_ranks_that_divide_the_weights_compute_the_bits_of_one_process(
             # parts are filled up to one size, with less than a number for each parameter
             part = vectors + (whole - vectors) // ranks
             assert part <= sizes["held"] <= part + 4 * len(parameters), family
-            assert sizes["stored"] <= sizes["held"] + buffers + SMALL, "nothing else is held"
-            assert sizes["left"] <= SMALL, "the model is freed"
+            # gloo's thread may hold what was gathered last until it has more to do
+            most = SMALL + max(map(num_bytes, parameters))
+            assert sizes["stored"] <= sizes["held"] + buffers + most, f"{family}: nothing else is held"
+            assert sizes["left"] <= most, f"{family}: the model is freed"
 
 
 def test_a_pass_gathers_two_blocks_and_what_is_outside_of_them(tmp_path: Path, ranks_module: str) -> None:

@@ -80,7 +80,7 @@ def test_a_validation_has_the_losses_and_answers_of_one_process(make_settings: M
     )
     reference, uri = begin(settings), settings.run.uri
     run = LocalRun(Path(uri))
-    found = []
+    found: list[tuple[list[AnswerLoss], list[Sample]]] = []
     for machine in (ONE, THREE):
         if found:
             again(run, layout.validation(layout.BASE, 0))

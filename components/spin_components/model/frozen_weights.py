@@ -91,7 +91,7 @@ class FrozenWeights:
             if self.ranks > 1 and before is None:
                 del os.environ[_ONE_BY_ONE]
 
-    def _take(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def _take(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         """The parameter to register in place of another; None to register that one."""
         if parameter is None or parameter.is_meta or hasattr(parameter, _TAKEN) or not parameter.is_floating_point():
             return None
@@ -111,7 +111,8 @@ class FrozenWeights:
         return _marked(stand_in)
 
     def _is_cast(self, module: nn.Module) -> bool:
-        return type(module) in (nn.Linear, HalfLinear) and module.out_features != self._kept_vocabulary  # type: ignore[union-attr]
+        is_linear = type(module) in (nn.Linear, HalfLinear)
+        return is_linear and getattr(module, "out_features", 0) != self._kept_vocabulary
 
 
 def _marked(parameter: nn.Parameter) -> nn.Parameter:
