@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from spin_components.record.history import read_history
 from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from spin_components.store.manifests import Manifest, read_manifest
+from spin_pipeline.runs.reproduction.plan import plan
 from support.warm_spin import SPIN
 
 
@@ -34,6 +36,8 @@ def test_a_run_plays_as_many_shards_as_prepare_chooses(tmp_path: Path, tiny_llam
     assert 1 < number <= 8
     assert data.inputs["generation.shards"] == 0
     assert data.inputs["data.shard_tokens"] == 300
+    planned = plan(chosen, read_history(chosen), str(tmp_path / "again"), None).settings
+    assert planned.generation.shards == number, "a reproduction has the number that was chosen"
     fixed, same = run(tmp_path / "fixed", tiny_llama, question_file, f"generation.shards={number}")
     assert data.outputs == same.outputs
     assert "data.shard_tokens" not in same.inputs
