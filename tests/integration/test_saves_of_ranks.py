@@ -21,9 +21,10 @@ from spin_components.record.events import EventTail
 from spin_components.settings.settings import Settings
 from spin_components.store import layout
 from spin_components.store.base import RunStore
-from spin_components.store.lease import read_lease
 from spin_components.store.manifests import Manifest, read_manifest
 from spin_components.store.open import open_run
+from spin_components.store.processes import is_alive
+from spin_components.store.write_right import AT_WORK
 from spin_components.train_epoch.step import train
 from support import bounds
 from support.epoch_process import start_epoch
@@ -66,9 +67,14 @@ class Epoch:
         self.proxy.reset(rule)
         processes.append(self.start(ranks))
         processes[0].wait()
-        self.proxy.reset()
-        while (lease := read_lease(self.run)) and lease.remaining_s:  # by a rank that was not reaped yet
+        while any(is_alive(process) for process in self._at_work()):  # the first rank, which writes the manifest
             time.sleep(0.05)
+        self.proxy.reset()
+
+    def _at_work(self) -> list[str]:
+        """Processes that the run's steps at work have registered."""
+        keys = [key for key in self.run.sizes(layout.LEASES) if AT_WORK.fullmatch(key)]
+        return [str(self.run.read_json(key)["process"]) for key in keys]
 
     @property
     def manifest(self) -> Manifest:
