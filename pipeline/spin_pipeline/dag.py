@@ -43,6 +43,7 @@ from spin_pipeline.deploy.compiled_spec import finish
 from spin_pipeline.deploy.descriptions import describe_pipeline
 from spin_pipeline.deploy.placement import Placement
 from spin_pipeline.deploy.pod_parameters import PODS
+from spin_pipeline.deploy.workflow_size import most_tasks
 from spin_pipeline.iteration import ATTEMPT, Shape, iteration_pipeline, result_of, task_of, trainer
 
 CREATED = dsl.PIPELINE_JOB_CREATE_TIME_UTC_PLACEHOLDER
@@ -72,6 +73,7 @@ def shape_of(settings: Settings, cluster: ClusterSettings | None = None, *, para
         settings.control.sft,
         settings.selection.waits_for_evaluation,
         frozenset(cluster.fuse if cluster else ()),
+        most_tasks=most_tasks() if cluster else None,
     )
 
 
@@ -132,6 +134,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
         prepared = placer.light(task_of(prepare, None, **identity, **form, compiled=compiled), retry=False)
         address, pods = prepared.outputs["run_uri"], prepared.outputs[PODS]
         at = {"attempt": ATTEMPT, "run_uri": address}
+        chosen = {} if shape.shards else {"shards": prepared.outputs["shards"]}
 
         def add_evaluation(t: int, after: Any) -> None:
             """Add the evaluation of the model that iteration t published; t is `BASE` for the base model.
@@ -171,7 +174,7 @@ def build(settings: Settings, cluster: ClusterSettings | None = None, *, paralle
 
         def add_iteration(t: int, reference: Any, start: Any) -> None:
             """Add iteration t and, nested in a condition on its result, those after it; `start` is the controls'."""
-            played = iterations[t](run_uri=address, reference_uri=reference, pods=pods)
+            played = iterations[t](run_uri=address, reference_uri=reference, pods=pods, **chosen)
             played.set_display_name(f"iteration {t}")
             add_evaluation(t, played.output)
             if shape.controls:

@@ -7,7 +7,7 @@ has the key `checkpoint-1`, and each iteration is a pipeline of its own; their e
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from spin_components.evaluate.component import evaluate_to_decide
 from spin_components.fused.component import generate_and_score, train_and_validate
 from spin_components.generate.component import generate
 from spin_components.ref_logprob.component import ref_logprob
+from spin_components.settings.generation import MAX_SHARDS
 from spin_components.store.layout import BASE, WARM_UP
 from spin_components.train_epoch.component import train_epoch, train_epoch_on_nodes
 from spin_components.validate.component import validate
@@ -35,7 +36,7 @@ class Shape:
     Attributes:
         max_iterations: upper limit; a run may ask for fewer.
         epochs: number of epochs of each iteration.
-        shards: number of generation shards of an iteration.
+        shards: number of generation shards of an iteration; 0 for as many as `prepare` chooses.
         parallelism: number of shards that run at the same time; 0 for all.
         nodes: number of pods of train-epoch.
         evaluates: whether published models are evaluated.
@@ -43,6 +44,7 @@ class Shape:
         controls: whether each iteration has a control.
         decides: whether verdicts wait for the evaluation of their models.
         fused: steps of an iteration that are part of the task before them: `ref-logprob`, `validate`.
+        most_tasks: that a run on the cluster may have; None for no limit.
     """
 
     max_iterations: int
@@ -55,15 +57,29 @@ class Shape:
     controls: bool = False
     decides: bool = False
     fused: frozenset[str] = frozenset()
+    most_tasks: int | None = None
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks of a run with all iterations."""
+        """Number of tasks of a run with all iterations; of one shard where `prepare` chooses their number."""
         beyond = (self.warms_up + self.max_iterations * self.controls) * self.decides
         evaluations = (1 + self.max_iterations + beyond) * self.evaluates
         others = 2 * self.warms_up + 2 * self.max_iterations * self.controls
         a_shard, an_epoch = (2 - (step in self.fused) for step in ("ref-logprob", "validate"))
-        return 3 + evaluations + others + sum(a_shard * self.shards + an_epoch * epochs + 1 for epochs in self.epochs)
+        return (
+            3
+            + evaluations
+            + others
+            + sum(a_shard * (self.shards or 1) + an_epoch * epochs + 1 for epochs in self.epochs)
+        )
+
+    @property
+    def max_shards(self) -> int:
+        """The largest number of shards that `prepare` may choose."""
+        if self.most_tasks is None:
+            return MAX_SHARDS
+        numbers = (n for n in range(MAX_SHARDS, 1, -1) if replace(self, shards=n).num_tasks <= self.most_tasks)
+        return next(numbers, 1)
 
     def as_compiled(self) -> dict[str, Any]:
         """What `prepare` compares a run's settings with."""
@@ -71,6 +87,7 @@ class Shape:
             "max_iterations": self.max_iterations,
             "max_epochs": list(self.epochs),
             "shards": self.shards,
+            **({} if self.shards else {"max_shards": self.max_shards}),
             "nodes": self.nodes,
             "evaluates": self.evaluates,
             **({"warms_up": True} if self.warms_up else {}),
@@ -83,13 +100,10 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
     """Build the nested pipeline of iteration t; it returns the address of the next reference, or "" to stop."""
     train = trainer(shape, placer, train_epoch, train_epoch_on_nodes)
 
-    @dsl.pipeline(name=f"iteration-{t}")
-    def iteration(run_uri: str, reference_uri: str, pods: dict) -> str:
+    def add_tasks(run_uri: Any, reference_uri: Any, pods: Any, shards: Any) -> Any:
         """Generate answers with the reference, train the policy, and return the address of the next reference."""
         at = {"attempt": ATTEMPT, "run_uri": run_uri, "iteration": t}
-        with dsl.ParallelFor(
-            list(range(shape.shards)), name=f"iteration {t}: shards", parallelism=shape.parallelism or None
-        ) as shard:
+        with dsl.ParallelFor(shards, name=f"iteration {t}: shards", parallelism=shape.parallelism or None) as shard:
             of_shard = {**at, "shard": shard, "reference_uri": reference_uri}
             if "ref-logprob" in shape.fused:
                 scored = task_of(generate_and_score, t, **of_shard)
@@ -118,7 +132,19 @@ def iteration_pipeline(shape: Shape, t: int, placer: Placement) -> GraphComponen
             policy_uri = _add_evaluations(shape, placer, at, policy_uri, reference_uri, pods)
         published = task_of(checkpoint, t, **at, reference_uri=reference_uri, policy_uri=policy_uri)
         placer.light(published)
-        return result_of(published)  # type: ignore[no-any-return]
+        return result_of(published)
+
+    if not shape.shards:
+
+        @dsl.pipeline(name=f"iteration-{t}")
+        def iteration_of_chosen(run_uri: str, reference_uri: str, pods: dict, shards: list) -> str:
+            return add_tasks(run_uri, reference_uri, pods, shards)  # type: ignore[no-any-return]
+
+        return iteration_of_chosen
+
+    @dsl.pipeline(name=f"iteration-{t}")
+    def iteration(run_uri: str, reference_uri: str, pods: dict) -> str:
+        return add_tasks(run_uri, reference_uri, pods, list(range(shape.shards)))  # type: ignore[no-any-return]
 
     return iteration
 

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 class CpuLimitError(ValueError):
     """A block has used more processor time than it may."""
 
 
-@contextmanager
-def cpu_limit(limit_s: float) -> Iterator[None]:
+class cpu_limit:  # noqa: N801 - used as a function
     """Limit the block to so many seconds of this process's processor time; no limit outside the main thread.
 
-    Processor time, not time on the clock: a busy machine makes nothing fail.
+    Processor time, not time on the clock: a busy machine makes nothing fail. The handler of SIGVTALRM stays after the
+    first block, since to set it takes longer than to render a short text; without a timer nothing sends the signal.
 
     Raises:
         CpuLimitError: the limit has passed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def expire(number: int, frame: FrameType | None) -> None:
-        raise CpuLimitError(f"it was still running after {limit_s:g} s of processor time")
+    _limit_s = 0.0
+    _has_handler = False
 
-    previous = signal.signal(signal.SIGVTALRM, expire)
-    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, previous)
+    def __init__(self, limit_s: float) -> None:
+        self._own_s = limit_s
+        self._is_on = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        if self._is_on:
+            if not cpu_limit._has_handler:
+                signal.signal(signal.SIGVTALRM, _expire)
+                cpu_limit._has_handler = True
+            cpu_limit._limit_s = self._own_s
+            signal.setitimer(signal.ITIMER_VIRTUAL, self._own_s)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_on:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _expire(number: int, frame: FrameType | None) -> None:
+    raise CpuLimitError(f"it was still running after {cpu_limit._limit_s:g} s of processor time")

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TypeAlias, cast
+from typing import IO, TypeAlias, TypedDict, cast
 
 from spin_components.data.formats import FORMS, READ, Conversation, parse_record
 from spin_components.data.tables import count_rows, read_table, unreadable
@@ -36,6 +36,15 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _TABLES = (".parquet", ".arrow")
+
+
+class ReadSoFar(TypedDict):
+    """How far a file has been read: the line of the last usable record, counts, and places and reasons of bad ones."""
+
+    line: int
+    num_good: int
+    num_bad: int
+    bad: list[tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,23 @@ class RecordStream:
         self._fails, self._max_records = on_bad_record == "fail", max_records
         self.num_good = self.num_bad = 0
         self.bad: list[BadRecord] = []
+        self._line = 0
+        self._read: ReadSoFar = {"line": 0, "num_good": 0, "num_bad": 0, "bad": []}
+
+    def read_so_far(self) -> ReadSoFar:
+        """Return how far the file has been read, for `go_on`; valid between one record and the next."""
+        bad = [(record.line, record.reason) for record in self.bad]
+        return {"line": self._line, "num_good": self.num_good, "num_bad": self.num_bad, "bad": bad}
+
+    def go_on(self, read: ReadSoFar) -> None:
+        """Have the next iteration begin after what was read before; the lines of that are not parsed again."""
+        self._read = read
+        self._begin()
+
+    def _begin(self) -> None:
+        read = self._read
+        self._line, self.num_good, self.num_bad = read["line"], read["num_good"], read["num_bad"]
+        self.bad = [BadRecord(line, reason) for line, reason in read["bad"]]
 
     @property
     def unit(self) -> str:
@@ -108,12 +134,12 @@ class RecordStream:
             return 0
 
     def __iter__(self) -> Iterator[Record]:
-        self.num_good = self.num_bad = 0
-        self.bad = []
-        with closing(_parsed(self.source, self._file)) as parsed_lines:
+        self._begin()
+        with closing(_parsed(self.source, self._file, self._line)) as parsed_lines:
             for line, parsed in parsed_lines:
                 if isinstance(parsed, Conversation):
                     self.num_good += 1
+                    self._line = line
                     if not (self._fails and self.num_bad):
                         yield Record(parsed, line)
                     if self.num_good == self._max_records:
@@ -167,16 +193,17 @@ def _check_suffix(file: Path) -> Path:
     return file
 
 
-def _parsed(source: str, file: Path) -> _ParsedLines:
-    return _parsed_rows(source, file) if file.name.endswith(_TABLES) else _parsed_lines(source, file)
+def _parsed(source: str, file: Path, after: int) -> _ParsedLines:
+    """What is on each line after that one."""
+    return _parsed_rows(source, file, after) if file.name.endswith(_TABLES) else _parsed_lines(source, file, after)
 
 
-def _parsed_lines(source: str, file: Path) -> _ParsedLines:
-    first = True
+def _parsed_lines(source: str, file: Path, after: int) -> _ParsedLines:
+    first = not after
     try:
         with _open(file) as stream:
             _refuse_encoding(source, stream)
-            for line, raw in enumerate(_lines(stream), 1):
+            for line, raw in islice(enumerate(_lines(stream), 1), after, None):
                 if line == 1:
                     raw = raw.removeprefix(b"\xef\xbb\xbf")
                 raw = raw.strip()
@@ -268,18 +295,20 @@ def _refuse_surrogates(conversation: Conversation) -> None:
                 ) from error
 
 
-def _parsed_rows(source: str, file: Path) -> _ParsedLines:
+def _parsed_rows(source: str, file: Path, after: int) -> _ParsedLines:
     row = 0
     try:
         try:
             for record in read_table(file, None):
                 row += 1
-                yield row, _parse_row(record)
+                if row > after:
+                    yield row, _parse_row(record)
         except unreadable():
             num_read = row  # a column cannot be read: go on without those that no format reads
             for record in islice(read_table(file, READ), num_read, None):
                 row += 1
-                yield row, _parse_row(record)
+                if row > after:
+                    yield row, _parse_row(record)
     except unreadable() as error:
         with file.open("rb") as stream:
             _refuse_pointer(source, stream.read(64))

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import form_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.algorithm.token_budget import PairLengths
 from spin_components.memory.estimate import StepName
@@ -261,13 +261,13 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     answers = [np.minimum(each, limit - prompts) for each in answers]
     shapes = list(zip(prompts.tolist(), *(each.tolist() for each in answers), strict=True))
     batches = form_batches(num_pairs, training.global_batch_size, 0)
-    if work.is_packed:  # ranks get as many tokens each, see `Division`
+    if work.is_packed:  # ranks get as many tokens each, see `BatchDivision`
         sums = [_num_computed([shapes[i] for i in batch], is_packed=True) for batch in batches]
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
     once, num_answers = prompts + np.sum(answers, axis=0), [len(answers)] * num_pairs
     of_pairs = PairLengths(once, prompts, np.max(answers, axis=0), num_answers)
-    division = Division(of_pairs, training, ranks, is_packed=False)
+    division = BatchDivision(of_pairs, training, ranks, is_packed=False)
 
     def computed(batch: Sequence[int], rank: int) -> int:
         micros = division.of_rank(batch, rank)

@@ -176,6 +176,14 @@ def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder
     copy_companions(like, folder)
 
 
+def write_companions(model: Any, like: Path, folder: Path) -> None:
+    """Write the files of a policy beside its weights, as `save_policy` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.can_generate():
+        _savable(model).save_pretrained(folder)
+    copy_companions(like, folder)
+
+
 def _savable(model: Any) -> Any:
     """The model's generation settings, or the first of two plainer ones that transformers does not refuse to save."""
     from transformers import GenerationConfig

@@ -50,15 +50,16 @@ def prepare(
     run_uri=str,
     policy_uri=str,
     pods=dict,
+    shards=list,
 ):
-    """Check configuration, model and data; write shards; return the run's address, the base model's, and pod requests.
+    """Check configuration, model and data; write shards; return addresses of run and base model, pod requests, shards.
 
     See `prepare.step`.
     """
     form = locals()
     from spin_components.prepare.form import read_form
     from spin_components.prepare.pods import pod_requests
-    from spin_components.runtime.kfp_artifacts import show_data
+    from spin_components.runtime.kfp_artifacts import read_num_shards, show_data
     from spin_components.runtime.supervisor import run_step
 
     address, settings = read_form(form, compiled, attempt, created)
@@ -66,4 +67,6 @@ def prepare(
         attempt, "spin_components.prepare.step:prepare", run_uri=address, settings=settings, compiled=compiled
     )
     show_data(dataset, address, uri)
-    return address, uri, pod_requests(settings)
+    num_shards = read_num_shards(address)
+    settings["generation"]["shards"] = num_shards  # where it was to be chosen
+    return address, uri, pod_requests(settings), list(range(num_shards))

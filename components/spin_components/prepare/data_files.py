@@ -11,18 +11,19 @@ from numpy.typing import NDArray
 
 from spin_components.data.shard_writer import ShardWriter
 from spin_components.data.shards import PROMPT_SCHEMA
+from spin_components.prepare.rendered_parts import RenderedParts
 from spin_components.prepare.spool import RecordSpool
 from spin_components.runtime.step import Step
 from spin_components.store.base import RunStore
 
 
 @contextmanager
-def open_spool(run: RunStore, seed: int) -> Iterator[RecordSpool]:
-    """A spool in the run's folder for temporary files, removed at the end of the block."""
+def open_spool(run: RunStore, seed: int, parts: RenderedParts) -> Iterator[RecordSpool]:
+    """A spool whose last part is in the run's folder for temporary files, removed at the end of the block."""
     folder = run.scratch_folder()
     folder.mkdir(parents=True)
     try:
-        yield RecordSpool(folder / "records.arrow", seed)
+        yield RecordSpool(folder / "records.arrow", seed, parts)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,11 +6,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from spin_components.data.fidelity import DIFFERENCES
-from spin_components.data.records import RecordStream
+from spin_components.data.records import Record, RecordStream
 from spin_components.data.rendered import Rendered, Text
 from spin_components.data.rendering import Renderer
 from spin_components.data.shards import Prompt
@@ -33,6 +34,10 @@ _Written: TypeAlias = tuple[
     str, str, Text | ValueError
 ]  # the setting that names the data, the record's place, its text
 _Encoded: TypeAlias = tuple[str, str, Rendered | ValueError]
+_Read: TypeAlias = dict[str, Any] | None  # what had been read with the last record of a batch; None at the end
+
+
+_COUNTS = ("num_prompts_cut", "num_answers_cut", "num_refused")
 
 
 @dataclass
@@ -63,6 +68,17 @@ class RenderedSet:
     warnings: list[str] = field(default_factory=list)
     text_warnings: list[str] = field(default_factory=list)
 
+    def counted(self) -> dict[str, Any]:
+        """Return the counts of records so far, as JSON, for `go_on`."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "numbers": dict(self.numbers)}
+
+    def go_on(self, counted: dict[str, Any]) -> None:
+        """Begin with the counts of other records."""
+        for name in _COUNTS:
+            setattr(self, name, counted[name])
+        self.numbers = Counter(counted["numbers"])
+
     @property
     def num_records(self) -> int:
         """Number of rendered records."""
@@ -88,6 +104,7 @@ def render_records(
     settings: Settings,
     spool: RecordSpool,
     report: Callable[[int], None] = lambda done: None,
+    state: dict[str, Any] | None = None,
 ) -> RenderedSet:
     """Read every record and render it with the model's chat template.
 
@@ -99,6 +116,7 @@ def render_records(
         settings: of the run.
         spool: takes the rows.
         report: called with the number of records done, good and bad.
+        state: what `spool.restore` returned, where it begins with the records of an interrupted attempt.
 
     Raises:
         DataError: records that cannot be read, or that the template or tokenizer refuses, unless `data.on_bad_record`
@@ -108,6 +126,8 @@ def render_records(
     data = settings.data
     config = check_model_folder(base, what="model.base", quantize=settings.lora.quantize)
     eos_ids = find_eos_ids(tokenizer, generation_eos(base, config), template)
+    if state:
+        template.clock = datetime.fromisoformat(state["clock"])
     renderer = Renderer(
         tokenizer,
         eos_ids,
@@ -118,10 +138,30 @@ def render_records(
     )
     checks = TextChecks(tokenizer.convert_ids_to_tokens(eos_ids), tokenizer.all_special_tokens)
     rendered, notes = RenderedSet(eos_ids), _Notes()
-    for batch in _encoded(renderer, _batches(_written(streams, renderer, checks))):
+    reader = _Reader(streams, checks)
+    if state:
+        reader.go_on(state["read"])
+        rendered.go_on(state["rendered"])
+        notes = _Notes(state["refused"], Counter(state["notes"]), state["first"])
+        template.tells_time |= state["tells_time"]
+    written = _written(reader, renderer)
+    for batch, read in _encoded(renderer, _batches(written, reader)):
         spool.add(_rows(batch, rendered, notes))
-        rendered.num_bad = sum(stream.num_bad for each in streams.values() for stream in each)
+        rendered.num_bad = sum(stream.num_bad for stream in reader.streams)
         report(rendered.num_records + rendered.num_refused + rendered.num_bad)
+        if read is not None and spool.is_part:
+            spool.end_part(
+                {
+                    "done": rendered.num_records + rendered.num_refused + rendered.num_bad,
+                    "read": read,
+                    "rendered": rendered.counted(),
+                    "refused": notes.refused,
+                    "notes": dict(notes.numbers),
+                    "first": notes.first,
+                    "clock": template.clock.isoformat(),
+                    "tells_time": template.tells_time,
+                }
+            )
     if rendered.num_refused and data.on_bad_record == "fail":
         shown = "\n".join(f"  {line}" for line in notes.refused)
         raise DataError(
@@ -135,35 +175,65 @@ def render_records(
     return rendered
 
 
-def _written(
-    streams: Mapping[str, Sequence[RecordStream]], renderer: Renderer, checks: TextChecks
-) -> Iterator[_Written]:
-    """Every record as text, or why it has none."""
-    for name, each in streams.items():
-        for stream in each:
+class _Reader:
+    """The records of all streams, one after another, and how far they have been read.
+
+    Attributes:
+        streams: in order, whatever they are for.
+    """
+
+    def __init__(self, streams: Mapping[str, Sequence[RecordStream]], checks: TextChecks) -> None:
+        self._names = [name for name, each in streams.items() for _ in each]
+        self.streams = [stream for each in streams.values() for stream in each]
+        self._checks = checks
+        self._current = 0
+
+    def __iter__(self) -> Iterator[tuple[str, RecordStream, Record]]:
+        for number in range(self._current, len(self.streams)):
+            self._current, stream = number, self.streams[number]
             for record in stream:
-                checks.add(record.conversation, f"{stream.source}, {stream.unit} {record.line}")
-                place = f"{stream.source}, line {record.line}"
-                try:
-                    yield name, place, renderer.write(record.conversation)
-                except ValueError as error:
-                    yield name, place, error
+                self._checks.add(record.conversation, f"{stream.source}, {stream.unit} {record.line}")
+                yield self._names[number], stream, record
+
+    def read_so_far(self) -> dict[str, Any]:
+        """Return what has been read up to the last record, as JSON."""
+        read = [stream.read_so_far() for stream in self.streams[: self._current + 1]]
+        return {"streams": read, "checks": self._checks.counted()}
+
+    def go_on(self, read: dict[str, Any]) -> None:
+        """Begin after what was read before."""
+        for stream, of_stream in zip(self.streams, read["streams"], strict=False):
+            stream.go_on(of_stream)
+        self._current = len(read["streams"]) - 1
+        self._checks.go_on(read["checks"])
 
 
-def _batches(written: Iterator[_Written]) -> Iterator[list[_Written]]:
+def _written(reader: _Reader, renderer: Renderer) -> Iterator[_Written]:
+    """Every record as text, or why it has none."""
+    for name, stream, record in reader:
+        place = f"{stream.source}, line {record.line}"
+        try:
+            yield name, place, renderer.write(record.conversation)
+        except ValueError as error:
+            yield name, place, error
+
+
+def _batches(written: Iterator[_Written], reader: _Reader) -> Iterator[tuple[list[_Written], _Read]]:
     batch: list[_Written] = []
     num_characters = 0
     for each in written:
         batch.append(each)
         num_characters += len(each[2].prompt) + len(each[2].answer) if isinstance(each[2], Text) else 0
         if len(batch) == _BATCH_RECORDS or num_characters >= _BATCH_CHARACTERS:
-            yield batch
+            yield batch, reader.read_so_far()
             batch, num_characters = [], 0
     if batch:
-        yield batch
+        yield batch, None
 
 
-def _encoded(renderer: Renderer, batches: Iterator[list[_Written]]) -> Iterator[list[_Encoded]]:
+def _encoded(
+    renderer: Renderer, batches: Iterator[tuple[list[_Written], _Read]]
+) -> Iterator[tuple[list[_Encoded], _Read]]:
     """Batches as token ids, in order; a thread encodes, while templates are rendered in this one.
 
     A template's time is limited by a signal, which only the main thread receives.
@@ -174,13 +244,15 @@ def _encoded(renderer: Renderer, batches: Iterator[list[_Written]]) -> Iterator[
         return [(name, place, next(ids) if isinstance(text, Text) else text) for name, place, text in batch]
 
     with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
-        ahead: deque[Future[list[_Encoded]]] = deque()
-        for batch in batches:
-            ahead.append(pool.submit(encode, batch))
+        ahead: deque[tuple[Future[list[_Encoded]], _Read]] = deque()
+        for batch, read in batches:
+            ahead.append((pool.submit(encode, batch), read))
             if len(ahead) > _BATCHES_AHEAD:
-                yield ahead.popleft().result()
+                encoded, read_before = ahead.popleft()
+                yield encoded.result(), read_before
         while ahead:
-            yield ahead.popleft().result()
+            encoded, read_before = ahead.popleft()
+            yield encoded.result(), read_before
 
 
 def _rows(batch: Sequence[_Encoded], rendered: RenderedSet, notes: _Notes) -> list[Prompt]:

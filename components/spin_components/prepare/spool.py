@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import pyarrow.ipc
 from numpy.typing import NDArray
 
 from spin_components.data.shards import PROMPT_SCHEMA, Prompt
+from spin_components.prepare import rendered_parts
+from spin_components.prepare.rendered_parts import RenderedParts
 
 _DIGEST_BYTES = 16
 
@@ -39,20 +41,25 @@ class RecordKeys:
 
 
 class RecordSpool:
-    """Rendered records in a local file; in memory, 44 bytes of each record.
+    """Rendered records in files; in memory, 44 bytes of each record.
 
     Args:
-        path: of the file, which is written anew.
+        path: of a local file for the records that are in no part, which is written anew.
         seed: of the hash of prompts.
+        parts: where records are stored as they come; None to keep all of them in the local file.
     """
 
-    def __init__(self, path: Path, seed: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, seed: int, parts: RenderedParts | None = None) -> None:
+        self._path, self._parts = path, parts
         self._key = f"prompt:{seed}".encode()
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        self._writer = pa.ipc.new_stream(path, PROMPT_SCHEMA, options=options)
         self._prompts, self._records = bytearray(), bytearray()  # digests
         self._prompt_tokens, self._answer_tokens, self._highest = array("i"), array("i"), array("i")
+        self._begin_file()
+
+    def _begin_file(self) -> None:
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        self._writer = pa.ipc.new_stream(self._path, PROMPT_SCHEMA, options=options)
+        self._file_tokens = 0
 
     def __len__(self) -> int:
         return len(self._highest)
@@ -62,12 +69,7 @@ class RecordSpool:
         prompts = [array("i", row.prompt_ids).tobytes() for row in rows]
         answers = [array("i", row.actual_ids).tobytes() for row in rows]
         for row, prompt, answer in zip(rows, prompts, answers, strict=True):
-            digest = hashlib.blake2b(prompt, digest_size=_DIGEST_BYTES, key=self._key).digest()
-            self._prompts += digest
-            self._records += hashlib.blake2b(digest + answer, digest_size=_DIGEST_BYTES).digest()
-            self._prompt_tokens.append(len(row.prompt_ids))
-            self._answer_tokens.append(len(row.actual_ids))
-            self._highest.append(max(max(row.prompt_ids), max(row.actual_ids, default=0)))
+            self._note(prompt, answer, max(max(row.prompt_ids), max(row.actual_ids, default=0)))
         columns = [
             pa.array([row.index for row in rows], pa.int64()),
             _lists(prompts),
@@ -75,6 +77,40 @@ class RecordSpool:
             pa.array([row.actual_ended for row in rows], pa.bool_()),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=PROMPT_SCHEMA))
+
+    def _note(self, prompt: bytes, answer: bytes, highest: int) -> None:
+        """Keep what the split needs of a record, whose token ids are given as bytes of int32."""
+        digest = hashlib.blake2b(prompt, digest_size=_DIGEST_BYTES, key=self._key).digest()
+        self._prompts += digest
+        self._records += hashlib.blake2b(digest + answer, digest_size=_DIGEST_BYTES).digest()
+        self._prompt_tokens.append(len(prompt) // 4)
+        self._answer_tokens.append(len(answer) // 4)
+        self._highest.append(highest)
+        self._file_tokens += (len(prompt) + len(answer)) // 4
+
+    def restore(self) -> dict[str, Any] | None:
+        """Begin with the records of an interrupted attempt; returns what `end_part` got with the last of them."""
+        state = self._parts.restore() if self._parts else None
+        for batch in self._stored_batches() if state else ():
+            columns = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in batch.columns[1:3]]
+            for number in range(batch.num_rows):
+                prompt, answer = (ids[offsets[number] : offsets[number + 1]] for offsets, ids in columns)
+                highest = max(int(prompt.max()), int(answer.max(initial=0)))
+                self._note(prompt.tobytes(), answer.tobytes(), highest)
+        self._file_tokens = 0
+        return state
+
+    @property
+    def is_part(self) -> bool:
+        """Whether as many records came since the last part as make one."""
+        return self._parts is not None and self._file_tokens >= rendered_parts.PART_TOKENS
+
+    def end_part(self, state: Mapping[str, Any]) -> None:
+        """Store the records since the last part as a part, with what is needed to go on after it, as JSON."""
+        self._writer.close()
+        assert self._parts is not None
+        self._parts.add(self._path, state)
+        self._begin_file()
 
     def close(self) -> None:
         """End the file, which can be read from then on."""
@@ -110,8 +146,17 @@ class RecordSpool:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All records, in order."""
-        with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as reader:
-            yield from reader
+        yield from self._stored_batches()
+        yield from _batches_of(self._path)
+
+    def _stored_batches(self) -> Iterator[pa.RecordBatch]:
+        for path in self._parts.paths() if self._parts else ():
+            yield from _batches_of(path)
+
+
+def _batches_of(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        yield from reader
 
 
 def _lists(ids: Sequence[bytes]) -> pa.ListArray:

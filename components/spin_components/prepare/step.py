@@ -25,12 +25,14 @@ from spin_components.prepare.input_checks import check_parent, named_sources
 from spin_components.prepare.memory_check import SHORTEST, foresee, recorded_lengths
 from spin_components.prepare.model_limits import check_limits
 from spin_components.prepare.moved_inputs import record_addresses
+from spin_components.prepare.rendered_parts import RenderedParts, delete_parts, rendering_inputs
 from spin_components.prepare.rendering import RenderedSet, render_records
 from spin_components.prepare.schedule_changes import as_begun, record_schedules
-from spin_components.prepare.sharding import divide, shard_inputs
+from spin_components.prepare.sharding import choose_shards, divide, shard_inputs
 from spin_components.prepare.splitting import split_inputs, split_records
 from spin_components.prepare.text_checks import message_of_left_out
 from spin_components.runtime.step import Step
+from spin_components.settings.generation import MAX_SHARDS
 from spin_components.settings.mistakes import parse_settings
 from spin_components.settings.packages import check_packages
 from spin_components.settings.settings import Settings
@@ -51,7 +53,7 @@ FREE_SETTINGS = (
 """Settings that may change between attempts at a run. All others are inputs of it; schedules, for the iterations that
 have begun (see `changes`)."""
 
-_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "data.shard_by")
+_NOT_INPUTS = (*FREE_SETTINGS, "data.split", "data.shard_by", "data.shard_tokens")
 """Beginnings of the names of settings that are no inputs as they are."""
 
 _PACKAGES = (
@@ -78,7 +80,7 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         settings: every section.
         compiled: what the pipeline was compiled for: `max_iterations`, `max_epochs` (of each iteration), `shards`,
             `nodes`, `evaluates` (whether it has the step that evaluates models), and `decides` (whether verdicts wait
-            for that).
+            for that); where shards are chosen here, `max_shards`.
 
     Returns: the base model's URI, the reference of iteration 0.
 
@@ -104,6 +106,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         template = read_template(run.sources, checked.data)
         inputs = as_begun(run, {**_inputs(checked, base_files, data_files), **template_inputs(template)})
         is_due = step.is_due(layout.DATA_MANIFEST, lambda: inputs, is_timed=False)
+        if step.published:
+            delete_parts(run)  # of an attempt that was killed after it was done
         if step.published and run.exists(layout.RUN):
             record_schedules(run, checked)
             record_addresses(run, base.uri, {name: source.uri for name, source in sources.items()})
@@ -121,7 +125,8 @@ def prepare(run_uri: str, settings: dict[str, Any], compiled: dict[str, Any]) ->
         }
         run.write_json(layout.RUN, record)
         if is_due:  # otherwise somebody removed the record alone
-            _write_data(step, checked, base.folder, model, sources, template)
+            max_shards = int(compiled.get("max_shards", MAX_SHARDS))
+            _write_data(step, checked, base.folder, model, sources, template, max_shards)
         return base.uri
 
 
@@ -189,7 +194,8 @@ def _architecture(step: Step, settings: Settings, base: Source) -> Architecture 
         return None
     from spin_components.model.architecture import check_architecture
 
-    return check_architecture(base.folder, settings.model, what=f"model.base = {base.uri!r}", warn=step.warn)
+    what = f"model.base = {base.uri!r}"
+    return check_architecture(base.folder, settings.model, what=what, warn=step.warn, lora=settings.lora)
 
 
 def _data(step: Step, name: str, uri: str) -> Source:
@@ -253,17 +259,20 @@ def _write_data(
     model: Architecture | None,
     sources: dict[str, Source],
     template_file: str | None,
+    max_shards: int,
 ) -> None:
     """Render and split the data, and write it: one file a shard, one for validation."""
     data = settings.data
     streams = {name: stream_source(source, on_bad_record=data.on_bad_record) for name, source in sources.items()}
-    progress = step.progress(sum(stream.count() for each in streams.values() for stream in each), "records")
+    num_records = sum(stream.count() for each in streams.values() for stream in each)
     if template_file is not None:
         keep_template(step, template_file)
     tokenizer = load_tokenizer(base, settings.model)
     template, warnings = choose_template(tokenizer, base, data, template_file)
-    with open_spool(step.run, settings.run.seed) as spool:
-        rendered = render_records(streams, tokenizer, template, base, settings, spool, progress.update)
+    with open_spool(step.run, settings.run.seed, RenderedParts(step, rendering_inputs(step.inputs))) as spool:
+        state = spool.restore()
+        progress = step.progress(num_records, "records", done=state["done"] if state else 0)
+        rendered = render_records(streams, tokenizer, template, base, settings, spool, progress.update, state)
         spool.close()
         keys = spool.keys(rendered.numbers["train"], is_given="validation" in streams)
         split = split_records(keys, settings)
@@ -275,14 +284,15 @@ def _write_data(
             step.warn(warning)
         _warn_of_cuts(step, rendered, settings)
         foreseen = foresee(step, settings, base, longest_of(settings, spool.lengths(numbers)))
-        parts = divide(split.train, spool.lengths(split.train), settings)
+        num_shards = choose_shards(spool.lengths(split.train), settings, max_shards)
+        parts = divide(split.train, spool.lengths(split.train), settings, num_shards)
         files = {layout.train_shard(shard): part for shard, part in enumerate(parts)}
         write_files(step, spool, {**files, layout.VALIDATION: split.validation})
     step.publish(
         {
             "num_train": len(split.train),
             "num_validation": len(split.validation),
-            "num_shards": settings.generation.shards,
+            "num_shards": len(parts),
             **rendered.facts(),
             **split.facts(),
             **foreseen,
@@ -290,6 +300,7 @@ def _write_data(
             **({"warnings": warnings} if warnings else {}),
         }
     )
+    delete_parts(step.run)
     logger.info("%d training prompts, %d for validation", len(split.train), len(split.validation))
 
 

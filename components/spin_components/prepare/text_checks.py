@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from spin_components.data.formats import Conversation
 from spin_components.store.sources import Source
@@ -46,6 +47,14 @@ class TextChecks:
         for kind in _oddities(conversation, self._eos_tokens, self._marks):
             self._numbers[kind] += 1
             self._first.setdefault(kind, place)
+
+    def counted(self) -> dict[str, Any]:
+        """Return the counts and first places so far, as JSON, for `go_on`."""
+        return {"numbers": dict(self._numbers), "first": dict(self._first)}
+
+    def go_on(self, counted: dict[str, Any]) -> None:
+        """Begin with the counts of other records."""
+        self._numbers, self._first = Counter(counted["numbers"]), dict(counted["first"])
 
     def warnings(self) -> list[str]:
         """One sentence for each kind of oddity, with the number of records and the place of the first."""

@@ -8,7 +8,8 @@ iteration t), `epoch` and `shard` where the step has them. Other fields by kind:
     kind        written when                         fields
     start       a step starts                        pid
     plan        prepare has read the settings        name, max_iterations, max_epochs (a number, or a list with one
-                                                     per iteration), shards, deadline (time or null); warm_up (its
+                                                     per iteration), shards (0: prepare chooses them, and its
+                                                     facts have num_shards), deadline (time or null); warm_up (its
                                                      largest number of epochs) and control (true) where they are on
     progress    work is in progress                  done, total, unit, rate (units per second), eta_s; generate also
                                                      num_tokens, tokens_per_s

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.row_columns import RowColumns
@@ -295,5 +295,5 @@ def _micro_batches(
         [max(map(len, pair.answers)) for pair in pairs],
         [len(pair.answers) for pair in pairs],
     )
-    micros = Division(lengths, training, ranks, is_packed=is_packed).of_all_ranks(range(len(pairs)))
+    micros = BatchDivision(lengths, training, ranks, is_packed=is_packed).of_all_ranks(range(len(pairs)))
     return [MicroBatch(tuple(indices[place] for place in micro.pairs), micro.weights) for micro in micros]

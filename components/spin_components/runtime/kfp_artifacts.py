@@ -36,6 +36,12 @@ _TEXT_LIMIT = 2000
 _MAX_METRICS = 8
 
 
+def read_num_shards(run_uri: str) -> int:
+    """Number of shards of a run's data."""
+    with open_run(run_uri) as run:
+        return int(read_manifest(run, layout.DATA_MANIFEST).facts["num_shards"])
+
+
 def show_data(dataset: Any, run_uri: str, returned: str) -> None:
     """Describe the prepared data: counts, sources, digests and the base model it was tokenised for."""
 

@@ -27,6 +27,20 @@ class HardwareSettings(Section):
     threads: int = Field(
         0, ge=0, description="Number of CPU threads per process; 0 divides the cores evenly among the ranks."
     )
+    collective_timeout: float = Field(
+        1800.0,
+        ge=1,
+        le=7 * 86400,
+        description="Number of seconds that training ranks wait for each other in a collective: for the slowest one to "
+        "load the model, or to compute its part of a step. None waits there for storage.",
+    )
+    save_timeout: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Number of seconds that training ranks wait for each other's parts of a save to be stored; 0: half "
+        "an hour, and the time to store a whole save at 50 MB/s.",
+    )
     gpu_memory_gib: float = Field(
         0.0,
         ge=0,

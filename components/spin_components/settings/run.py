@@ -174,6 +174,11 @@ class DataSettings(Section):
         description="What the shards (`generation.shards`) have about equal parts of: tokens of prompts and human "
         "answers, or records. A run keeps the shards that it began with.",
     )
+    shard_tokens: int = Field(
+        8_000_000,
+        ge=1,
+        description="Most tokens of prompts and human answers of a shard, where `generation.shards` is 0.",
+    )
     chat_template: str = Field(
         "",
         description="Chat template: the path of a Jinja file (with a / or the suffix .jinja; also s3://…, hf://…), or "

@@ -107,14 +107,15 @@ class Settings(Section):
     def num_gpus(self, step: str) -> int:
         """GPUs that a pod of a step requests: those of one training pod, divided among pods that work side by side."""
         ranks, engine = self.hardware.ranks, self.generation.tensor_parallel
+        shards = max(1, self.generation.shards)
         match step:
             case "generate":
-                return engine * max(1, ranks // self.generation.shards // engine)
+                return engine * max(1, ranks // shards // engine)
             case "ref-logprob":
                 if self.hardware.shard_scoring == "on":
                     return ranks
                 least = min(engine, ranks) if self.hardware.shard_scoring == "auto" else 1
-                return max(least, ranks // self.generation.shards)
+                return max(least, ranks // shards)
             case "train-epoch" | "warm-up" | "control" | "validate":
                 return ranks
         return 1

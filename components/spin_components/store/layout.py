@@ -14,6 +14,9 @@ LATEST = "latest.json"
 DATA = "data"
 DATA_MANIFEST = "data/manifest.json"
 VALIDATION = "data/validation-00000.parquet"
+RENDERED = "data/rendered"
+"""Folder of the records that a `prepare` at work has rendered so far; deleted when it is done."""
+RENDERED_MANIFEST = "data/rendered/manifest.json"
 BASE = -1
 """Iteration number of the base model."""
 WARM_UP = -2
@@ -62,6 +65,11 @@ def builtin_data(name: str) -> str:
 def train_shard(shard: int) -> str:
     """Parquet file with the prompts and human answers of one shard."""
     return f"{DATA}/train-{shard:05d}.parquet"
+
+
+def rendered_part(number: int) -> str:
+    """Arrow file with rendered records, in the order of the data."""
+    return f"{RENDERED}/{number:05d}.arrow"
 
 
 def control(t: int) -> int:

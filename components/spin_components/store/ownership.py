@@ -18,7 +18,7 @@ _TABLE = r"(-[a-z]+)?\.(json|parquet)"
 _OWN = re.compile(
     rf"""
     (run|attempt|lease|best|latest)\.json
-    | data/(manifest\.json | (train|validation)-\d{{5}}\.parquet)
+    | data/(manifest\.json | (train|validation)-\d{{5}}\.parquet | rendered/(manifest\.json | \d{{5,}}\.arrow))
     | base/(validation|evaluation){_TABLE}
     | inputs/([a-z_]+\.(json|jsonl|jinja) | (model|tasks)(/.+)?)
     | iterations/\d+/(checkpoint\.json | evaluation{_TABLE} | (generations|ref_logprobs)/\d{{5}}\.(parquet|json))

@@ -62,6 +62,7 @@ def sample_answers(
     report: Report,
     loader: FrozenLoader,
     turn: Turn = nullcontext,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[Answer], list[Answer]]:
     """Give two answers to each prompt: sampled, and greedy. Where the settings are greedy, both are the same answers.
 
@@ -74,6 +75,7 @@ def sample_answers(
         report: called with the number of answers done, over both decodings.
         loader: of the model.
         turn: entered to load a model.
+        numbers: of the prompts among all that are answered; None for 0, 1, …
     """
     answers = []
     for number, each in enumerate(decodings(sampling)):
@@ -88,6 +90,7 @@ def sample_answers(
                     max_new_tokens=settings.generation.max_new_tokens,
                     max_length=settings.data.max_length,
                     report=lambda done, num_tokens, begun=begun: report(begun + done),
+                    numbers=numbers,
                 )
             )
         loader.finish()

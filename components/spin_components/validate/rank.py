@@ -51,8 +51,10 @@ def main(job_path: Path) -> None:
             loader.close()
             return outcome
         chosen = [prompts[i] for i in part.sampled]
-        sampling = Sampling(settings.generation.at(0), job.eos_ids, job.seed, engine=rank, numbers=part.numbers)
-        sampled, greedy = sample_answers(job.plain, chosen, sampling, settings, compute, lambda done: None, *place)
+        sampling = Sampling(settings.generation.at(0), job.eos_ids, job.seed)
+        sampled, greedy = sample_answers(
+            job.plain, chosen, sampling, settings, compute, lambda done: None, *place, numbers=part.numbers
+        )
         samples = score_samples(job.folder, chosen, sampled, settings, compute, job.reference, *place)
         loader.close()
         return outcome | {

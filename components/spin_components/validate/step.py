@@ -151,8 +151,8 @@ def _inputs(step: Step, iteration: int, policy_uri: str, reference_uri: str) -> 
     }
     if not settings.validation.num_samples:
         return inputs
-    generation = settings.generation.at(0).model_dump(mode="json")  # all policies are sampled alike
-    inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
+    generation = settings.generation.at(0).model_copy(update={"block_size": 0})  # all policies are sampled alike
+    inputs |= generation.inputs() | {"run.seed": settings.run.seed}
     if reference := reference_validation(run, reference_uri):
         inputs |= {
             "reference": digest_of(reference.outputs),

@@ -21,10 +21,11 @@ result shows the final metrics, the best model and the final report, also of a r
 def describe_pipeline(settings: Settings, max_iterations: int) -> str:
     """What the pipeline and this version of it do, need and leave, for their pages in the UI."""
     epochs = ", ".join(dict.fromkeys(str(settings.spin.epochs(t)) for t in range(max_iterations)))
+    shards = settings.generation.shards or "by tokens"
     return f"""\
 Self-play fine-tuning (SPIN) of a language model: each iteration trains the model to prefer human answers over its own.
 spin-pipelines {__version__}, configuration {settings.run.name!r}: up to {max_iterations} iterations, epochs {epochs}, \
-shards {settings.generation.shards}, nodes {settings.hardware.nodes}; base model {settings.model.base}, data \
+shards {shards}, nodes {settings.hardware.nodes}; base model {settings.model.base}, data \
 {settings.data.train}.
 
 To start: set base_model, data_train and run_uri. {{id}} in run_uri is KFP's id of the run, so each run has storage of \

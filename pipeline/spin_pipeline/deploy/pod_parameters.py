@@ -70,7 +70,7 @@ def graphs(ir: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def shorten_inputs(ir: dict[str, Any]) -> None:
     """Name inputs of nested graphs as what they are, as `run_uri` for `pipelinechannel--prepare-run_uri`, in place.
 
-    Names that KFP reads a meaning from stay: items of loops, and what a condition compares.
+    Names that KFP reads a meaning from stay: items of loops, lists that loops go over, and what a condition compares.
     """
     for graph in graphs(ir):
         for task in graph["dag"]["tasks"].values():
@@ -91,7 +91,9 @@ def shorten_inputs(ir: dict[str, Any]) -> None:
 
 def _short(name: str, task: dict[str, Any]) -> str:
     compared = task.get("triggerPolicy", {}).get("condition", "")
-    if name.startswith(_LOOP_ITEM) or f"'{name}'" in compared:
+    iterator = task.get("parameterIterator", {})
+    of_loop = {iterator.get("itemInput"), iterator.get("items", {}).get("inputParameter")}
+    if name.startswith(_LOOP_ITEM) or name in of_loop or f"'{name}'" in compared:
         return name
     return name.removeprefix(_CHANNEL).removeprefix("prepare-")
 

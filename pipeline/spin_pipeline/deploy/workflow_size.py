@@ -16,6 +16,15 @@ _SPEC_COPIES = 2
 """The compiled pipeline stands in the object as arguments and, escaped, in Argo's templates."""
 
 
+_SPEC_KIB = 200
+"""Of the compiled pipeline's copies, in a run of 6 iterations."""
+
+
+def most_tasks() -> int:
+    """Number of tasks that a run may have beside its compiled pipeline."""
+    return int((_LIMIT_KIB - _SPEC_KIB) / _TASK_KIB)
+
+
 def workflow_kib(num_tasks: int, pipeline: Any) -> float:
     """Estimated size of the workflow object at the end of a run, in KiB.
 

@@ -96,6 +96,8 @@ def _unreferenced(run: RunStore) -> dict[str, int]:
     for key in (key for prefix, epochs in partial for key in run.list(prefix, f"{epochs}/*/partial.json")):
         if key.replace("partial.json", "manifest.json") not in referenced:  # the epoch is unfinished
             referenced |= {key, *read_manifest(run, key).outputs}
+    if layout.DATA_MANIFEST not in referenced and run.exists(layout.RENDERED_MANIFEST):  # prepare goes on from there
+        referenced |= {layout.RENDERED_MANIFEST, *read_manifest(run, layout.RENDERED_MANIFEST).outputs}
     sizes = run.sizes("")
     others = folders_of_other_runs(sizes)
     return {

@@ -105,7 +105,8 @@ def _row(step: StepStatus, label: str) -> DagRow:
 def _sharded_row(model: RunModel, name: str, t: int) -> DagRow:
     """One row for all shards of a step."""
     steps = [step for key, step in model.steps.items() if (key.name, key.iteration) == (name, t)]
-    planned = max(model.plan.shards if model.plan else 1, len(steps), 1)
+    chosen = int(model.step("prepare").facts.get("num_shards", 1))
+    planned = max((model.plan.shards if model.plan else 1) or chosen, len(steps), 1)
     if planned == 1:
         return _row(steps[0] if steps else StepStatus(StepKey(name, t, 0)), name)
     num_ended = sum(step.state in _ENDED for step in steps)

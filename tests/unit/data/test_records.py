@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -288,3 +289,26 @@ def test_a_source_is_checked_whole(tmp_path: Path) -> None:
     check_source(source, on_bad_record="skip")
     with pytest.raises(DataError, match=r"1 of 2 records cannot be used(.|\n)*b\.jsonl, line 2"):
         check_source(source, on_bad_record="fail")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_stream_goes_on_where_another_was_left(name: str, tmp_path: Path) -> None:
+    values: list[Any] = [*({"prompt": f"Hi {number}", "response": "Hello"} for number in range(6))]
+    values[1] = values[4] = {"prompt": "", "response": ""}
+    path = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), path)
+    else:
+        content = b"\n".join([b"", *(json.dumps(value).encode() for value in values)])
+        path.write_bytes(gzip.compress(content) if name == "a.jsonl.gz" else content)
+    whole = RecordStream(path, on_bad_record="skip")
+    records = list(whole)
+    assert (whole.num_good, whole.num_bad) == (4, 2)
+    for number in range(1, 5):
+        left = RecordStream(path, on_bad_record="skip")
+        first = list(islice(left, number))
+        read = json.loads(json.dumps(left.read_so_far()))
+        resumed = RecordStream(path, on_bad_record="skip")
+        resumed.go_on(read)
+        assert first + list(resumed) == records
+        assert (resumed.num_good, resumed.num_bad, resumed.bad) == (4, 2, whole.bad)

@@ -106,13 +106,24 @@ def test_the_result_is_shown_also_where_a_task_failed() -> None:
     assert result["dependentTasks"] == ["self-play"]
 
 
-def test_prepare_returns_two_addresses_and_what_pods_request() -> None:
+def test_prepare_returns_two_addresses_what_pods_request_and_the_shards() -> None:
     outputs = compiled()["components"]["comp-prepare"]["outputDefinitions"]["parameters"]
     assert {name: value["parameterType"] for name, value in outputs.items()} == {
         "run_uri": "STRING",
         "policy_uri": "STRING",
         "pods": "STRUCT",
+        "shards": "LIST",
     }
+
+
+def test_the_loop_over_shards_goes_over_the_list_that_prepare_returns_where_it_chooses_their_number() -> None:
+    ir = compiled("generation.shards=0", "spin.max_iterations=2")
+    for t in range(2):
+        loop = ir["components"][f"comp-iteration-{t}"]["dag"]["tasks"][f"iteration-{t}-shards"]
+        items = loop["parameterIterator"]["items"]["inputParameter"]
+        assert loop["inputs"]["parameters"][items] == {"componentInputParameter": "shards"}
+    loop = compiled()["components"]["comp-iteration-0"]["dag"]["tasks"]["iteration-0-shards"]
+    assert "raw" in loop["parameterIterator"]["items"], "a number that is set is fixed"
 
 
 @pytest.mark.parametrize("overrides", SHAPES, ids=IDS)

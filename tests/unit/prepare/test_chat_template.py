@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from spin_components.data import templates
 from spin_components.data.shards import Prompt, read_rows
 from spin_components.errors import ConfigError, DataError, InputsChangedError
+from spin_components.prepare import rendered_parts, rendering
 from spin_components.prepare.input_checks import check_inputs
+from spin_components.prepare.rendered_parts import RenderedParts
 from spin_components.prepare.step import prepare
 from spin_components.record.chat_template import read_chat_template
 from spin_components.record.events import read_events
@@ -67,6 +71,35 @@ def test_a_run_that_sets_nothing_has_no_new_inputs_and_no_warnings(make_settings
     assert [name for name in manifest.inputs if "template" in name] == []
     assert {"warnings", "chat_template_date"}.isdisjoint(manifest.facts)
     assert warnings == []
+
+
+def test_an_interrupted_prepare_goes_on_with_the_date_of_its_first_attempt(
+    make_settings: Make, with_template: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        hour_now = 8
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Clock:
+            return cls(2026, 7, 31, cls.hour_now)
+
+    def add_and_stop(parts: RenderedParts, *arguments: Any) -> None:
+        add(parts, *arguments)
+        raise KeyboardInterrupt
+
+    add = RenderedParts.add
+    model = with_template(DATED)
+    monkeypatch.setattr(templates, "datetime", Clock)
+    monkeypatch.setattr(rendered_parts, "PART_TOKENS", 1)
+    monkeypatch.setattr(rendering, "_BATCH_RECORDS", 8)
+    monkeypatch.setattr(RenderedParts, "add", add_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(make_settings(model={"base": model}))
+    monkeypatch.setattr(RenderedParts, "add", add)
+    Clock.hour_now = 9
+    run, manifest, _ = prepared(make_settings(model={"base": model}))
+    assert manifest.facts["chat_template_date"] == "2026-07-31T08:00:00"
+    assert all(prompt.startswith("[2026-07-31 08:00:00]") for prompt in prompts(run, model))
 
 
 def test_a_model_without_a_template_is_a_warning_event(make_settings: Make, with_template: Any) -> None:

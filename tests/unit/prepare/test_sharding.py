@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spin_components.errors import DataError
-from spin_components.prepare.sharding import divide, shard_inputs
+from spin_components.prepare.sharding import choose_shards, divide, shard_inputs
 from spin_components.settings.settings import Settings
 
 
@@ -15,7 +15,7 @@ def settings(shards: int, shard_by: str = "tokens") -> Settings:
 
 def divided(lengths: list[int], shards: int, shard_by: str = "tokens") -> list[list[int]]:
     numbers = np.arange(10, 10 + len(lengths))
-    parts = divide(numbers, ((length - 1, 1) for length in lengths), settings(shards, shard_by))
+    parts = divide(numbers, ((length - 1, 1) for length in lengths), settings(shards, shard_by), shards)
     return [part.tolist() for part in parts]
 
 
@@ -42,6 +42,24 @@ def test_more_shards_than_records_are_refused() -> None:
         divided([1, 1], 3)
 
 
+def chosen(lengths: list[int], shards: int, shard_tokens: int, most: int = 256) -> int:
+    data = {"train": "d", "shard_tokens": shard_tokens}
+    table = {"model": {"base": "m"}, "data": data, "generation": {"shards": shards}}
+    return choose_shards(((length - 1, 1) for length in lengths), Settings.model_validate(table), most)
+
+
+def test_as_many_shards_are_chosen_as_hold_the_tokens() -> None:
+    assert [chosen([5, 5, 5], 0, tokens) for tokens in (15, 14, 8, 7)] == [1, 2, 2, 3]
+    assert chosen([5, 5, 5], 0, 1) == 3, "one record each"
+    assert chosen([5, 5, 5], 0, 1, most=2) == 2
+    assert chosen([5, 5, 5], 7, 15) == 7, "a number that is set stays"
+
+
 def test_only_what_earlier_releases_did_otherwise_is_an_input() -> None:
     assert shard_inputs(settings(2)) == {"data.shard_by": "tokens"}
     assert shard_inputs(settings(1)) == shard_inputs(settings(2, "records")) == {}
+
+
+def test_the_number_that_is_chosen_follows_from_an_input() -> None:
+    assert shard_inputs(settings(0)) == {"data.shard_by": "tokens", "data.shard_tokens": 8_000_000}
+    assert shard_inputs(settings(0, "records")) == {"data.shard_tokens": 8_000_000}

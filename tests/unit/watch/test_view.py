@@ -87,6 +87,13 @@ def test_shards_share_a_line() -> None:
     assert "1 of 3 shards" in line
 
 
+def test_shards_that_prepare_chose_are_counted_once_it_is_done() -> None:
+    *begun, done = prepared(shards=0)
+    played = generated(10.0, 0, 0)
+    chosen = {**done, "facts": {**done["facts"], "num_shards": 3}}
+    assert "1 of 3 shards" in line_with(drawn([*begun, chosen, *played], width=120), "generate ")
+
+
 def test_a_failure_is_shown_in_full_and_a_warning_in_one_line() -> None:
     fail = event(20.0, "fail", "train-epoch", 0, 0, error="NonFiniteError", message="the loss is nan", exit_code=1)
     warning = event(19.0, "warning", "generate", 0, 0, message="4 of 4 answers were cut")

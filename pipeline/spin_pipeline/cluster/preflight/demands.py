@@ -52,7 +52,7 @@ def demands_of(settings: Settings, cluster: ClusterSettings) -> list[Demand]:
     train = _resources(place.train, place.accelerator, settings.num_gpus("train-epoch"))
     score = _resources(place.score, place.accelerator, settings.num_gpus("ref-logprob"))
     validate = _resources(place.score, place.accelerator, settings.num_gpus("validate"))
-    nodes, shards = settings.hardware.nodes, settings.generation.shards
+    nodes, shards = settings.hardware.nodes, max(1, settings.generation.shards)
     scoring = [Demand("ref-logprob and validate", score, at_once=shards, **placed)]
     if validate != score:
         scoring = [

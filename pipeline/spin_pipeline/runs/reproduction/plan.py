@@ -140,7 +140,10 @@ def _values(run: RunStore, history: History, num_iterations: int) -> dict[str, d
             **_template(run, history),
         },
         "spin": {**recorded["spin"], "max_iterations": num_iterations},
-        "generation": _pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
+        "generation": {
+            **_pinned(recorded["generation"], "engine", [made.facts.get("engine") for made, _ in shards]),
+            "shards": history.data.facts["num_shards"],  # which a cluster may have limited
+        },
         "training": _zero_stage(
             _pinned(recorded["training"], "precision", [scored.inputs["precision"] for _, scored in shards if scored]),
             history.iterations,
