@@ -1,6 +1,7 @@
 """Generation speed and memory against `transformers.generate` called plainly, and against bare vLLM.
 
-    python tests/benchmarks/generation.py [--rounds 3] [--prompts 128] [--new-tokens 192] [--batch 64] [--json FILE]
+    python tests/benchmarks/generation.py [--rounds 3] [--prompts 128] [--new-tokens 192] [--batch 64] [--block 0]
+        [--json FILE]
 
 The demo model answers real prompts, the questions of `builtin:stdlib-docstrings`, at temperature 1 in float32; answers
 are as long as they come. Each contestant runs in a process of its own, in turn, and is warmed up before the clock
@@ -11,6 +12,8 @@ answer's EOS), what ours is of its peer's, and peak memory, of vLLM with its eng
 - `ours`: the `transformers` engine with as many rows.
 - `vllm`: `LLM.generate` on all prompts at once, with vLLM's own `max_num_seqs`.
 - `ours-vllm`: the `vllm` engine.
+
+With `--block` ours answers so many prompts at a time (`generation.block_size`).
 
 What was tried for the `transformers` engine, on 2 cores of an AMD EPYC (AVX2, no bf16), in float32:
 
@@ -135,7 +138,9 @@ def engine(name: str, options: argparse.Namespace, prompts: Prompts) -> Answerin
     from spin_components.engine.engine import Sampling
     from spin_components.engine.open import open_engine
 
-    settings = GenerationSettings(max_new_tokens=1024, batch_size=options.batch, kv_cache_gib=KV_CACHE_GIB)
+    settings = GenerationSettings(
+        max_new_tokens=1024, batch_size=options.batch, block_size=options.block, kv_cache_gib=KV_CACHE_GIB
+    )
     model = ModelSettings(base=str(options.folder / "model"))
     opened = open_engine(name, options.folder / "model", model, Sampling(settings, [EOS], options.seed), COMPUTE)
     if name == "vllm":  # it starts for a number and lengths of prompts; what it then sees must not be in its cache
@@ -144,8 +149,12 @@ def engine(name: str, options: argparse.Namespace, prompts: Prompts) -> Answerin
         first.close()  # type: ignore[attr-defined]
 
     def answer(prompts: Prompts, limit: int) -> list[list[int]]:
-        found = dict(opened.generate(prompts, [limit] * len(prompts)))
-        return [found[place].token_ids for place in range(len(prompts))]
+        answers = []
+        for block in settings.blocks(len(prompts)):
+            part = [prompts[number] for number in block]
+            found = dict(opened.generate(part, [limit] * len(part), numbers=block))
+            answers += [found[place].token_ids for place in range(len(part))]
+        return answers
 
     return answer
 
@@ -185,6 +194,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=192)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--block", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", choices=list(PEERS), help=argparse.SUPPRESS)
@@ -207,7 +217,7 @@ def main() -> None:
 
 def _apart(kind: str, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", kind, "--folder", str(folder), "--seed", str(seed)]
-    command += ["--new-tokens", str(options.new_tokens), "--batch", str(options.batch)]
+    command += ["--new-tokens", str(options.new_tokens), "--batch", str(options.batch), "--block", str(options.block)]
     variables = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=variables)
     result: dict[str, Any] = json.loads(output.stdout.rpartition("RESULT ")[2])

@@ -169,10 +169,12 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
     compute = resolve_compute(settings.hardware, settings.training.precision)
     if case.step == "generate":
         return _generate(case, folder, settings, compute)
+    from spin_components.model.frozen import WholeLoader
     from spin_components.model.scoring import load_scored
 
     peaks = {"imports": peak_bytes()}
-    model = load_scored(folder, settings, compute)
+    loader = None if case.step == "train-epoch" else WholeLoader(compute)
+    model = load_scored(folder, settings, compute, loader)
     peaks["load"] = peak_bytes()
     return peaks | (_validate if case.step == "validate" else _score)(case, model, settings, compute)
 
@@ -210,6 +212,7 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
     from spin_components.data.pair_counts import PairCounts
     from spin_components.model.lora.layers import add_trained
     from spin_components.record.pairs import ScoredPairs
+    from spin_components.training.parts import write_parts
     from spin_components.training.torch_backend import TorchBackend
     from spin_components.training.train_step import train_single_step
 
@@ -242,21 +245,21 @@ def _train(model: Any, pairs: Any, scores: Any, batches: Any, settings: Any, com
         )
     peaks = {"compute": peak_bytes()}
     with tempfile.TemporaryDirectory() as name:
-        backend.save_optimizer(Path(name, "trainer"))
+        write_parts(Path(name, "trainer"), "optimizer", backend.optimizer_parts())
         _save(backend, settings, Path(name))
     return peaks | {"save": peak_bytes()}
 
 
 def _save(backend: Any, settings: Any, folder: Path) -> None:
     """The policy, and before it the adapter that it is made of."""
-    from spin_components.model.loading import save_policy
     from spin_components.model.lora.files import Base, write_adapter
     from spin_components.model.lora.layers import file_name, saved_config
     from spin_components.model.lora.merging import write_merged
+    from spin_components.training.publishing import write_policy
 
     like = Path(settings.model.base)
     if not settings.lora.is_on:
-        save_policy(backend.model, backend.policy_state(), like, folder / "policy")
+        write_policy(backend, like, folder / "policy")
         return
     weights = {file_name(name): tensor for name, tensor in backend.trained_state().items()}
     write_adapter(folder / "adapter", saved_config(backend.model), weights, Base(uri="-", sha256="-"), like)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from faults.harms import Rule
 from spin_components.store import layout
 from spin_components.store.lease import check_free
 from spin_components.store.open import open_run
+from support.started import started
 
 
 def second(ground: Ground, **variables: str) -> Attempt:
@@ -110,7 +110,7 @@ def test_a_zombie_process_holds_no_lease(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     run = open_run(str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code, run.uri]) as first:
+    with started([sys.executable, "-c", code, run.uri]) as first:
         while psutil.Process(first.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
         check_free(run, "second")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import permutation
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import answer_logprobs, is_packed
 from spin_components.algorithm.loss import STEP_ZERO_TOLERANCE, AnswerLogprobs, spin_loss
 from spin_components.algorithm.token_budget import PairLengths
@@ -42,10 +40,7 @@ NUM_PAIRS = 4
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Pair]]:
     """SmolLM2-135M, and pairs whose "generated" answer is the human answer to another question."""
     folder: Path = tmp_path_factory.mktemp("models") / "smollm2"
-    with pytest.MonkeyPatch.context() as patch:
-        # transformers reads the file's metadata four times, 5 s each
-        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
-        make_smollm2(folder)
+    make_smollm2(folder)
     settings = ModelSettings(base=str(folder))
     tokenizer = load_tokenizer(folder, settings)
     eos_ids = find_eos_ids(tokenizer, 2)
@@ -87,7 +82,7 @@ def _distance(model: Any, pairs: list[Pair], precision: Precision, *, like_refer
             [max(map(len, pair.answers)) for pair in pairs],
             [2] * NUM_PAIRS,
         )
-        division = Division(lengths, training, 2, is_packed=is_packed(model))
+        division = BatchDivision(lengths, training, 2, is_packed=is_packed(model))
         groups = [list(micro.pairs) for rank in (0, 1) for micro in division.of_rank(batch, rank)]
     else:
         groups = [[index] for index in batch]

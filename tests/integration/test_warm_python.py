@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.started import started
+
 pytestmark = [
     pytest.mark.usefixtures("warm_python"),
     pytest.mark.skipif(sys.platform != "linux", reason="a new Python is started there"),
@@ -58,7 +60,7 @@ def test_a_program_has_the_callers_open_files_and_paths(tmp_path: Path) -> None:
 def test_a_signal_reaches_the_program_and_its_end_the_caller(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import time; print(flush=True); time.sleep(3600)", encoding="utf-8")
     command = [sys.executable, str(tmp_path / "program.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with started(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.terminate()
@@ -68,7 +70,7 @@ def test_a_signal_reaches_the_program_and_its_end_the_caller(tmp_path: Path) -> 
 def test_a_program_ends_with_its_caller(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import time; print(flush=True); time.sleep(3600)", encoding="utf-8")
     command = [sys.executable, str(tmp_path / "program.py")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with started(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()

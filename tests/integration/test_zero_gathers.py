@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from spin_components.algorithm.loss import STEP_ZERO_LOSS, STEP_ZERO_TOLERANCE
 from spin_components.settings.settings import Settings
@@ -18,6 +15,7 @@ from spin_components.store import layout
 from spin_components.store.local import LocalRun
 from support import bounds
 from support.playing import losses, play
+from support.wide_llama import make_wide_llama
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 
@@ -26,26 +24,13 @@ TWO_RANKS = {"device": "cpu", "ranks": 2, "threads": 1}
 SHORT = {"data": {"max_train_records": 9}, "generation": {"max_new_tokens": 8}, "validation": {"num_samples": 0}}
 """Nine pairs in batches of eight: in the last batch one of the ranks has no pair."""
 
-PERSISTENT = 100_000
-"""DeepSpeed's stage3_param_persistence_threshold: smaller parameters stay whole on every rank."""
-
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Callable[[bool], Path]:
     """Makes a Llama whose embedding and MLP are above the threshold; tied or not."""
 
     def make(is_tied: bool) -> Path:
-        folder = tmp_path_factory.mktemp("models") / "wide"
-        shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-        sizes = {"hidden_size": 200, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = json.loads((folder / "config.json").read_bytes()) | sizes
-        config |= {"head_dim": 100, "initializer_range": 0.05, "tie_word_embeddings": is_tied}
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**config))
-        assert model.model.embed_tokens.weight.numel() > PERSISTENT
-        assert model.model.layers[0].mlp.gate_proj.weight.numel() > PERSISTENT
-        model.save_pretrained(folder)
-        return folder
+        return make_wide_llama(tmp_path_factory.mktemp("models") / "wide", tiny_llama, is_tied=is_tied)
 
     return make
 

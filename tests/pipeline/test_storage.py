@@ -25,6 +25,7 @@ from spin_pipeline.local import run as local
 from spin_pipeline.runs.status import is_at_work
 from support.gate import Gate
 from support.s3_server import BUCKET, SECRET_KEY, S3Server, free_port
+from support.started import started
 from support.warm_spin import SPIN
 
 pytestmark = pytest.mark.usefixtures("warm_driver")
@@ -65,7 +66,7 @@ def test_a_second_machine_is_refused_then_resumes_after_the_first_died(
     with closing(Proxy(s3.port)) as proxy:
         proxy.reset(gate.rule)
         variables = {**os.environ, "S3_ENDPOINT": proxy.endpoint, DEADLINE: "3600"}
-        with subprocess.Popen([*SPIN, *command], stdout=subprocess.DEVNULL, env=variables) as first:
+        with started([*SPIN, *command], stdout=subprocess.DEVNULL, env=variables) as first:
             gate.wait(first)
             second = spin(*command, **elsewhere)
             assert second.returncode == 2, second.stdout

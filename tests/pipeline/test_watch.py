@@ -96,17 +96,17 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(
     s3: S3Server, tmp_path: Path, tiny_llama: Path, question_file: Path
 ) -> None:
     uri = f"s3://{BUCKET}/{tmp_path.name}/run"
-    small = ["spin.max_iterations=1", "spin.max_epochs=1", "data.max_train_records=24", "generation.max_new_tokens=8"]
+    small = ["spin.max_iterations=1", "spin.max_epochs=1", "data.max_train_records=32", "generation.max_new_tokens=8"]
     small += [f"model.base={tiny_llama}", f"data.train={question_file}", "data.validation_size=8"]
-    # a save and a validation after each of three training steps: what a validation writes flushes the step's progress,
+    # a save and a validation after each of four training steps: what a validation writes flushes the step's progress,
     # which would otherwise be written or held back by how much time has passed
     small += ["training.save_interval=1", "validation.val_check_interval=1", "validation.num_samples=2"]
     settings = [part for setting in small for part in ("--set", setting)]
-    # the run waits before these: when it has generated, and after each of the first two training steps
+    # the run waits before these: when it has generated, and with a save that is held for the next, a step later
     gates = [
         Gate(rf"PUT .*/iterations/0/{key}/") for key in ("generations", "epochs/0/partial/1", "epochs/0/partial/2")
     ]
-    shown = [("generate", "24/24 answers"), ("train-epoch", "1/3 steps"), ("train-epoch", "2/3 steps")]
+    shown = [("generate", "32/32 answers"), ("train-epoch", "2/4 steps"), ("train-epoch", "3/4 steps")]
     with ExitStack() as stack:
         proxy = stack.enter_context(closing(Proxy(s3.port)))
         proxy.reset(*(gate.rule for gate in gates))
@@ -131,8 +131,8 @@ def test_run_and_watch_show_a_run_in_object_storage_on_terminals_of_their_own(
         assert running.wait() == 0, "a watch that is left must not end the run"
         assert watching.wait() == 0
     for terminal in (running, watching):
-        whole, one_third, two_thirds = bars[terminal]
-        assert 0 < one_third < two_thirds
+        whole, half, three_quarters = bars[terminal]
+        assert 0 < half < three_quarters
         assert whole > 0
     late = watch(uri, "--json")
     assert late.returncode == 0, late.stderr

@@ -34,6 +34,13 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
 )
@@ -73,6 +80,15 @@ _GEMMA: dict[str, Any] = {**SIZES, **_MIXED, **_IDS, "num_key_value_heads": 2, "
 _PER_LAYER: dict[str, Any] = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64}
 _GEMMA4: dict[str, Any] = {**_GEMMA, **_PER_LAYER, "global_head_dim": 8, "num_kv_shared_layers": 0}
 _SHARED: dict[str, Any] = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+_LINEAR: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 # windows of 30 tokens: longer than the probe's sequences, shorter than those of the tests
 OTHERS: dict[str, Any] = {
     "gemma3": Gemma3Config(
@@ -115,6 +131,9 @@ OTHERS: dict[str, Any] = {
         audio_token_id=10,
     ),
     "gemma4_text": Gemma4TextConfig(**_GEMMA4),
+    "gemma4_moe": Gemma4TextConfig(
+        **_GEMMA4, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32
+    ),
     "gpt2": GPT2Config(
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, resid_pdrop=0.1, **_IDS
     ),
@@ -159,6 +178,11 @@ OTHERS: dict[str, Any] = {
     "qwen2_moe": Qwen2MoeConfig(
         **SIZES, **_EXPERTS, **_SHARED, num_experts=4, use_sliding_window=True, sliding_window=30, max_window_layers=2
     ),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "qwen3_5_moe_text": Qwen3_5MoeTextConfig(
+        **{**SIZES, **_LINEAR, **_SHARED}, num_experts=4, num_experts_per_tok=2, output_router_logits=True
+    ),
+    "qwen3_5_text": Qwen3_5TextConfig(**SIZES, **_LINEAR),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, **_EXPERTS, head_dim=8, num_experts=4, moe_intermediate_size=32),
     "qwen3_next": Qwen3NextConfig(
         **SIZES,
@@ -174,6 +198,32 @@ OTHERS: dict[str, Any] = {
     ),
 }
 """Families whose gradients are not tested one by one."""
+_VISION: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    },
+    "image_token_id": 8,
+    "video_token_id": 9,
+    "vision_start_token_id": 10,
+    "vision_end_token_id": 11,
+}
+WRAPPERS: dict[str, tuple[Any, Any]] = {
+    "qwen3_5": (
+        Qwen3_5ForConditionalGeneration,
+        Qwen3_5Config(text_config=OTHERS["qwen3_5_text"].to_dict(), **_VISION),
+    ),
+    "qwen3_5_moe": (
+        Qwen3_5MoeForConditionalGeneration,
+        Qwen3_5MoeConfig(text_config=OTHERS["qwen3_5_moe_text"].to_dict(), **_VISION),
+    ),
+}
+"""Models of images and text, as they are published, of which transformers' causal language model is a part."""
 SEQUENCES = [
     PromptAnswer([5, 6, 7, 8, 9, 10, 11], [12]),
     PromptAnswer([20], [21, 22, 23, 24, 25, 26, 2]),
@@ -206,12 +256,13 @@ def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> Non
     """Write a model of one family with random weights, the same each time.
 
     Args:
-        family: key of `CONFIGS` or `OTHERS`.
+        family: key of `CONFIGS`, `OTHERS` or `WRAPPERS`.
         folder: to be filled.
         tokenizer: folder whose tokenizer the model shall fit and take along.
     """
     bounds.few_threads()
-    config = copy.deepcopy({**CONFIGS, **OTHERS}[family])
+    kind, config = WRAPPERS.get(family) or (None, {**CONFIGS, **OTHERS}[family])
+    config = copy.deepcopy(config)
     if tokenizer is not None:
         for each in (config, config.get_text_config()):
             each.eos_token_id = 2  # the tokenizer's
@@ -224,7 +275,8 @@ def save_family(family: str, folder: Path, tokenizer: Path | None = None) -> Non
             folder.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / path.name)
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = kind(config) if kind else AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
 
 
 def groups_of(sequences: Sequence[PromptAnswer]) -> list[Prompted]:

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import logging
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,19 @@ def check_builtin(source: str, *, what: str, kinds: dict[str, Any]) -> str:
     return name
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Have transformers share one reader of a GGUF file, which otherwise it makes four times, 5 s each."""
+    import gguf
+
+    own = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(own)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = own
+
+
 def make_smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct as float32 safetensors, from the GGUF file in its package.
 
@@ -78,7 +93,9 @@ def make_smollm2(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = spec.submodule_search_locations[0]
-    quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF_FILE, dtype=torch.float32)
+    with _read_once():
+        quantised = AutoModelForCausalLM.from_pretrained(package, gguf_file=_GGUF_FILE, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF_FILE)
     config = quantised.config
     del config.quantization_config
     config._name_or_path = "SmolLM2-135M-Instruct"
@@ -86,7 +103,6 @@ def make_smollm2(folder: Path) -> None:
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_GGUF_FILE)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # as in training; the GGUF file names another
     tokenizer.save_pretrained(folder)
 

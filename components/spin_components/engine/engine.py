@@ -32,6 +32,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """The largest call that an engine will get. Engines that share prompts have the same, so that they compute alike.
+
+    Attributes:
+        num_tokens: of the longest prompt and its answer together.
+        num_prompts: of the call with most of them.
+    """
+
+    num_tokens: int
+    num_prompts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """Sampling parameters shared by all prompts.
 
@@ -40,25 +53,22 @@ class Sampling:
         eos_ids: ids that end an answer.
         seed: of the random numbers.
         iteration: selects values that are set for each iteration.
-        engine: number of the engine, where several divide the prompts.
-        numbers: of the prompts that this engine gets, among those of all engines; None for 0, 1, …
+        capacity: for which the engine is started; None for what the first call of `generate` needs.
     """
 
     settings: GenerationSettings
     eos_ids: list[int]
     seed: int
     iteration: int = 0
-    engine: int = 0
-    numbers: Sequence[int] | None = None
+    capacity: Capacity | None = None
 
-    @property
-    def engine_seed(self) -> int:
-        """Seed of the engine, where one generator serves all of its prompts."""
-        return derive_seed(self.seed, "engine", self.engine) if self.engine else self.seed
+    def seed_of(self, numbers: Sequence[int]) -> int:
+        """Seed of one generator that serves all prompts of a call.
 
-    def number_of(self, index: int) -> int:
-        """Number among the prompts of all engines of the prompt that this engine got as its `index`-th."""
-        return index if self.numbers is None else self.numbers[index]
+        Args:
+            numbers: of the prompts; see `Engine.generate`.
+        """
+        return derive_seed(self.seed, "block", numbers[0]) if any(numbers[:1]) else self.seed
 
     @property
     def temperature(self) -> float:
@@ -67,16 +77,23 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Samples one answer for each prompt."""
+    """Samples one answer for each prompt.
+
+    The answers of a call of `generate` are a function of its arguments, the model, the sampling parameters and the
+    machine: they depend neither on earlier calls nor on which engine of several gets the call.
+    """
 
     name: str
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int], *, numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
         """Yield (index of the prompt, answer) as answers finish, in any order, one for each prompt.
 
         Args:
             prompts: token ids of each prompt.
             max_new_tokens: limit for each prompt, >= 1.
+            numbers: of the prompts among all that share the seed, from which random numbers follow; None for 0, 1, …
         """
 
     def close(self) -> None:
@@ -89,8 +106,19 @@ class Report(Protocol):
     def __call__(self, done: int, *, num_tokens: int) -> None: ...
 
 
+def answer_limits(prompts: Sequence[Prompt], *, max_new_tokens: int, max_length: int) -> list[int]:
+    """The most tokens of each answer; arguments as of `collect_answers`."""
+    return [min(max_new_tokens, max_length - len(prompt.prompt_ids)) for prompt in prompts]
+
+
 def collect_answers(
-    engine: Engine, prompts: Sequence[Prompt], *, max_new_tokens: int, max_length: int, report: Report
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    max_length: int,
+    report: Report,
+    numbers: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Sample one answer to each prompt.
 
@@ -100,16 +128,17 @@ def collect_answers(
         max_new_tokens: the most tokens of an answer.
         max_length: the most tokens of a prompt and its answer together.
         report: called after each answer.
+        numbers: of the prompts; see `Engine.generate`.
 
     Returns: the answers, in the order of the prompts.
 
     Raises:
         EngineError: some prompts got none.
     """
-    limits = [min(max_new_tokens, max_length - len(prompt.prompt_ids)) for prompt in prompts]
+    limits = answer_limits(prompts, max_new_tokens=max_new_tokens, max_length=max_length)
     answers: dict[int, Answer] = {}
     num_tokens = 0
-    for i, answer in engine.generate([prompt.prompt_ids for prompt in prompts], limits):
+    for i, answer in engine.generate([prompt.prompt_ids for prompt in prompts], limits, numbers=numbers):
         answers[i] = answer
         num_tokens += len(answer.token_ids)
         report(len(answers), num_tokens=num_tokens)

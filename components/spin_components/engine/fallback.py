@@ -25,7 +25,6 @@ class FallbackGenerator:
         self._model, self._tokenizer, self._sampling, self._compute = model, tokenizer, sampling, compute
         # generate() takes missing values from the model's own configuration, so that is replaced as well
         model.generation_config = GenerationConfig(**self._config())
-        torch.manual_seed(sampling.engine_seed)
 
     def _config(self) -> dict[str, Any]:
         settings, temperature = self._sampling.settings, self._sampling.temperature
@@ -42,8 +41,11 @@ class FallbackGenerator:
             config |= {"temperature": temperature, "top_p": settings.top_p, "top_k": settings.top_k}
         return config
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
-        """Implements `Engine.generate`."""
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int], *, numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
+        """Implements `Engine.generate`; one generator serves all prompts of a call."""
+        torch.manual_seed(self._sampling.seed_of(numbers or range(len(prompts))))
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         size = self._sampling.settings.batch_size
         for start in range(0, len(order), size):

@@ -8,6 +8,7 @@ from pathlib import Path
 from spin_components.engine.engine import Engine, Sampling
 from spin_components.errors import ConfigError
 from spin_components.model.compute import Compute
+from spin_components.model.frozen import FrozenLoader
 from spin_components.settings.generation import GenerationSettings
 from spin_components.settings.run import ModelSettings
 
@@ -30,12 +31,19 @@ def choose_engine(settings: GenerationSettings, compute: Compute, num_prompts: i
     return "vllm" if installed and worthwhile else "transformers"
 
 
-def open_engine(name: str, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> Engine:
-    """Create an engine by name for the model in a folder."""
+def open_engine(
+    name: str,
+    folder: Path,
+    model: ModelSettings,
+    sampling: Sampling,
+    compute: Compute,
+    loader: FrozenLoader | None = None,
+) -> Engine:
+    """Create an engine by name for the model in a folder; with `transformers`, a loader may place the model."""
     if name == "vllm":
         from spin_components.engine.vllm_engine import VllmEngine
 
         return VllmEngine(folder, model, sampling, compute)
     from spin_components.engine.transformers_engine import TransformersEngine
 
-    return TransformersEngine(folder, model, sampling, compute)
+    return TransformersEngine(folder, model, sampling, compute, loader)

@@ -19,6 +19,7 @@ from spin_components.engine.sampling import TokenSampler
 from spin_components.engine.slots import Slots, enable_slot_attention
 from spin_components.model.compute import Compute
 from spin_components.model.folder import load_tokenizer
+from spin_components.model.frozen import FrozenLoader
 from spin_components.model.loading import load_model
 from spin_components.settings.run import ModelSettings
 
@@ -56,32 +57,41 @@ class _Row:
 class TransformersEngine:
     """Engine on `transformers`, for any device that torch supports.
 
-    The same seed gives the same answers for any batch size, up to rounding: each prompt has its own random numbers,
-    seeded by its number among all prompts that the engine, or the engines that divide them, have received.
+    The same seed gives the same answers for any batch size and any division of the prompts into calls, up to rounding:
+    each prompt has its own random numbers, seeded by its number.
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path, model: ModelSettings, sampling: Sampling, compute: Compute) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelSettings,
+        sampling: Sampling,
+        compute: Compute,
+        loader: FrozenLoader | None = None,
+    ) -> None:
         self._sampling, self._compute = sampling, compute
-        self._model: Any = load_model(folder, model, device=compute.device).eval()
+        loaded = loader.load(folder, model) if loader else load_model(folder, model, device=compute.device)
+        self._model: Any = loaded.eval()
         self._tokenizer = load_tokenizer(folder, model)
-        self._num_given = 0
         self._fallback: FallbackGenerator | None = None
         if reason := enable_slot_attention(self._model, compute.device):
             logger.warning("%s is sampled by transformers.generate(): %s", type(self._model).__name__, reason)
             self._fallback = FallbackGenerator(self._model, self._tokenizer, sampling, compute)
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int], *, numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
         if self._fallback is not None:
-            yield from self._fallback.generate(prompts, max_new_tokens)
+            yield from self._fallback.generate(prompts, max_new_tokens, numbers=numbers)
             return
+        numbers = numbers or range(len(prompts))
         # longest prompts first: running out of memory shows at once, and the last rows to finish are short
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         waiting = deque(
-            _Row(index, prompts[index], max_new_tokens[index], self._random(self._num_given + index)) for index in order
+            _Row(index, prompts[index], max_new_tokens[index], self._random(numbers[index])) for index in order
         )
-        self._num_given += len(prompts)
         num_rows = min(len(prompts), self._sampling.settings.batch_size)
         slots, sampler = Slots(num_rows, self._compute.device), TokenSampler(self._sampling)
         rows: list[_Row] = []
@@ -104,8 +114,8 @@ class TransformersEngine:
                     finished += self._remove_finished(rows, slots)
             yield from finished
 
-    def _random(self, index: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self._sampling.seed, self._sampling.number_of(index)]))
+    def _random(self, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self._sampling.seed, number]))
 
     def _extend(self, rows: list[_Row], logits: torch.Tensor, sampler: TokenSampler) -> None:
         """Sample the next token of every row."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from spin_components.engine.engine import Answer, Sampling
+from spin_components.engine.engine import Answer, Capacity, Sampling
 from spin_components.errors import EngineError
 from spin_components.machine import num_cores
 from spin_components.model.compute import Compute
@@ -17,10 +17,16 @@ _DEFAULT_NUM_SEQS = 256
 """vLLM's smallest default of `max_num_seqs` over all hardware; above it, vLLM's own default is used."""
 
 
-class VllmEngine:
-    """Engine on vLLM.
+_EXTENSION = "spin_components.engine.vllm_worker.SeededWorker"
 
-    The seed is the engine's, not a request's: vLLM's CPU build crashes on seeded requests.
+
+class VllmEngine:
+    """Engine on vLLM, with one generator for all prompts of a call.
+
+    Seeds of requests would slow vLLM down, and its CPU build crashes on them. So that a call's answers depend on
+    nothing else, the generator is seeded and the prefix cache emptied before it, and vLLM's scheduler runs in this
+    process: in one of its own, as vLLM has it by default, it begins with those prompts that have arrived by then, and
+    ends answers at stop strings when it hears of them. The model is in worker processes.
     """
 
     name = "vllm"
@@ -34,6 +40,8 @@ class VllmEngine:
     def _open(self, longest: int, num_prompts: int) -> Any:
         """Start vLLM for sequences of at most `longest` tokens and, as far as it can, all prompts concurrently.
 
+        Started for the same, engines form the same batches of the same prompts.
+
         Raises:
             EngineError: vLLM cannot be imported or does not start.
         """
@@ -42,6 +50,7 @@ class VllmEngine:
         on_cpu = self._compute.device.type == "cpu"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler in this process
         if on_cpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gib)))
             os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
@@ -54,10 +63,12 @@ class VllmEngine:
                 model=str(self._folder),
                 trust_remote_code=self._model.trust_remote_code,
                 dtype="bfloat16" if self._compute.precision == "bf16" else "float32",
-                seed=self._sampling.engine_seed,
+                seed=self._sampling.seed,
                 max_model_len=longest,
                 max_num_seqs=num_seqs if num_seqs < _DEFAULT_NUM_SEQS else None,
                 tensor_parallel_size=settings.tensor_parallel,
+                distributed_executor_backend="mp",  # the model not in this process, also on one device
+                worker_extension_cls=_EXTENSION,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 enable_prefix_caching=True,
                 enforce_eager=on_cpu,
@@ -90,12 +101,17 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def generate(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> Iterator[tuple[int, Answer]]:
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int], *, numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
         longest = max(len(prompt) + limit for prompt, limit in zip(prompts, max_new_tokens, strict=True))
         if longest > self._longest:
             self.close()
-            self._llm, self._longest = self._open(longest, len(prompts)), longest
+            capacity = self._sampling.capacity or Capacity(longest, len(prompts))
+            self._longest = max(longest, capacity.num_tokens)
+            self._llm = self._open(self._longest, max(len(prompts), capacity.num_prompts))
         engine = self._llm.llm_engine
+        self._forget(self._sampling.seed_of(numbers or range(len(prompts))))
         pending = set()
         try:
             for index, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
@@ -106,6 +122,17 @@ class VllmEngine:
                     yield int(output.request_id), self._answer(output.outputs[0])
         finally:
             engine.abort_request(list(pending), internal=True)
+
+    def _forget(self, seed: int) -> None:
+        """Bring vLLM into the state of one that was just started with this seed.
+
+        Raises:
+            EngineError: vLLM still computes answers to earlier prompts.
+        """
+        engine = self._llm.llm_engine
+        if not engine.reset_prefix_cache():
+            raise EngineError("vLLM could not empty its prefix cache: answers to earlier prompts have not ended")
+        engine.collective_rpc("reseed", args=(seed,))
 
     def _answer(self, completion: Any) -> Answer:
         token_ids, logprob = list(completion.token_ids), float(completion.cumulative_logprob)

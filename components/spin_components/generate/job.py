@@ -6,21 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from spin_components.engine.engine import Capacity
 from spin_components.settings.settings import Settings
-
-
-class Part(BaseModel):
-    """What one engine answers.
-
-    Attributes:
-        prompts: Parquet file of its prompts.
-        numbers: of these among the prompts of the shard.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompts: Path
-    numbers: list[int]
 
 
 class GenerationJob(BaseModel):
@@ -30,10 +17,11 @@ class GenerationJob(BaseModel):
         where: for errors.
         engine: name, as `engine.open.choose_engine` returns it.
         folder: of the model.
+        prompts: Parquet file of the shard's prompts.
         eos_ids: ids that end an answer.
         seed: of the shard.
         iteration: t.
-        parts: of each engine.
+        capacity: of each engine.
         on_gpu: whether they compute on GPUs, `generation.tensor_parallel` each.
         settings: of the run.
     """
@@ -43,9 +31,10 @@ class GenerationJob(BaseModel):
     where: str
     engine: str
     folder: Path
+    prompts: Path
     eos_ids: list[int]
     seed: int
     iteration: int
-    parts: list[Part]
+    capacity: Capacity | None
     on_gpu: bool
     settings: Settings

@@ -1,4 +1,4 @@
-"""One of several engines that answer the prompts of a shard; `python -m spin_components.generate.rank JOB.json`."""
+"""One of several engines that answer the blocks of a shard; `python -m spin_components.generate.rank JOB.json`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from spin_components.generate.job import GenerationJob
 from spin_components.machine import num_cores
-from spin_components.runtime.ranks import begin_rank, leave_torchrun, take_cores, take_gpus, take_part
+from spin_components.runtime.ranks import begin_rank, leave_torchrun, take_cores, take_gpus, take_part, take_turns
 
 
 def main(job_path: Path) -> None:
-    """Answer this engine's prompts."""
+    """Answer blocks until none is left; a model is loaded only where there is one to begin with."""
     rank, ranks = begin_rank()
     job = GenerationJob.model_validate_json(job_path.read_bytes())
     if job.on_gpu:
@@ -27,26 +28,29 @@ def main(job_path: Path) -> None:
     def work(report: Callable[[int], None]) -> dict[str, Any]:
         leave_torchrun()
         from spin_components.data.shards import Prompt, read_rows
-        from spin_components.engine.engine import Sampling, collect_answers
+        from spin_components.engine.engine import Sampling
         from spin_components.engine.open import open_engine
+        from spin_components.generate.blocks import answer_blocks
         from spin_components.model.compute import resolve_compute, set_threads
 
-        settings, part = job.settings, job.parts[rank]
-        prompts = read_rows(part.prompts, Prompt)
-        if not prompts:
-            return {"answers": []}
+        settings, prompts = job.settings, read_rows(job.prompts, Prompt)
+        blocks = settings.generation.blocks(len(prompts))
+        taken = take_turns(job_path, len(blocks))
+        first = next(taken, None)
+        if first is None:
+            return {"blocks": []}
         set_threads(settings.hardware)
         compute = resolve_compute(settings.hardware, settings.training.precision)
-        sampling = Sampling(settings.generation, job.eos_ids, job.seed, job.iteration, rank, part.numbers)
+        sampling = Sampling(settings.generation, job.eos_ids, job.seed, job.iteration, job.capacity)
+        own = ((blocks[index], [prompts[number] for number in blocks[index]]) for index in chain([first], taken))
         with closing(open_engine(job.engine, job.folder, settings.model, sampling, compute)) as engine:
-            answers = collect_answers(
-                engine,
-                prompts,
-                max_new_tokens=settings.generation.max_new_tokens,
-                max_length=settings.data.max_length,
-                report=lambda done, num_tokens: report(done),
-            )
-        return {"answers": [[answer.token_ids, answer.finish_reason, answer.logprob] for answer in answers]}
+            answered = [
+                [numbers.start, [[answer.token_ids, answer.finish_reason, answer.logprob] for answer in answers]]
+                for numbers, answers in answer_blocks(
+                    engine, own, settings, report=lambda done, num_tokens: report(done)
+                )
+            ]
+        return {"blocks": answered}
 
     take_part(job_path, job.where, work)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from contextlib import closing
@@ -9,17 +10,20 @@ from typing import Any
 
 from spin_components.algorithm.batching import derive_seed
 from spin_components.data.shards import Pair, Prompt, read_rows, write_rows
-from spin_components.engine.engine import Sampling, collect_answers
+from spin_components.engine.engine import Sampling
 from spin_components.engine.open import choose_engine, open_engine
+from spin_components.generate.blocks import answer_blocks, with_capacity
 from spin_components.generate.engines import answer_with_engines
 from spin_components.generate.samples import SAMPLES_A_SHARD, decode_samples, shortened
-from spin_components.memory.processes import num_processes
+from spin_components.memory.processes import divide
 from spin_components.model.compute import num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.stored import model_digest, open_model
 from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.manifests import read_manifest
+
+logger = logging.getLogger(__name__)
 
 
 def generate_shard(
@@ -52,7 +56,7 @@ def _inputs(step: Step, iteration: int, shard: int, reference_uri: str) -> dict[
     generation = step.settings.generation.at(iteration)
     data = read_manifest(step.run, layout.DATA_MANIFEST)
     return {
-        **{f"generation.{name}": value for name, value in generation.model_dump(mode="json").items()},
+        **generation.inputs(),
         "run.seed": step.settings.run.seed,
         "data.max_length": step.settings.data.max_length,
         "prompts": data.outputs[layout.train_shard(shard)].sha256,
@@ -78,11 +82,15 @@ def _generate(
     eos_ids = read_manifest(step.run, layout.DATA_MANIFEST).facts["eos_ids"]
     seed = derive_seed(settings.run.seed, "generate", iteration, shard)
     name = choose_engine(generation, compute, len(prompts))
-    sampling = Sampling(generation, eos_ids, seed, iteration)
+    sampling = with_capacity(Sampling(generation, eos_ids, seed, iteration), prompts, settings)
+    blocks = generation.blocks(len(prompts))
     progress = step.progress(len(prompts), "answers", verb="generated")
     num_gpus = num_visible_gpus(compute)
     num_tokens = len(prompts) * generation.max_new_tokens
-    num_engines = num_processes(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus)
+    most = divide(settings, folder, "generate", num_tokens=num_tokens, num_gpus=num_gpus).processes
+    num_engines = min(most, len(blocks))
+    if num_engines < most:
+        logger.info("%d of %d engines: the shard has as many blocks of generation.block_size", num_engines, most)
     started, step.num_processes = time.monotonic(), num_engines
     if num_engines > 1:
         answers = answer_with_engines(
@@ -91,13 +99,12 @@ def _generate(
     else:
         with closing(open_engine(name, folder, settings.model, sampling, compute)) as engine:
             started = time.monotonic()
-            answers = collect_answers(
-                engine,
-                prompts,
-                max_new_tokens=generation.max_new_tokens,
-                max_length=settings.data.max_length,
-                report=progress.update,
-            )
+            with_prompts = ((block, [prompts[number] for number in block]) for block in blocks)
+            answers = [
+                answer
+                for _, answered in answer_blocks(engine, with_prompts, settings, progress.update)
+                for answer in answered
+            ]
     duration_s = time.monotonic() - started
     pairs = [
         Pair(
@@ -113,6 +120,7 @@ def _generate(
     ]
     facts = _count(pairs, eos_ids) | {
         "engine": name,
+        **({"num_blocks": len(blocks)} if len(blocks) > 1 else {}),
         **({"num_engines": num_engines} if num_engines > 1 else {}),
         "precision": compute.precision,
         "tokens_per_s": round(sum(len(pair.generated_ids) for pair in pairs) / duration_s, 1),

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import form_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.schedules import resolve_count
 from spin_components.algorithm.token_budget import PairLengths
 from spin_components.memory.estimate import StepName
-from spin_components.memory.roofline import Hardware, exchanged_bytes
+from spin_components.memory.roofline import Hardware, exchanged_bytes, gathered_bytes
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import STATE_NUMBERS
 from spin_components.memory.work import Workload
@@ -202,8 +202,10 @@ def _scoring(
     used = max(min(num_gpus, pod * shards), 1)
     tokens = np.mean([sum(each) for each in _tokens_by_rank(work, data, 1)]) / work.settings.training.global_batch_size
     waves = math.ceil(shards * pod / max(num_gpus, pod))
+    passes = num_pairs / used / work.pairs_at_once
     return {
         "compute": 2 * shape.num_active * float(tokens) * num_pairs / used / hardware.flops / COMPUTE_SHARE,
+        "network": passes * gathered_bytes(shape, work, "ref-logprob") / hardware.link_rate,
         "storage": waves * _reading_s(shape),
         "start": waves * START_S["ref-logprob"],
     }
@@ -238,10 +240,12 @@ def _validating(
     used = max(min(num_gpus, work.settings.num_gpus("validate")), 1)
     num_records = resolve_count(size, data.num_prompts)
     scored = 2 * shape.num_active * num_records * (data.prompt + data.actual) / used / hardware.flops / COMPUTE_SHARE
-    seconds = {"compute": scored, "memory": 0.0}
+    gathering = gathered_bytes(shape, work, "validate") / hardware.link_rate  # of a pass
+    seconds = {"compute": scored, "memory": 0.0, "network": num_records / used / validation.batch_size * gathering}
     if num_samples := math.ceil(min(validation.num_samples, num_records) / used):
         batch = work.settings.generation.batch_size
         decoding = decoding_s(shape, work, hardware, data, "transformers", num_samples, batch)
+        decoding["network"] = data.generated * gathering
         seconds = {name: seconds[name] + 2 * decoding[name] for name in seconds}  # sampled, and greedy
     return {**seconds, "storage": 3 * _reading_s(shape), "start": START_S["validate"]}
 
@@ -257,13 +261,13 @@ def _tokens_by_rank(work: Workload, data: DataSize, ranks: int) -> list[list[int
     answers = [np.minimum(each, limit - prompts) for each in answers]
     shapes = list(zip(prompts.tolist(), *(each.tolist() for each in answers), strict=True))
     batches = form_batches(num_pairs, training.global_batch_size, 0)
-    if work.is_packed:  # ranks get as many tokens each, see `Division`
+    if work.is_packed:  # ranks get as many tokens each, see `BatchDivision`
         sums = [_num_computed([shapes[i] for i in batch], is_packed=True) for batch in batches]
         return [[-(-tokens // ranks)] * ranks for tokens in sums]
 
     once, num_answers = prompts + np.sum(answers, axis=0), [len(answers)] * num_pairs
     of_pairs = PairLengths(once, prompts, np.max(answers, axis=0), num_answers)
-    division = Division(of_pairs, training, ranks, is_packed=False)
+    division = BatchDivision(of_pairs, training, ranks, is_packed=False)
 
     def computed(batch: Sequence[int], rank: int) -> int:
         micros = division.of_rank(batch, rank)

@@ -108,7 +108,7 @@ def _changes(part: str, estimate: Estimate, work: Workload) -> list[str]:
         case "weights" if step in TRAINING and stage != 3:
             return _sharding_changes(work, stage)
         case "weights" if work.on_gpu and step in ("ref-logprob", "validate"):
-            return ["a smaller model: these steps hold all of it on one GPU"]
+            return _scoring_changes(estimate, work)
         case "weights" if step == "generate" and work.on_gpu:
             return [f"generation.tensor_parallel above {work.settings.generation.tensor_parallel}"]
         case "KV cache":
@@ -128,6 +128,25 @@ def _sharding_changes(work: Workload, stage: int | None) -> list[str]:
     if training.optimizer == "adamw":
         changes.append("training.optimizer = 'rmsprop'")
     return changes
+
+
+def _scoring_changes(estimate: Estimate, work: Workload) -> list[str]:
+    """What lets more GPUs of a pod divide the weights of a model that is scored."""
+    settings = work.settings
+    if settings.lora.is_quantized:
+        return ["a smaller model: 4-bit weights are not divided among GPUs"]
+    if settings.hardware.shard_scoring == "off":
+        return ["hardware.shard_scoring = 'auto', which divides the weights among the GPUs"]
+    if (
+        estimate.step == "ref-logprob"
+        and work.machine.is_pod
+        and settings.num_gpus(estimate.step) < settings.hardware.ranks
+    ):
+        return [
+            f"hardware.shard_scoring = 'on', with which a ref-logprob pod has {settings.hardware.ranks} GPUs to divide "
+            "the weights among"
+        ]
+    return [f"hardware.ranks above {settings.hardware.ranks}, where a machine has as many GPUs to divide the weights"]
 
 
 def _generation_changes(work: Workload) -> list[str]:

@@ -21,13 +21,57 @@ VLLM_HOST_BASE = 1.5 * 2**30
 """Host memory of vLLM's process and that of its engine, on a CPU."""
 
 
-def estimate_scoring(shape: ModelShape, work: Workload, step: StepName) -> Estimate:
-    """Estimate ref-logprob or validate: float32 weights, under autocast their bf16 copies, and one forward pass."""
+def estimate_scoring(shape: ModelShape, work: Workload, step: StepName, ranks: int = 1) -> Estimate:
+    """Estimate ref-logprob or validate: frozen weights, and one forward pass.
+
+    Args:
+        shape: of the model.
+        work: settings, machine and lengths.
+        step: its name.
+        ranks: processes that the weights are divided among; 1 for a process with all of them.
+    """
     batch = validation_batch(work) if step == "validate" else forward_batch(work)
-    computing = _forward(shape, work, batch)
+    passing = _passing(shape, work, batch)
+    if ranks > 1:
+        return _sharded(step, shape, work, passing, ranks)
     if work.settings.lora.is_quantized:
-        computing = {**computing, "weights": frozen_bytes(shape, work.settings.lora), "bf16 copies of weights": 0}
-    return _resident(step, shape, work, computing)
+        held = frozen_bytes(shape, work.settings.lora)
+        return _resident(step, work, {"weights": held, **passing}, loaded=held)
+    copies = 2 * shape.vocabulary * shape.hidden if work.machine.is_bf16 and shape.is_tied else 0
+    computing = {"weights": scored_bytes(shape, work), "bf16 copies of weights": copies, **passing}
+    return _resident(step, work, computing, loaded=4 * shape.num_parameters)
+
+
+def scored_bytes(shape: ModelShape, work: Workload) -> int:
+    """Bytes of weights that are not trained: linear layers in the compute dtype, embeddings and experts in float32.
+
+    An output layer that shares the embedding's weights is the embedding; see `model.frozen_weights`.
+    """
+    is_bf16 = work.machine.is_bf16
+    return 4 * shape.num_parameters - (2 * shape.num_linear if is_bf16 else 0)
+
+
+def _sharded(step: StepName, shape: ModelShape, work: Workload, passing: Parts, ranks: int) -> Estimate:
+    """Estimate of one of several processes that divide the weights, and gather two blocks at a time.
+
+    Embedding and output layer are gathered for a whole forward pass. Each weight is read whole.
+    """
+    whole, number = scored_bytes(shape, work), 2 if work.machine.is_bf16 else 4
+    embedding = shape.vocabulary * shape.hidden
+    outside = 4 * embedding + (0 if shape.is_tied else number * embedding)
+    computing: Parts = {
+        "weights": whole // ranks,
+        "gathered weights": outside + 2 * max(whole - outside, 0) // shape.num_layers,
+        "bf16 copies of weights": 2 * embedding if work.machine.is_bf16 and shape.is_tied else 0,
+        **passing,
+    }
+    experts = shape.experts.num_routed(shape.hidden) // shape.experts.num_layers if shape.experts else 0
+    loading = {"weights being read": 4 * max(embedding, experts)}
+    if work.on_gpu:
+        device = largest_phase([{"CUDA": CUDA_BASE, **computing}])
+        return Estimate(step, device, largest_phase([{"libraries": CUDA_HOST_BASE, **loading}]), ranks)
+    phases = [{"libraries": HOST_BASE, **computing}, {"libraries": HOST_BASE, "weights": whole // ranks, **loading}]
+    return Estimate(step, {}, largest_phase(phases), ranks)
 
 
 def forward_batch(work: Workload) -> Batch:
@@ -56,19 +100,26 @@ def weights(shape: ModelShape, work: Workload) -> Parts:
     return {**parts, "bf16 copies of weights": 2 * shape.num_cast} if work.machine.is_bf16 else parts
 
 
-def _forward(shape: ModelShape, work: Workload, batch: Batch) -> Parts:
+def _passing(shape: ModelShape, work: Workload, batch: Batch) -> Parts:
+    """Memory of a forward pass besides the weights."""
     positions = work.logits_at_once(batch.positions, shape.vocabulary)
     is_bf16 = work.machine.is_bf16
     return {
-        **weights(shape, work),
         "activations": working_bytes(shape, batch, is_bf16=is_bf16, backward=False),
         "logits": logit_bytes(shape, positions, is_bf16=is_bf16, backward=False),
     }
 
 
-def _resident(step: StepName, shape: ModelShape, work: Workload, computing: Parts) -> Estimate:
-    """Estimate of a single process with its model on a GPU, loaded through host memory, or on a CPU."""
-    loading = {"weights": int(computing["weights"])}
+def _resident(step: StepName, work: Workload, computing: Parts, *, loaded: int) -> Estimate:
+    """Estimate of a single process with its model on a GPU, loaded through host memory, or on a CPU.
+
+    Args:
+        step: its name.
+        work: settings and machine.
+        computing: parts of the forward pass, weights included.
+        loaded: bytes of the weights in host memory while they are loaded.
+    """
+    loading = {"weights": loaded}
     if not work.on_gpu:
         return Estimate(step, {}, largest_phase([{"libraries": HOST_BASE, **phase} for phase in (loading, computing)]))
     host = largest_phase([{"libraries": CUDA_HOST_BASE, **loading}])
@@ -94,7 +145,7 @@ def estimate_generation(shape: ModelShape, work: Workload) -> Estimate:
         "activations": max(working_bytes(shape, batch, is_bf16=is_bf16, backward=False), grown),
         "logits": 4 * 4 * size * shape.vocabulary,
     }
-    return _resident("generate", shape, work, computing)
+    return _resident("generate", work, computing, loaded=4 * shape.num_parameters)
 
 
 def _vllm(shape: ModelShape, work: Workload) -> Estimate:

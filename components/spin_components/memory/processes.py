@@ -1,20 +1,22 @@
-"""Number of processes, each with its own copy of the model, that share a step without a backward pass.
+"""Division of a step without a backward pass among processes.
 
-There are as many as `hardware.ranks` and the GPUs of the machine or pod allow, as fit into its memory, and only where
-they save more time than their start takes.
+Each has its own copy of the model. There are as many as `hardware.ranks` and the GPUs of the machine or pod allow, as
+fit into its memory, and only where they save more time than their start takes. To score and to validate with a model
+that one GPU does not hold, all of them divide its weights, see `hardware.shard_scoring`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from spin_components.errors import ModelError
 from spin_components.machine import num_cores
-from spin_components.memory.estimate import Estimate
+from spin_components.memory.estimate import Estimate, StepName
+from spin_components.memory.fit import DOUBTED
 from spin_components.memory.inference import estimate_generation, estimate_scoring
 from spin_components.memory.machines import this_machine
 from spin_components.memory.shape import ModelShape, shape_of_folder
@@ -39,6 +41,38 @@ _SHARE = 0.9
 """Share of the available memory that processes may need together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a step is divided.
+
+    Attributes:
+        processes: number of processes.
+        is_sharded: whether they divide the model's weights; else each has all of them.
+    """
+
+    processes: int = 1
+    is_sharded: bool = False
+
+
+def is_sharded(shape: ModelShape, work: Workload, step: StepName, most: int) -> bool:
+    """Whether the processes of ref-logprob or validate divide the weights, see `hardware.shard_scoring`; of others, no.
+
+    Args:
+        shape: of the model.
+        work: settings, machine and lengths.
+        step: its name.
+        most: processes that there can be.
+    """
+    wanted = work.settings.hardware.shard_scoring
+    is_scoring = step in ("ref-logprob", "validate")
+    if not is_scoring or most < 2 or wanted == "off" or work.settings.lora.is_quantized:
+        return False
+    if wanted == "on":
+        return True
+    limit = work.machine.device_bytes if work.on_gpu else 0
+    return bool(limit) and estimate_scoring(shape, work, step).device_bytes > DOUBTED * limit
+
+
 def in_copies(shape: ModelShape, work: Workload, step: SharedStep) -> Estimate:
     """Estimate a step with as many processes as there can be.
 
@@ -49,7 +83,10 @@ def in_copies(shape: ModelShape, work: Workload, step: SharedStep) -> Estimate:
     """
     settings = work.settings
     num_gpus = settings.num_gpus(step) if work.machine.is_pod else settings.hardware.ranks
-    one, num = _fitting(shape, work, step, num_gpus // _gpus_of_one(settings, step))
+    most = num_gpus // _gpus_of_one(settings, step)
+    if is_sharded(shape, work, step, most):
+        return estimate_scoring(shape, work, step, most)
+    one, num = _fitting(shape, work, step, most)
     return replace(one, processes=one.processes * num) if num > 1 else _of_one(shape, work, step)
 
 
@@ -72,8 +109,8 @@ def _fitting(shape: ModelShape, work: Workload, step: SharedStep, most: int) -> 
     return one, max(1, min(most, int(available / sum(one.host.values()) / one.processes)))
 
 
-def num_processes(settings: Settings, folder: Path, step: SharedStep, *, num_tokens: int, num_gpus: int) -> int:
-    """Number of processes that a step on this machine divides its work among.
+def divide(settings: Settings, folder: Path, step: SharedStep, *, num_tokens: int, num_gpus: int) -> Division:
+    """How a step on this machine divides its work among processes.
 
     Args:
         settings: of the run.
@@ -85,17 +122,22 @@ def num_processes(settings: Settings, folder: Path, step: SharedStep, *, num_tok
     most = min(settings.hardware.ranks, num_gpus) if num_gpus else settings.hardware.ranks
     most //= _gpus_of_one(settings, step)
     if most <= 1:
-        return 1
+        return Division()
     try:
         shape = shape_of_folder(folder, what="the model")
     except ModelError as error:  # memory is not known
+        if settings.hardware.shard_scoring == "on" and step != "generate":
+            return Division(most, is_sharded=True)
         logger.warning("one process computes: %s", error)
-        return 1
+        return Division()
     work = Workload(settings, this_machine(settings), longest_allowed(settings))
+    if is_sharded(shape, work, step, most):
+        logger.info("%d processes divide the weights of the model", most)
+        return Division(most, is_sharded=True)
     _, num = _fitting(shape, work, step, most)
     if num < most:
         logger.info("%d of %d processes fit into memory", num, most)
-    return num if _saved_s(shape, num_tokens, num, on_gpu=num_gpus > 0) > START_S else 1
+    return Division(num if _saved_s(shape, num_tokens, num, on_gpu=num_gpus > 0) > START_S else 1)
 
 
 def _gpus_of_one(settings: Settings, step: SharedStep) -> int:

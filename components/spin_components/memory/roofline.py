@@ -6,6 +6,7 @@ et al., arXiv:2001.08361, section 2.1); with gradient checkpointing, training co
 and the KV cache once for each token position of its batch. Under ZeRO-3 a rank receives the weights twice (three times
 with gradient checkpointing) and sends gradients once in every micro-batch; under ZeRO 0 to 2 it sends and receives
 gradients once a micro-batch (arXiv:1910.02054, section 7), and stages 1 and 2 gather the weights after the update.
+Processes that divide a model to score with it receive its weights once in every forward pass.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spin_components.memory.estimate import StepName
+from spin_components.memory.inference import scored_bytes
+from spin_components.memory.processes import is_sharded
 from spin_components.memory.shape import ModelShape
 from spin_components.memory.training import zero_stage
 from spin_components.memory.work import Workload
@@ -102,12 +105,11 @@ def _generating(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
 
 
 def _scoring(shape: ModelShape, work: Workload, hardware: Hardware, step: StepName, size: float, length: int) -> Bound:
-    """Bound of one batch; the float32 weights are read and cast, and the bf16 copies are read."""
-    traffic = shape.num_parameters * (4 + 2 * 2 if work.machine.is_bf16 else 4)
+    """Bound of one batch of one process, which reads the weights once."""
     seconds = {
         "compute": 2 * shape.num_active * size * length / hardware.flops,
-        "memory": traffic / hardware.memory_rate,
-        "network": 0.0,
+        "memory": scored_bytes(shape, work) / hardware.memory_rate,
+        "network": gathered_bytes(shape, work, step) / hardware.link_rate,
     }
     return Bound(step, f"{round(size, 2):g} sequences of {length} tokens", seconds)
 
@@ -130,6 +132,12 @@ def _training(shape: ModelShape, work: Workload, hardware: Hardware) -> Bound:
             "network": exchanged_bytes(shape, work, num_micro) * (ranks - 1) / ranks / rate,
         },
     )
+
+
+def gathered_bytes(shape: ModelShape, work: Workload, step: StepName) -> float:
+    """Bytes that a process receives for a forward pass to score or validate; 0 where each has all weights."""
+    ranks = work.settings.num_gpus(step)
+    return scored_bytes(shape, work) * (ranks - 1) / ranks if is_sharded(shape, work, step, ranks) else 0.0
 
 
 def exchanged_bytes(shape: ModelShape, work: Workload, num_micro: int) -> float:

@@ -79,6 +79,12 @@ class ModelShape:
         return self.num_parameters - (0 if self.is_tied else self.vocabulary * self.hidden)
 
     @property
+    def num_linear(self) -> int:
+        """Parameters of linear layers, of which a frozen model's are bf16: all but embedding and routed experts."""
+        experts = self.experts.num_routed(self.hidden) if self.experts else 0
+        return max(self.num_parameters - self.vocabulary * self.hidden - experts, 0)
+
+    @property
     def num_block(self) -> int:
         """Approximate number of parameters of one block."""
         embeddings = self.vocabulary * self.hidden * (1 if self.is_tied else 2)
@@ -137,8 +143,7 @@ def shape_of_config(config: Mapping[str, Any], *, what: str, num_parameters: int
     is_tied = bool(config.get("tie_word_embeddings", True))
     queries, keys = heads * head, max(_widths(config, "num_key_value_heads"), default=heads) * head
     experts = experts_of(config, layers, max(inners))
-    matrices = hidden * (2 * queries + 2 * keys)
-    computed = layers * (matrices + 2 * hidden) + hidden
+    computed = _num_attention(config, hidden, queries, keys, layers) + (2 * layers + 1) * hidden
     if experts:
         computed += experts.num_parameters(hidden)
         inners = _widths(config, "intermediate_size_mlp") or inners  # Llama 4's layers without experts
@@ -184,6 +189,23 @@ def _packs(config: Mapping[str, Any]) -> bool:
     is_attention = not isinstance(kinds, list) or {*kinds} <= {"full_attention", "sliding_attention"}
     in_mask = config.get("model_type") == "qwen2_moe" and bool(config.get("use_sliding_window"))
     return is_attention and not in_mask and config.get("model_type") not in _PADDED
+
+
+def _num_attention(config: Mapping[str, Any], hidden: int, queries: int, keys: int, layers: int) -> int:
+    """Parameters of attention in all layers, and of linear attention, which three of four have in Qwen3-Next and 3.5.
+
+    There full attention has a gate as wide as its queries, and linear attention queries, keys, values, a gate, and two
+    numbers a head, with a convolution over the first three.
+    """
+    if not _widths(config, "linear_num_value_heads"):
+        return layers * hidden * (2 * queries + 2 * keys)
+    names = ("linear_num_key_heads", "linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim")
+    key_heads, key_width, heads, width = (max(_widths(config, name), default=0) for name in names)
+    mixed = 2 * key_heads * key_width + heads * width
+    linear = hidden * (mixed + 2 * heads * width + 2 * heads)
+    linear += mixed * max(_widths(config, "linear_conv_kernel_dim"), default=4)
+    num = list(config.get("layer_types") or []).count("linear_attention")
+    return num * linear + (layers - num) * hidden * (3 * queries + 2 * keys)
 
 
 def _num_per_layer(config: Mapping[str, Any], hidden: int, layers: int) -> int:

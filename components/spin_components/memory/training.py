@@ -30,7 +30,9 @@ from spin_components.memory.work import Workload
 STATE_NUMBERS = {"adamw": 2, "rmsprop": 1}
 _BUCKET, _LIVE = 5 * 10**8, 10**9
 _DEEPSPEED_BASE, _SAVING_BASE, _PEFT_BASE = 0.15 * 2**30, 0.07 * 2**30, 0.06 * 2**30
-_SAVED_AT_ONCE = 2**29
+_SAVED_AT_ONCE, _FILE_AT_ONCE = 2**29, 2**31
+"""Bytes that a rank holds of optimizer state and of weights while it writes them: `training.parts`,
+`model.weight_files`."""
 HEAP_HOLES = 0.45
 """Heap fragmentation on a CPU, as a share of a micro-batch's activations without checkpointing: long-lived gradients
 and optimizer state are allocated between short-lived tensors, with and without checkpointing. Measured by
@@ -49,7 +51,7 @@ def estimate_training(shape: ModelShape, work: Workload) -> Estimate:
     updating = _updating(shape, work, held)
     in_parts = stage == 3  # see training.deepspeed_backend
     loading = {"weights": _weights(shape, work) // (work.settings.hardware.world_size if in_parts else 1)}
-    saving = _saving(shape, work)
+    saving, merging = _saving(shape, work), _merging(shape, work)
     processes, offloaded = work.settings.hardware.ranks, _offloaded(shape, work)
     base = {"libraries": (CUDA_HOST_BASE if work.on_gpu else HOST_BASE) + _DEEPSPEED_BASE * is_deepspeed}
     base["libraries"] += _PEFT_BASE * work.settings.lora.is_on
@@ -59,12 +61,13 @@ def estimate_training(shape: ModelShape, work: Workload) -> Estimate:
     if work.on_gpu:
         device = largest_phase({"CUDA": CUDA_BASE, **phase} for phase in (loading, {**held, **passing}, updating))
         via_host = {} if in_parts else loading  # weights are loaded into host memory before they go to a GPU
-        phases = [(via_host, nothing), (offloaded, saving)]
+        phases = [(via_host, nothing), ({**offloaded, **saving}, merging)]
     else:
         held |= offloaded
         phases = [(loading, nothing), ({**held, **passing}, nothing), (updating, nothing)]
         # weights to merge an adapter into are read again; all else fits into memory that the passes have freed
-        phases.append(({**held, **passing} if work.settings.lora.is_on else _without_gradients(held), saving))
+        kept = {**held, **passing} if work.settings.lora.is_on else _without_gradients(held)
+        phases.append(({**kept, **saving}, merging))
     each, first = max(phases, key=lambda phase: processes * sum(phase[0].values()) + sum(phase[1].values()))
     return Estimate("train-epoch", device, whole_bytes({**base, **each}), processes, whole_bytes(first))
 
@@ -166,15 +169,20 @@ def _updating(shape: ModelShape, work: Workload, held: Parts) -> Parts:
 
 
 def _saving(shape: ModelShape, work: Workload) -> Parts:
-    """Memory of saving: a part of the optimizer state, and weights gathered from GPUs or ranks, or read again to merge
-    an adapter into them."""
+    """Memory of a rank's part of a save: a file of its optimizer state, and of weights gathered from GPUs or ranks."""
     lora = work.settings.lora
+    part = num_trained(shape, lora) // work.settings.hardware.world_size
     parts = {
         "imports for saving": int(_SAVING_BASE),
-        "state being saved": min(_SAVED_AT_ONCE, 4 * _numbers(work) * num_trained(shape, lora)),
+        "state being saved": min(_SAVED_AT_ONCE, 4 * _numbers(work) * part),
     }
-    if lora.is_on:
-        return parts if lora.export == "adapter" else {**parts, "weights being merged": 4 * shape.num_parameters}
-    if work.on_gpu or zero_stage(work) == 3:
-        parts["weights being saved"] = 4 * shape.num_parameters
+    if not lora.is_on and (work.on_gpu or zero_stage(work) == 3):
+        largest = max(_FILE_AT_ONCE, 4 * shape.vocabulary * shape.hidden)
+        parts["weights being saved"] = min(largest, 4 * shape.num_parameters)
     return parts
+
+
+def _merging(shape: ModelShape, work: Workload) -> Parts:
+    """Memory of the first rank to merge an adapter: weights that are read again."""
+    lora = work.settings.lora
+    return {"weights being merged": 4 * shape.num_parameters} if lora.is_on and lora.export == "merged" else {}

@@ -17,6 +17,7 @@ from spin_components.model.families import check_family
 from spin_components.model.loading import import_generation
 from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
+from spin_components.settings.training import LoraSettings
 from spin_components.store.four_bit_files import original_weights
 from spin_components.store.model_files import StoredWeight, some_of, weight_files
 
@@ -35,7 +36,12 @@ class Architecture:
 
 
 def check_architecture(
-    folder: Path, settings: ModelSettings, *, what: str, warn: Callable[[str], None]
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    what: str,
+    warn: Callable[[str], None],
+    lora: LoraSettings | None = None,
 ) -> Architecture | None:
     """Load a model without the contents of its weights, by transformers' own rules, and check that none is left out.
 
@@ -43,12 +49,15 @@ def check_architecture(
         folder: with the model's files and nothing beside them.
         settings: of the model.
         what: origin of the folder, for error messages.
-        warn: called where weights are left unused on purpose, or where the check is impossible.
+        warn: called where weights are left unused on purpose, or keep their values beside an adapter, or where the
+            check is impossible.
+        lora: of the adapter that is to be trained, if any.
 
     Returns: limits of the model; None where it cannot be built without its weights.
 
     Raises:
         ModelError: transformers does not know the model, or weights are missing, left over or of another shape.
+        ConfigError: the adapter does not fit the model.
     """
     import_generation()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -61,6 +70,9 @@ def check_architecture(
         with _quiet():
             with torch.device("meta"):
                 kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code))
+            if kind.config_class is not type(config) and kind.config_class is type(config.get_text_config()):
+                warn(f"{what}: only the language model of this {config.model_type} model is trained and published")
+                config = config.get_text_config()
             model, found = kind.from_pretrained(
                 None,
                 config=config,
@@ -79,7 +91,12 @@ def check_architecture(
     if unused:
         warn(f"{what}: weights that a causal language model does not have are left out: {some_of(unused)}")
     check_family(model)
-    return _limits(model)
+    limits = _limits(model)
+    if lora is not None and lora.is_on:
+        from spin_components.model.lora.layers import check_adapter
+
+        check_adapter(model, lora, warn)
+    return limits
 
 
 def _on_meta(weight: StoredWeight) -> torch.Tensor:

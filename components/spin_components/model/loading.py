@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spin_components.errors import ModelError
 from spin_components.model.folder import copy_companions
+from spin_components.model.frozen_weights import FrozenWeights
 from spin_components.model.loading_report import check_loaded
 from spin_components.settings.run import ModelSettings
 
@@ -27,7 +28,12 @@ _NOISE = ("jitter_noise", "input_jitter_noise")
 
 
 def load_model(
-    folder: Path, settings: ModelSettings, *, device: torch.device | str = "cpu", quantization: Any = None
+    folder: Path,
+    settings: ModelSettings,
+    *,
+    device: torch.device | str = "cpu",
+    quantization: Any = None,
+    frozen: FrozenWeights | None = None,
 ) -> Any:
     """Load a causal language model with float32 weights and without dropout or a router's noise.
 
@@ -41,6 +47,7 @@ def load_model(
         device: where the weights are put.
         quantization: transformers' quantization config; the layers that it quantizes are not float32. Of a model that
             is stored in 4 bits, only its compute dtype counts.
+        frozen: takes the weights over, for a model that is not trained; None for float32 weights with gradients.
 
     Raises:
         ModelError: transformers cannot load it, or finds no numbers for some of its weights.
@@ -55,18 +62,19 @@ def load_model(
         if stored := getattr(config, "quantization_config", None):
             number = str(getattr(quantization, "bnb_4bit_compute_dtype", torch.float32)).removeprefix("torch.")
             config.quantization_config = {**stored, "bnb_4bit_compute_dtype": number}
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=_attention(device),
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **_generation(folder, config),
-            **({"quantization_config": quantization} if quantization and not stored else {}),
-            **({"device_map": {"": str(device)}} if quantization else {}),
-        )
+        with frozen.loading(config) if frozen else nullcontext():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=_attention(device),
+                trust_remote_code=settings.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **_generation(folder, config),
+                **({"quantization_config": quantization} if quantization and not stored else {}),
+                **({"device_map": {"": str(device)}} if quantization else {}),
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
     if not quantization:  # quantized weights have other names than those in the files
@@ -77,7 +85,19 @@ def load_model(
         for name in _NOISE:
             if getattr(module, name, 0.0):
                 setattr(module, name, 0.0)
-    return model if quantization else model.to(device)  # quantized weights were loaded onto the device
+    if frozen and frozen.parts:
+        _move_buffers(model, device)
+    elif not quantization:  # quantized weights were loaded onto the device
+        model.to(device)
+    return model
+
+
+def _move_buffers(model: Any, device: torch.device | str) -> None:
+    """Move a model's buffers to a device; its parameters, which are without contents, cannot be moved."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
 
 
 def _make_deterministic(config: Any) -> None:
@@ -153,6 +173,14 @@ def save_policy(model: Any, state_dict: Mapping[str, Tensor], like: Path, folder
         model.save_pretrained(folder, state_dict=dict(state_dict))
     finally:
         model.generation_config = generation
+    copy_companions(like, folder)
+
+
+def write_companions(model: Any, like: Path, folder: Path) -> None:
+    """Write the files of a policy beside its weights, as `save_policy` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.can_generate():
+        _savable(model).save_pretrained(folder)
     copy_companions(like, folder)
 
 

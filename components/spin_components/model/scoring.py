@@ -19,19 +19,21 @@ from spin_components.errors import NonFiniteError
 from spin_components.model.batch_layout import check_padded, pack_where_it_fits
 from spin_components.model.compute import Compute
 from spin_components.model.families import check_family
+from spin_components.model.frozen import FrozenLoader
 from spin_components.model.loading import load_model
 from spin_components.model.lora.merging import load_layered
 from spin_components.settings.run import ValidationSettings
 from spin_components.settings.settings import Settings
 
 
-def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
+def load_scored(folder: Path, settings: Settings, compute: Compute, loader: FrozenLoader | None = None) -> Any:
     """Load a model for computing log-probabilities, with packed attention where settings and architecture allow it.
 
     Args:
         folder: as returned by `model.stored.open_scored`.
         settings: of the run.
         compute: device and precision.
+        loader: of a model that is not trained; None for one that is, with float32 weights. Not used for 4-bit weights.
 
     Raises:
         ModelError: it cannot be loaded or its answers cannot be scored, or `training.packing` is "on" and the
@@ -40,7 +42,9 @@ def load_scored(folder: Path, settings: Settings, compute: Compute) -> Any:
     if settings.lora.is_quantized:
         model = load_layered(folder, settings, compute.device, compute.precision)
     else:
-        model = load_model(folder, settings.model, device=compute.device)
+        model = (
+            loader.load(folder, settings.model) if loader else load_model(folder, settings.model, device=compute.device)
+        )
     check_family(model)
     if pack_where_it_fits(model, settings.training, compute):
         return model

@@ -194,7 +194,8 @@ def _architecture(step: Step, settings: Settings, base: Source) -> Architecture 
         return None
     from spin_components.model.architecture import check_architecture
 
-    return check_architecture(base.folder, settings.model, what=f"model.base = {base.uri!r}", warn=step.warn)
+    what = f"model.base = {base.uri!r}"
+    return check_architecture(base.folder, settings.model, what=what, warn=step.warn, lora=settings.lora)
 
 
 def _data(step: Step, name: str, uri: str) -> Source:

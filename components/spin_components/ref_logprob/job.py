@@ -33,6 +33,7 @@ class ScoringJob(BaseModel):
         folder: of the model, as `model.stored.open_scored` returns it.
         shares: of each process.
         settings: of the run.
+        is_sharded: whether the model's weights are divided among the processes; else each has all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,3 +42,4 @@ class ScoringJob(BaseModel):
     folder: Path
     shares: list[Share]
     settings: Settings
+    is_sharded: bool = False

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ def main(job_path: Path) -> None:
         from spin_components.data.shards import Pair
         from spin_components.data.stored_rows import StoredRows
         from spin_components.model.compute import resolve_compute, set_threads
+        from spin_components.model.frozen import ShardedLoader, WholeLoader
         from spin_components.model.scoring import load_scored
         from spin_components.ref_logprob.step import score_pairs
 
@@ -33,8 +35,9 @@ def main(job_path: Path) -> None:
         if compute.device.type == "cpu":
             take_cores(rank, ranks)
         set_threads(hardware)
-        with one_at_a_time(job_path):
-            model = load_scored(job.folder, job.settings, compute).eval()
+        loader = ShardedLoader(compute) if job.is_sharded else WholeLoader(compute)
+        with nullcontext() if job.is_sharded else one_at_a_time(job_path):
+            model = load_scored(job.folder, job.settings, compute, loader).eval()
         share = job.shares[rank]
         pairs = StoredRows([share.pairs], Pair, share.pairs.parent)
         scores = score_pairs(
@@ -47,6 +50,8 @@ def main(job_path: Path) -> None:
             ranks=hardware.world_size,
             with_protos=share.with_protos,
         )
+        loader.finish()
+        loader.close()
         return {"scores": [_as_list(score) for score in scores]}
 
     take_part(job_path, job.where, work)

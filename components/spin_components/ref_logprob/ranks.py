@@ -28,6 +28,7 @@ def score_in_ranks(
     settings: Settings,
     ranks: int,
     *,
+    is_sharded: bool = False,
     where: str,
     report: Callable[[int], None],
     with_protos: bool = False,
@@ -40,6 +41,7 @@ def score_in_ranks(
         batches: indices of pairs, by global batch.
         settings: of the run.
         ranks: number of processes.
+        is_sharded: whether the model's weights are divided among them.
         where: for errors.
         report: called with the number of pairs done.
         with_protos: whether the scores have those of proto answers.
@@ -64,7 +66,7 @@ def score_in_ranks(
             Share(pairs=path, batches=_renumbered(micros_of_rank, indices), with_protos=with_protos)
             for path, micros_of_rank, indices in zip(paths, scored, rows, strict=True)
         ]
-        job = ScoringJob(where=where, folder=folder, shares=parts, settings=settings)
+        job = ScoringJob(where=where, folder=folder, shares=parts, settings=settings, is_sharded=is_sharded)
         module = "spin_components.ref_logprob.rank"
         outcomes = launch(module, job, ranks, where=where, variables=ALLOCATOR, report=report)
     number_of = {i: number for number, batch in enumerate(batches) for i in batch}

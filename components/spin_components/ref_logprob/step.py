@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import MicroBatch, derive_seed, form_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import Pair, Score
 from spin_components.data.triplets import Triplets
 from spin_components.errors import NonFiniteError
-from spin_components.memory.processes import num_processes
+from spin_components.memory.processes import divide
 from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
+from spin_components.model.frozen import WholeLoader
 from spin_components.model.scoring import load_scored, pair_logprobs
 from spin_components.model.stored import model_digest, open_scored
 from spin_components.record.pairs import generations_input, read_generations, read_pairs
@@ -193,26 +194,27 @@ def _scored_by(
     """Score the pairs with a model: here, or in several processes that share them; it is freed at the end."""
     settings, folder, with_protos = step.settings, open_scored(step.run, uri, what=what), isinstance(pairs, Triplets)
     report = step.progress(len(pairs), "pairs", verb="scored").update
-    ranks = num_processes(
+    division = divide(
         settings,
         folder,
         "ref-logprob",
         num_tokens=sum(pair.num_tokens for pair in pairs) if settings.hardware.ranks > 1 else 0,
         num_gpus=num_visible_gpus(compute),
     )
-    step.num_processes = ranks
-    if ranks > 1:
+    step.num_processes = division.processes
+    if division.processes > 1:
         return score_in_ranks(
             folder,
             pairs,
             batches,
             settings,
-            ranks,
+            division.processes,
+            is_sharded=division.is_sharded,
             where=f"scoring with {what}",
             report=report,
             with_protos=with_protos,
         )
-    model = load_scored(folder, settings, compute).eval()
+    model = load_scored(folder, settings, compute, WholeLoader(compute)).eval()
     return score_pairs(
         model,
         pairs,
@@ -293,5 +295,5 @@ def _micro_batches(
         [max(map(len, pair.answers)) for pair in pairs],
         [len(pair.answers) for pair in pairs],
     )
-    micros = Division(lengths, training, ranks, is_packed=is_packed).of_all_ranks(range(len(pairs)))
+    micros = BatchDivision(lengths, training, ranks, is_packed=is_packed).of_all_ranks(range(len(pairs)))
     return [MicroBatch(tuple(indices[place] for place in micro.pairs), micro.weights) for micro in micros]

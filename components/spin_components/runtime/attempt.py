@@ -8,6 +8,7 @@ from typing import Any
 
 from spin_components.errors import BusyError
 from spin_components.settings.attempt import EvaluationSettings, HardwareSettings, PlacementSettings, TrackingSettings
+from spin_components.settings.inheritance import FIRST
 from spin_components.settings.selection import SelectionSettings
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import ControlSettings
@@ -16,9 +17,13 @@ from spin_components.store.base import RunStore
 
 
 def read_settings(run: RunStore, hardware: HardwareSettings) -> Settings:
-    """Return the settings that `prepare` recorded for a run, with the `[hardware]` of this attempt."""
-    recorded = Settings.model_validate(run.read_json(layout.RUN)["settings"])
-    return recorded.model_copy(update={"hardware": hardware})
+    """Return the settings that `prepare` recorded for a run, with the `[hardware]` of this attempt.
+
+    A run that began before `generation.block_size` existed goes on as it began.
+    """
+    tables = run.read_json(layout.RUN)["settings"]
+    tables["generation"] = FIRST["generation"] | tables.get("generation", {})
+    return Settings.model_validate(tables).model_copy(update={"hardware": hardware})
 
 
 @dataclass

@@ -162,6 +162,24 @@ def one_at_a_time(job_path: Path) -> Iterator[None]:
         yield
 
 
+def take_turns(job_path: Path, num: int) -> Iterator[int]:
+    """Yield those of the numbers below `num` that this rank takes; each goes to the rank that is free first.
+
+    Args:
+        job_path: of the file that `launch` wrote.
+        num: of pieces of work.
+    """
+    while True:
+        with job_path.with_name("taken").open("a+", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+            file.seek(0)
+            number = len(file.read())
+            file.write("." if number < num else "")
+        if number >= num:
+            return
+        yield number
+
+
 def _write_whole(path: Path, text: str) -> None:
     """Replace a file that another process may read at any time."""
     new = path.with_name(f"new-{path.name}")

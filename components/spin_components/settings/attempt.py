@@ -27,6 +27,20 @@ class HardwareSettings(Section):
     threads: int = Field(
         0, ge=0, description="Number of CPU threads per process; 0 divides the cores evenly among the ranks."
     )
+    collective_timeout: float = Field(
+        1800.0,
+        ge=1,
+        le=7 * 86400,
+        description="Number of seconds that training ranks wait for each other in a collective: for the slowest one to "
+        "load the model, or to compute its part of a step. None waits there for storage.",
+    )
+    save_timeout: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Number of seconds that training ranks wait for each other's parts of a save to be stored; 0: half "
+        "an hour, and the time to store a whole save at 50 MB/s.",
+    )
     gpu_memory_gib: float = Field(
         0.0,
         ge=0,
@@ -37,6 +51,11 @@ class HardwareSettings(Section):
         "refuse",
         description="What to do when the estimated memory of a step clearly exceeds the available memory: refuse the "
         "run, warn, or nothing (off).",
+    )
+    shard_scoring: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the processes that score and validate divide the weights of the model, so that each GPU "
+        "holds a part and gathers a block at a time; auto: where one GPU does not hold the model.",
     )
     sampler_tolerance: float = Field(
         0.0,
@@ -71,7 +90,8 @@ class PlacementSettings(Section):
     """Resources and scheduling of the pods that load a model; used on a cluster only, may change between attempts.
 
     The number of GPUs follows from the step: `hardware.ranks` for training and validation; the pods of the shards
-    divide as many among them to generate, at least `generation.tensor_parallel` each, and to score, at least one.
+    divide as many among them to generate, at least `generation.tensor_parallel` each, and to score, at least one, or
+    as many as an engine has, unless `hardware.shard_scoring` is `off`; where it is `on`, each has all of them to score.
     """
 
     accelerator: str = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -52,6 +53,12 @@ class GenerationSettings(Section):
     batch_size: int = Field(
         64, ge=1, description="Number of sequences per batch with transformers; the minimum with vLLM."
     )
+    block_size: int = Field(
+        512,
+        ge=0,
+        description="Most prompts of a shard that one engine samples together, with random numbers of their own, "
+        "before it takes others; 0: all of a shard.",
+    )
     tensor_parallel: int = Field(1, ge=1, description="Number of GPUs of one vLLM engine.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of a GPU's memory that vLLM may use.")
     kv_cache_gib: PositiveFloat = Field(1.0, description="Size of vLLM's key-value cache on a CPU, in GiB.")
@@ -84,6 +91,24 @@ class GenerationSettings(Section):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})")
         return self
+
+    def inputs(self) -> dict[str, Any]:
+        """What answers depend on, by name. `block_size` is left out at 0, as in records of before it existed."""
+        values = {f"generation.{name}": value for name, value in self.model_dump(mode="json").items()}
+        if not self.block_size:
+            del values["generation.block_size"]
+        return values
+
+    def blocks(self, num_prompts: int) -> list[range]:
+        """Divide the prompts of a shard into blocks of similar size: numbers of the prompts of each.
+
+        There are 1, 2, 4, 8 or a multiple of 8 blocks, so that as many engines as GPUs of a machine get as many each.
+        """
+        num = -(-num_prompts // self.block_size) if self.block_size else 1
+        unit = min(8, 1 << (num - 1).bit_length())
+        num = min(-(-num // unit) * unit, num_prompts)
+        ends = [index * num_prompts // num for index in range(num + 1)]
+        return [range(start, end) for start, end in pairwise(ends)]
 
     def at(self, iteration: int) -> GenerationSettings:
         """The settings of one iteration, lists replaced by their entries."""

@@ -22,7 +22,10 @@ OWN = (
 )
 """Settings of those sections that are not taken over."""
 
-FIRST = {"data": {"split": "shuffle", "shard_by": "records"}}
+FIRST: dict[str, dict[str, Any]] = {
+    "data": {"split": "shuffle", "shard_by": "records"},
+    "generation": {"block_size": 0},
+}
 """What runs did that were recorded before these settings existed."""
 
 

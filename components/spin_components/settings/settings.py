@@ -92,6 +92,8 @@ class Settings(Section):
             )
         if self.lora.is_on:
             self._check_lora(ranks)
+        if self.hardware.shard_scoring == "on":
+            self._check_sharding()
         if self.evaluation.judge_url:
             self._check_judge()
         if self.selection.limits and not self.validation.num_samples:
@@ -110,7 +112,10 @@ class Settings(Section):
             case "generate":
                 return engine * max(1, ranks // shards // engine)
             case "ref-logprob":
-                return max(1, ranks // shards)
+                if self.hardware.shard_scoring == "on":
+                    return ranks
+                least = min(engine, ranks) if self.hardware.shard_scoring == "auto" else 1
+                return max(least, ranks // shards)
             case "train-epoch" | "warm-up" | "control" | "validate":
                 return ranks
         return 1
@@ -174,6 +179,18 @@ class Settings(Section):
                 f"lora.quantize = {self.lora.quantize!r} is not supported with training.zero_stage = "
                 f"{self.training.zero_stage!r}, which partitions the weights among ranks: 4-bit weights cannot be "
                 "partitioned; use 0, 1 or 2"
+            )
+
+    def _check_sharding(self) -> None:
+        if self.hardware.ranks < 2:
+            raise ValueError(
+                "hardware.shard_scoring = 'on' divides a model among processes, but hardware.ranks = 1; set it to the "
+                "number of GPUs of a machine, or hardware.shard_scoring = 'auto'"
+            )
+        if self.lora.is_quantized:
+            raise ValueError(
+                f"hardware.shard_scoring = 'on' is not supported with lora.quantize = {self.lora.quantize!r}: 4-bit "
+                "weights cannot be divided among processes; set it to 'auto'"
             )
 
     def _check_offload(self, ranks: int) -> None:

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable
 from contextlib import suppress
 
 from spin_components.errors import BusyError, SpinError
@@ -38,11 +36,10 @@ from spin_components.store.lease import (
 )
 from spin_components.store.processes import identity, is_alive, pid_namespace, this_host
 from spin_components.store.stored import Stored
+from spin_components.store.write_right import AT_WORK, WriteRight, highest_number, taken_over, tries
 
 logger = logging.getLogger(__name__)
 
-_TAKEN = re.compile(rf"{layout.LEASES}/(\d{{8}})\.json")
-_AT_WORK = re.compile(rf"{layout.LEASES}/(\d{{8}})/(.+)\.(\d{{4}})-([0-9a-f]{{8}})\.json")
 _ENDING = "ending"
 _MOMENT_S = 2.0
 """Time for an attempt between its two writes: the file of its number, and its first `lease.json`."""
@@ -78,20 +75,18 @@ class LeaseHolder:
         self._thread = threading.Thread(target=self._keep_renewing, name="lease", daemon=True)
         self._thread.start()
 
+    @property
+    def right(self) -> WriteRight:
+        """What the right to write depends on, for other processes of the step."""
+        return WriteRight(owner=self.owner, number=self.number, label=self._label, key=self._own_key)
+
     def check(self) -> None:
         """Check that neither another attempt nor a later try of this step has begun; called before every write.
 
         Raises:
             BusyError: one has.
         """
-        keys = self._run.sizes(layout.LEASES)
-        if _highest(keys) > self.number:
-            raise self._taken_over(read_lease(self._run))
-        if max(_tries(keys, self.number, self._label), default="") != self._own_key:
-            raise BusyError(
-                f"step {self._label} of attempt {self.owner} was begun again in another process, which goes on with "
-                f"it on {self._run.uri}; nothing more is written here"
-            )
+        self.right.check(self._run)
 
     def claim(self) -> None:
         """Check the right to write, and renew the lease; raises as `check`."""
@@ -137,7 +132,7 @@ class LeaseHolder:
             lease, stored = read_stored_lease(self._run)
             tag = stored.tag if stored else None
             keys = sorted(self._run.sizes(layout.LEASES))
-            highest = _highest(keys)
+            highest = highest_number(keys)
             number, owner = (lease.number, lease.owner) if lease else (0, "")
             if number < highest:  # the lease was deleted, or an older attempt's write of it arrived late
                 number, owner = highest, self._owner_of(highest)
@@ -149,7 +144,7 @@ class LeaseHolder:
                 return keys
             check_free(self._run, self.owner)
             if lease and not take_over:
-                raise self._taken_over(lease)
+                raise taken_over(self._run, self.owner, lease)
             if (lease.number if lease else 0) < highest and self._is_renewed(lease):
                 continue
             self.number = number + 1
@@ -157,7 +152,7 @@ class LeaseHolder:
             if not self._run.create(layout.lease(self.number), content):
                 time.sleep(_MOMENT_S)  # for the first lease of the attempt that was faster
                 continue
-            if _highest(self._run.sizes(layout.LEASES)) > self.number:
+            if highest_number(self._run.sizes(layout.LEASES)) > self.number:
                 continue
             if not self._run.replace(layout.LEASE, content, tag):
                 self._renew(self._duration_s)
@@ -186,8 +181,8 @@ class LeaseHolder:
 
     def _register(self, keys: list[str]) -> tuple[int, str]:
         """Store that this step is at work, in the place of its earlier tries; returns which try it is, and the key."""
-        before = _tries(keys, self.number, self._label)
-        tried = max((int(_AT_WORK.fullmatch(key)[3]) for key in before), default=0) + 1  # type: ignore[index]
+        before = tries(keys, self.number, self._label)
+        tried = max((int(AT_WORK.fullmatch(key)[3]) for key in before), default=0) + 1  # type: ignore[index]
         folder = layout.steps_at_work(self.number)
         own_key = f"{folder}/{self._label}.{tried:04d}-{uuid.uuid4().hex[:8]}.json"
         self._run.write(own_key, json_bytes(_this_process()))
@@ -199,7 +194,7 @@ class LeaseHolder:
 
     def _others_at_work(self) -> bool:
         """Whether other steps of the attempt are at work, as far as can be seen from here."""
-        keys = [key for key in self._run.sizes(layout.steps_at_work(self.number)) if _AT_WORK.fullmatch(key)]
+        keys = [key for key in self._run.sizes(layout.steps_at_work(self.number)) if AT_WORK.fullmatch(key)]
         return any(self._is_at_work(key) for key in keys if key != self._own_key)
 
     def _is_at_work(self, key: str) -> bool:
@@ -227,7 +222,7 @@ class LeaseHolder:
             lease, stored = read_stored_lease(self._run)
             if lease and lease.owner != self.owner:
                 if lease.number > self.number or (not lease.number and lease.remaining_s):
-                    raise self._taken_over(lease)
+                    raise taken_over(self._run, self.owner, lease)
                 logger.warning("a late write of attempt %s, which has lost the run, is replaced", lease.owner)
             if self._run.replace(layout.LEASE, self._content(duration_s), stored.tag if stored else None):
                 return
@@ -244,24 +239,6 @@ class LeaseHolder:
         )
         return lease_bytes(lease)
 
-    def _taken_over(self, lease: Lease | None) -> BusyError:
-        owner = lease.owner if lease and lease.owner != self.owner else "with a higher number"
-        return BusyError(
-            f"attempt {owner} has taken {self._run.uri} over from this one, whose lease had expired; "
-            "nothing more is written here. Once the other attempt has ended, the same command resumes the run"
-        )
-
 
 def _this_process() -> dict[str, str]:
     return {"host": this_host(), "namespace": pid_namespace(), "process": identity(os.getpid())}
-
-
-def _highest(keys: Iterable[str]) -> int:
-    """The highest number of an attempt that has taken the run over; 0 for none."""
-    return max((int(match[1]) for key in keys if (match := _TAKEN.fullmatch(key))), default=0)
-
-
-def _tries(keys: Iterable[str], number: int, label: str) -> list[str]:
-    """The files of the tries of a step, in order."""
-    matches = [match for key in keys if (match := _AT_WORK.fullmatch(key))]
-    return sorted(match[0] for match in matches if int(match[1]) == number and match[2] == label)

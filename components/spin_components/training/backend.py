@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from spin_components.model.compute import Compute
+from spin_components.training.parts import Part, Parts
 
 
 class Backend(Protocol):
@@ -45,14 +46,20 @@ class Backend(Protocol):
     def agree(self, flag: bool) -> bool:
         """Rank 0's flag, on every rank."""
 
-    def policy_state(self) -> Mapping[str, Tensor] | None:
-        """Whole float32 weights on rank 0, None elsewhere; every rank calls it."""
+    def whole(self, parameters: Sequence[Tensor]) -> AbstractContextManager[bool]:
+        """Have parameters whole on every rank within the block, which every rank enters.
+
+        Returns a context manager whose value is whether they are whole within the block only.
+        """
 
     def trained_state(self) -> Mapping[str, Tensor] | None:
         """The trainable parameters on rank 0, None elsewhere; every rank calls it."""
 
-    def save_optimizer(self, folder: Path) -> None:
-        """Write optimizer state by parameter, on rank 0; every rank calls it."""
+    def weight_parts(self) -> Iterator[Part]:
+        """What this rank writes of the trainable parameters, as `weight/NAME`; without the other ranks."""
 
-    def load_optimizer(self, folder: Path, num_updates: int) -> None:
+    def optimizer_parts(self) -> Iterator[Part]:
+        """What this rank writes of the optimizer's state; without the other ranks."""
+
+    def load_optimizer(self, parts: Parts, num_updates: int) -> None:
         """Load state that any backend saved after `num_updates` updates."""

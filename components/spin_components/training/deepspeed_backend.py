@@ -2,22 +2,23 @@
 
 The module's weights stay float32 and autocast does the mixed precision, as in the plain backend and in ref-logprob:
 DeepSpeed's own bf16 mode would run the residual stream in bf16, and the policy would not start as its reference.
+
+Saves need what each rank holds, in float32: of the optimizer's state under stages 1 and 2 the fragments of parameters
+in its partition, under stage 3 its partition of every parameter; of weights the same under stage 3, else an even share
+of each. See `training.parts` for the files.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_optimizer_state
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
@@ -30,7 +31,8 @@ from spin_components.model.scoring import load_scored
 from spin_components.settings.settings import Settings
 from spin_components.settings.training import TrainingSettings
 from spin_components.training.extensions import extensions_compiled
-from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.optimizer import STATE_KEYS, build_optimizer
+from spin_components.training.parts import WEIGHT, Part, Parts, share_of
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
@@ -150,45 +152,73 @@ class DeepSpeedBackend:
         dist.broadcast(tensor, src=0)
         return bool(tensor.item())
 
-    def policy_state(self) -> Mapping[str, Tensor] | None:
-        if self._stage < 3:
-            return self._module.state_dict() if self.rank == 0 else None
-        state = {name: buffer for name, buffer in self._module.state_dict().items() if name not in self._named}
-        for name, parameter in self._named.items():
-            with deepspeed.zero.GatheredParameters(parameter):
-                if self.rank == 0:
-                    state[name] = parameter.detach().cpu().clone()
-        if self.rank:
-            return None
-        tied = getattr(self._module, "all_tied_weights_keys", None) or {}
-        for copy, source in dict(tied).items():
-            if copy in state and source in self._named:
-                state[copy] = state[source]
-        return state
+    @contextmanager
+    def whole(self, parameters: Sequence[Tensor]) -> Iterator[bool]:
+        with deepspeed.zero.GatheredParameters(list(parameters), enabled=self._stage == 3):
+            yield self._stage == 3
 
     def trained_state(self) -> Mapping[str, Tensor] | None:
         state = {}
         for name, parameter in self._named.items():
-            with deepspeed.zero.GatheredParameters(parameter):  # does nothing for a parameter that is not sharded
+            with self.whole([parameter]):
                 if self.rank == 0:
                     state[name] = parameter.detach().cpu().clone()
         return state if self.rank == 0 else None
 
-    def save_optimizer(self, folder: Path) -> None:
-        writer = StateWriter(folder) if self.rank == 0 else None
+    def weight_parts(self) -> Iterator[Part]:
         for name, parameter in self._named.items():
-            for key in STATE_KEYS[self._settings.optimizer]:
-                tensor = self._get_state(parameter, key)
-                if writer and tensor is not None:
-                    writer.add(f"{key}/{name}", tensor)
-        if writer:
-            writer.close()
+            begin, end = self._range_of(parameter)
+            if end > begin:
+                flat = parameter.ds_tensor[: end - begin] if self._stage == 3 else parameter.flatten()[begin:end]
+                yield Part(f"{WEIGHT}/{name}", flat, begin, shape_of(parameter))
 
-    def load_optimizer(self, folder: Path, num_updates: int) -> None:
+    def optimizer_parts(self) -> Iterator[Part]:
+        if not self._base_optimizer.state:  # before the first update
+            return
+        for name, parameter in self._named.items():
+            begin, end = self._range_of(parameter, of_optimizer=True)
+            if end > begin:
+                for key in STATE_KEYS[self._settings.optimizer]:
+                    flat = self._state_of(parameter, key, begin, end)
+                    yield Part(f"{key}/{name}", flat, begin, shape_of(parameter))
+
+    def load_optimizer(self, parts: Parts, num_updates: int) -> None:
         self._allocate_state(num_updates)
-        for key_and_name, tensor in read_state(folder):
-            key, _, name = key_and_name.partition("/")
-            self._set_state(self._named[name], key, tensor.to(self.compute.device))
+        for name, parameter in self._named.items():
+            begin, end = self._range_of(parameter, of_optimizer=True)
+            for key in STATE_KEYS[self._settings.optimizer]:
+                if f"{key}/{name}" in parts:
+                    parts.check_shape(f"{key}/{name}", shape_of(parameter))
+                    if self._stage == 0:
+                        state = self._base_optimizer.state[parameter][key]
+                        state.copy_(parts.whole(f"{key}/{name}"))
+                    elif self._stage < 3 and end > begin:
+                        state = parameter._hp_mapping.get_optim_state_fragment(key)
+                        state.copy_(parts.read(f"{key}/{name}", begin, end))
+                    elif self._stage == 3:  # every rank's partition has one size; padding ends the last
+                        flat = parts.read(f"{key}/{name}", begin, end) if end > begin else torch.zeros(0)
+                        padded = functional.pad(flat, (0, parameter.ds_tensor.numel() - flat.numel()))
+                        safe_set_local_optimizer_state(parameter, padded.to(self.compute.device), key)
+
+    def _range_of(self, parameter: Any, *, of_optimizer: bool = False) -> tuple[int, int]:
+        """Begin and end of this rank's range of a flattened parameter; an even share of what every rank holds whole."""
+        if self._stage == 3:
+            return partition_of(parameter, self.rank)
+        if of_optimizer and self._stage:
+            mapping = parameter._hp_mapping  # None where the parameter is in other ranks' partitions
+            address = mapping and mapping.lp_fragment_address
+            return (address.start, address.start + address.numel) if address else (0, 0)
+        return share_of(parameter.numel(), self.rank, self.ranks)
+
+    def _state_of(self, parameter: Any, key: str, begin: int, end: int) -> Tensor:
+        """This rank's range of the optimizer's state of a parameter, (end - begin,) float32."""
+        if self._stage == 0:
+            state: Tensor = self._base_optimizer.state[parameter][key].flatten()[begin:end]
+        elif self._stage < 3:
+            state = parameter._hp_mapping.get_optim_state_fragment(key)
+        else:
+            state = safe_get_local_optimizer_state(parameter, key)[: end - begin]
+        return state
 
     def _allocate_state(self, num_updates: int) -> None:
         """Allocate the state that torch's optimizer would make on its first update, to load into."""
@@ -210,22 +240,32 @@ class DeepSpeedBackend:
             return list(optimizer.fp32_partitioned_groups_flat)
         return list(optimizer.single_partition_of_fp32_groups)
 
-    def _get_state(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        if self._stage:
-            state: Tensor | None = safe_get_full_optimizer_state(parameter, key)
-        else:
-            state = self._base_optimizer.state[parameter].get(key)
-        return state
 
-    def _set_state(self, parameter: Any, key: str, value: Tensor) -> None:
-        if self._stage == 0:
-            self._base_optimizer.state[parameter][key].copy_(value)
-        elif self._stage < 3:
-            safe_set_full_optimizer_state(parameter, value, key)
-        else:  # the last partition is padded if ranks do not divide the parameter; the "full" call refuses that
-            size = parameter.partition_numel()
-            padded = functional.pad(value.flatten(), (0, size * self.ranks - value.numel()))
-            safe_set_local_optimizer_state(parameter, padded[size * self.rank : size * (self.rank + 1)], key)
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """Shape of a parameter, also of one that ZeRO-3 has partitioned."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def partition_of(parameter: Any, rank: int) -> tuple[int, int]:
+    """Begin and end of a rank's range of a flattened parameter under ZeRO-3, without padding."""
+    size = parameter.ds_tensor.numel()
+    return min(rank * size, parameter.ds_numel), min((rank + 1) * size, parameter.ds_numel)
+
+
+def load_weights(model: Any, parts: Parts) -> None:
+    """Load the trainable parameters of a save into a model before `DeepSpeedBackend` takes it; each rank its own.
+
+    Raises:
+        IntegrityError: a parameter is missing, or of another shape.
+    """
+    for name, parameter in model.named_parameters():
+        parts.check_shape(f"{WEIGHT}/{name}", shape_of(parameter))
+        if not hasattr(parameter, "ds_tensor"):
+            parameter.data.copy_(parts.whole(f"{WEIGHT}/{name}"))
+            continue
+        begin, end = partition_of(parameter, dist.get_rank())
+        if end > begin:
+            parameter.ds_tensor.data[: end - begin].copy_(parts.read(f"{WEIGHT}/{name}", begin, end))
 
 
 def load_for_ranks(folder: Path, settings: Settings, compute: Compute) -> Any:

@@ -37,12 +37,13 @@ class EpochJob(BaseModel):
         step: name of the step that trains it.
         iteration: t; `layout.WARM_UP`, or that of a control, trains on human answers alone.
         epoch: within the iteration.
-        policy: folder of the weights to begin with: of a save inside the epoch when resuming; with an adapter, of the
-            model below it.
+        policy: folder of the weights to begin with: of a save inside the epoch when resuming, where it is whole;
+            with an adapter, of the model below it.
         adapter: the adapter to train; None trains all weights.
         like: folder of the policy that the epoch began with; files beside the weights are copied from it.
         trainer: folder of trainer state to load; None for a fresh optimizer.
-        scratch: a free path shared by all ranks, for saves before they are stored.
+        parts: files of all ranks with optimizer state and, of a save by several ranks inside the epoch, weights.
+        scratch: a free path on this machine, for saves before they are stored; each rank has a folder there.
         first_step: of the epoch that is still to do; above 0 when resuming inside it.
         state: counters before that step.
         inputs: of the epoch's manifest.
@@ -60,6 +61,7 @@ class EpochJob(BaseModel):
     adapter: AdapterJob | None = None
     like: Path
     trainer: Path | None
+    parts: tuple[Path, ...] = ()
     scratch: Path
     first_step: int
     state: TrainerState

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import GlobalBatches, MicroBatch, derive_seed, order_batches
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.logprobs import is_packed
 from spin_components.algorithm.schedules import learning_rate, resolve_count
 from spin_components.algorithm.token_budget import PairLengths
@@ -22,7 +22,8 @@ from spin_components.tracking.tracker import branch_of
 from spin_components.training.backend import Backend
 from spin_components.training.course import Course
 from spin_components.training.job import EpochJob
-from spin_components.training.saves import Trained, load_rewards, load_rows, save_partial
+from spin_components.training.saver import Saver
+from spin_components.training.saves import Trained, load_rewards, load_rows
 from spin_components.training.train_step import StepResult, train_single_step
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,14 @@ class EpochLoop:
         trained: counters, metrics and rewards of the steps done so far, over the whole epoch.
     """
 
-    def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step) -> None:
+    def __init__(self, job: EpochJob, backend: Backend, data: TrainingPairs, step: Step, saver: Saver) -> None:
         settings, course = job.settings, Course(job.settings, job.iteration)
+        self._saver = saver
         self._job, self._backend, self._data, self._step = job, backend, data, step
         self._course, self._branch = course, branch_of(job.iteration)
         self._batches = epoch_batches(job, data)
         lengths = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
-        self._division = Division(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
+        self._division = BatchDivision(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
@@ -65,9 +67,11 @@ class EpochLoop:
             if 0 <= max_steps <= self.trained.state.step:
                 logger.info("max_steps = %d reached", max_steps)
                 break
+            self._saver.check()
             if self._backend.agree(self._step.out_of_time()):
                 if number > self._job.first_step:
                     self._save(number)
+                self._saver.wait()
                 return False
             self._train(number)
             self._after_step(number + 1)
@@ -190,7 +194,7 @@ class EpochLoop:
         return read_rows(folder / layout.VALIDATION, Prompt)
 
     def _save(self, done: int) -> None:
-        save_partial(self._step, self._job, self._backend, self.trained, done)
+        self._saver.save_partial(self.trained, done)
 
 
 def epoch_batches(job: EpochJob, data: TrainingPairs) -> GlobalBatches:

@@ -19,14 +19,14 @@ from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.training.adapter import begin_adapter
 from spin_components.training.backend import Backend
+from spin_components.training.confirmations import open_store
 from spin_components.training.course import Course
 from spin_components.training.extensions import extensions_compiled
 from spin_components.training.job import EpochJob
 from spin_components.training.loop import EpochLoop
-from spin_components.training.saves import Trained, load_trainer, save_epoch
-
-_SAVE_RATE = 50e6
-"""Bytes a second that a slow storage takes."""
+from spin_components.training.parts import load_whole
+from spin_components.training.saver import Saver
+from spin_components.training.saves import Trained, load_trainer, weight_parts
 
 
 def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool) -> bool:
@@ -50,23 +50,31 @@ def train_rank(job: EpochJob, step: Step, compute: Compute, *, distributed: bool
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backend = _backend(model, job, compute, distributed)
     load_trainer(job, backend)
-    loop = EpochLoop(job, backend, data, step)
-    started = time.monotonic()
-    if not loop.run():
-        return False
-    facts = _facts(loop.trained, data.counts, time.monotonic() - started) | _backend_facts(job, distributed)
-    if not course.is_self_play:
-        facts["val_loss"] = loop.held_out_loss()
-    save_epoch(step, job, backend, loop.trained, facts)
+    with Saver(step, job, backend, open_store() if backend.ranks > 1 else None) as saver:
+        loop = EpochLoop(job, backend, data, step, saver)
+        started = time.monotonic()
+        if not loop.run():
+            return False
+        facts = _facts(loop.trained, data.counts, time.monotonic() - started) | _backend_facts(job, distributed)
+        if not course.is_self_play:
+            facts["val_loss"] = loop.held_out_loss()
+        saver.save_epoch(loop.trained, facts)
     return True
 
 
 def _load(job: EpochJob, compute: Compute, distributed: bool) -> Any:
+    parts = weight_parts(job)
     if distributed:
-        from spin_components.training.deepspeed_backend import load_for_ranks
+        from spin_components.training.deepspeed_backend import load_for_ranks, load_weights
 
-        return load_for_ranks(job.policy, job.settings, compute)
-    return load_scored(job.policy, job.settings, compute)
+        model = load_for_ranks(job.policy, job.settings, compute)
+        if parts:
+            load_weights(model, parts)
+        return model
+    model = load_scored(job.policy, job.settings, compute)
+    if parts:
+        load_whole(model, parts)
+    return model
 
 
 def _backend(model: Any, job: EpochJob, compute: Compute, distributed: bool) -> Backend:
@@ -131,27 +139,18 @@ def main(job_path: Path) -> None:
 def _meet(job: EpochJob, compute: Compute) -> None:
     """Wait for the other ranks; on CPUs DeepSpeed compiles an operation where it is not there.
 
-    Between two collectives of a save the first rank writes and uploads weights and state while the others wait, so that
-    the limit on a collective follows from their size.
+    The limit on a collective, `hardware.collective_timeout`, guards what ranks compute together: steps, validations,
+    the loading of a model that the first rank reads, and gathers of weights that are written to this machine's disk.
+    No rank waits in a collective for another one's storage: see `training.confirmations`.
     """
     import deepspeed
 
     limit: dict[str, Any] = {}
     if "DEEPSPEED_TIMEOUT" not in os.environ:  # minutes, which DeepSpeed reads
-        weights = sum(path.stat().st_size for path in job.policy.rglob("*.safetensors"))
-        limit["timeout"] = timedelta(seconds=save_limit_s(weights))
+        limit["timeout"] = timedelta(seconds=job.settings.hardware.collective_timeout)
     backend = "gloo" if compute.device.type == "cpu" else "nccl"
     with extensions_compiled():
         deepspeed.init_distributed(dist_backend=backend, **limit)
-
-
-def save_limit_s(weight_bytes: int) -> float:
-    """Seconds that ranks wait for one of them: half an hour, and the time to store a save at `_SAVE_RATE`.
-
-    Args:
-        weight_bytes: of the policy as it is stored, of 2 bytes a parameter or more. A save has up to 12 a parameter.
-    """
-    return 1800 + 6 * weight_bytes / _SAVE_RATE
 
 
 if __name__ == "__main__":

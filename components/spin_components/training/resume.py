@@ -17,6 +17,7 @@ from spin_components.store.base import RunStore
 from spin_components.store.manifests import finished, read_manifest
 from spin_components.training.course import Course
 from spin_components.training.job import AdapterJob, EpochJob
+from spin_components.training.saves import SavedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,13 @@ def begin_epoch(
         InputsChangedError: the save inside the epoch was made from other inputs.
     """
     first_step, trainer, save = 0, None, None
+    is_whole = True
     if partial := finished(run, layout.partial(iteration, epoch), inputs):
         what, made_by = "a save inside the epoch", layout.partial(iteration, epoch)
-        folder = run.fetch(partial.outputs, what=what, made_by=made_by) / partial.facts["key"]
-        save, trainer, first_step = folder, folder / "trainer", int(partial.facts["done"])
+        save = run.fetch(partial.outputs, what=what, made_by=made_by) / partial.facts["key"]
+        names = partial.outputs_below(partial.facts["key"])
+        is_whole = any(name.startswith("policy/") for name in names)
+        trainer, first_step = SavedTrainer.find(save, names), int(partial.facts["done"])
         state = TrainerState.model_validate(partial.facts["state"])
         logger.info("resuming after step %d of this epoch", first_step)
     else:
@@ -59,10 +63,10 @@ def begin_epoch(
         carried = layout.epoch_of(run.key_of(policy_uri)) if epoch or not settings.spin.reset_optimizer else None
         if carried and not epoch and carried[0] == layout.WARM_UP:
             carried = None  # self-play, and a control, begin with a fresh optimizer
-        trainer = _part_of(run, *carried, "trainer", what="the trainer's state") if carried else None
+        trainer = _trainer_after(run, *carried) if carried else None
         num_updates = _state_after(run, *carried).num_updates if carried else 0
         state = state.model_copy(update={"num_updates": num_updates})
-    policy, like, adapter = _weights(run, settings, iteration, epoch, policy_uri, save)
+    policy, like, adapter = _weights(run, settings, iteration, epoch, policy_uri, save, is_whole=is_whole)
     return EpochJob(
         run_uri=run.uri,
         attempt=attempt,
@@ -72,7 +76,8 @@ def begin_epoch(
         policy=policy,
         adapter=adapter,
         like=like,
-        trainer=trainer,
+        trainer=trainer.folder if trainer else None,
+        parts=trainer.parts if trainer else (),
         scratch=run.scratch / f".epoch-{iteration}-{epoch}-{uuid.uuid4().hex[:8]}.part",
         first_step=first_step,
         state=state,
@@ -82,15 +87,23 @@ def begin_epoch(
 
 
 def _weights(
-    run: RunStore, settings: Settings, iteration: int, epoch: int, policy_uri: str, save: Path | None
+    run: RunStore,
+    settings: Settings,
+    iteration: int,
+    epoch: int,
+    policy_uri: str,
+    save: Path | None,
+    *,
+    is_whole: bool,
 ) -> tuple[Path, Path, AdapterJob | None]:
     """Folders of the weights and of the files beside them, and the adapter.
 
-    An adapter is trained through all epochs of an iteration, on top of the iteration's reference.
+    An adapter is trained through all epochs of an iteration, on top of the iteration's reference. Of a save whose
+    weights are in parts, the policy that the epoch began with is the model to load them into.
     """
     if not settings.lora.is_on:
         like = open_model(run, policy_uri, what="the policy to train")
-        return save / "policy" if save else like, like, None
+        return save / "policy" if save and is_whole else like, like, None
     adapter = save / layout.ADAPTER if save else _adapter_before(run, iteration, epoch) if epoch else None
     base = read_base(adapter) if adapter else Base(uri=policy_uri, sha256=model_digest(run, policy_uri))
     base = base.model_copy(update={"uri": run.resolve(base.uri)})
@@ -108,6 +121,13 @@ def _adapter_before(run: RunStore, iteration: int, epoch: int) -> Path:
     key = layout.epoch(iteration, epoch - 1)
     part = layout.ADAPTER if files.outputs_below(f"{key}/{layout.ADAPTER}") else "policy"
     return _part_of(run, iteration, epoch - 1, part, what="the adapter")
+
+
+def _trainer_after(run: RunStore, iteration: int, epoch: int) -> SavedTrainer:
+    """The trainer's state at the end of an epoch."""
+    folder = _part_of(run, iteration, epoch, "trainer", what="the trainer's state").parent
+    manifest = read_manifest(run, layout.epoch_manifest(iteration, epoch))
+    return SavedTrainer.find(folder, manifest.outputs_below(layout.epoch(iteration, epoch)))
 
 
 def _part_of(run: RunStore, iteration: int, epoch: int, part: str, *, what: str) -> Path:

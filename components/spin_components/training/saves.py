@@ -1,8 +1,18 @@
-"""Saves of an epoch: inside it at an interval, and at its end. A save is stored whole or not at all."""
+"""The files of an epoch's saves: inside it at an interval, and at its end.
+
+    policy/                        weights in Hugging Face layout: of a finished epoch, or of a save by one rank
+    adapter/                       with `lora.r`, in its place or beside it
+    trainer/                       by one rank: counters, metrics, rewards, random state, and optimizer-*.safetensors
+    trainer/rank-00001-of-00004/   by several, each with its parts: optimizer-*.safetensors and, inside an epoch without
+                                   an adapter, weights-*.safetensors; the first rank's also has the rest
+
+See `training.parts` for the parts, `training.publishing` for the policy, and `training.saver` for how they are stored.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +24,19 @@ from spin_components.algorithm.trainer_state import TrainerState
 from spin_components.data.row_columns import RowColumns
 from spin_components.data.shards import PairReward
 from spin_components.data.stored_rows import read_numbers
-from spin_components.model.loading import save_policy
+from spin_components.errors import IntegrityError
 from spin_components.record.chat_template import read_chat_template
-from spin_components.runtime.step import Step
 from spin_components.store import layout
 from spin_components.store.base import RunStore
 from spin_components.store.digests import FileDigest
-from spin_components.store.manifests import Manifest
 from spin_components.training.adapter import write_trained
 from spin_components.training.backend import Backend
 from spin_components.training.job import EpochJob
+from spin_components.training.parts import Parts, write_parts
+from spin_components.training.publishing import write_policy
 
 _STATE, _ROWS, _REWARDS, _RNG = "state.json", "metrics.json", "rewards.parquet", "rng.safetensors"
+_OPTIMIZER, _WEIGHTS = "optimizer", "weights"
 
 
 @dataclass
@@ -43,36 +54,44 @@ class Trained:
     rewards: RowColumns[PairReward]
 
 
-def save_partial(step: Step, job: EpochJob, backend: Backend, trained: Trained, done: int) -> None:
-    """Save inside an epoch, after `done` of its steps; then the save before it is deleted."""
-    key = f"{layout.epoch(job.iteration, job.epoch)}/partial/{done}"
-    outputs = _write(step.run, job, backend, trained, key)
-    if backend.rank == 0:
-        facts = {"done": done, "state": trained.state.model_dump(mode="json"), "key": key}
-        manifest = Manifest(step=f"{job.step} (partial)", inputs=job.inputs, outputs=outputs, facts=facts)
-        step.commit(layout.partial(job.iteration, job.epoch), manifest)
-        step.events.write("save", done=done)
-        folder = f"{layout.epoch(job.iteration, job.epoch)}/partial"
-        saves = {name.removeprefix(f"{folder}/").partition("/")[0] for name in step.run.sizes(folder)}
-        for other in {f"{folder}/{name}" for name in saves} - {key}:
-            step.run.delete(other)
+@dataclass(frozen=True, slots=True)
+class SavedTrainer:
+    """The trainer's files of a save.
+
+    Attributes:
+        folder: with counters, metrics, rewards and random state.
+        parts: files of weights and optimizer state of all ranks.
+    """
+
+    folder: Path
+    parts: tuple[Path, ...]
+
+    @classmethod
+    def find(cls, folder: Path, outputs: Iterable[str]) -> SavedTrainer:
+        """Find them among the outputs of a manifest; other files there are of tries that wrote none.
+
+        Args:
+            folder: that the outputs are below.
+            outputs: paths relative to it.
+
+        Raises:
+            IntegrityError: the manifest names no trainer's state.
+        """
+        names = sorted(name for name in outputs if name.startswith("trainer/"))
+        state = next((name for name in names if name.endswith(f"/{_RNG}")), None)
+        if state is None:
+            raise IntegrityError(
+                f"the manifest of the save in {folder} names no {_RNG}, expected one below trainer/; delete the "
+                "manifest to train the epoch again"
+            )
+        stems = (f"{_OPTIMIZER}-", f"{_WEIGHTS}-")
+        parts = tuple(folder / name for name in names if name.rpartition("/")[2].startswith(stems))
+        return cls((folder / state).parent, parts)
 
 
-def save_epoch(step: Step, job: EpochJob, backend: Backend, trained: Trained, facts: dict[str, Any]) -> None:
-    """Publish a finished epoch: weights, trainer state, metrics and rewards, then the manifest."""
-    key = layout.epoch(job.iteration, job.epoch)
-    outputs = _write(step.run, job, backend, trained, key, is_whole=True)
-    if backend.rank == 0:
-        with step.run.staged(f"{key}/metrics.json") as staged:
-            metrics = {"summary": facts["metrics"], "steps": trained.rows}
-            staged.path.write_text(json.dumps(metrics, indent=2), "utf-8")
-        outputs |= staged.outputs
-        if job.iteration >= 0:
-            with step.run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
-                trained.rewards.write(staged.path)
-            outputs |= staged.outputs
-        state = trained.state.model_dump(mode="json")
-        step.publish({**facts, "state": state, "policy_uri": step.run.uri_of(f"{key}/policy")}, outputs=outputs)
+def part_of(rank: int, ranks: int) -> str:
+    """Folder of a rank's part of the trainer's state, below the key of a save."""
+    return "trainer" if ranks == 1 else f"trainer/rank-{rank:05d}-of-{ranks:05d}"
 
 
 def delete_saves(run: RunStore, iteration: int, epoch: int) -> None:
@@ -81,33 +100,46 @@ def delete_saves(run: RunStore, iteration: int, epoch: int) -> None:
     run.delete(f"{layout.epoch(iteration, epoch)}/partial")
 
 
-def _write(
-    run: RunStore, job: EpochJob, backend: Backend, trained: Trained, key: str, *, is_whole: bool = False
-) -> dict[str, FileDigest]:
-    """Write `policy/` and `trainer/` below a key; every rank calls it.
+def write_save(
+    run: RunStore, job: EpochJob, backend: Backend, trained: Trained, folder: Path, *, is_whole: bool = False
+) -> None:
+    """Write this rank's `trainer/` and what it writes of `policy/` or `adapter/`; every rank calls it.
 
     With an adapter, `adapter/` alone is written inside an epoch, and at its end beside the policy or in its place.
 
-    Returns: digests by key below the run, on rank 0.
+    Args:
+        run: the run.
+        job: the epoch.
+        backend: of this rank.
+        trained: so far.
+        folder: to be created on this machine's disk.
+        is_whole: whether the epoch is finished.
     """
-    weights = backend.trained_state() if job.adapter else backend.policy_state()
-    folder = job.scratch
-    backend.save_optimizer(folder / "trainer")
-    outputs: dict[str, FileDigest] = {}
-    if backend.rank == 0 and weights is not None:
-        _write_trainer(folder / "trainer", trained)
-        module = getattr(backend.model, "module", backend.model)
-        if job.adapter:
+    write_parts(folder / "trainer", _OPTIMIZER, backend.optimizer_parts())
+    if job.adapter:
+        weights = backend.trained_state()
+        if weights is not None:
+            module = getattr(backend.model, "module", backend.model)
             write_trained(job, job.adapter, module, weights, folder, is_whole=is_whole)
-        else:
-            save_policy(module, weights, job.like, folder / "policy")
+    elif is_whole or backend.ranks == 1:
+        write_policy(backend, job.like, folder / "policy")
+    else:
+        write_parts(folder / "trainer", _WEIGHTS, backend.weight_parts())
+    if backend.rank == 0:
+        _write_trainer(folder / "trainer", trained)
         if (folder / "policy").is_dir() and (template := read_chat_template(run)) is not None:
             (folder / "policy/chat_template.jinja").write_bytes(template.encode())
-        for part in sorted(path.name for path in folder.iterdir()):
-            with run.staged(f"{key}/{part}") as staged:
-                (folder / part).replace(staged.path)
-            outputs |= staged.outputs
-        folder.rmdir()
+
+
+def write_summary(run: RunStore, job: EpochJob, trained: Trained, metrics: dict[str, Any]) -> dict[str, FileDigest]:
+    """Store the metrics of a finished epoch and, of self-play, the rewards; returns their digests by key."""
+    with run.staged(f"{layout.epoch(job.iteration, job.epoch)}/metrics.json") as staged:
+        staged.path.write_text(json.dumps({"summary": metrics, "steps": trained.rows}, indent=2), "utf-8")
+    outputs = dict(staged.outputs)
+    if job.iteration >= 0:
+        with run.staged(layout.rewards(job.iteration, job.epoch)) as staged:
+            trained.rewards.write(staged.path)
+        outputs |= staged.outputs
     return outputs
 
 
@@ -136,9 +168,16 @@ def load_rewards(job: EpochJob) -> RowColumns[PairReward]:
     return rewards
 
 
+def weight_parts(job: EpochJob) -> Parts | None:
+    """The weights of the save that the job names; None where its policy's folder has them."""
+    files = [path for path in job.parts if path.name.startswith(f"{_WEIGHTS}-")]
+    return Parts(files) if files else None
+
+
 def load_trainer(job: EpochJob, backend: Backend) -> None:
     """Load optimizer state and random state from the save that the job names."""
     if job.trainer is None:
         return
-    backend.load_optimizer(job.trainer, job.state.num_updates)
+    files = [path for path in job.parts if path.name.startswith(f"{_OPTIMIZER}-")]
+    backend.load_optimizer(Parts(files), job.state.num_updates)
     torch.set_rng_state(load_file(job.trainer / _RNG)["torch"])

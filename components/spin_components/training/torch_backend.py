@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from spin_components.model.compute import Compute
 from spin_components.settings.training import TrainingSettings
-from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.optimizer import STATE_KEYS, build_optimizer
+from spin_components.training.parts import WEIGHT, Part, Parts
 
 
 class TorchBackend:
@@ -54,24 +55,26 @@ class TorchBackend:
     def agree(self, flag: bool) -> bool:
         return flag
 
-    def policy_state(self) -> Mapping[str, Tensor]:
-        return self.model.state_dict()  # type: ignore[no-any-return]
+    def whole(self, parameters: Sequence[Tensor]) -> AbstractContextManager[bool]:
+        return nullcontext(False)
 
     def trained_state(self) -> Mapping[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self._named}
 
-    def save_optimizer(self, folder: Path) -> None:
-        writer = StateWriter(folder)
+    def weight_parts(self) -> Iterator[Part]:
+        for name, parameter in self._named:
+            yield Part(f"{WEIGHT}/{name}", parameter)
+
+    def optimizer_parts(self) -> Iterator[Part]:
         for name, parameter in self._named:
             for key in STATE_KEYS[self._settings.optimizer]:
                 if key in self._optimizer.state[parameter]:
-                    writer.add(f"{key}/{name}", self._optimizer.state[parameter][key])
-        writer.close()
+                    yield Part(f"{key}/{name}", self._optimizer.state[parameter][key])
 
-    def load_optimizer(self, folder: Path, num_updates: int) -> None:
-        parameters = dict(self._named)
-        for key_and_name, tensor in read_state(folder):
-            key, _, name = key_and_name.partition("/")
-            parameter = parameters[name]
-            self._optimizer.state[parameter][key] = tensor.to(parameter)
-            self._optimizer.state[parameter]["step"] = torch.tensor(float(num_updates), device=parameter.device)
+    def load_optimizer(self, parts: Parts, num_updates: int) -> None:
+        for name, parameter in self._named:
+            for key in STATE_KEYS[self._settings.optimizer]:
+                if f"{key}/{name}" in parts:
+                    parts.check_shape(f"{key}/{name}", parameter.shape)
+                    self._optimizer.state[parameter][key] = parts.whole(f"{key}/{name}").to(parameter, copy=True)
+                    self._optimizer.state[parameter]["step"] = torch.tensor(float(num_updates), device=parameter.device)

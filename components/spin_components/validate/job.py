@@ -38,6 +38,7 @@ class ValidationJob(BaseModel):
         seed: of the answers.
         reference: token ids of the reference's answers, by index of the prompt; None for the base model.
         settings: of the run.
+        is_sharded: whether the model's weights are divided among the processes; else each has all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,3 +52,4 @@ class ValidationJob(BaseModel):
     seed: int
     reference: dict[int, list[int]] | None
     settings: Settings
+    is_sharded: bool = False

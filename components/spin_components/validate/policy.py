@@ -13,6 +13,7 @@ from spin_components.data.shards import AnswerLoss, Prompt, Sample
 from spin_components.engine.engine import Answer, Sampling, collect_answers
 from spin_components.engine.open import open_engine
 from spin_components.model.compute import Compute
+from spin_components.model.frozen import FrozenLoader
 from spin_components.model.scoring import answer_losses, load_scored, sampled_logprobs
 from spin_components.settings.settings import Settings
 
@@ -32,15 +33,17 @@ def human_losses(
     settings: Settings,
     compute: Compute,
     report: Report,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
 ) -> list[list[AnswerLoss]]:
     """Losses of the human answers, by batch; the model is freed at the end, before sampling loads its own."""
     with turn():
-        model = load_scored(folder, settings, compute).eval()
+        model = load_scored(folder, settings, compute, loader).eval()
     losses: list[list[AnswerLoss]] = []
     for batch_losses in answer_losses(model, batches, compute, finite=False):
         losses.append(batch_losses)
         report(sum(map(len, losses)))
+    loader.finish()
     return losses
 
 
@@ -57,7 +60,9 @@ def sample_answers(
     settings: Settings,
     compute: Compute,
     report: Report,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[list[Answer], list[Answer]]:
     """Give two answers to each prompt: sampled, and greedy. Where the settings are greedy, both are the same answers.
 
@@ -68,13 +73,15 @@ def sample_answers(
         settings: of the run.
         compute: device and precision.
         report: called with the number of answers done, over both decodings.
+        loader: of the model.
         turn: entered to load a model.
+        numbers: of the prompts among all that are answered; None for 0, 1, …
     """
     answers = []
     for number, each in enumerate(decodings(sampling)):
         begun = number * len(prompts)
         with turn():
-            opened = open_engine(_ENGINE, folder, settings.model, each, compute)
+            opened = open_engine(_ENGINE, folder, settings.model, each, compute, loader)
         with closing(opened) as engine:
             answers.append(
                 collect_answers(
@@ -83,8 +90,10 @@ def sample_answers(
                     max_new_tokens=settings.generation.max_new_tokens,
                     max_length=settings.data.max_length,
                     report=lambda done, num_tokens, begun=begun: report(begun + done),
+                    numbers=numbers,
                 )
             )
+        loader.finish()
     return answers[0], answers[-1]
 
 
@@ -95,6 +104,7 @@ def score_samples(
     settings: Settings,
     compute: Compute,
     reference: Mapping[int, list[int]] | None,
+    loader: FrozenLoader,
     turn: Turn = nullcontext,
 ) -> list[Sample]:
     """The policy's answers with its log-probabilities of them, and of the reference's answers to the same prompts.
@@ -106,10 +116,11 @@ def score_samples(
         settings: of the run.
         compute: device and precision.
         reference: token ids of the reference's answers, by index of the prompt; None for the base model.
+        loader: of the model.
         turn: entered to load a model.
     """
     with turn():
-        model = load_scored(folder, settings, compute).eval()
+        model = load_scored(folder, settings, compute, loader).eval()
     groups = [
         Prompted(prompt.prompt_ids, (answer.token_ids, reference[prompt.index]))
         if reference is not None
@@ -117,6 +128,7 @@ def score_samples(
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     logprobs = sampled_logprobs(model, groups, settings.validation, compute)
+    loader.finish()
     return [
         Sample(
             prompt.index,

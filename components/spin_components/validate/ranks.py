@@ -40,6 +40,7 @@ def measure_in_ranks(
     settings: Settings,
     ranks: int,
     *,
+    is_sharded: bool = False,
     reference: Mapping[int, list[int]] | None,
     where: str,
     report: Callable[[int], None],
@@ -54,6 +55,7 @@ def measure_in_ranks(
         sampling: of these answers.
         settings: of the run.
         ranks: number of processes.
+        is_sharded: whether the model's weights are divided among them.
         reference: token ids of the reference's answers, by index of the prompt; None for the base model.
         where: for errors.
         report: called with the number of human answers done.
@@ -87,6 +89,7 @@ def measure_in_ranks(
             seed=sampling.seed,
             reference=None if reference is None else dict(reference),
             settings=settings,
+            is_sharded=is_sharded,
         )
         outcomes = launch("spin_components.validate.rank", job, ranks, where=where, variables=ALLOCATOR, report=report)
     losses = {

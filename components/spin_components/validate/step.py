@@ -18,10 +18,11 @@ from spin_components.data.shards import (
     write_rows,
 )
 from spin_components.errors import NonFiniteError
-from spin_components.memory.processes import num_processes
+from spin_components.memory.processes import divide
 from spin_components.model.batch_layout import resolve_packing
 from spin_components.model.compute import Compute, num_visible_gpus, resolve_compute, set_threads
 from spin_components.model.folder import load_tokenizer
+from spin_components.model.frozen import WholeLoader
 from spin_components.model.scoring import mean_nll, validation_batches
 from spin_components.model.stored import model_digest, open_model, open_scored, validated_epoch
 from spin_components.record.decisions import name_of
@@ -150,8 +151,8 @@ def _inputs(step: Step, iteration: int, policy_uri: str, reference_uri: str) -> 
     }
     if not settings.validation.num_samples:
         return inputs
-    generation = settings.generation.at(0).model_dump(mode="json")  # all policies are sampled alike
-    inputs |= {f"generation.{name}": value for name, value in generation.items()} | {"run.seed": settings.run.seed}
+    generation = settings.generation.at(0).model_copy(update={"block_size": 0})  # all policies are sampled alike
+    inputs |= generation.inputs() | {"run.seed": settings.run.seed}
     if reference := reference_validation(run, reference_uri):
         inputs |= {
             "reference": digest_of(reference.outputs),
@@ -189,7 +190,7 @@ def _measured(
         answers = {prompt.index: reference.samples[prompt.index].generated_ids for prompt in chosen}
     num_records = sum(map(len, batches))
     progress = step.progress(num_records, "answers")
-    ranks = num_processes(
+    division = divide(
         settings,
         folder,
         "validate",
@@ -197,16 +198,29 @@ def _measured(
         + len(chosen) * len(decodings(sampling)) * settings.generation.max_new_tokens,
         num_gpus=num_visible_gpus(compute),
     )
-    step.num_processes = ranks
+    ranks = step.num_processes = division.processes
     if ranks > 1:
         where, report = f"validation by {ranks} processes", progress.update
         return measure_in_ranks(
-            folder, plain, batches, chosen, sampling, settings, ranks, reference=answers, where=where, report=report
+            folder,
+            plain,
+            batches,
+            chosen,
+            sampling,
+            settings,
+            ranks,
+            is_sharded=division.is_sharded,
+            reference=answers,
+            where=where,
+            report=report,
         )
-    losses = [loss for batch in human_losses(folder, batches, settings, compute, progress.update) for loss in batch]
+    loader = WholeLoader(compute)
+    losses = [
+        loss for batch in human_losses(folder, batches, settings, compute, progress.update, loader) for loss in batch
+    ]
     if not chosen or not math.isfinite(mean_nll(losses)):
         return Measured(losses, [], [], [])
     progress = step.progress(len(decodings(sampling)) * len(chosen), "samples")
-    sampled, greedy = sample_answers(plain, chosen, sampling, settings, compute, progress.update)
-    samples = score_samples(folder, chosen, sampled, settings, compute, answers)
+    sampled, greedy = sample_answers(plain, chosen, sampling, settings, compute, progress.update, loader)
+    samples = score_samples(folder, chosen, sampled, settings, compute, answers, loader)
     return Measured(losses, sampled, greedy, samples)

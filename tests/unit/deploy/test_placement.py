@@ -59,7 +59,7 @@ def test_gpus_follow_from_the_work_of_a_step() -> None:
     assert counts == ["4", "4", "4", "4", "1"]
 
 
-@pytest.mark.parametrize(("shards", "expected"), [(1, ("8", "8")), (2, ("4", "4")), (3, ("2", "2")), (16, ("2", "1"))])
+@pytest.mark.parametrize(("shards", "expected"), [(1, ("8", "8")), (2, ("4", "4")), (3, ("2", "2")), (16, ("2", "2"))])
 def test_pods_of_shards_divide_the_gpus_of_a_training_pod(shards: int, expected: tuple[str, str]) -> None:
     generation = ["generation.tensor_parallel=2", f"generation.shards={shards}"]
     pod_fields = values(*GPU[:1], "hardware.ranks=8", "training.micro_batch_size=1", *generation)

@@ -228,7 +228,9 @@ def formats_page() -> str:
         "cache with a row for each sequence, do not fit an architecture (attention sinks, windows that live in the "
         "mask alone, states that are carried from token to token), it is scored in padded batches and sampled by "
         "`transformers`. An encoder with a decoder, a table of positions without `position_ids`, and a router that "
-        "draws experts at random (PhiMoE) are refused.",
+        "draws experts at random (PhiMoE) are refused. Adapters are of linear layers: experts that one tensor of a "
+        "layer holds keep their weights, and Mamba is refused with an adapter. Of Qwen3.5's models of images and text "
+        "the language model is trained and published.",
         "",
     ]
     lines += _table(("what is tested", "families", "test"), _tested_families())
@@ -301,20 +303,20 @@ def _families_of(function: ast.FunctionDef) -> list[str]:
 def _named(element: ast.expr) -> list[str]:
     """The families of an element of a list: one by its name, or all of a table."""
     match element:
-        case ast.Starred(value=ast.Name(id=("CONFIGS" | "OTHERS") as table)):
+        case ast.Starred(value=ast.Name(id=("CONFIGS" | "OTHERS" | "WRAPPERS") as table)):
             return families(table)
         case ast.Constant(value=str(name)):
             return [name]
     return []
 
 
-def _padded() -> set[str]:
-    """The families that `test_families.py` finds to be scored in padded batches."""
-    (path,) = (ROOT / "tests").rglob("test_families.py")
+def _set_of(file: str, table: str) -> set[str]:
+    """A set of families in a module of tests, which is read and not imported."""
+    (path,) = (ROOT / "tests").rglob(file)
     for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "PADDED":
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == table:
             return set(ast.literal_eval(node.value))
-    raise AssertionError(f"{path} has no PADDED")
+    raise AssertionError(f"{path} has no {table}")
 
 
 def _pinned(package: str) -> str:
@@ -326,13 +328,18 @@ def _pinned(package: str) -> str:
 def _tried() -> list[tuple[str, str, str, str]]:
     """Every form of a record and every family, with what tests do with it and by which version."""
     forms = [(form, "read, rendered", "-", f"SPIN pipelines {__version__}") for form in EXAMPLES]
-    tests, padded = _tested_families(), _padded()
+    tests, padded = _tested_families(), _set_of("test_families.py", "PADDED")
+    without = _set_of("test_family_runs.py", "NO_ADAPTER")
     rows = []
-    for family in (*families("CONFIGS"), *families("OTHERS")):
+    for family in (*families("CONFIGS"), *families("OTHERS"), *families("WRAPPERS")):
         names = [name for name, of, _ in tests if f"`{family}`" in of.split(", ")]
-        done = ["whole run" for name in names if name.startswith("A whole run")]
-        done.append(f"{len(names) - len(done)} tests of its numbers")
-        kind = "padded" if family in padded else "packed"
+        runs = {name for name in names if name.startswith(("A whole run", "The language model of a wrapper"))}
+        done = ["whole run"]
+        if any("with an adapter" in name for name in runs):
+            done.append("refused with an adapter" if family in without else "with an adapter")
+        if others := len(names) - len(runs):
+            done.append(f"{others} tests of its numbers")
+        kind = "padded" if {family, f"{family}_text"} & padded else "packed"
         rows.append((f"`{family}`", ", ".join(done), kind, _pinned("transformers")))
     return forms + rows
 

@@ -49,10 +49,17 @@ def _engine(folder: Path, *, eos_ids: list[int], seed: int = 3, **settings: Any)
     return TransformersEngine(folder, ModelSettings(base=str(folder)), sampling, CPU)
 
 
-def _answers(engine: TransformersEngine, prompts: list[list[int]], limits: list[int]) -> list[Answer]:
-    indexed = list(engine.generate(prompts, limits))
+def _answers(
+    engine: TransformersEngine, prompts: list[list[int]], limits: list[int], numbers: range | None = None
+) -> list[Answer]:
+    indexed = list(engine.generate(prompts, limits, numbers=numbers))
     assert sorted(index for index, _ in indexed) == list(range(len(prompts)))
     return [answer for _, answer in sorted(indexed, key=lambda each: each[0])]
+
+
+def _logged(answers: list[Answer]) -> list[tuple[list[int], float]]:
+    """Tokens and log-probabilities, which an answer's equality leaves out."""
+    return [(answer.token_ids, answer.logprob) for answer in answers]
 
 
 class _Alone(NamedTuple):
@@ -144,7 +151,10 @@ def test_answers_depend_on_the_seed_and_the_prompts_number_not_on_the_batch(save
             assert _same_draws(model, PROMPTS[number], answer.token_ids, expected.token_ids, random)
     engine = _engine(folder, eos_ids=[2, 3, 4])
     assert _answers(engine, PROMPTS, LIMITS) == one
-    assert _answers(engine, PROMPTS, LIMITS) != one  # a second call uses other random numbers
+    later = _answers(engine, PROMPTS, LIMITS, numbers=range(7, 14))
+    assert later != one, "other numbers are other random numbers"
+    assert _logged(_answers(engine, PROMPTS, LIMITS)) == _logged(one), "a call depends on none before it"
+    assert _logged(_answers(engine, PROMPTS, LIMITS, numbers=range(7, 14))) == _logged(later)
     assert _answers(_engine(folder, eos_ids=[2, 3, 4], seed=4), PROMPTS, LIMITS) != one
 
 
@@ -174,15 +184,30 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string(tiny_llama: 
         assert (answer.finish_reason == "stop_string") == any(stop in text for stop in ("e", "th"))
 
 
-def test_an_unsupported_architecture_falls_back_to_transformers_generate(saved: Saved, tmp_path: Path) -> None:
+@pytest.fixture
+def bloom(saved: Saved, tmp_path: Path) -> Path:
+    """A model whose positions are a bias of the scores, which slot attention does not support."""
     shutil.copytree(saved("llama"), tmp_path, dirs_exist_ok=True)
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
     BloomForCausalLM(config).save_pretrained(tmp_path)
-    engine = _engine(tmp_path, eos_ids=[2], temperature=0.0)
+    return tmp_path
+
+
+def test_a_call_of_the_fallback_depends_on_none_before_it(bloom: Path) -> None:
+    engine = _engine(bloom, eos_ids=[2])
+    assert engine._fallback is not None
+    one, other = (_answers(engine, PROMPTS, LIMITS, numbers=range(start, start + 7)) for start in (0, 7))
+    assert one != other
+    assert _logged(_answers(engine, PROMPTS, LIMITS)) == _logged(one)
+    assert _logged(_answers(_engine(bloom, eos_ids=[2]), PROMPTS, LIMITS, numbers=range(7, 14))) == _logged(other)
+
+
+def test_an_unsupported_architecture_falls_back_to_transformers_generate(bloom: Path) -> None:
+    engine = _engine(bloom, eos_ids=[2], temperature=0.0)
     assert engine._fallback is not None
     answers = _answers(engine, PROMPTS, LIMITS)
-    model = load_model(tmp_path, ModelSettings(base=str(tmp_path))).eval()
+    model = load_model(bloom, ModelSettings(base=str(bloom))).eval()
     expected = [_alone(model, p, limit, eos_token_id=2) for p, limit in zip(PROMPTS, LIMITS, strict=True)]
     _assert_same(model, answers, expected)
     groups = [Prompted(prompt, (answer.token_ids,)) for prompt, answer in zip(PROMPTS, answers, strict=True)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.started import started
+
 PIPELINE = """
 import os, sys
 from kfp import dsl, local
@@ -71,7 +73,7 @@ def test_a_task_that_fails_fails_the_pipeline(tmp_path: Path, how: str, message:
 def test_the_driver_ends_with_the_process_that_started_it() -> None:
     # the pid is above the largest that Linux gives: the parent has ended before the driver's first look
     command = [sys.executable, "-m", "spin_pipeline.local.driver", str(2**22 + 1)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as driver:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.read() == b""  # its settings never come
         assert driver.wait() == -signal.SIGKILL

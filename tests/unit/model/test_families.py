@@ -37,6 +37,7 @@ PACKED = {
     "gemma3_text",
     "gemma3n_text",
     "gemma4",
+    "gemma4_moe",
     "gemma4_text",
     "gpt2",
     "gpt_oss",
@@ -44,9 +45,10 @@ PACKED = {
     "mixtral",
     "olmoe",
     "opt",
+    "qwen3",
     "qwen3_moe",
 }
-PADDED = {"llama4_text", "mamba", "mamba2", "qwen2_moe", "qwen3_next"}
+PADDED = {"llama4_text", "mamba", "mamba2", "qwen2_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
 """Windows that live in the mask alone, states that are carried from token to token."""
 
 Loaded = Callable[[str], Any]

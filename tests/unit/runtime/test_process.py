@@ -10,6 +10,7 @@ import pytest
 from spin_components.errors import ConfigError
 from spin_components.runtime.process import ATTEMPT, step_of
 from spin_components.runtime.signals import Interrupted
+from support.started import started
 
 FORKED = """
 import sys, time
@@ -73,7 +74,7 @@ def test_a_forked_process_ends_with_its_block(body: str, code: int) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_forked_process_ends_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True) as parent:
+    with started([sys.executable, "-c", FORKED], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "forked\n"
         parent.kill()

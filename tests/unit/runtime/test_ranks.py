@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from spin_components.errors import DataError
-from spin_components.runtime.ranks import launch, leave_torchrun, take_gpus
+from spin_components.runtime.ranks import launch, leave_torchrun, take_gpus, take_turns
+from support.started import started
 
 _MODULE = """
 import json, sys, time
@@ -59,13 +60,13 @@ def test_the_error_of_the_first_rank_to_fail_is_raised(module: str) -> None:
         launch(module, Job(fails=True), 2, where="the test")
 
 
-_SLEEPING = """
-import sys, time
+_SLEEPING = r"""
+import os, sys, time
 from pathlib import Path
 from spin_components.runtime.ranks import begin_rank
 
 rank, _ = begin_rank()
-print(rank, flush=True)
+os.write(1, b"%d\n" % rank)  # at once: what two ranks print may mix
 time.sleep(3600)
 """
 _LAUNCHING = """
@@ -84,7 +85,7 @@ def test_ranks_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeping.py").write_text(_SLEEPING, encoding="utf-8")
     (tmp_path / "launching.py").write_text(_LAUNCHING, encoding="utf-8")
     command = [sys.executable, "-m", "launching"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path) as process:
+    with started(command, stdout=subprocess.PIPE, cwd=tmp_path) as process:
         assert process.stdout is not None
         assert sorted(process.stdout.readline() for _ in range(2)) == [b"0\n", b"1\n"]
         process.kill()
@@ -111,3 +112,11 @@ def test_an_engine_sees_nothing_of_the_other_ranks(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, "1")
     leave_torchrun()
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+
+
+def test_each_number_goes_to_the_rank_that_is_free_first(tmp_path: Path) -> None:
+    job = tmp_path / "job.json"
+    quick, slow = take_turns(job, 5), take_turns(job, 5)
+    assert [next(quick), next(slow), next(quick), next(quick)] == [0, 1, 2, 3]
+    assert list(quick) == [4]
+    assert list(slow) == []

@@ -27,6 +27,7 @@ from spin_components.runtime.supervisor import is_passing
 from spin_components.store import layout
 from spin_components.store.lease import read_lease
 from spin_components.store.local import LocalRun
+from support.started import started
 
 SUPERVISOR = """
 import json, sys
@@ -121,7 +122,7 @@ def test_an_optional_step_that_fails_fails_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_ends_the_step_cleanly_without_a_repeat(folder: Path, number: signal.Signals) -> None:
-    with subprocess.Popen(command(folder, "waits"), stdout=subprocess.PIPE, text=True, env=environment()) as process:
+    with started(command(folder, "waits"), stdout=subprocess.PIPE, text=True, env=environment()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         process.send_signal(number)

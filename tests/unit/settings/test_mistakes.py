@@ -48,8 +48,8 @@ def test_one_mistake_is_counted_as_one() -> None:
 def test_an_unknown_key_without_a_similar_one_gets_the_list_of_keys() -> None:
     (_, line) = mistakes(hardware={"qqq": 1})
     assert line == (
-        "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, gpu_memory_gib, memory_check, "
-        "sampler_tolerance"
+        "  hardware.qqq: unknown key; expected one of device, ranks, nodes, threads, collective_timeout, "
+        "save_timeout, gpu_memory_gib, memory_check, shard_scoring, sampler_tolerance"
     )
 
 

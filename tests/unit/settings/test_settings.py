@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from spin_components.settings.attempt import HardwareSettings, PlacementSettings
 from spin_components.settings.generation import GenerationSettings
+from spin_components.settings.inheritance import FIRST
 from spin_components.settings.objective import ObjectiveSettings
 from spin_components.settings.run import (
     DataSettings,
@@ -93,6 +94,7 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (GenerationSettings, "stop", ["text, no list"]),
     (GenerationSettings, "shards", [-1, 257]),
     (GenerationSettings, "batch_size", [0]),
+    (GenerationSettings, "block_size", [-1]),
     (GenerationSettings, "tensor_parallel", [0]),
     (GenerationSettings, "gpu_memory_utilization", [0, 1.1]),
     (GenerationSettings, "kv_cache_gib", [0]),
@@ -134,8 +136,11 @@ OUT_OF_RANGE: list[tuple[type[Section], str, list[Any]]] = [
     (HardwareSettings, "ranks", [0]),
     (HardwareSettings, "nodes", [0]),
     (HardwareSettings, "threads", [-1]),
+    (HardwareSettings, "collective_timeout", [0.5, 604801, math.inf, math.nan]),
+    (HardwareSettings, "save_timeout", [-1, math.inf, math.nan]),
     (HardwareSettings, "gpu_memory_gib", [-1, math.nan, math.inf]),
     (HardwareSettings, "memory_check", ["maybe", True]),
+    (HardwareSettings, "shard_scoring", ["maybe", True]),
     (HardwareSettings, "sampler_tolerance", [-0.1, math.inf, math.nan]),
     (PlacementSettings, "accelerator", ["gpu", "nvidia.com/", "nvidia.com/gpu: 1"]),
     (PlacementSettings, "generate", [{"cpu": "0"}, {"cpu": "4 cores"}, {"memory": "0Gi"}, {"memory": "16 GB"}]),
@@ -437,9 +442,12 @@ def test_zero_stages_are_integers_or_auto(stage: int | str) -> None:
 
 
 def test_every_generation_setting_is_one_that_finished_steps_have_recorded() -> None:
-    # all of them are inputs of generate and validate: with one more, no run that has generated could be resumed
+    # all of them are inputs of generate and validate: with one more, no run that has generated could be resumed, unless
+    # it is left out at the value that such runs have
     recorded = {
         *("engine", "temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "min_new_tokens", "stop"),
         *("shards", "on_truncated", "batch_size", "tensor_parallel", "gpu_memory_utilization", "kv_cache_gib"),
     }
-    assert GenerationSettings.model_fields.keys() == recorded
+    assert GenerationSettings.model_fields.keys() == recorded | {"block_size"}
+    as_begun = GenerationSettings.model_validate(FIRST["generation"])
+    assert as_begun.inputs().keys() == {f"generation.{name}" for name in recorded}

@@ -69,7 +69,8 @@ def begin(data: Recorded, *, rank: int = 0, ranks: int = 1, first_step: int = 0,
     model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=attention))
     backend: Any = SimpleNamespace(rank=rank, ranks=ranks, model=model)
     step: Any = SimpleNamespace(progress=lambda *_, **__: None)
-    return EpochLoop(job(first_step), backend, data, step)
+    saver: Any = SimpleNamespace()
+    return EpochLoop(job(first_step), backend, data, step, saver)
 
 
 def test_an_epoch_that_is_resumed_reads_nothing_of_the_steps_before(data: Recorded) -> None:

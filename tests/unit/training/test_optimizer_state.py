@@ -10,7 +10,8 @@ from torch import Tensor
 
 from spin_components.model.compute import Compute
 from spin_components.settings.training import TrainingSettings
-from spin_components.training.optimizer import STATE_KEYS, StateWriter, build_optimizer, read_state
+from spin_components.training.optimizer import STATE_KEYS, build_optimizer
+from spin_components.training.parts import Parts, write_parts
 from spin_components.training.torch_backend import TorchBackend
 from support.bounds import gamma
 
@@ -48,10 +49,10 @@ def test_training_goes_on_bit_for_bit_from_saved_state(
 
     first = backend_of(make_random_llama(), optimizer)
     train(first, range(3))
-    first.save_optimizer(tmp_path / "trainer")
+    write_parts(tmp_path, "optimizer", first.optimizer_parts())
     second = backend_of(make_random_llama(), optimizer)
     second.model.load_state_dict(weights(first.model))
-    second.load_optimizer(tmp_path / "trainer", num_updates=3)
+    second.load_optimizer(Parts(sorted(tmp_path.iterdir())), num_updates=3)
     train(second, range(3, 5))
     assert_identical(weights(second.model), weights(whole.model))
 
@@ -66,41 +67,19 @@ def test_training_goes_on_bit_for_bit_from_saved_state(
 def test_state_is_saved_by_parameter_name(make_random_llama: Callable[[], Any], tmp_path: Path, optimizer: str) -> None:
     backend = backend_of(make_random_llama(), optimizer)
     train(backend, range(1))
-    backend.save_optimizer(tmp_path)
+    write_parts(tmp_path, "optimizer", backend.optimizer_parts())
     expected = {
         f"{key}/{name}": parameter.shape
         for name, parameter in backend.model.named_parameters()
         for key in STATE_KEYS[optimizer]
     }
-    found = dict(read_state(tmp_path))
-    assert {name: tensor.shape for name, tensor in found.items()} == expected
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    parts = Parts(sorted(tmp_path.iterdir()))
+    assert {name: parts.shape(name) for name in parts} == expected
+    assert {parts.whole(name).dtype for name in parts} == {torch.float32}
 
 
-def test_state_before_the_first_update_is_none(make_random_llama: Callable[[], Any], tmp_path: Path) -> None:
-    backend_of(make_random_llama(), "adamw").save_optimizer(tmp_path)
-    assert list(read_state(tmp_path)) == []
-
-
-def test_state_goes_to_numbered_files(tmp_path: Path) -> None:
-    writer = StateWriter(tmp_path / "trainer")
-    writer.add("exp_avg/a", torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
-    writer.close()
-    writer.add("exp_avg/b", torch.ones(4, 2).T[:1])  # no contiguous memory
-    writer.close()
-    writer.close()
-    names = ["optimizer-00000.safetensors", "optimizer-00001.safetensors"]
-    assert sorted(path.name for path in (tmp_path / "trainer").iterdir()) == names
-    found = dict(read_state(tmp_path / "trainer"))
-    torch.testing.assert_close(found, {"exp_avg/a": torch.tensor([1.0, 2.0]), "exp_avg/b": torch.ones(1, 4)})
-
-
-def test_what_is_added_is_a_copy(tmp_path: Path) -> None:
-    writer, tensor = StateWriter(tmp_path), torch.tensor([1.0])
-    writer.add("a", tensor)
-    tensor.zero_()
-    writer.close()
-    assert dict(read_state(tmp_path))["a"].tolist() == [1.0]
+def test_state_before_the_first_update_is_none(make_random_llama: Callable[[], Any]) -> None:
+    assert list(backend_of(make_random_llama(), "adamw").optimizer_parts()) == []
 
 
 def updated(parameter: float, gradient: float, lr: float, **settings: Any) -> float:

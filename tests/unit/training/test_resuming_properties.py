@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spin_components.algorithm.batching import derive_seed, form_batches, micro_batches, order_batches
 from spin_components.algorithm.trainer_state import TrainerState
+from spin_components.training.parts import Parts, write_parts
 from spin_components.training.torch_backend import TorchBackend
 from support.families import model_of
 from unit.training.test_train_step import PAIRS, backend_of, scored, stepped
@@ -81,10 +82,10 @@ def test_a_model_trained_in_two_parts_is_bit_for_bit_the_one_trained_in_one(stop
     first = backend_of(copy.deepcopy(model_of("llama")), **changes)
     before = trained(first, data, 0, stop)
     second = backend_of(copy.deepcopy(model_of("llama")), **changes)
-    second.model.load_state_dict({name: tensor.clone() for name, tensor in first.policy_state().items()})
+    second.model.load_state_dict({name: tensor.clone() for name, tensor in first.model.state_dict().items()})
     with tempfile.TemporaryDirectory() as folder:
-        first.save_optimizer(Path(folder))
-        second.load_optimizer(Path(folder), num_updates=stop)
+        write_parts(Path(folder), "optimizer", first.optimizer_parts())
+        second.load_optimizer(Parts(sorted(Path(folder).iterdir())), num_updates=stop)
     assert before + trained(second, data, stop, 5) == losses
-    expected = whole.policy_state()
-    assert [name for name, tensor in second.policy_state().items() if not torch.equal(tensor, expected[name])] == []
+    expected = whole.model.state_dict()
+    assert [name for name, tensor in second.model.state_dict().items() if not torch.equal(tensor, expected[name])] == []

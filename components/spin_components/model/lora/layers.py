@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,18 @@ def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
         ConfigError: a layer of `lora.target_modules` does not exist or is an embedding.
     """
     from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        exclude_modules=_routers(model) or None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's linear layers
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,6 +59,31 @@ def add_trained(model: Any, lora: LoraSettings, *, seed: int) -> None:
     _check_no_embeddings(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(f".{TRAINED}." in name)
+
+
+def check_adapter(model: Any, lora: LoraSettings, warn: Callable[[str], None]) -> None:
+    """Refuse a model that takes no adapter, before there is work for it.
+
+    Args:
+        model: of transformers, without its weights; left with an adapter.
+        lora: rank, scale and layers.
+        warn: called where experts keep their weights.
+
+    Raises:
+        ConfigError: the layers of `lora.target_modules` do not fit.
+    """
+    total = sum(parameter.numel() for parameter in model.parameters())
+    add_trained(model, lora, seed=0)
+    experts = [
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "experts" in name.split(".") and parameter.ndim > 2
+    ]
+    if experts:
+        warn(
+            f"lora.r = {lora.r}: adapters are of linear layers, and the experts of {type(model).__name__}, "
+            f"{sum(experts) / total:.0%} of its weights, are one tensor a layer: they stay as they are"
+        )
 
 
 def add_frozen(model: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -145,9 +179,37 @@ def _inject(model: Any, config: Any, adapter: str) -> None:
     from peft import inject_adapter_in_model
 
     vars(model).pop("peft_config", None)  # peft warns about an existing one
-    inject_adapter_in_model(config, model, adapter_name=adapter)
+    with _linear_layers_alone():
+        inject_adapter_in_model(config, model, adapter_name=adapter)
     for _, layer in _adapted(model):
         layer.set_adapter(sorted(layer.lora_A, reverse=True))
+
+
+@contextmanager
+def _linear_layers_alone() -> Iterator[None]:
+    """Have peft adapt the modules that a configuration names, and no others.
+
+    For architectures whose experts were modules in transformers 4 it would take names of experts, also those of a
+    shared one, for tensors that hold all experts, so that adapters of earlier peft versions load. Such an adapter
+    cannot be injected again from its own configuration.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    convert = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = convert
+
+
+def _routers(model: Any) -> list[str]:
+    """Linear layers of a class of the architecture's own, which return more than a product: Llama 4's routers."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.models.")
+    ]
 
 
 def _adapted(model: Any) -> Iterator[tuple[str, Any]]:

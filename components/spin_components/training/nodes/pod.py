@@ -1,7 +1,7 @@
 """One pod of several that train an epoch; runs `python -m spin_components.training.nodes.pod JOB`.
 
-Kubeflow Trainer sets torchrun's `PET_` variables, the rendezvous among them. Each machine fetches its own inputs; only
-the first rank of all writes to storage.
+Kubeflow Trainer sets torchrun's `PET_` variables, the rendezvous among them. Each machine fetches its own inputs; each
+rank stores its part of a save, and the first of all writes everything else.
 """
 
 from __future__ import annotations

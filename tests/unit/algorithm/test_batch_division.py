@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spin_components.algorithm.batch_division import BatchDivision
 from spin_components.algorithm.batching import permutation
-from spin_components.algorithm.division import Division
 from spin_components.algorithm.token_budget import PairLengths
 from spin_components.data.shards import Pair
 from spin_components.ref_logprob.step import _micro_batches
@@ -47,7 +47,7 @@ def test_scoring_forms_the_micro_batches_of_training(
     shard = [pair_of(index, *each) for index, each in enumerate(sizes)]
     other = [pair_of(index, 4, 4, 4) for index in range(SHARD)]
     batch = permutation(len(shard), seed=1)
-    division = Division(lengths_of([*other, *shard]), training, ranks, is_packed=is_packed)
+    division = BatchDivision(lengths_of([*other, *shard]), training, ranks, is_packed=is_packed)
     in_training = [
         tuple(i - SHARD for i in micro.pairs)
         for rank in range(ranks)
@@ -67,7 +67,7 @@ def test_packed_ranks_have_as_many_tokens_and_padded_ones_pairs_of_a_length() ->
         [
             [
                 micro.pairs
-                for micro in Division(lengths_of(pairs), training, 2, is_packed=is_packed).of_rank(range(4), r)
+                for micro in BatchDivision(lengths_of(pairs), training, 2, is_packed=is_packed).of_rank(range(4), r)
             ]
             for r in (0, 1)
         ]

@@ -13,7 +13,7 @@ from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted
 from spin_components.settings.training import TrainingSettings
 
 
-class Division:
+class BatchDivision:
     """Divides global batches.
 
     Packed, ranks get as many tokens each, a prompt counted once: which pairs meet depends on the number of ranks.
