@@ -8,6 +8,7 @@ number of writes that the process began.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from spin_components.store.bucket import Bucket
 
 PART_TOKENS, BATCH_RECORDS = 200, 4
 """Sizes that give small data several parts."""
+_PR_SET_PDEATHSIG = 1
 
 
 def attempt_prepare(settings: Settings, attempts: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
@@ -88,6 +90,7 @@ def _attempt(settings: Settings, fatal: int) -> tuple[int, int]:
     reading, writing = os.pipe()
     if not (pid := os.fork()):
         code = 1
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a test that is ended leaves nothing behind
         try:
             _Writes(fatal, writing)
             compiled = {"max_iterations": 1, "max_epochs": [1], "shards": settings.generation.shards, "nodes": 1}
