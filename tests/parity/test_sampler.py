@@ -48,8 +48,8 @@ def test_a_norm_weight_changed_by_one_percent_stops_the_run(
     second_iteration: SecondIteration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # digests detect an altered file; this simulates a wrong loader, e.g. one that loses a tensor
+    from spin_components.model import frozen
     from spin_components.model import loading as modeling
-    from spin_components.model import scoring
 
     second_iteration.sample()
     load = modeling.load_model
@@ -60,6 +60,6 @@ def test_a_norm_weight_changed_by_one_percent_stops_the_run(
             model.model.norm.weight.mul_(1.01)
         return model
 
-    monkeypatch.setattr(scoring, "load_model", load_scaled)
+    monkeypatch.setattr(frozen, "load_model", load_scaled)
     with pytest.raises(IntegrityError, match="were not sampled from the reference"):
         second_iteration.score()
