@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spin_components.algorithm.batching import MicroBatch, balanced_micro_batches, micro_batches
-from spin_components.algorithm.token_budget import Budget, PairLengths, budgeted_micro_batches
+from spin_components.algorithm.token_budget import Budget, Ints, PairLengths, budgeted_micro_batches
 from spin_components.settings.training import TrainingSettings
 
 
@@ -25,12 +25,23 @@ class BatchDivision:
         training: sizes of batches.
         ranks: number of training processes.
         is_packed: whether the model packs.
+        num_tokens: of the pairs, (N,), by which they are ordered unless ranks get as many tokens each; None for
+            `PairLengths.in_rows`.
     """
 
-    def __init__(self, lengths: PairLengths, training: TrainingSettings, ranks: int, *, is_packed: bool) -> None:
+    def __init__(
+        self,
+        lengths: PairLengths,
+        training: TrainingSettings,
+        ranks: int,
+        *,
+        is_packed: bool,
+        num_tokens: Ints | None = None,
+    ) -> None:
         self._training, self._ranks = training, ranks
         self._is_balanced = is_packed and ranks > 1
-        self._lengths = lengths.once if self._is_balanced else lengths.in_rows
+        ordered_by = lengths.in_rows if num_tokens is None else num_tokens
+        self._lengths = lengths.once if self._is_balanced else ordered_by
         count = lengths.packed if is_packed else lengths.padded
         self._budget = Budget(training.micro_batch_size, training.micro_batch_tokens, count)
 

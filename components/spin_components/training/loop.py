@@ -43,7 +43,13 @@ class EpochLoop:
         self._course, self._branch = course, branch_of(job.iteration)
         self._batches = epoch_batches(job, data)
         lengths = PairLengths(data.num_packed, data.num_prompt, data.num_longest, data.num_answers)
-        self._division = BatchDivision(lengths, settings.training, backend.ranks, is_packed=is_packed(backend.model))
+        self._division = BatchDivision(
+            lengths,
+            settings.training,
+            backend.ranks,
+            is_packed=is_packed(backend.model),
+            num_tokens=data.num_tokens,
+        )
         self._read = data.read(self._own_pairs())
         self._span, self._objective = course.span(len(self._batches)), course.objective
         self._val_interval = resolve_count(settings.validation.val_check_interval, len(self._batches))
