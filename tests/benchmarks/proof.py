@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 smaller than those of whole answers, so their beta is larger (SimPO has 2, arXiv:2405.14734)."""
 
 _COMMON = {
+    "spin.ref_policy_kl_penalty": 0.1,
     "selection.on_regression": "continue",
     "selection.patience": 0,
     "selection.save_top_k": -1,

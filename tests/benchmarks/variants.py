@@ -28,7 +28,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """The first is what the others differ from; an adapter has the rate that is usual for one."""
 
-_ALONE = {"warm_up.max_epochs": 0, "control.sft": "false", "generation.max_new_tokens": 32}
+_ALONE = {
+    "warm_up.max_epochs": 0,
+    "control.sft": "false",
+    "generation.max_new_tokens": 32,
+    "spin.ref_policy_kl_penalty": 0.1,
+}
 """Self-play from the base model, without what demo.toml has beside it."""
 
 _ROW = (
