@@ -1,4 +1,4 @@
-"""Several real vLLM engines on the CPU at once share the blocks of a shard, each on a core of its own if there are two."""
+"""Several real vLLM engines on the CPU at once share the blocks of a shard, each on a core of its own where it can."""
 
 from __future__ import annotations
 
