@@ -97,19 +97,24 @@ def test_prepare_killed_before_any_write_ends_with_the_same_bits(
         assert first_progress(run)[-1] > 0
 
 
+def begun_anew(settings: Settings, folder: Path) -> str:
+    """End an interrupted `prepare` that cannot go on, with the result of an undisturbed one; returns its warning."""
+    ended = attempt_prepare(settings, [(settings.run.uri, 0), (str(folder), 0)])
+    assert [code for code, _ in ended] == [0, 0]
+    with open_run(settings.run.uri) as run, open_run(str(folder)) as undisturbed:
+        assert result(run) == result(undisturbed)
+        assert not run.sizes(layout.RENDERED)
+        (warning,) = [event["message"] for event in read_events(run) if "begins anew" in event.get("message", "")]
+    return str(warning)
+
+
 def test_data_that_changed_after_the_kill_is_rendered_from_the_beginning(
     settings_at: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings = settings_at(str(tmp_path / "changed"))
     assert attempt_prepare(settings, [(settings.run.uri, 5)])[0][0] == KILLED
     write_data(tmp_path, first=100)
-    ended = attempt_prepare(settings, [(settings.run.uri, 0), (str(tmp_path / "undisturbed"), 0)])
-    assert [code for code, _ in ended] == [0, 0]
-    with open_run(settings.run.uri) as run, open_run(str(tmp_path / "undisturbed")) as undisturbed:
-        assert result(run) == result(undisturbed)
-        (warning,) = [event["message"] for event in read_events(run) if "begins anew" in event.get("message", "")]
-        assert "data.train (content) was" in warning
-        assert not run.sizes(layout.RENDERED)
+    assert "data.train (content) was" in begun_anew(settings, tmp_path / "undisturbed")
 
 
 def test_a_damaged_part_is_not_used_and_garbage_collection_keeps_the_others(
@@ -127,9 +132,4 @@ def test_a_damaged_part_is_not_used_and_garbage_collection_keeps_the_others(
     content[len(content) // 2] ^= 1
     part.chmod(0o644)
     part.write_bytes(content)
-    ended = attempt_prepare(settings, [(settings.run.uri, 0), (str(tmp_path / "undisturbed"), 0)])
-    assert [code for code, _ in ended] == [0, 0]
-    with open_run(settings.run.uri) as run, open_run(str(tmp_path / "undisturbed")) as undisturbed:
-        assert result(run) == result(undisturbed)
-        (warning,) = [event["message"] for event in read_events(run) if "begins anew" in event.get("message", "")]
-        assert "00001.arrow has SHA-256" in warning
+    assert "00001.arrow has SHA-256" in begun_anew(settings, tmp_path / "undisturbed")

@@ -32,17 +32,17 @@ def rows(run: LocalRun, folder: str = "iterations/0") -> list[dict[str, Any]]:
     return [row for key in keys for row in json.loads(run.read(key) or b"")["steps"]]
 
 
+def all_trackers(folder: Path) -> dict[str, Any]:
+    """`[tracking]` with every tracker, offline, in a folder."""
+    mlflow = {"mlflow_uri": f"file://{folder}/mlflow"}
+    return {"tensorboard": True, **mlflow, "wandb_project": "spin", "wandb_mode": "offline"}
+
+
 @pytest.mark.usefixtures("patient_trackers")
 def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    tracking = {
-        "tensorboard": True,
-        "mlflow_uri": f"file://{tmp_path}/mlflow",
-        "wandb_project": "spin",
-        "wandb_mode": "offline",
-    }
-    settings = make_settings(tracking=tracking, spin={"max_epochs": 2}, generation={"max_new_tokens": 4})
+    settings = make_settings(tracking=all_trackers(tmp_path), spin={"max_epochs": 2}, generation={"max_new_tokens": 4})
     uri, machine = settings.run.uri, hardware(settings)
     reference = begin(settings)
     scores = play_scores(settings, 0, reference)
@@ -81,14 +81,8 @@ def test_every_tracker_has_the_runs_metrics_even_after_an_epoch_is_repeated(
 def test_warm_up_and_control_have_runs_of_their_own_at_every_tracker(
     make_settings: MakeSettings, tmp_path: Path
 ) -> None:
-    tracking = {
-        "tensorboard": True,
-        "mlflow_uri": f"file://{tmp_path}/mlflow",
-        "wandb_project": "spin",
-        "wandb_mode": "offline",
-    }
     settings = make_settings(
-        tracking=tracking,
+        tracking=all_trackers(tmp_path),
         warm_up={"max_epochs": 2, "lr": 3e-3},
         control={"sft": True},
         generation={"max_new_tokens": 4},
